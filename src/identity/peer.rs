@@ -1,0 +1,18 @@
+//! `Peer`: who is at the other end of a connection, and how we know.
+
+use super::SpiffeId;
+
+/// The other end of an mTLS connection, as its handshake proved it. Made by the verifier alone.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The identity of the leaf certificate.
+    pub id: SpiffeId,
+    /// The leaf's serial number, lower-case hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the leaf's public key (SubjectPublicKeyInfo), lower-case hexadecimal.
+    pub spki_sha256: String,
+    /// SHA-256 of the leaf certificate, lower-case hexadecimal, as `x-forwarded-client-cert` carries it.
+    pub sha256: String,
+    /// When the proof ends, seconds since 1970: the earliest notAfter of the presented chain.
+    pub not_after: i64,
+}

@@ -1,0 +1,19 @@
+//! Wardgate: an mTLS-centric zero-trust sidecar gateway.
+//!
+//! The rooms, from the ground up; a room imports only rooms on lower floors (`tests/house.rs` holds that):
+//!
+//! | floor | rooms |
+//! |---|---|
+//! | face | `cli` > `roles` |
+//! | offices | `control`, `issuer` |
+//! | traffic | `proxy` > `snapshot` > `pipeline` > `upstream`; `plugins` > `pipeline` |
+//! | trust | `mtls`, `policy` > `identity`; `observe` beside them |
+//! | declared | `sync` > `store` > `model` |
+//! | ground | `model`, `rt` |
+//!
+//! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
+
+pub mod identity;
+pub mod model;
+
+pub mod rt;

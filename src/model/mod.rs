@@ -1,0 +1,26 @@
+//! What an operator declares: kinds, resources and their changes, as JSON on every wire.
+//!
+//! This room knows no socket, no TLS and no HTTP library. It is a door: it defines nothing itself.
+
+mod consumer;
+mod meta;
+mod plugin_set;
+mod policy;
+mod resource;
+mod route;
+mod secret;
+mod upstream;
+mod workload;
+
+pub use consumer::{Consumer, ConsumerGroup, Credential};
+pub use meta::{Id, Labels, Redacted, Revision, Timeout};
+pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
+pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
+pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
+pub use secret::{Ssl, SslType};
+pub use upstream::{
+    Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, Scheme, Upstream, UpstreamIdentity,
+    UpstreamTls,
+};
+pub use workload::Workload;

@@ -1,0 +1,210 @@
+//! Kinds, resources and their changes.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{
+    Consumer, ConsumerGroup, Credential, GlobalRule, Id, IdentityPolicy, PluginConfig, Revision,
+    Route, Service, Ssl, Upstream, Workload,
+};
+
+/// Everything that an operator can declare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the kinds' own names")]
+pub enum Kind {
+    Routes,
+    Services,
+    Upstreams,
+    Consumers,
+    Credentials,
+    ConsumerGroups,
+    PluginConfigs,
+    GlobalRules,
+    PluginMetadata,
+    Ssls,
+    IdentityPolicies,
+    Workloads,
+}
+
+impl Kind {
+    /// All kinds, referenced ones before those that refer to them.
+    pub const ALL: [Self; 12] = [
+        Self::Workloads,
+        Self::IdentityPolicies,
+        Self::Ssls,
+        Self::PluginMetadata,
+        Self::Upstreams,
+        Self::PluginConfigs,
+        Self::ConsumerGroups,
+        Self::Consumers,
+        Self::Credentials,
+        Self::Services,
+        Self::Routes,
+        Self::GlobalRules,
+    ];
+
+    /// The kind's name on every wire. A credential lives below its consumer, see [`Kind::split_key`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Routes => "routes",
+            Self::Services => "services",
+            Self::Upstreams => "upstreams",
+            Self::Consumers => "consumers",
+            Self::Credentials => "credentials",
+            Self::ConsumerGroups => "consumer_groups",
+            Self::PluginConfigs => "plugin_configs",
+            Self::GlobalRules => "global_rules",
+            Self::PluginMetadata => "plugin_metadata",
+            Self::Ssls => "ssls",
+            Self::IdentityPolicies => "identity_policies",
+            Self::Workloads => "workloads",
+        }
+    }
+
+    /// One of them, as error messages say it.
+    pub const fn singular(self) -> &'static str {
+        match self {
+            Self::Routes => "route",
+            Self::Services => "service",
+            Self::Upstreams => "upstream",
+            Self::Consumers => "consumer",
+            Self::Credentials => "credential",
+            Self::ConsumerGroups => "consumer group",
+            Self::PluginConfigs => "plugin config",
+            Self::GlobalRules => "global rule",
+            Self::PluginMetadata => "plugin metadata",
+            Self::Ssls => "ssl",
+            Self::IdentityPolicies => "identity policy",
+            Self::Workloads => "workload",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The key below the store's prefix, as APISIX lays it out: `/routes/1`, `/consumers/bob/credentials/one`.
+    pub fn key(self, id: &Id) -> String {
+        match self {
+            Self::Credentials => format!("/consumers/{id}"),
+            _ => format!("/{}/{id}", self.name()),
+        }
+    }
+
+    /// Reads a key below the store's prefix; `None` for placeholders and whatever else lives there.
+    /// ```
+    /// # use wardgate::model::Kind;
+    /// let (kind, id) = Kind::split_key("/consumers/bob/credentials/one").unwrap();
+    /// assert_eq!((kind, id.as_str()), (Kind::Credentials, "bob/credentials/one"));
+    /// assert!(Kind::split_key("/routes/").is_none());
+    /// ```
+    pub fn split_key(key: &str) -> Option<(Self, Id)> {
+        let (folder, rest) = key.strip_prefix('/')?.split_once('/')?;
+        let kind = match Self::named(folder)? {
+            Self::Consumers if rest.contains("/credentials/") => Self::Credentials,
+            Self::Credentials => return None,
+            kind => kind,
+        };
+        Some((kind, Id::parse(rest).ok()?))
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a resource cannot be what it says. The sentence names the field and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+impl Invalid {
+    /// An error with this sentence.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
+/// A declared resource, parsed by its kind.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "one variant a kind")]
+pub enum Body {
+    Route(Box<Route>),
+    Service(Box<Service>),
+    Upstream(Box<Upstream>),
+    Consumer(Box<Consumer>),
+    Credential(Box<Credential>),
+    ConsumerGroup(Box<ConsumerGroup>),
+    PluginConfig(Box<PluginConfig>),
+    GlobalRule(Box<GlobalRule>),
+    PluginMetadata(Value),
+    Ssl(Box<Ssl>),
+    IdentityPolicy(Box<IdentityPolicy>),
+    Workload(Box<Workload>),
+}
+
+impl Body {
+    /// Parses what the store or a feed holds.
+    ///
+    /// # Errors
+    /// The value is not of the kind's shape; the sentence says where and why.
+    pub fn parse(kind: Kind, value: &Value) -> Result<Self, Invalid> {
+        fn of<T: DeserializeOwned>(value: &Value) -> Result<Box<T>, Invalid> {
+            T::deserialize(value).map(Box::new).map_err(|error| Invalid(error.to_string()))
+        }
+        Ok(match kind {
+            Kind::Routes => Self::Route(of(value)?),
+            Kind::Services => Self::Service(of(value)?),
+            Kind::Upstreams => Self::Upstream(of(value)?),
+            Kind::Consumers => Self::Consumer(of(value)?),
+            Kind::Credentials => Self::Credential(of(value)?),
+            Kind::ConsumerGroups => Self::ConsumerGroup(of(value)?),
+            Kind::PluginConfigs => Self::PluginConfig(of(value)?),
+            Kind::GlobalRules => Self::GlobalRule(of(value)?),
+            Kind::PluginMetadata => Self::PluginMetadata(value.clone()),
+            Kind::Ssls => Self::Ssl(of(value)?),
+            Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
+            Kind::Workloads => Self::Workload(of(value)?),
+        })
+    }
+}
+
+/// One declared resource at one revision.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its id.
+    pub id: Id,
+    /// The store's revision that wrote it last (etcd's mod_revision).
+    pub revision: Revision,
+    /// What it says.
+    pub body: Body,
+}
+
+/// A change to the declared state.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The resource is new or different.
+    Put(Resource),
+    /// The resource is gone.
+    Delete(Kind, Id),
+}
+
+/// A resource that a data plane did not take, and why. Its previous version stays in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its id.
+    pub id: Id,
+    /// The revision that was refused.
+    pub revision: Revision,
+    /// The sentence for the operator.
+    pub reason: String,
+}

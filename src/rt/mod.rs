@@ -1,0 +1,14 @@
+//! Small tools for long-lived async programs: current values, draining, time, sockets, owned tasks.
+//!
+//! This room knows nothing of gateways. It is a door: it defines nothing itself.
+
+mod drain;
+mod live;
+pub mod socket;
+mod task;
+mod time;
+
+pub use drain::{Drain, DrainGuard};
+pub use live::{Cached, Live, Publisher};
+pub use task::{Tasks, spawn};
+pub use time::{Backoff, Clock, Watchdog, unix_millis, unix_seconds};

@@ -1,0 +1,162 @@
+//! Time that tests can move, waiting times with jitter, and timers that cost nothing per request.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, Sleep};
+
+/// Seconds since 1970-01-01T00:00:00Z by the system's clock.
+pub fn unix_seconds() -> i64 {
+    i64::try_from(unix_millis() / 1000).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds since 1970-01-01T00:00:00Z by the system's clock.
+pub fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock, for what certificates and records say. A test moves it.
+/// ```
+/// # use wardgate::rt::Clock;
+/// let clock = Clock::fixed(1_000);
+/// clock.advance(60);
+/// assert_eq!(clock.now(), 1_060);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    fixed: Option<Arc<AtomicI64>>,
+}
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// A clock that stands at `unix_seconds` until it is advanced.
+    pub fn fixed(unix_seconds: i64) -> Self {
+        Self { fixed: Some(Arc::new(AtomicI64::new(unix_seconds))) }
+    }
+
+    /// Seconds since 1970-01-01T00:00:00Z.
+    pub fn now(&self) -> i64 {
+        self.fixed.as_ref().map_or_else(unix_seconds, |at| at.load(Ordering::Relaxed))
+    }
+
+    /// Moves a fixed clock; the system's clock stays as it is.
+    pub fn advance(&self, seconds: i64) {
+        if let Some(at) = &self.fixed {
+            at.fetch_add(seconds, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How long to wait before trying again: doubling, bounded, with jitter.
+/// ```
+/// # use wardgate::rt::Backoff;
+/// # use std::time::Duration;
+/// let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+/// assert!(backoff.next() <= Duration::from_millis(100));
+/// assert!(backoff.next() <= Duration::from_millis(200));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    first: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// Starts at `first` and doubles up to `max`.
+    pub fn new(first: Duration, max: Duration) -> Self {
+        Self { first, max, next: first }
+    }
+
+    /// The next waiting time: between half of the current step and all of it.
+    #[expect(clippy::should_implement_trait, reason = "it never ends: not an iterator")]
+    pub fn next(&mut self) -> Duration {
+        let step = self.next;
+        self.next = (step * 2).min(self.max);
+        step.mul_f64(0.5 + fastrand::f64() * 0.5)
+    }
+
+    /// Something worked: start again from the first step.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+
+    /// Waits for the next step.
+    pub async fn wait(&mut self) {
+        let step = self.next();
+        tokio::time::sleep(step).await;
+    }
+}
+
+/// One timer for one connection: moving the deadline later costs a store, not a timer operation.
+///
+/// The inner `Sleep` is re-armed only when it fires too early.
+#[derive(Debug, Default)]
+pub struct Watchdog {
+    deadline: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watchdog {
+    /// No deadline yet.
+    pub const fn new() -> Self {
+        Self { deadline: None, sleep: None }
+    }
+
+    /// Sets or clears the deadline.
+    pub fn set(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// The deadline that holds.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Ready once the deadline has passed.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.deadline else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        // Earlier than armed: must re-arm. Later than armed: wait for the early firing.
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(context).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watchdog_fires_at_the_deadline_that_holds_when_it_was_moved() {
+        let mut dog = Watchdog::new();
+        let start = Instant::now();
+        dog.set(Some(start + Duration::from_secs(1)));
+        assert!(futures_util::poll!(std::future::poll_fn(|cx| dog.poll(cx))).is_pending());
+        dog.set(Some(start + Duration::from_secs(5)));
+        std::future::poll_fn(|cx| dog.poll(cx)).await;
+        assert_eq!(start.elapsed().as_secs(), 5);
+        dog.set(Some(start + Duration::from_secs(9)));
+        assert!(futures_util::poll!(std::future::poll_fn(|cx| dog.poll(cx))).is_pending());
+        dog.set(Some(start + Duration::from_secs(6)));
+        std::future::poll_fn(|cx| dog.poll(cx)).await;
+        assert_eq!(start.elapsed().as_secs(), 6);
+    }
+}
