@@ -16,4 +16,5 @@
 pub mod identity;
 pub mod model;
 
+pub mod pipeline;
 pub mod rt;

@@ -1,0 +1,239 @@
+//! `Exchange`: one request and its answer on their way.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::Head;
+use crate::identity::{Peer, SpiffeId};
+use crate::model::{Id, Labels, Listeners};
+
+/// The caller's connection, the same for all its exchanges.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The connection's number in this process.
+    pub connection: u64,
+    /// Which door it came through.
+    pub door: Listeners,
+    /// The socket's other end. Never taken from a header.
+    pub address: SocketAddr,
+    /// The socket's own end.
+    pub local: SocketAddr,
+    /// Whom the handshake proved, on mTLS.
+    pub peer: Option<Arc<Peer>>,
+    /// Our own identity, where we have one.
+    pub me: Option<SpiffeId>,
+    /// Is it TLS?
+    pub tls: bool,
+    /// The server name that the client asked for.
+    pub sni: Option<Box<str>>,
+}
+
+/// What plugins may know of the matched route.
+#[derive(Clone, Debug)]
+pub struct RouteInfo {
+    /// Its id.
+    pub id: Id,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its labels, with its service's behind them.
+    pub labels: Labels,
+    /// Its service's id.
+    pub service: Option<Id>,
+    /// Its service's name.
+    pub service_name: Option<String>,
+    /// Its paths, as the route writes them.
+    pub paths: Vec<String>,
+    /// Its hosts, as the route or its service writes them.
+    pub hosts: Vec<String>,
+}
+
+/// A consumer as found by a credential.
+#[derive(Clone, Debug, Default)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// Its group.
+    pub group: Option<Id>,
+    /// Its labels.
+    pub labels: Labels,
+    /// The id of the credential that was presented, when it is a credential of its own.
+    pub credential: Option<String>,
+}
+
+/// Credentials to consumers, of one snapshot.
+pub trait Directory: Send + Sync {
+    /// The consumer whose credential for `plugin` has `key`, and that credential's settings.
+    fn find(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Arc<Value>)>;
+    /// The consumer of that name.
+    fn named(&self, name: &str) -> Option<Arc<Consumer>>;
+}
+
+/// Where a response came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResponseSource {
+    /// From the gateway: a plugin, a policy, no route.
+    #[default]
+    Gateway,
+    /// From the gateway because the upstream failed.
+    Failure,
+    /// From the upstream.
+    Upstream,
+}
+
+/// When the steps of an exchange happened.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// The request's head was complete.
+    pub started: Instant,
+    /// The request went to the upstream.
+    pub forwarded: Option<Instant>,
+    /// The upstream's head was complete.
+    pub answered: Option<Instant>,
+}
+
+/// Values that plugins leave for their later phases, by type.
+#[derive(Default)]
+pub struct Notes(Vec<Box<dyn Any + Send + Sync>>);
+
+impl Notes {
+    /// Leaves `note`, in place of an earlier one of its type.
+    pub fn leave<T: Any + Send + Sync>(&mut self, note: T) {
+        match self.0.iter_mut().find_map(|kept| kept.downcast_mut::<T>()) {
+            Some(kept) => *kept = note,
+            None => self.0.push(Box::new(note)),
+        }
+    }
+
+    /// The note of this type.
+    pub fn find<T: Any>(&self) -> Option<&T> {
+        self.0.iter().find_map(|kept| kept.downcast_ref())
+    }
+}
+
+impl std::fmt::Debug for Notes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Notes({})", self.0.len())
+    }
+}
+
+/// What goes upstream in place of what came. The request itself stays as it was, for variables and logs.
+#[derive(Clone, Debug, Default)]
+pub struct Rewritten {
+    /// Path and query.
+    pub target: Option<String>,
+    /// The host.
+    pub host: Option<String>,
+    /// The method.
+    pub method: Option<String>,
+}
+
+/// One request and its answer. Reused by its connection: `start` begins the next one.
+pub struct Exchange {
+    /// The request as received, with what plugins changed of its fields.
+    pub request: Head,
+    /// The response's head; empty until there is one.
+    pub response: Head,
+    /// The caller's connection.
+    pub client: Arc<Client>,
+    /// The matched route; `None` before routing and when nothing matched.
+    pub route: Option<Arc<RouteInfo>>,
+    /// Which of the route's paths matched.
+    pub matched_path: usize,
+    /// Which of the route's hosts matched; `None` for a route without hosts.
+    pub matched_host: Option<usize>,
+    /// Path parameters that the router caught.
+    pub params: Vec<(String, String)>,
+    /// The consumers of this snapshot.
+    pub consumers: Option<Arc<dyn Directory>>,
+    /// Who calls, once an auth plugin knows.
+    pub consumer: Option<Arc<Consumer>>,
+    /// What goes upstream in place of what came.
+    pub rewritten: Rewritten,
+    /// What plugins left for their later phases.
+    pub notes: Notes,
+    /// When things happened.
+    pub times: Times,
+    /// Where the response came from.
+    pub source: ResponseSource,
+    /// The node that was tried last.
+    pub endpoint: Option<SocketAddr>,
+    /// The statuses that upstream attempts gave, in their order.
+    pub upstream_statuses: Vec<u16>,
+    /// Bytes of the request, head and body, as received.
+    pub bytes_in: u64,
+    /// Bytes of the response, head and body, as sent.
+    pub bytes_out: u64,
+}
+
+impl Exchange {
+    /// An exchange for `client`'s connection.
+    pub fn new(client: Arc<Client>) -> Self {
+        Self {
+            request: Head::default(),
+            response: Head::default(),
+            client,
+            route: None,
+            matched_path: 0,
+            matched_host: None,
+            params: Vec::new(),
+            consumers: None,
+            consumer: None,
+            rewritten: Rewritten::default(),
+            notes: Notes::default(),
+            times: Times { started: Instant::now(), forwarded: None, answered: None },
+            source: ResponseSource::Gateway,
+            endpoint: None,
+            upstream_statuses: Vec::new(),
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    /// Begins the next exchange of the connection: forgets the last one and keeps its memory.
+    pub fn start(&mut self) {
+        self.request.clear();
+        self.response.clear();
+        self.route = None;
+        self.matched_path = 0;
+        self.matched_host = None;
+        self.params.clear();
+        self.consumer = None;
+        self.rewritten = Rewritten::default();
+        self.notes.0.clear();
+        self.times = Times { started: Instant::now(), forwarded: None, answered: None };
+        self.source = ResponseSource::Gateway;
+        self.endpoint = None;
+        self.upstream_statuses.clear();
+        (self.bytes_in, self.bytes_out) = (0, 0);
+    }
+
+    /// Names the consumer, and tells the upstream who it is. What the client said of it is removed.
+    pub fn attach(&mut self, consumer: Arc<Consumer>) {
+        let request = &mut self.request;
+        for name in ["X-Consumer-Username", "X-Credential-Identifier", "X-Consumer-Custom-ID"] {
+            request.remove(name);
+        }
+        request.set("X-Consumer-Username", consumer.name.as_bytes());
+        if let Some(credential) = &consumer.credential {
+            request.set("X-Credential-Identifier", credential.as_bytes());
+        }
+        if let Some(custom) = consumer.labels.get("custom_id") {
+            request.set("X-Consumer-Custom-ID", custom.as_bytes());
+        }
+        self.consumer = Some(consumer);
+    }
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange")
+            .field("request", &self.request)
+            .field("response", &self.response)
+            .field("route", &self.route.as_ref().map(|route| &route.id))
+            .finish_non_exhaustive()
+    }
+}

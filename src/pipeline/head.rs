@@ -1,0 +1,420 @@
+//! `Head`: a message head as routing, policy and plugins see it: spans over the bytes that it came in.
+
+use std::fmt;
+
+/// A stretch of a head's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Span {
+    start: u32,
+    length: u32,
+}
+
+/// The fields that the proxy itself must know, told apart once when a field is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields' own names")]
+pub enum Known {
+    Other,
+    Host,
+    Connection,
+    ContentLength,
+    TransferEncoding,
+    Upgrade,
+    Te,
+    Trailer,
+    KeepAlive,
+    ProxyConnection,
+    Expect,
+    ForwardedClientCert,
+    ForwardedFor,
+    ForwardedProto,
+    ForwardedHost,
+    ForwardedPort,
+    Forwarded,
+    RealIp,
+    Server,
+    Date,
+}
+
+impl Known {
+    /// Tells a field by its name, without regard to case.
+    pub fn of(name: &[u8]) -> Self {
+        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+        match name.len() {
+            2 if is("te") => Self::Te,
+            4 if is("host") => Self::Host,
+            4 if is("date") => Self::Date,
+            6 if is("expect") => Self::Expect,
+            6 if is("server") => Self::Server,
+            7 if is("upgrade") => Self::Upgrade,
+            7 if is("trailer") => Self::Trailer,
+            9 if is("forwarded") => Self::Forwarded,
+            9 if is("x-real-ip") => Self::RealIp,
+            10 if is("connection") => Self::Connection,
+            10 if is("keep-alive") => Self::KeepAlive,
+            14 if is("content-length") => Self::ContentLength,
+            15 if is("x-forwarded-for") => Self::ForwardedFor,
+            16 if is("proxy-connection") => Self::ProxyConnection,
+            16 if is("x-forwarded-host") => Self::ForwardedHost,
+            16 if is("x-forwarded-port") => Self::ForwardedPort,
+            17 if is("transfer-encoding") => Self::TransferEncoding,
+            17 if is("x-forwarded-proto") => Self::ForwardedProto,
+            23 if is("x-forwarded-client-cert") => Self::ForwardedClientCert,
+            _ => Self::Other,
+        }
+    }
+
+    /// Belongs to one connection and is never forwarded (RFC 9110 section 7.6.1).
+    pub const fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::Te
+                | Self::Trailer
+                | Self::TransferEncoding
+                | Self::Upgrade
+        )
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    name: Span,
+    value: Span,
+    known: Known,
+    gone: bool,
+}
+
+/// One field line of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// The name, in the sender's spelling.
+    pub name: &'a str,
+    /// The value, without the white space around it. Any bytes but CR, LF and NUL.
+    pub value: &'a [u8],
+    /// Which one it is.
+    pub known: Known,
+}
+
+/// A request's or response's head. Reused from message to message: clearing it keeps its memory.
+///
+/// Edits leave the received bytes where they are and put new ones behind them. Fields keep their order; every value of a
+/// name can be reached; names are compared without case.
+/// ```
+/// # use wardgate::pipeline::Head;
+/// let mut head = Head::request("GET", "/a?b=1", "shop");
+/// head.append("accept", b"text/html");
+/// head.set("Accept", b"*/*");
+/// assert_eq!((head.path(), head.query(), head.text("ACCEPT")), ("/a", Some("b=1"), Some("*/*")));
+/// ```
+#[derive(Clone, Default)]
+pub struct Head {
+    bytes: Vec<u8>,
+    method: Span,
+    target: Span,
+    /// Length of the path within the target.
+    path: u32,
+    authority: Span,
+    status: u16,
+    fields: Vec<Entry>,
+}
+
+impl Head {
+    /// A request head without fields.
+    pub fn request(method: &str, target: &str, authority: &str) -> Self {
+        let mut head = Self::default();
+        head.set_method(method);
+        head.set_target(target);
+        head.set_authority(authority);
+        head
+    }
+
+    /// A response head without fields.
+    pub fn response(status: u16) -> Self {
+        Self { status, ..Self::default() }
+    }
+
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.fields.clear();
+        (self.method, self.target, self.authority) = Default::default();
+        (self.path, self.status) = (0, 0);
+    }
+
+    /// Gives back memory that an unusually large message took.
+    pub fn shrink(&mut self) {
+        if self.bytes.capacity() > 16 * 1024 || self.fields.capacity() > 256 {
+            *self = Self::default();
+        }
+    }
+
+    /// Takes a parsed request line and fields in one copy. `raw` is the head as received; every other slice must lie in it.
+    ///
+    /// The caller has checked that method, target and names are ASCII without control bytes.
+    pub(crate) fn adopt(&mut self, raw: &[u8], method: &[u8], target: &[u8]) {
+        self.clear();
+        self.bytes.extend_from_slice(raw);
+        self.method = within(raw, method);
+        self.target = within(raw, target);
+        self.find_path();
+    }
+
+    /// The same for a response.
+    pub(crate) fn adopt_status(&mut self, raw: &[u8], status: u16) {
+        self.clear();
+        self.bytes.extend_from_slice(raw);
+        self.status = status;
+    }
+
+    /// Adds a field whose name and value lie in the `raw` bytes given to `adopt`.
+    pub(crate) fn adopt_field(&mut self, raw: &[u8], name: &[u8], value: &[u8]) -> Known {
+        let known = Known::of(name);
+        let (name, value) = (within(raw, name), within(raw, value));
+        self.fields.push(Entry { name, value, known, gone: false });
+        known
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Span {
+        let span = Span { start: narrow(self.bytes.len()), length: narrow(bytes.len()) };
+        self.bytes.extend_from_slice(bytes);
+        span
+    }
+
+    fn bytes_of(&self, span: Span) -> &[u8] {
+        let start = span.start as usize;
+        &self.bytes[start..start + span.length as usize]
+    }
+
+    fn text_of(&self, span: Span) -> &str {
+        // Only checked ASCII gets into these spans; should that ever fail, nothing is better than something wrong.
+        std::str::from_utf8(self.bytes_of(span)).unwrap_or_default()
+    }
+
+    fn find_path(&mut self) {
+        let target = self.bytes_of(self.target);
+        self.path = narrow(memchr::memchr(b'?', target).unwrap_or(target.len()));
+    }
+
+    /// The request's method.
+    pub fn method(&self) -> &str {
+        self.text_of(self.method)
+    }
+
+    /// Replaces the method.
+    pub fn set_method(&mut self, method: &str) {
+        self.method = self.keep(method.as_bytes());
+    }
+
+    /// Path and query as received, or as rewritten. An origin-form target always starts with a slash.
+    pub fn target(&self) -> &str {
+        self.text_of(self.target)
+    }
+
+    /// Replaces path and query.
+    pub fn set_target(&mut self, target: &str) {
+        self.target = self.keep(target.as_bytes());
+        self.find_path();
+    }
+
+    /// The path as received: nothing is decoded.
+    pub fn path(&self) -> &str {
+        &self.target()[..self.path as usize]
+    }
+
+    /// What follows the question mark.
+    pub fn query(&self) -> Option<&str> {
+        self.target().get(self.path as usize + 1..)
+    }
+
+    /// The host that the client named, port included when it gave one.
+    pub fn authority(&self) -> &str {
+        self.text_of(self.authority)
+    }
+
+    /// Replaces the host; the codec writes it as `Host` or `:authority`.
+    pub fn set_authority(&mut self, authority: &str) {
+        self.authority = self.keep(authority.as_bytes());
+    }
+
+    /// Takes the authority from bytes of `raw`, see `adopt`.
+    pub(crate) fn adopt_authority(&mut self, raw: &[u8], authority: &[u8]) {
+        self.authority = within(raw, authority);
+    }
+
+    /// The response's status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Replaces the status.
+    pub fn set_status(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// All fields in their order. `Host` is not among them: it is the authority.
+    pub fn fields(&self) -> impl Iterator<Item = Field<'_>> {
+        self.fields.iter().filter(|entry| !entry.gone).map(|entry| Field {
+            name: self.text_of(entry.name),
+            value: self.bytes_of(entry.value),
+            known: entry.known,
+        })
+    }
+
+    /// Every value of `name`, in their order.
+    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.matching(name).map(|entry| self.bytes_of(entry.value))
+    }
+
+    fn matching<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Entry> {
+        self.fields.iter().filter(move |entry| {
+            !entry.gone
+                && entry.name.length as usize == name.len()
+                && self.bytes_of(entry.name).eq_ignore_ascii_case(name.as_bytes())
+        })
+    }
+
+    /// The first value of `name`.
+    pub fn value(&self, name: &str) -> Option<&[u8]> {
+        self.all(name).next()
+    }
+
+    /// The first value of `name`, when it is UTF-8.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.value(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The first value of a known field.
+    pub fn known(&self, known: Known) -> Option<&[u8]> {
+        let entry = self.fields.iter().find(|entry| !entry.gone && entry.known == known)?;
+        Some(self.bytes_of(entry.value))
+    }
+
+    /// Adds a field behind all others. Bytes that no field may have (CR, LF, NUL) end the value.
+    pub fn append(&mut self, name: &str, value: &[u8]) {
+        let entry = Entry {
+            name: self.keep(name.as_bytes()),
+            value: self.keep(lawful(value)),
+            known: Known::of(name.as_bytes()),
+            gone: false,
+        };
+        self.fields.push(entry);
+    }
+
+    /// Sets `name` to this one value, in the place of its first occurrence.
+    pub fn set(&mut self, name: &str, value: &[u8]) {
+        let mut place = None;
+        for at in 0..self.fields.len() {
+            let entry = &self.fields[at];
+            if !entry.gone && self.bytes_of(entry.name).eq_ignore_ascii_case(name.as_bytes()) {
+                match place {
+                    None => place = Some(at),
+                    Some(_) => self.fields[at].gone = true,
+                }
+            }
+        }
+        match place {
+            Some(at) => self.fields[at].value = self.keep(lawful(value)),
+            None => self.append(name, value),
+        }
+    }
+
+    /// Removes every field of that name; tells whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        self.remove_where(|field| field.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Removes every field that `gone` says so of; tells whether there was one.
+    pub fn remove_where(&mut self, mut gone: impl FnMut(Field<'_>) -> bool) -> bool {
+        let mut any = false;
+        for at in 0..self.fields.len() {
+            let entry = self.fields[at];
+            if entry.gone {
+                continue;
+            }
+            let field = Field {
+                name: self.text_of(entry.name),
+                value: self.bytes_of(entry.value),
+                known: entry.known,
+            };
+            if gone(field) {
+                self.fields[at].gone = true;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Removes every occurrence of a known field.
+    pub fn remove_known(&mut self, known: Known) {
+        for entry in &mut self.fields {
+            entry.gone |= entry.known == known;
+        }
+    }
+}
+
+/// The value up to the first byte that would end the field or the head.
+fn lawful(value: &[u8]) -> &[u8] {
+    let end = value.iter().position(|b| matches!(b, b'\r' | b'\n' | 0)).unwrap_or(value.len());
+    &value[..end]
+}
+
+fn narrow(length: usize) -> u32 {
+    // Heads are bounded far below this by the codecs; a plugin that adds 4 GiB of fields gets an empty one.
+    u32::try_from(length).unwrap_or(0)
+}
+
+/// Where `part`, a slice of `raw`, lies in it.
+fn within(raw: &[u8], part: &[u8]) -> Span {
+    let start = (part.as_ptr() as usize).wrapping_sub(raw.as_ptr() as usize);
+    if start > raw.len() || start + part.len() > raw.len() {
+        return Span::default();
+    }
+    Span { start: narrow(start), length: narrow(part.len()) }
+}
+
+impl fmt::Debug for Head {
+    /// Names only: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Head")
+            .field("method", &self.method())
+            .field("path", &self.path())
+            .field("status", &self.status)
+            .field("names", &self.fields().map(|field| field.name).collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_keep_order_reach_every_value_and_never_split_a_head() {
+        let raw = b"GET /x?y HTTP/1.1\r\nA: 1\r\nB: 2\r\na: 3\r\n\r\n";
+        let mut head = Head::default();
+        head.adopt(raw, &raw[0..3], &raw[4..8]);
+        head.adopt_field(raw, &raw[19..20], &raw[22..23]);
+        head.adopt_field(raw, &raw[25..26], &raw[28..29]);
+        head.adopt_field(raw, &raw[31..32], &raw[34..35]);
+        assert_eq!((head.method(), head.path(), head.query()), ("GET", "/x", Some("y")));
+        assert_eq!(head.all("a").collect::<Vec<_>>(), [b"1", b"3"]);
+        head.set("a", b"9\r\nevil: 1");
+        head.append("C", b"4");
+        assert!(head.remove("b"));
+        assert!(!head.remove("b"));
+        let fields: Vec<_> = head.fields().map(|f| (f.name, f.value)).collect();
+        assert_eq!(fields, [("A", &b"9"[..]), ("C", b"4")]);
+        head.set_target("/other");
+        assert_eq!((head.path(), head.query()), ("/other", None));
+    }
+
+    #[test]
+    fn known_fields_are_told_apart_without_case() {
+        assert_eq!(Known::of(b"Transfer-ENCODING"), Known::TransferEncoding);
+        assert_eq!(Known::of(b"X-Forwarded-Client-Cert"), Known::ForwardedClientCert);
+        assert_eq!(Known::of(b"x-forwarded-client-cart"), Known::Other);
+        assert!(Known::of(b"upgrade").is_hop_by_hop());
+    }
+}

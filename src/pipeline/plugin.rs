@@ -1,0 +1,102 @@
+//! `Plugin`, and `Entry`: a plugin as a row of the table, its types erased.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Build, Hooks};
+use crate::model::Invalid;
+
+/// A policy that an operator attaches to routes by name.
+pub trait Plugin: Sized + 'static {
+    /// As APISIX spells it.
+    const NAME: &'static str;
+    /// Higher runs earlier in a phase; APISIX's number.
+    const PRIORITY: i32;
+    /// What the operator may set; the schema comes from here.
+    type Config: DeserializeOwned + JsonSchema;
+
+    /// Turns settings into hooks, once per revision of the resource that carries them. Does no I/O.
+    ///
+    /// # Errors
+    /// The settings contradict each other; the sentence names the field.
+    fn compile(config: Self::Config, build: &Build<'_>) -> Result<Hooks, Invalid>;
+}
+
+/// A plugin as a row of the table.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// As APISIX spells it.
+    pub name: &'static str,
+    /// Higher runs earlier in a phase.
+    pub priority: i32,
+    /// The schema of its settings.
+    pub schema: fn() -> Schema,
+    /// Parses and compiles settings.
+    pub compile: fn(&Value, &Build<'_>) -> Result<Hooks, Invalid>,
+    /// The schema of what a consumer or credential carries; an auth plugin has one.
+    pub credential: Option<fn() -> Schema>,
+    /// Judges what a consumer or credential carries.
+    pub check_credential: Option<fn(&Value) -> Result<(), Invalid>>,
+    /// Which field of a credential must be unique among all consumers.
+    pub credential_key: Option<&'static str>,
+    /// The schema of its gateway-wide metadata.
+    pub metadata: Option<fn() -> Schema>,
+    /// Judges its gateway-wide metadata.
+    pub check_metadata: Option<fn(&Value) -> Result<(), Invalid>>,
+}
+
+impl Entry {
+    /// The row of a plugin.
+    pub const fn of<P: Plugin>() -> Self {
+        Self {
+            name: P::NAME,
+            priority: P::PRIORITY,
+            schema: schema_of::<P::Config>,
+            compile: |value, build| P::compile(parse(value)?, build),
+            credential: None,
+            check_credential: None,
+            credential_key: None,
+            metadata: None,
+            check_metadata: None,
+        }
+    }
+
+    /// The plugin authenticates consumers; `C` is what they carry, and `key` its field that is unique among them.
+    #[must_use]
+    pub const fn credential<C: DeserializeOwned + JsonSchema + 'static>(
+        self,
+        key: &'static str,
+    ) -> Self {
+        Self {
+            credential: Some(schema_of::<C>),
+            check_credential: Some(|value| parse::<C>(value).map(drop)),
+            credential_key: Some(key),
+            ..self
+        }
+    }
+
+    /// The plugin has gateway-wide metadata of type `M`.
+    #[must_use]
+    pub const fn metadata<M: DeserializeOwned + JsonSchema + 'static>(self) -> Self {
+        Self {
+            metadata: Some(schema_of::<M>),
+            check_metadata: Some(|value| parse::<M>(value).map(drop)),
+            ..self
+        }
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Entry({} {})", self.name, self.priority)
+    }
+}
+
+fn schema_of<T: JsonSchema>() -> Schema {
+    SchemaGenerator::default().into_root_schema_for::<T>()
+}
+
+fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, Invalid> {
+    T::deserialize(value).map_err(|error| Invalid::new(error.to_string()))
+}
