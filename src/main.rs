@@ -1,1 +1,3 @@
+//! The binary: parses the command line and turns the outcome into an exit code.
+
 fn main() {}

@@ -1,0 +1,159 @@
+//! One connection: handshake to a peer, then the protocol that is spoken.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::http::{h1, h2};
+use super::listener::Listener;
+use super::worker::Worker;
+use crate::identity::Peer;
+use crate::mtls::{Acceptor, PublicAcceptor};
+use crate::observe::HandshakeRecord;
+use crate::pipeline::Client;
+use crate::upstream::Stream;
+
+/// What protects a door.
+#[derive(Clone)]
+pub enum DoorSecurity {
+    /// Nothing: loopback, or plain HTTP at the edge.
+    Plain,
+    /// mTLS of the mesh: nobody comes in without an SVID.
+    Mesh(Acceptor),
+    /// Public certificates by server name.
+    Public(PublicAcceptor),
+}
+
+/// What a connection carried.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::proxy) struct Served {
+    pub(in crate::proxy) requests: u64,
+    pub(in crate::proxy) bytes_in: u64,
+    pub(in crate::proxy) bytes_out: u64,
+}
+
+/// A connection after its handshake.
+struct Shaken {
+    stream: Stream,
+    peer: Option<Arc<Peer>>,
+    sni: Option<Box<str>>,
+    http2: bool,
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a connection from its first byte to its last.
+pub(in crate::proxy) async fn run(
+    worker: &Arc<Worker>,
+    listener: &Listener,
+    tcp: TcpStream,
+    address: SocketAddr,
+    number: u64,
+) {
+    let Ok(local) = tcp.local_addr() else { return };
+    let _ = tcp.set_nodelay(true);
+    let me = listener.me.as_ref().map(|identity| identity.load().id().clone());
+    let handshake = Box::pin(shake_hands(&listener.security, tcp));
+    let limit = worker.limits.handshake_within.max(worker.limits.head_within);
+    let within = match listener.security {
+        DoorSecurity::Plain => limit,
+        DoorSecurity::Mesh(_) | DoorSecurity::Public(_) => worker.limits.handshake_within,
+    };
+    let shaken = match tokio::time::timeout(within, handshake).await {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(Refused { reason, code, presented, serial })) => {
+            worker.note_handshake(address, &reason);
+            worker.metrics.handshake_refused();
+            worker.lane.handshake_refused(&HandshakeRecord {
+                connection: number,
+                client: address,
+                me: me.as_ref(),
+                port: local.port(),
+                presented: presented.as_deref(),
+                serial: serial.as_deref(),
+                code: &code,
+                reason: &reason,
+            });
+            return;
+        }
+        Err(_) => {
+            worker.note_handshake(address, "it took too long");
+            return;
+        }
+    };
+    let not_after = shaken.peer.as_ref().map(|peer| peer.not_after);
+    let client = Arc::new(Client {
+        connection: number,
+        door: listener.door,
+        address,
+        local,
+        peer: shaken.peer,
+        me,
+        tls: !matches!(listener.security, DoorSecurity::Plain),
+        sni: shaken.sni,
+    });
+    let served = if shaken.http2 {
+        Box::pin(h2::serve(worker, shaken.stream, client, not_after)).await
+    } else {
+        h1::serve(worker, shaken.stream, client, &[], not_after).await
+    };
+    worker.metrics.served(served);
+}
+
+/// A handshake that failed, for the decision log.
+struct Refused {
+    reason: String,
+    code: String,
+    presented: Option<String>,
+    serial: Option<String>,
+}
+
+async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, Refused> {
+    match security {
+        DoorSecurity::Plain => {
+            let http2 = begins_with_preface(&tcp).await;
+            Ok(Shaken { stream: Stream::Tcp(tcp), peer: None, sni: None, http2 })
+        }
+        DoorSecurity::Mesh(acceptor) => {
+            let (tls, peer) = acceptor.accept(tcp).await.map_err(|error| Refused {
+                code: error.code().to_owned(),
+                presented: error.presented().map(str::to_owned),
+                serial: error.serial().map(str::to_owned),
+                reason: error.to_string(),
+            })?;
+            let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+            let stream = Stream::Terminated(Box::new(tls));
+            Ok(Shaken { stream, peer: Some(peer), sni: None, http2 })
+        }
+        DoorSecurity::Public(acceptor) => {
+            let tls = acceptor.accept(tcp).await.map_err(|error| Refused {
+                code: "tls".to_owned(),
+                presented: None,
+                serial: None,
+                reason: error.to_string(),
+            })?;
+            let session = tls.get_ref().1;
+            let http2 = session.alpn_protocol() == Some(b"h2");
+            let sni = session.server_name().map(Into::into);
+            Ok(Shaken { stream: Stream::Terminated(Box::new(tls)), peer: None, sni, http2 })
+        }
+    }
+}
+
+/// Does a plain connection begin with HTTP/2's preface? The bytes stay where they are.
+async fn begins_with_preface(tcp: &TcpStream) -> bool {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        match tcp.peek(&mut first).await {
+            Ok(count) if count > 0 && PREFACE.starts_with(&first[..count]) => {
+                if count == PREFACE.len() {
+                    return true;
+                }
+                // A part of the preface is there: the rest is on its way. Peeking again returns at once, so pause.
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            _ => return false,
+        }
+    }
+}

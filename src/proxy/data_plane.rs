@@ -1,0 +1,174 @@
+//! `DataPlane`: the doors of one workload or ingress, served by worker threads of their own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::connection::DoorSecurity;
+use super::listener::Listener;
+use super::metrics::ProxyMetrics;
+use super::worker::{Limits, Worker};
+use crate::identity::Identity;
+use crate::model::Listeners;
+use crate::observe::AuditLog;
+use crate::rt::{Drain, Live, socket};
+use crate::snapshot::Snapshot;
+use crate::upstream::Connect;
+
+/// Why a data plane cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A door's address.
+    #[error(transparent)]
+    Listen(#[from] socket::Error),
+    /// The system gives no thread or no event queue.
+    #[error("cannot start a worker")]
+    Worker(#[source] std::io::Error),
+}
+
+/// A place where connections come in.
+#[derive(Clone)]
+pub struct Door {
+    /// Which routes it serves.
+    pub listener: Listeners,
+    /// Where it listens; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// What protects it.
+    pub security: DoorSecurity,
+}
+
+/// What a data plane is made of.
+pub struct Parts {
+    /// Its doors.
+    pub doors: Vec<Door>,
+    /// The compiled configuration and its successors.
+    pub snapshot: Live<Snapshot>,
+    /// Who we are; none for an ingress without SVID.
+    pub identity: Option<Live<Identity>>,
+    /// How upstreams are reached.
+    pub connect: Connect,
+    /// Where decisions are written.
+    pub audit: Arc<AuditLog>,
+    /// What is counted.
+    pub metrics: Arc<ProxyMetrics>,
+    /// Time limits and bounds.
+    pub limits: Limits,
+    /// Threads.
+    pub workers: usize,
+}
+
+/// The running doors of one workload or ingress.
+pub struct DataPlane {
+    addresses: Vec<(Listeners, SocketAddr)>,
+    threads: Vec<Thread>,
+}
+
+struct Thread {
+    worker: Arc<Worker>,
+    drain: Option<Drain>,
+    /// Dropped to end the thread's runtime.
+    stop: oneshot::Sender<()>,
+    handle: std::thread::JoinHandle<()>,
+}
+
+impl DataPlane {
+    /// Binds all doors, then starts the workers.
+    ///
+    /// # Errors
+    /// An address cannot be listened on; the error names it. Nothing runs then.
+    pub fn start(parts: &Parts) -> Result<Self, Error> {
+        let workers = parts.workers.max(1);
+        let mut addresses = Vec::new();
+        let mut sockets: Vec<Vec<(Listener, std::net::TcpListener)>> = (0..workers).map(|_| Vec::new()).collect();
+        for door in &parts.doors {
+            let listener =
+                Listener { door: door.listener, security: door.security.clone(), me: parts.identity.clone() };
+            let bound = socket::listen(door.address, workers)?;
+            let address = bound[0].local_addr().map_err(Error::Worker)?;
+            addresses.push((door.listener, address));
+            for (mine, socket) in sockets.iter_mut().zip(bound) {
+                mine.push((listener.clone(), socket));
+            }
+        }
+        let threads = sockets
+            .into_iter()
+            .enumerate()
+            .map(|(number, sockets)| thread(parts, number, sockets).map_err(Error::Worker))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { addresses, threads })
+    }
+
+    /// Where a door listens.
+    pub fn address(&self, door: Listeners) -> Option<SocketAddr> {
+        self.addresses.iter().find(|(listener, _)| *listener == door).map(|(_, address)| *address)
+    }
+
+    /// Where all doors listen.
+    pub fn addresses(&self) -> &[(Listeners, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// Stops accepting, lets exchanges finish, at most `within`. `false` when some were cut off.
+    ///
+    /// # Panics
+    /// Never: worker threads catch nothing and are joined.
+    pub async fn drain(self, within: Duration) -> bool {
+        for thread in &self.threads {
+            thread.worker.start_draining();
+        }
+        let mut clean = true;
+        let deadline = tokio::time::Instant::now() + within;
+        for mut thread in self.threads {
+            if let Some(drain) = thread.drain.take() {
+                clean &= drain.drain(deadline.saturating_duration_since(tokio::time::Instant::now())).await;
+            }
+            drop(thread.stop);
+            let handle = thread.handle;
+            let joined = tokio::task::spawn_blocking(move || handle.join()).await;
+            clean &= matches!(joined, Ok(Ok(())));
+        }
+        clean
+    }
+}
+
+fn thread(
+    parts: &Parts,
+    number: usize,
+    sockets: Vec<(Listener, std::net::TcpListener)>,
+) -> std::io::Result<Thread> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let lane = parts.audit.lane();
+    let worker = Worker::new(parts.limits, parts.connect.clone(), lane, parts.metrics.clone(), &parts.snapshot);
+    let drain = Drain::new();
+    let guard = drain.guard();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mine = worker.clone();
+    let handle = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        runtime.block_on(async move {
+            for (listener, socket) in sockets {
+                match TcpListener::from_std(socket) {
+                    Ok(socket) => mine.spawn(listener.run(mine.clone(), socket, guard.clone())),
+                    Err(error) => tracing::error!(%error, "a listening socket cannot be used"),
+                }
+            }
+            drop(guard);
+            let sweep = async {
+                let mut second = tokio::time::interval(Duration::from_secs(1));
+                loop {
+                    second.tick().await;
+                    mine.pool.lock().sweep();
+                }
+            };
+            // Ends when the sender is dropped; then the runtime drops whatever is left.
+            tokio::select! {
+                _ = stopped => {}
+                () = sweep => {}
+            }
+        });
+    })?;
+    Ok(Thread { worker, drain: Some(drain), stop, handle })
+}

@@ -1,0 +1,546 @@
+//! One exchange, start to end: identity, route, policy, plugins, upstream, log.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::forward::{self, Upstreamed};
+use super::headers::{self, Hop};
+use super::{BodyLength, Downstream};
+use crate::model::Listeners;
+use crate::observe::DecisionRecord;
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, ResponseSource, Side as FaultSide};
+use crate::policy::{Action, Decision, Outcome, Policy, Reason, RouteFacts, Standing};
+use crate::proxy::copy::Tunnel;
+use crate::proxy::worker::Worker;
+use crate::rt::Watchdog;
+use crate::snapshot::{CompiledRoute, Merged, Snapshot};
+
+/// What happens to the connection after an exchange.
+pub(in crate::proxy) enum After {
+    /// It may carry another exchange.
+    Next,
+    /// It ends.
+    Close,
+    /// Its bytes go through from here on.
+    Tunnel(Box<Tunnel>),
+}
+
+/// What a connection's caller may do, worked out once for each revision of the policy.
+#[derive(Default)]
+pub(in crate::proxy) struct ConnectionStanding {
+    standing: Option<Standing>,
+    client_certificate: Option<Option<String>>,
+}
+
+impl ConnectionStanding {
+    fn of(&mut self, policy: &Policy, exchange: &Exchange) -> &Standing {
+        if !self.standing.as_ref().is_some_and(|standing| standing.is_of(policy)) {
+            self.standing = None;
+        }
+        self.standing.get_or_insert_with(|| policy.standing(exchange.client.peer.as_deref()))
+    }
+
+    fn client_certificate(&mut self, exchange: &Exchange) -> Option<&str> {
+        self.client_certificate
+            .get_or_insert_with(|| headers::client_certificate(&exchange.client))
+            .as_deref()
+    }
+}
+
+/// The plugins of one exchange: everybody's, and the route's, merged with the consumer's once that is known.
+pub(in crate::proxy) struct Chains<'a> {
+    pub(in crate::proxy) snapshot: &'a Snapshot,
+    pub(in crate::proxy) route: Option<&'a CompiledRoute>,
+    pub(in crate::proxy) merged: Option<Arc<Merged>>,
+}
+
+impl Chains<'_> {
+    /// The route's chain, as it stands.
+    pub(in crate::proxy) fn own(&self) -> Option<&crate::pipeline::Chain> {
+        match &self.merged {
+            Some(merged) => Some(&merged.chain),
+            None => self.route.map(|route| &route.chain),
+        }
+    }
+
+    fn response_head(&self, exchange: &mut Exchange) -> Result<(), Fault> {
+        self.snapshot.global.response_head(exchange)?;
+        self.own().map_or(Ok(()), |chain| chain.response_head(exchange))
+    }
+
+    fn filters(&self, exchange: &Exchange) -> BodyFilters {
+        let mut filters = BodyFilters::default();
+        self.snapshot.global.filters(exchange, &mut filters);
+        if let Some(chain) = self.own() {
+            chain.filters(exchange, &mut filters);
+        }
+        filters
+    }
+
+    fn log(&self, exchange: &Exchange) {
+        self.snapshot.global.log(exchange);
+        if let Some(chain) = self.own() {
+            chain.log(exchange);
+        }
+    }
+}
+
+/// How a request is answered.
+enum Course {
+    Forward,
+    Reply(Box<Reply>),
+    Fault(Fault),
+}
+
+impl From<Result<Flow, Fault>> for Course {
+    fn from(result: Result<Flow, Fault>) -> Self {
+        match result {
+            Ok(Flow::Next) => Self::Forward,
+            Ok(Flow::Reply(reply)) => Self::Reply(reply),
+            Err(fault) => Self::Fault(fault),
+        }
+    }
+}
+
+/// Answers one request, whose head is in `exchange.request`.
+pub(in crate::proxy) async fn exchange<D: Downstream>(
+    worker: &Arc<Worker>,
+    exchange: &mut Exchange,
+    caller: &mut D,
+    standing: &mut ConnectionStanding,
+    watchdog: &mut Watchdog,
+    upgrade: bool,
+) -> After {
+    let snapshot = worker.snapshot();
+    let mut hop = headers::receive(exchange);
+    if !upgrade {
+        hop.upgrade = None;
+    }
+    exchange.consumers = Some(snapshot.consumers.clone());
+    let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
+
+    let course = match admit(worker, &snapshot, exchange, standing) {
+        Err(reply) => Course::Reply(reply),
+        Ok(route) => {
+            chains.route = route;
+            plugins(exchange, &mut chains).await
+        }
+    };
+    let after = match course {
+        Course::Forward => {
+            headers::send(exchange, standing.client_certificate(exchange));
+            forwarded(worker, exchange, caller, &chains, watchdog, &hop).await
+        }
+        Course::Reply(reply) => reply_with(exchange, caller, &chains, watchdog, worker, *reply).await,
+        Course::Fault(fault) => faulted(exchange, caller, &chains, watchdog, worker, fault).await,
+    };
+    (exchange.bytes_in, exchange.bytes_out) = caller.counts();
+    chains.log(exchange);
+    worker.note_exchange(exchange);
+    after
+}
+
+/// Route and policy. `Err` is the refusal.
+fn admit<'a>(
+    worker: &Worker,
+    snapshot: &'a Snapshot,
+    exchange: &mut Exchange,
+    connection: &mut ConnectionStanding,
+) -> Result<Option<&'a CompiledRoute>, Box<Reply>> {
+    let door = exchange.client.door;
+    let policy = &*snapshot.policy;
+    if door == Listeners::Inbound {
+        // Who can never be allowed anything does not get as far as routes and plugins.
+        let standing = connection.of(policy, exchange);
+        if standing.is_hopeless() {
+            let decision = decide(policy, standing, exchange, door);
+            return Err(refuse(worker, snapshot, standing, exchange, decision));
+        }
+    }
+    let route = snapshot.route(door, exchange);
+    if door == Listeners::Outbound {
+        return Ok(route);
+    }
+    let standing = connection.of(policy, exchange);
+    let decision = decide(policy, standing, exchange, door);
+    if !decision.is_allowed() {
+        return Err(refuse(worker, snapshot, standing, exchange, decision));
+    }
+    // An open public route that no policy selects is no decision of ours.
+    let decided = door == Listeners::Inbound || decision.outcome.rule().is_some();
+    if decided && record(worker, snapshot, exchange, decision, None, None).is_err() {
+        return Err(Box::new(unlogged()));
+    }
+    Ok(route)
+}
+
+fn decide(policy: &Policy, standing: &Standing, exchange: &Exchange, door: Listeners) -> Decision {
+    let action = action(exchange);
+    match door {
+        Listeners::Inbound => policy.decide(standing, &action),
+        Listeners::Ingress | Listeners::Outbound => policy.decide_public(standing, &action),
+    }
+}
+
+fn action(exchange: &Exchange) -> Action<'_> {
+    Action::Http {
+        port: exchange.client.local.port(),
+        method: exchange.request.method(),
+        host: exchange.request.authority(),
+        path: exchange.request.path(),
+        route: exchange.route.as_ref().map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
+    }
+}
+
+/// The refusal that the caller reads, and its record.
+fn refuse(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    standing: &Standing,
+    exchange: &Exchange,
+    decision: Decision,
+) -> Box<Reply> {
+    let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
+    let denial = worker.lane.denial_id();
+    let nearest = snapshot.policy.nearest(standing, &action(exchange));
+    let nearest = nearest.map(|near| near.describe(&snapshot.policy));
+    // A denial that cannot be recorded is still a denial: the caller gets nothing more either way.
+    let _ = record(worker, snapshot, exchange, decision, Some(&denial), nearest.as_deref());
+    if is_grpc(exchange) {
+        return Box::new(grpc(7, reason.sentence()).with("x-wardgate-denial", &denial));
+    }
+    let body = serde_json::json!({
+        "type": "urn:wardgate:problem:denied",
+        "title": "Forbidden",
+        "status": 403,
+        "detail": format!("The identity policy refuses this request: {}.", reason.sentence()),
+        "reason": reason.code(),
+        "denial": denial,
+    });
+    let reply = Reply { status: 403, fields: Vec::new(), body: format!("{body}\n").into() };
+    Box::new(
+        reply.with("Content-Type", "application/problem+json").with("x-wardgate-denial", &denial),
+    )
+}
+
+/// The answer when no decision can be recorded: what cannot be proved later does not happen.
+fn unlogged() -> Reply {
+    Reply::json(503, &serde_json::json!({ "error_msg": "the decision log is full" }))
+}
+
+fn record(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    exchange: &Exchange,
+    decision: Decision,
+    denial: Option<&str>,
+    nearest: Option<&str>,
+) -> Result<(), crate::observe::Full> {
+    let policy = &*snapshot.policy;
+    let rule = decision.outcome.rule().and_then(|rule| policy.rule(rule));
+    worker.metrics.decided(decision.outcome);
+    worker.lane.decision(&DecisionRecord {
+        connection: exchange.client.connection,
+        peer: exchange.client.peer.as_deref(),
+        client: exchange.client.address,
+        me: exchange.client.me.as_ref(),
+        port: exchange.client.local.port(),
+        route: exchange.route.as_ref().map(|route| route.id.as_str()),
+        protocol: "http",
+        method: exchange.request.method(),
+        host: exchange.request.authority(),
+        path: exchange.request.path(),
+        allowed: decision.is_allowed(),
+        would_be: decision.would_be.map(Outcome::is_allowed),
+        reason: decision.outcome.reason().map(Reason::code),
+        policy: rule.map(|rule| rule.policy.as_str()),
+        rule: rule.map(|rule| rule.rule),
+        policy_revision: rule.map(|rule| rule.revision),
+        config_revision: snapshot.revision,
+        denial,
+        nearest,
+    })
+}
+
+/// Runs the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge, global access, route access.
+async fn plugins(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
+    let global = &chains.snapshot.global;
+    if global.has_rewrite() {
+        let course = Course::from(global.rewrite(exchange).await);
+        if !matches!(course, Course::Forward) {
+            return course;
+        }
+    }
+    let Some(route) = chains.route else {
+        if global.has_access() {
+            let course = Course::from(global.access(exchange).await);
+            if !matches!(course, Course::Forward) {
+                return course;
+            }
+        }
+        let body = serde_json::json!({ "error_msg": "404 Route Not Found" });
+        return Course::Reply(Box::new(Reply::json(404, &body)));
+    };
+    if let Some(fault) = route.fault() {
+        return Course::Fault(fault);
+    }
+    if route.chain.has_rewrite() {
+        let course = Course::from(route.chain.rewrite(exchange).await);
+        if !matches!(course, Course::Forward) {
+            return course;
+        }
+    }
+    if let Some(consumer) = exchange.consumer.clone() {
+        match chains.snapshot.chain_for(route, &consumer) {
+            Ok(None) => {}
+            Ok(Some(merged)) => {
+                let late = &chains.merged.insert(merged).late;
+                if late.has_rewrite() {
+                    let course = Course::from(late.rewrite(exchange).await);
+                    if !matches!(course, Course::Forward) {
+                        return course;
+                    }
+                }
+            }
+            Err(fault) => return Course::Fault(fault),
+        }
+    }
+    if global.has_access() {
+        let course = Course::from(global.access(exchange).await);
+        if !matches!(course, Course::Forward) {
+            return course;
+        }
+    }
+    match chains.own() {
+        Some(chain) if chain.has_access() => Course::from(chain.access(exchange).await),
+        _ => Course::Forward,
+    }
+}
+
+async fn forwarded<D: Downstream>(
+    worker: &Arc<Worker>,
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &Chains<'_>,
+    watchdog: &mut Watchdog,
+    hop: &Hop,
+) -> After {
+    let begun = forward::begin(worker, exchange, caller, chains, watchdog, hop).await;
+    let mut upstreamed = match begun {
+        Ok(upstreamed) => upstreamed,
+        Err(forward::Failure::Gone) => {
+            caller.abort();
+            exchange.response.clear();
+            exchange.response.set_status(499);
+            return After::Close;
+        }
+        Err(forward::Failure::Reply(reply)) => {
+            return reply_with(exchange, caller, chains, watchdog, worker, *reply).await;
+        }
+        Err(forward::Failure::Fault(fault)) => {
+            return faulted(exchange, caller, chains, watchdog, worker, fault).await;
+        }
+    };
+    exchange.source = ResponseSource::Upstream;
+    headers::receive_response(&mut exchange.response);
+    if let Err(fault) = chains.response_head(exchange) {
+        return faulted(exchange, caller, chains, watchdog, worker, fault).await;
+    }
+    if upstreamed.is_switched() {
+        return switch(exchange, caller, worker, upstreamed).await;
+    }
+    let filters = chains.filters(exchange);
+    let mut length = upstreamed.length;
+    if !filters.is_empty() && length != BodyLength::None {
+        // What filters make of the body is known only when they have made it.
+        length = BodyLength::Unknown;
+        exchange.response.remove("content-length");
+    }
+    if let Err(broken) = caller.start_response(&exchange.response, length) {
+        tracing::debug!(%broken, "the response cannot be begun");
+        caller.abort();
+        return After::Close;
+    }
+    match upstreamed.carry(caller, filters, watchdog).await {
+        Ok(()) => {
+            let uploaded = upstreamed.is_uploaded();
+            upstreamed.settle(worker);
+            if uploaded { After::Next } else { After::Close }
+        }
+        Err(cause) => {
+            tracing::debug!(connection = exchange.client.connection, %cause, "the exchange broke off");
+            caller.abort();
+            After::Close
+        }
+    }
+}
+
+async fn switch<D: Downstream>(
+    exchange: &mut Exchange,
+    caller: &mut D,
+    worker: &Worker,
+    upstreamed: Upstreamed,
+) -> After {
+    let Some(tunnel) = upstreamed.into_tunnel(worker) else { return After::Close };
+    if let Some(protocol) = &tunnel.protocol {
+        exchange.response.set("upgrade", protocol);
+    }
+    // `upgrade` is hop-by-hop and was taken off; the codec adds `connection: upgrade` to a 101.
+    let begun = caller.start_response(&exchange.response, BodyLength::None);
+    if begun.is_err() || poll_fn(|context| caller.poll_flush(context)).await.is_err() {
+        return After::Close;
+    }
+    After::Tunnel(Box::new(tunnel))
+}
+
+/// A fault becomes a response: the sentence for the caller, the cause for the log.
+async fn faulted<D: Downstream>(
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &Chains<'_>,
+    watchdog: &mut Watchdog,
+    worker: &Worker,
+    fault: Fault,
+) -> After {
+    let route = exchange.route.as_ref().map(|route| route.id.as_str());
+    tracing::warn!(status = fault.status, route, cause = %fault.cause, "{}", fault.sentence);
+    let reply = if is_grpc(exchange) {
+        grpc(grpc_code(fault.status), fault.sentence)
+    } else {
+        Reply::json(fault.status, &serde_json::json!({ "error_msg": fault.sentence }))
+    };
+    exchange.source = match fault.side {
+        FaultSide::Upstream => ResponseSource::Failure,
+        FaultSide::Client | FaultSide::Gateway => ResponseSource::Gateway,
+    };
+    answer(exchange, caller, chains, watchdog, worker, reply).await
+}
+
+async fn reply_with<D: Downstream>(
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &Chains<'_>,
+    watchdog: &mut Watchdog,
+    worker: &Worker,
+    reply: Reply,
+) -> After {
+    exchange.source = ResponseSource::Gateway;
+    answer(exchange, caller, chains, watchdog, worker, reply).await
+}
+
+/// Sends an answer of the gateway's own.
+async fn answer<D: Downstream>(
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &Chains<'_>,
+    watchdog: &mut Watchdog,
+    worker: &Worker,
+    reply: Reply,
+) -> After {
+    exchange.response.clear();
+    exchange.response.set_status(reply.status);
+    for (name, value) in &reply.fields {
+        exchange.response.append(name, value.as_bytes());
+    }
+    if exchange.response.value("server").is_none() {
+        exchange.response.append("Server", b"Wardgate");
+    }
+    if chains.response_head(exchange).is_err() {
+        exchange.response.set_status(500);
+    }
+    let mut filters = chains.filters(exchange);
+    let body = match filtered(&mut filters, reply.body) {
+        Ok(body) => body,
+        Err(fault) => {
+            tracing::warn!(cause = %fault.cause, "{}", fault.sentence);
+            exchange.response.set_status(500);
+            Bytes::new()
+        }
+    };
+    let length = match body.len() {
+        0 => BodyLength::None,
+        length => BodyLength::Known(length as u64),
+    };
+    if caller.start_response(&exchange.response, length).is_err() {
+        caller.abort();
+        return After::Close;
+    }
+    watchdog.set(Some(Instant::now() + worker.limits.send_within));
+    let mut left = body;
+    let sent = poll_fn(|context| {
+        while !left.is_empty() {
+            match caller.poll_send(context, &left) {
+                Poll::Ready(Ok(taken)) => {
+                    let _ = left.split_to(taken);
+                }
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken.to_string())),
+                Poll::Pending => return watchdog.poll(context).map(|()| Err("too slow".to_owned())),
+            }
+        }
+        match caller.poll_finish(context, None) {
+            Poll::Ready(done) => Poll::Ready(done.map_err(|broken| broken.to_string())),
+            Poll::Pending => watchdog.poll(context).map(|()| Err("too slow".to_owned())),
+        }
+    })
+    .await;
+    if sent.is_err() {
+        caller.abort();
+        return After::Close;
+    }
+    // What of a body is still to come would be read as a request: a body that is not there wholly ends the connection.
+    if discard_body(caller) { After::Next } else { After::Close }
+}
+
+/// Throws away what of the request's body has arrived; `true` when that was all of it.
+fn discard_body<D: Downstream>(caller: &mut D) -> bool {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut left = 64 * 1024_usize;
+    loop {
+        let count = match caller.poll_data(&mut context) {
+            Poll::Ready(Ok(super::Piece::Data(data))) if data.len() <= left => data.len(),
+            Poll::Ready(Ok(super::Piece::End)) => return true,
+            _ => return false,
+        };
+        left -= count;
+        caller.consume(count);
+    }
+}
+
+fn filtered(filters: &mut BodyFilters, body: Bytes) -> Result<Bytes, Fault> {
+    if filters.is_empty() {
+        return Ok(body);
+    }
+    let passed = filters.chunk(body)?;
+    let rest = filters.finish()?;
+    Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
+}
+
+fn is_grpc(exchange: &Exchange) -> bool {
+    exchange.request.value("content-type").is_some_and(|value| {
+        value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// A trailers-only answer: what a gRPC client can read.
+fn grpc(code: u8, message: &str) -> Reply {
+    Reply::empty(200)
+        .with("Content-Type", "application/grpc")
+        .with("grpc-status", itoa::Buffer::new().format(code))
+        .with("grpc-message", message)
+}
+
+/// The gRPC code of an HTTP status, as the gRPC specification maps them.
+const fn grpc_code(status: u16) -> u8 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}

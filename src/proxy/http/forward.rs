@@ -1,0 +1,426 @@
+//! Sending to the chosen upstream: attempts, retries, time limits, and carrying both bodies.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::flow::Chains;
+use super::h1::{Http1, RequestLine};
+use super::h2::{UpstreamHttp2, originate};
+use super::headers::Hop;
+use super::origin::{Answer, Origin};
+use super::transfer::{Failed, Pump};
+use super::{BodyLength, Broken, Downstream};
+use crate::model::{HashOn, PassHost};
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply};
+use crate::proxy::copy::Tunnel;
+use crate::proxy::worker::Worker;
+use crate::rt::Watchdog;
+use crate::upstream::{Busy, Cluster, Endpoint, Idle, Protocol, Reuse, Security, Tried};
+
+/// Why there is no answer from an upstream.
+pub(in crate::proxy) enum Failure {
+    /// The caller has gone.
+    Gone,
+    /// A plugin answers.
+    Reply(Box<Reply>),
+    /// It failed.
+    Fault(Fault),
+}
+
+/// An exchange whose upstream has begun to answer.
+pub(in crate::proxy) struct Upstreamed {
+    origin: Origin,
+    upload: Pump,
+    /// The body of the answer.
+    pub(in crate::proxy) length: BodyLength,
+    switched: bool,
+    protocol: Option<Vec<u8>>,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    reuse: Reuse,
+    _busy: Busy,
+}
+
+/// Sends the request, to another endpoint as often as that is lawful, until one begins to answer.
+pub(in crate::proxy) async fn begin<D: Downstream>(
+    worker: &Arc<Worker>,
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &Chains<'_>,
+    watchdog: &mut Watchdog,
+    hop: &Hop,
+) -> Result<Upstreamed, Failure> {
+    let Some(cluster) = chains.route.and_then(|route| route.cluster.clone()) else {
+        return Err(Failure::Fault(unavailable("the route has no upstream")));
+    };
+    let websocket = chains.route.is_some_and(|route| route.websocket);
+    let upgrade = hop.upgrade.as_deref().filter(|_| websocket && !caller.is_http2());
+    let started = Instant::now();
+    let mut tried = Tried::default();
+    let mut upload = Pump::default();
+    let mut attempts = 0;
+    let mut last: Option<Fault> = None;
+    loop {
+        let picked = match &cluster.hash_key {
+            None => cluster.pick(b"", &mut tried),
+            Some(key) => cluster.pick(hash_input(exchange, key.on, &key.key).as_bytes(), &mut tried),
+        };
+        let Some(endpoint) = picked.cloned() else {
+            let none = || unavailable("the upstream has no node that may be used");
+            return Err(Failure::Fault(last.unwrap_or_else(none)));
+        };
+        exchange.endpoint = endpoint.address();
+        if let Some(reply) = forward_hooks(exchange, chains).await? {
+            return Err(Failure::Reply(reply));
+        }
+        let busy = endpoint.busy();
+        let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, upgrade };
+        let fault = match attempt.run(exchange, caller, &mut upload, watchdog).await {
+            Ok((origin, answer, reuse)) => {
+                exchange.times.answered = Some(Instant::now());
+                exchange.upstream_statuses.push(exchange.response.status());
+                let (length, switched) = match answer {
+                    Answer::Final(length) => (length, false),
+                    Answer::Interim | Answer::Switched => (BodyLength::None, true),
+                };
+                let protocol = exchange.response.value("upgrade").map(<[u8]>::to_vec);
+                return Ok(Upstreamed {
+                    origin,
+                    upload,
+                    length,
+                    switched,
+                    protocol,
+                    cluster,
+                    endpoint,
+                    reuse,
+                    _busy: busy,
+                });
+            }
+            Err(Failure::Fault(fault)) => fault,
+            Err(other) => return Err(other),
+        };
+        exchange.upstream_statuses.push(fault.status);
+        attempts += 1;
+        let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
+        if !fault.retry || upload.has_begun() || attempts > cluster.retries || !in_time {
+            return Err(Failure::Fault(fault));
+        }
+        tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
+        last = Some(fault);
+    }
+}
+
+fn unavailable(cause: &str) -> Fault {
+    Fault::upstream(503, "no upstream is available", cause, false)
+}
+
+async fn forward_hooks(exchange: &mut Exchange, chains: &Chains<'_>) -> Result<Option<Box<Reply>>, Failure> {
+    let both = [Some(&chains.snapshot.global), chains.own()];
+    for chain in both.into_iter().flatten().filter(|chain| chain.has_forward()) {
+        match chain.forward(exchange).await {
+            Ok(Flow::Next) => {}
+            Ok(Flow::Reply(reply)) => return Ok(Some(reply)),
+            Err(fault) => return Err(Failure::Fault(fault)),
+        }
+    }
+    Ok(None)
+}
+
+fn hash_input(exchange: &Exchange, on: HashOn, key: &str) -> String {
+    let owned = |value: Option<&str>| value.unwrap_or_default().to_owned();
+    let input = match on {
+        HashOn::Vars => exchange.variable(key).map(|value| value.into_owned()).unwrap_or_default(),
+        HashOn::Header => owned(exchange.request.text(key.strip_prefix("http_").unwrap_or(key))),
+        HashOn::Cookie => {
+            let name = format!("cookie_{}", key.strip_prefix("cookie_").unwrap_or(key));
+            exchange.variable(&name).map(|value| value.into_owned()).unwrap_or_default()
+        }
+        HashOn::Consumer => owned(exchange.consumer.as_ref().map(|consumer| consumer.name.as_str())),
+        HashOn::VarsCombinations => crate::pipeline::expr::Template::parse(key).render(exchange),
+    };
+    // As in APISIX: a key that is not there falls back to the caller's address, so that load still spreads.
+    if input.is_empty() { exchange.client.address.ip().to_string() } else { input }
+}
+
+/// One try at one endpoint.
+struct Attempt<'a> {
+    worker: &'a Arc<Worker>,
+    cluster: &'a Cluster,
+    endpoint: &'a Arc<Endpoint>,
+    hop: &'a Hop,
+    upgrade: Option<&'a [u8]>,
+}
+
+impl Attempt<'_> {
+    async fn run<D: Downstream>(
+        &self,
+        exchange: &mut Exchange,
+        caller: &mut D,
+        upload: &mut Pump,
+        watchdog: &mut Watchdog,
+    ) -> Result<(Origin, Answer, Reuse), Failure> {
+        let mut may_reuse = true;
+        loop {
+            let http2 = self.speaks_http2(caller);
+            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
+            self.send(exchange, caller, &mut origin)?;
+            exchange.times.forwarded = Some(Instant::now());
+            caller.invite_body();
+            match self.head(exchange, caller, &mut origin, upload, watchdog).await {
+                Ok(answer) => return Ok((origin, answer, reuse)),
+                // The other side closed an idle connection while we took it: that says nothing about the endpoint.
+                Err(Failure::Fault(fault)) if reused && fault.retry && !upload.has_begun() => {
+                    may_reuse = false;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Towards workloads HTTP/2 stays HTTP/2 and HTTP/1.1 stays HTTP/1.1; elsewhere the scheme says it.
+    fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
+        match self.endpoint.security {
+            Security::Mesh(_) => caller.is_http2() || self.cluster.speaks_http2(),
+            Security::Plain | Security::Public { .. } => self.cluster.speaks_http2(),
+        }
+    }
+
+    async fn obtain(&self, http2: bool, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+        if http2 {
+            return Box::pin(self.obtain_http2(may_reuse)).await;
+        }
+        let identity = self.worker.connect.identity_revision();
+        if may_reuse {
+            let now = crate::rt::unix_seconds();
+            let idle = poll_fn(|context| {
+                Poll::Ready(self.worker.pool.lock().take(self.endpoint, identity, now, context))
+            })
+            .await;
+            if let Some(Idle { stream, mut reuse }) = idle {
+                reuse.requests += 1;
+                return Ok((self.over(stream), reuse, true));
+            }
+        }
+        let (stream, reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+        Ok((self.over(stream), reuse, false))
+    }
+
+    fn over(&self, stream: crate::upstream::Stream) -> Origin {
+        let mut http = Http1::new(stream);
+        http.equip(&self.worker.buffers);
+        Origin::http1(http)
+    }
+
+    async fn connect(&self, protocol: Protocol) -> Result<(crate::upstream::Stream, Reuse), Failure> {
+        let identity = self.worker.connect.identity_revision();
+        let within = self.cluster.connect_within;
+        let established = self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
+            self.worker.note_unreachable(&error);
+            let (status, sentence) = match error {
+                crate::upstream::Error::Late { .. } => (504, "the upstream did not answer in time"),
+                _ => (502, "the upstream cannot be reached"),
+            };
+            Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
+        })?;
+        let not_after = established.peer.as_ref().map_or(i64::MAX, |peer| peer.not_after);
+        Ok((established.stream, Reuse { requests: 1, identity, not_after }))
+    }
+
+    async fn obtain_http2(&self, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+        let failed = |cause: String| {
+            Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
+        };
+        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let mut place = shared.lock().await;
+        let identity = self.worker.connect.identity_revision();
+        let secure = !matches!(self.endpoint.security, Security::Plain);
+        if let Some((send, reuse)) = place.as_ref() {
+            let proved = reuse.identity == identity && reuse.not_after > crate::rt::unix_seconds();
+            if may_reuse && proved && let Ok(ready) = send.clone().ready().await {
+                let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
+                return Ok((Origin::Http2(Box::new(origin)), *reuse, true));
+            }
+        }
+        *place = None;
+        let (stream, reuse) = self.connect(Protocol::Http2).await?;
+        let send = originate(self.worker, stream).await.map_err(|broken| failed(broken.to_string()))?;
+        *place = Some((send.clone(), reuse));
+        drop(place);
+        let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
+        let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
+        Ok((Origin::Http2(Box::new(origin)), reuse, false))
+    }
+
+    fn send<D: Downstream>(&self, exchange: &Exchange, caller: &D, origin: &mut Origin) -> Result<(), Failure> {
+        let rewritten = &exchange.rewritten;
+        let node;
+        let host = match (&rewritten.host, self.cluster.pass_host) {
+            (Some(host), _) => host,
+            (None, PassHost::Pass) => exchange.request.authority(),
+            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
+            (None, PassHost::Node) => {
+                node = self.endpoint.authority();
+                &node
+            }
+        };
+        let line = RequestLine {
+            method: rewritten.method.as_deref().unwrap_or_else(|| exchange.request.method()),
+            target: rewritten.target.as_deref().unwrap_or_else(|| exchange.request.target()),
+            host,
+            body: caller.request_body(),
+            upgrade: self.upgrade,
+        };
+        origin.send(&line, &exchange.request).map_err(|broken| {
+            let cause = broken.to_string();
+            Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
+        })
+    }
+
+    /// Sends the body and waits for the answer's head, both at once: an upstream may answer early.
+    async fn head<D: Downstream>(
+        &self,
+        exchange: &mut Exchange,
+        caller: &mut D,
+        origin: &mut Origin,
+        upload: &mut Pump,
+        watchdog: &mut Watchdog,
+    ) -> Result<Answer, Failure> {
+        watchdog.set(Some(Instant::now() + self.cluster.send_within));
+        let mut moved = upload.moved;
+        let mut waiting = false;
+        let method: SmallVec<[u8; 16]> = SmallVec::from_slice(exchange.request.method().as_bytes());
+        let method = std::str::from_utf8(&method).unwrap_or_default();
+        let is_idempotent = matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
+        poll_fn(|context| {
+            if !upload.is_finished() && !upload.is_stuck() {
+                match upload.poll(context, caller, origin) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(Failed::Source(_) | Failed::Filter(_))) => {
+                        return Poll::Ready(Err(Failure::Gone));
+                    }
+                    // It may have answered before it closed: the answer decides.
+                    Poll::Ready(Err(Failed::Sink(_))) => upload.get_stuck(),
+                    Poll::Pending => {}
+                }
+                if upload.moved != moved {
+                    moved = upload.moved;
+                    watchdog.set(Some(Instant::now() + self.cluster.send_within));
+                }
+            }
+            if upload.is_finished() && !waiting {
+                waiting = true;
+                watchdog.set(Some(Instant::now() + self.cluster.read_within));
+            }
+            loop {
+                match origin.poll_head(context, method, &mut exchange.response) {
+                    Poll::Ready(Ok(Answer::Interim)) => {
+                        // 100 was ours to send; the others are told on.
+                        if exchange.response.status() != 100 {
+                            super::headers::receive_response(&mut exchange.response);
+                            caller.interim(&exchange.response);
+                        }
+                    }
+                    Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
+                    Poll::Ready(Err(broken)) => {
+                        let unanswered = !origin.has_answered();
+                        let retry = unanswered && is_idempotent && matches!(broken, Broken::Io(_) | Broken::Protocol(_));
+                        let fault = Fault::upstream(502, "the upstream gave no valid answer", broken.to_string(), retry);
+                        return Poll::Ready(Err(Failure::Fault(fault)));
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            if upload.is_finished() && caller.poll_gone(context).is_ready() {
+                return Poll::Ready(Err(Failure::Gone));
+            }
+            watchdog.poll(context).map(|()| {
+                let cause = "no answer within the time limit";
+                let retry = is_idempotent && !origin.has_answered();
+                Err(Failure::Fault(Fault::upstream(504, "the upstream did not answer in time", cause, retry)))
+            })
+        })
+        .await
+    }
+}
+
+impl Upstreamed {
+    /// From here on the bytes belong to another protocol.
+    pub(in crate::proxy) fn is_switched(&self) -> bool {
+        self.switched
+    }
+
+    /// Has the request's body gone out wholly?
+    pub(in crate::proxy) fn is_uploaded(&self) -> bool {
+        self.upload.is_finished()
+    }
+
+    /// Carries the answer's body, and what is left of the request's.
+    pub(in crate::proxy) async fn carry<D: Downstream>(
+        &mut self,
+        caller: &mut D,
+        mut filters: BodyFilters,
+        watchdog: &mut Watchdog,
+    ) -> Result<(), String> {
+        let within = self.cluster.read_within;
+        let mut download = Pump::default();
+        let mut moved = (self.upload.moved, 0);
+        let mut armed = false;
+        let is_filtered = !filters.is_empty();
+        poll_fn(|context| {
+            if !self.upload.is_finished() && !self.upload.is_stuck() {
+                match self.upload.poll(context, caller, &mut self.origin) {
+                    Poll::Ready(Err(Failed::Source(broken))) => {
+                        return Poll::Ready(Err(format!("the caller broke off: {broken}")));
+                    }
+                    Poll::Ready(Err(_)) => self.upload.get_stuck(),
+                    Poll::Ready(Ok(())) | Poll::Pending => {}
+                }
+            }
+            let polled = match is_filtered {
+                false => download.poll(context, &mut self.origin, caller),
+                true => download.poll_filtered(context, &mut self.origin, caller, &mut filters),
+            };
+            match polled {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(Failed::Source(broken))) => {
+                    return Poll::Ready(Err(format!("the upstream broke off: {broken}")));
+                }
+                Poll::Ready(Err(Failed::Sink(broken))) => {
+                    return Poll::Ready(Err(format!("the caller broke off: {broken}")));
+                }
+                Poll::Ready(Err(Failed::Filter(fault))) => return Poll::Ready(Err(fault.cause)),
+                Poll::Pending => {}
+            }
+            let now_moved = (self.upload.moved, download.moved);
+            if now_moved != moved || !armed {
+                (moved, armed) = (now_moved, true);
+                watchdog.set(Some(Instant::now() + within));
+            }
+            watchdog.poll(context).map(|()| Err("nothing moved within the time limit".to_owned()))
+        })
+        .await
+    }
+
+    /// The exchange is over: the connection waits for the next one, if it may.
+    pub(in crate::proxy) fn settle(self, worker: &Worker) {
+        let Origin::Http1(origin) = self.origin else { return };
+        if !origin.is_reusable() || !self.upload.is_finished() {
+            return;
+        }
+        if let Some(stream) = origin.http.into_stream(&worker.buffers) {
+            let idle = Idle { stream, reuse: self.reuse };
+            worker.pool.lock().put(&self.endpoint, idle, self.cluster.keepalive);
+        }
+    }
+
+    /// The connection's bytes, after a switch of protocols.
+    pub(in crate::proxy) fn into_tunnel(self, worker: &Worker) -> Option<Tunnel> {
+        let Origin::Http1(origin) = self.origin else { return None };
+        let (stream, early) = origin.http.into_parts(&worker.buffers);
+        Some(Tunnel { stream, early, protocol: self.protocol, _busy: self._busy })
+    }
+}

@@ -1,0 +1,311 @@
+//! Serving a client's HTTP/1.1 connection: read a head, let the flow answer it, read the next.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use super::connection::{Http1, Incoming};
+use super::head::{Framing, Refused, RequestFacts, read_request};
+use super::write::{self, ResponseLine};
+use crate::pipeline::{Client, Exchange, Head, Reply};
+use crate::proxy::connection::Served;
+use crate::proxy::http::flow::{self, After};
+use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
+use crate::proxy::worker::Worker;
+use crate::rt::Watchdog;
+use crate::upstream::Stream;
+
+/// The caller's side of one exchange.
+pub(in crate::proxy) struct Caller<'a> {
+    http: &'a mut Http1,
+    worker: &'a Worker,
+    facts: RequestFacts,
+    /// The request's method was HEAD.
+    is_head: bool,
+    /// The connection must end with this response.
+    close: bool,
+    invited: bool,
+}
+
+impl Side for Caller<'_> {
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece<'_>, Broken>> {
+        self.http.poll_data(context)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.http.consume(count);
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
+        self.http.poll_send(context, data)
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        self.http.poll_flush(context)
+    }
+
+    fn poll_finish(
+        &mut self,
+        context: &mut Context<'_>,
+        trailers: Option<http::HeaderMap>,
+    ) -> Poll<Result<(), Broken>> {
+        self.http.poll_finish(context, trailers)
+    }
+}
+
+impl Downstream for Caller<'_> {
+    fn request_body(&self) -> BodyLength {
+        match self.facts.framing {
+            Framing::None => BodyLength::None,
+            Framing::Length(length) => BodyLength::Known(length),
+            Framing::Chunked | Framing::UntilClose => BodyLength::Unknown,
+        }
+    }
+
+    fn start_response(&mut self, head: &Head, body: BodyLength) -> Result<(), Broken> {
+        let status = head.status();
+        let bodiless = self.is_head || status == 304;
+        // What is left of the request's body would be read as the next request: then this one is the last.
+        self.close |= !self.facts.keep_alive
+            || self.worker.is_draining()
+            || (body == BodyLength::Unknown && self.facts.http10 && !bodiless);
+        let line = ResponseLine { body, http10: self.facts.http10, close: self.close, bodiless };
+        self.worker.buffers.lend(self.http.output());
+        write::response(self.http.output(), &line, head);
+        self.http.announce(body, !self.facts.http10, bodiless);
+        Ok(())
+    }
+
+    fn interim(&mut self, head: &Head) {
+        if !self.facts.http10 {
+            let line = ResponseLine { body: BodyLength::None, http10: false, close: false, bodiless: true };
+            write::response(self.http.output(), &line, head);
+        }
+    }
+
+    fn invite_body(&mut self) {
+        if self.facts.expects_continue && !self.invited {
+            self.invited = true;
+            self.http.output().extend(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+    }
+
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.http.ended {
+            return Poll::Ready(());
+        }
+        // Bytes behind the body are the next request; they wait in the buffer as long as it has room.
+        while !self.http.input.space().is_empty() {
+            match self.http.poll_fill(context) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Pending
+    }
+
+    fn abort(&mut self) {
+        self.close = true;
+        self.http.ended = true;
+    }
+
+    fn is_http2(&self) -> bool {
+        false
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        (self.http.received, self.http.sent)
+    }
+}
+
+/// What came instead of a request's head.
+enum Next {
+    Request(RequestFacts, Box<Exchange>),
+    Closed,
+    Late,
+    Refused(Refused),
+}
+
+/// Serves one connection until its end.
+pub(in crate::proxy) async fn serve(
+    worker: &Arc<Worker>,
+    stream: Stream,
+    client: Arc<Client>,
+    early: &[u8],
+    not_after: Option<i64>,
+) -> Served {
+    let mut http = Http1::new(stream);
+    if !early.is_empty() {
+        worker.buffers.lend(&mut http.input);
+        http.input.extend(early);
+    }
+    let mut watchdog = Watchdog::new();
+    let mut standing = flow::ConnectionStanding::default();
+    let mut served = Served::default();
+    let mut draining = std::pin::pin!(worker.draining());
+    loop {
+        let first = served.requests == 0;
+        let next = next_head(worker, &mut http, &client, &mut watchdog, draining.as_mut(), first);
+        match next.await {
+            Next::Request(facts, mut exchange) => {
+                served.requests += 1;
+                let mut caller = Caller {
+                    is_head: exchange.request.method() == "HEAD",
+                    http: &mut http,
+                    worker,
+                    facts,
+                    close: not_after.is_some_and(|end| crate::rt::unix_seconds() >= end),
+                    invited: false,
+                };
+                let upgrade = facts.upgrade;
+                let after =
+                    flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, upgrade)
+                        .await;
+                let close = caller.close;
+                served.bytes_in += exchange.bytes_in;
+                served.bytes_out += exchange.bytes_out;
+                worker.take_back(exchange);
+                match after {
+                    After::Next if !close && http.is_body_taken() => {}
+                    After::Next | After::Close => {
+                        linger(worker, http).await;
+                        return served;
+                    }
+                    After::Tunnel(tunnel) => {
+                        let (stream, early) = http.into_parts(&worker.buffers);
+                        crate::proxy::copy::tunnel(worker, stream, early, *tunnel, &mut served).await;
+                        return served;
+                    }
+                }
+            }
+            Next::Closed => {
+                http.release(&worker.buffers);
+                return served;
+            }
+            Next::Late => {
+                if !http.input.is_empty() {
+                    let late = Refused { status: 408, sentence: "the request's head took too long" };
+                    refuse(worker, &mut http, late).await;
+                }
+                return served;
+            }
+            Next::Refused(refused) => {
+                worker.note_malformed(&client, refused.sentence);
+                refuse(worker, &mut http, refused).await;
+                linger(worker, http).await;
+                return served;
+            }
+        }
+    }
+}
+
+/// Waits for a request's head. While nothing is there, no buffer is held.
+async fn next_head(
+    worker: &Worker,
+    http: &mut Http1,
+    client: &Arc<Client>,
+    watchdog: &mut Watchdog,
+    mut draining: Pin<&mut impl Future<Output = ()>>,
+    first: bool,
+) -> Next {
+    let limits = &worker.limits;
+    let idle = if first { limits.head_within } else { limits.idle_within };
+    watchdog.set(Some(Instant::now() + idle));
+    let mut scanned = 0;
+    let mut leaving = None;
+    let mut lent: Option<Box<Exchange>> = None;
+    poll_fn(|context| {
+        loop {
+            if !http.input.is_empty() {
+                if scanned == 0 {
+                    watchdog.set(Some(Instant::now() + limits.head_within));
+                }
+                let mut exchange = lent.take().unwrap_or_else(|| worker.lend_exchange(client));
+                match read_request(http.input.data(), scanned, &mut exchange.request) {
+                    Ok(Some(facts)) => {
+                        http.input.consume(facts.length);
+                        http.incoming = Incoming::from(facts.framing);
+                        // Counted from here: what was read beyond the head belongs to the body or the next request.
+                        http.received = facts.length as u64;
+                        http.sent = 0;
+                        return Poll::Ready(Next::Request(facts, exchange));
+                    }
+                    Ok(None) => scanned = http.input.data().len(),
+                    Err(refused) => {
+                        worker.take_back(exchange);
+                        return Poll::Ready(Next::Refused(refused));
+                    }
+                }
+                lent = Some(exchange);
+            }
+            worker.buffers.lend(&mut http.input);
+            match http.poll_fill(context) {
+                Poll::Ready(Ok(0)) if http.input.is_empty() => return Poll::Ready(Next::Closed),
+                Poll::Ready(Ok(0)) => {
+                    let refused = Refused { status: 400, sentence: "the head is cut off" };
+                    return Poll::Ready(Next::Refused(refused));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Next::Closed),
+                Poll::Pending => {
+                    http.release(&worker.buffers);
+                    break;
+                }
+            }
+        }
+        // A drain lets an idle connection carry one more request for a moment: what is already on its way is not lost.
+        if http.input.is_empty() && draining.as_mut().poll(context).is_ready() {
+            let until = *leaving.get_or_insert_with(|| Instant::now() + limits.drain_idle);
+            let sooner = watchdog.deadline().map_or(until, |deadline| deadline.min(until));
+            watchdog.set(Some(sooner));
+        }
+        watchdog.poll(context).map(|()| Next::Late)
+    })
+    .await
+}
+
+/// Answers a head that was refused, and closes.
+async fn refuse(worker: &Worker, http: &mut Http1, refused: Refused) {
+    let reply = Reply::json(refused.status, &serde_json::json!({ "error_msg": refused.sentence }));
+    let mut head = Head::response(reply.status);
+    for (name, value) in &reply.fields {
+        head.append(name, value.as_bytes());
+    }
+    let body = BodyLength::Known(reply.body.len() as u64);
+    worker.buffers.lend(http.output());
+    let line = ResponseLine { body, http10: false, close: true, bodiless: false };
+    write::response(http.output(), &line, &head);
+    http.output().extend(&reply.body);
+    let flush = poll_fn(|context| http.poll_flush_all(context));
+    let _ = tokio::time::timeout(Duration::from_secs(5), flush).await;
+}
+
+/// Closes so that the last response arrives: what the client still sends is read and thrown away for a moment,
+/// since closing with unread bytes makes the system reset the connection.
+async fn linger(worker: &Worker, mut http: Http1) {
+    let _ = http.stream.shutdown().await;
+    if !http.ended {
+        let mut left = 256 * 1024_usize;
+        let drain = poll_fn(|context| {
+            loop {
+                let unused = http.input.data().len();
+                http.input.consume(unused);
+                worker.buffers.lend(&mut http.input);
+                match std::task::ready!(http.poll_fill(context)) {
+                    Ok(count) if count > 0 && left > count => left -= count,
+                    _ => return Poll::Ready(()),
+                }
+            }
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+    }
+    let unused = http.input.data().len();
+    http.input.consume(unused);
+    http.release(&worker.buffers);
+}

@@ -1,0 +1,138 @@
+//! Writing HTTP/1.1 heads and chunks: a head once into the buffer, the body behind it. No I/O.
+
+use crate::pipeline::{Head, Known};
+use crate::proxy::buffer::Buffer;
+use crate::proxy::http::BodyLength;
+
+/// One chunk around `data`; nothing for no data, since an empty chunk ends a body.
+pub(super) fn chunk(out: &mut Buffer, data: &[u8]) {
+    if data.is_empty() {
+        return;
+    }
+    let mut line = [0_u8; 18];
+    let mut at = 16;
+    line[16..].copy_from_slice(b"\r\n");
+    let mut left = data.len();
+    while left > 0 {
+        at -= 1;
+        line[at] = b"0123456789abcdef"[left & 15];
+        left >>= 4;
+    }
+    out.extend(&line[at..]);
+    out.extend(data);
+    out.extend(b"\r\n");
+}
+
+fn field(out: &mut Buffer, name: &str, value: &[u8]) {
+    out.extend(name.as_bytes());
+    out.extend(b": ");
+    out.extend(value);
+    out.extend(b"\r\n");
+}
+
+fn content_length(out: &mut Buffer, length: u64) {
+    field(out, "content-length", itoa::Buffer::new().format(length).as_bytes());
+}
+
+/// What goes out beside the fields of a request's head.
+pub(in crate::proxy) struct RequestLine<'a> {
+    pub(in crate::proxy) method: &'a str,
+    pub(in crate::proxy) target: &'a str,
+    pub(in crate::proxy) host: &'a str,
+    pub(in crate::proxy) body: BodyLength,
+    /// The protocol to switch to.
+    pub(in crate::proxy) upgrade: Option<&'a [u8]>,
+}
+
+/// A request's head. Hop-by-hop fields are gone from `head` already.
+pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) {
+    out.extend(line.method.as_bytes());
+    out.extend(b" ");
+    out.extend(line.target.as_bytes());
+    out.extend(b" HTTP/1.1\r\n");
+    field(out, "host", line.host.as_bytes());
+    for each in head.fields().filter(|each| each.known != Known::ContentLength) {
+        field(out, each.name, each.value);
+    }
+    match line.body {
+        // RFC 9110 section 8.6: methods that anticipate a body say that there is none.
+        BodyLength::None if matches!(line.method, "POST" | "PUT" | "PATCH") => content_length(out, 0),
+        BodyLength::None => {}
+        BodyLength::Known(length) => content_length(out, length),
+        BodyLength::Unknown => field(out, "transfer-encoding", b"chunked"),
+    }
+    if let Some(protocol) = line.upgrade {
+        field(out, "connection", b"upgrade");
+        field(out, "upgrade", protocol);
+    }
+    out.extend(b"\r\n");
+}
+
+/// How a response's head is written.
+pub(super) struct ResponseLine {
+    pub(super) body: BodyLength,
+    /// The client speaks HTTP/1.0: no chunks.
+    pub(super) http10: bool,
+    /// The connection ends with this response.
+    pub(super) close: bool,
+    /// The answer to HEAD, or 304: the length that a body would have had is told, the body is not sent.
+    pub(super) bodiless: bool,
+}
+
+/// A response's head. Hop-by-hop fields are gone from `head` already, but for `Upgrade` of a 101.
+pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) {
+    let status = head.status();
+    out.extend(b"HTTP/1.1 ");
+    out.extend(itoa::Buffer::new().format(status).as_bytes());
+    out.extend(b" ");
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    out.extend(reason.unwrap_or_default().as_bytes());
+    out.extend(b"\r\n");
+    let tells_length = line.bodiless && line.body == BodyLength::None;
+    for each in head.fields() {
+        if each.known != Known::ContentLength || tells_length {
+            field(out, each.name, each.value);
+        }
+    }
+    match line.body {
+        _ if status == 101 => field(out, "connection", b"upgrade"),
+        BodyLength::None if line.bodiless || status < 200 || status == 204 => {}
+        BodyLength::None => content_length(out, 0),
+        BodyLength::Known(length) => content_length(out, length),
+        BodyLength::Unknown if line.http10 => {}
+        BodyLength::Unknown => field(out, "transfer-encoding", b"chunked"),
+    }
+    if line.close {
+        field(out, "connection", b"close");
+    }
+    out.extend(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_and_chunks_are_written_once_and_framed_by_us() {
+        let mut head = Head::response(200);
+        head.append("Content-Length", b"999");
+        head.append("X-A", b"1");
+        let mut out = Buffer::default();
+        let line = ResponseLine { body: BodyLength::Unknown, http10: false, close: true, bodiless: false };
+        response(&mut out, &line, &head);
+        chunk(&mut out, &[b'a'; 17]);
+        chunk(&mut out, b"");
+        let expected = "HTTP/1.1 200 OK\r\nX-A: 1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n11\r\naaaaaaaaaaaaaaaaa\r\n";
+        assert_eq!(std::str::from_utf8(out.data()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_head_answer_keeps_the_length_that_it_speaks_of() {
+        let mut head = Head::response(200);
+        head.append("Content-Length", b"999");
+        let mut out = Buffer::default();
+        let line = ResponseLine { body: BodyLength::None, http10: false, close: false, bodiless: true };
+        response(&mut out, &line, &head);
+        assert_eq!(out.data(), b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n");
+    }
+}

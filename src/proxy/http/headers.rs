@@ -1,0 +1,166 @@
+//! Hop-by-hop fields, identity fields, `X-Forwarded-…`: what is taken off on arrival and put on before sending.
+
+use std::fmt::Write as _;
+
+use crate::model::Listeners;
+use crate::pipeline::{Client, Exchange, Head, Known};
+
+/// What the fields of one hop said before they were taken off.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Hop {
+    /// `TE: trailers`: gRPC asks for it.
+    pub(in crate::proxy) te_trailers: bool,
+    /// The protocol that `Upgrade` names.
+    pub(in crate::proxy) upgrade: Option<Vec<u8>>,
+}
+
+/// Takes off a message's hop-by-hop fields (RFC 9110 section 7.6.1), those that `Connection` names included.
+fn take_hop(head: &mut Head) -> Hop {
+    let mut hop = Hop::default();
+    let mut named: Vec<Vec<u8>> = Vec::new();
+    let mut any = false;
+    for field in head.fields() {
+        any |= field.known.is_hop_by_hop();
+        match field.known {
+            Known::Te => hop.te_trailers |= field.value.eq_ignore_ascii_case(b"trailers"),
+            Known::Upgrade => hop.upgrade = Some(field.value.to_vec()),
+            Known::Connection => {
+                for token in field.value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                    // Framing, Host and what we set ourselves is ours to decide, whatever a peer names here.
+                    let known = Known::of(token);
+                    if !token.is_empty() && !known.is_hop_by_hop() && known == Known::Other && !is_option(token) {
+                        named.push(token.to_vec());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if any {
+        head.remove_where(|field| {
+            field.known.is_hop_by_hop()
+                || named.iter().any(|name| field.name.as_bytes().eq_ignore_ascii_case(name))
+        });
+    }
+    hop
+}
+
+fn is_option(token: &[u8]) -> bool {
+    token.eq_ignore_ascii_case(b"close") || token.eq_ignore_ascii_case(b"keep-alive")
+}
+
+/// What happens to a request's head on arrival, before anybody looks at it.
+pub(in crate::proxy) fn receive(exchange: &mut Exchange) -> Hop {
+    let hop = take_hop(&mut exchange.request);
+    let consumers_trusted = is_ingress(&exchange.client);
+    let drop = |known: Known| {
+        known.is_identity()
+            || known == Known::Expect
+            || (known == Known::ConsumerClaim && !consumers_trusted)
+    };
+    if exchange.request.fields().any(|field| drop(field.known)) {
+        exchange.request.remove_where(|field| drop(field.known));
+    }
+    hop
+}
+
+/// Claims about consumers are taken from our own trust domain's ingress only, as the handshake proved it.
+fn is_ingress(client: &Client) -> bool {
+    let (Some(peer), Some(me)) = (&client.peer, &client.me) else { return false };
+    peer.id.trust_domain_name() == me.trust_domain_name() && peer.id.path() == "/wardgate/ingress"
+}
+
+/// What happens to a response's head on arrival.
+pub(in crate::proxy) fn receive_response(head: &mut Head) {
+    take_hop(head);
+}
+
+/// The `x-forwarded-client-cert` of a connection, as Envoy writes it; `None` without a peer.
+///
+/// SPIFFE IDs and digests have no byte that would need quoting.
+pub(in crate::proxy) fn client_certificate(client: &Client) -> Option<String> {
+    let peer = client.peer.as_ref()?;
+    let mut field = String::new();
+    if let Some(me) = &client.me {
+        let _ = write!(field, "By={me};");
+    }
+    let _ = write!(field, "Hash={};URI={}", peer.sha256, peer.id);
+    Some(field)
+}
+
+/// Puts on what tells the upstream about the caller.
+pub(in crate::proxy) fn send(exchange: &mut Exchange, client_certificate: Option<&str>) {
+    if let Some(value) = client_certificate {
+        exchange.request.append("x-forwarded-client-cert", value.as_bytes());
+    }
+    if exchange.client.door != Listeners::Ingress {
+        return;
+    }
+    // At the edge nobody before us is trusted: what a client says of the way it came is replaced or continued.
+    let mut text = String::with_capacity(64);
+    let _ = write!(text, "{}", exchange.client.address.ip());
+    exchange.request.set("X-Real-IP", text.as_bytes());
+    let before: Vec<&[u8]> = exchange.request.all("X-Forwarded-For").collect();
+    let mut chain = before.join(&b", "[..]);
+    if !chain.is_empty() {
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(text.as_bytes());
+    exchange.request.set("X-Forwarded-For", &chain);
+    let scheme: &[u8] = if exchange.client.tls { b"https" } else { b"http" };
+    exchange.request.set("X-Forwarded-Proto", scheme);
+    let host = exchange.request.authority().as_bytes().to_vec();
+    exchange.request.set("X-Forwarded-Host", &host);
+    text.clear();
+    let _ = write!(text, "{}", exchange.client.local.port());
+    exchange.request.set("X-Forwarded-Port", text.as_bytes());
+    exchange.request.remove_known(Known::Forwarded);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_one_hop_ends_there_and_nobody_can_take_off_what_is_ours() {
+        let mut head = Head::request("GET", "/", "a");
+        for (name, value) in [
+            ("Connection", "close, X-Own, content-length, x-forwarded-client-cert"),
+            ("X-Own", "1"),
+            ("Keep-Alive", "timeout=5"),
+            ("TE", "trailers"),
+            ("Upgrade", "websocket"),
+            ("Content-Length", "3"),
+            ("X-Forwarded-Client-Cert", "URI=spiffe://a/b"),
+            ("X-End", "2"),
+        ] {
+            head.append(name, value.as_bytes());
+        }
+        let hop = take_hop(&mut head);
+        assert!(hop.te_trailers);
+        assert_eq!(hop.upgrade.as_deref(), Some(&b"websocket"[..]));
+        let names: Vec<_> = head.fields().map(|field| field.name.to_owned()).collect();
+        assert_eq!(names, ["Content-Length", "X-Forwarded-Client-Cert", "X-End"]);
+    }
+
+    #[test]
+    fn claims_of_identity_are_known_in_every_spelling() {
+        for name in [
+            "x-forwarded-client-cert",
+            "X_Forwarded_Client_Cert",
+            "Client-Cert",
+            "x-ssl-client-verify",
+            "X-SPIFFE-ID",
+            "l5d-client-id",
+            "SSL_CLIENT_CERT",
+        ] {
+            assert!(Known::of(name.as_bytes()).is_identity(), "{name}");
+        }
+        for name in ["x-consumer-username", "X_Consumer_Custom_ID", "X-Credential-Identifier"] {
+            assert_eq!(Known::of(name.as_bytes()), Known::ConsumerClaim, "{name}");
+        }
+        for name in ["x-consume", "accept", "x-spiff", "client-certs"] {
+            assert_eq!(Known::of(name.as_bytes()), Known::Other, "{name}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `Origin`: the upstream's side of one exchange, in whichever protocol it speaks.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use super::h1::{Http1, RequestLine, UpstreamHttp1};
+use super::h2::UpstreamHttp2;
+use super::{BodyLength, Broken, Piece, Side};
+use crate::pipeline::Head;
+
+/// What an upstream answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum Answer {
+    /// A 1xx; the final answer is still to come.
+    Interim,
+    /// The final one, and its body.
+    Final(BodyLength),
+    /// 101: from here on the bytes belong to another protocol.
+    Switched,
+}
+
+/// The upstream's side of one exchange.
+pub(in crate::proxy) enum Origin {
+    Http1(Box<UpstreamHttp1>),
+    Http2(Box<UpstreamHttp2>),
+}
+
+impl Origin {
+    pub(in crate::proxy) fn http1(http: Http1) -> Self {
+        Self::Http1(Box::new(UpstreamHttp1::new(http)))
+    }
+
+    /// Begins the request; its head goes out with the first bytes of the body, or with the flush.
+    pub(in crate::proxy) fn send(&mut self, line: &RequestLine<'_>, head: &Head) -> Result<(), Broken> {
+        match self {
+            Self::Http1(origin) => {
+                origin.send(line, head);
+                Ok(())
+            }
+            Self::Http2(origin) => origin.send(line, head),
+        }
+    }
+
+    /// The answer's head, once it is there; `method` is the request's.
+    pub(in crate::proxy) fn poll_head(
+        &mut self,
+        context: &mut Context<'_>,
+        method: &str,
+        head: &mut Head,
+    ) -> Poll<Result<Answer, Broken>> {
+        match self {
+            Self::Http1(origin) => origin.poll_head(context, method, head),
+            Self::Http2(origin) => origin.poll_head(context, method, head),
+        }
+    }
+
+    /// Has a byte of an answer arrived? Then the upstream has acted on the request.
+    pub(in crate::proxy) fn has_answered(&self) -> bool {
+        match self {
+            Self::Http1(origin) => origin.has_answered(),
+            Self::Http2(_) => false,
+        }
+    }
+}
+
+impl Side for Origin {
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece<'_>, Broken>> {
+        match self {
+            Self::Http1(origin) => origin.http.poll_data(context),
+            Self::Http2(origin) => origin.poll_data(context),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match self {
+            Self::Http1(origin) => origin.http.consume(count),
+            Self::Http2(origin) => origin.consume(count),
+        }
+    }
+
+    fn trailers(&mut self) -> Option<http::HeaderMap> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(origin) => origin.trailers(),
+        }
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
+        match self {
+            Self::Http1(origin) => origin.http.poll_send(context, data),
+            Self::Http2(origin) => origin.poll_send(context, data),
+        }
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::Http1(origin) => origin.http.poll_flush(context),
+            Self::Http2(origin) => origin.poll_flush(context),
+        }
+    }
+
+    fn poll_finish(
+        &mut self,
+        context: &mut Context<'_>,
+        trailers: Option<http::HeaderMap>,
+    ) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::Http1(origin) => origin.http.poll_finish(context, trailers),
+            Self::Http2(origin) => origin.poll_finish(context, trailers),
+        }
+    }
+}
+
+pub(super) fn early_end() -> Broken {
+    Broken::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "the upstream closed the connection before it answered"))
+}

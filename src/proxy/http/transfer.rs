@@ -1,0 +1,127 @@
+//! `Pump`: moves one body from one side to the other, with back pressure, and nothing kept in between.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use super::{Broken, Piece, Side};
+use crate::pipeline::BodyFilters;
+
+/// Which side of a transfer broke.
+#[derive(Debug)]
+pub(in crate::proxy) enum Failed {
+    /// The side that the body comes from.
+    Source(Broken),
+    /// The side that it goes to.
+    Sink(Broken),
+    /// A body filter gave up.
+    Filter(crate::pipeline::Fault),
+}
+
+/// The state of one body on its way.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Pump {
+    /// Bytes of the body that went through.
+    pub(in crate::proxy) moved: u64,
+    is_over: bool,
+    trailers: Option<http::HeaderMap>,
+    /// What a filter made and the sink has not taken.
+    held: Bytes,
+    is_finished: bool,
+    is_stuck: bool,
+}
+
+impl Pump {
+    /// Has anything been taken from the source? Then the request cannot be sent again.
+    pub(in crate::proxy) fn has_begun(&self) -> bool {
+        self.moved > 0
+    }
+
+    /// The sink takes nothing more, and the exchange goes on without.
+    pub(in crate::proxy) fn get_stuck(&mut self) {
+        self.is_stuck = true;
+    }
+
+    pub(in crate::proxy) fn is_stuck(&self) -> bool {
+        self.is_stuck
+    }
+
+    pub(in crate::proxy) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// Moves what can be moved. Ready when the body is over and has gone out.
+    pub(in crate::proxy) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &mut impl Side,
+        sink: &mut impl Side,
+    ) -> Poll<Result<(), Failed>> {
+        while !self.is_over {
+            match source.poll_data(context) {
+                Poll::Ready(Ok(Piece::Data(data))) => {
+                    let taken = ready!(sink.poll_send(context, data)).map_err(Failed::Sink)?;
+                    source.consume(taken);
+                    self.moved += taken as u64;
+                }
+                Poll::Ready(Ok(Piece::End)) => {
+                    self.is_over = true;
+                    self.trailers = source.trailers();
+                }
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::Source(broken))),
+                Poll::Pending => {
+                    // Nothing to add for now: what is there must not wait for more.
+                    let _ = sink.poll_flush(context).map_err(Failed::Sink)?;
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.poll_finish(context, sink)
+    }
+
+    /// The same through filters.
+    pub(in crate::proxy) fn poll_filtered(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &mut impl Side,
+        sink: &mut impl Side,
+        filters: &mut BodyFilters,
+    ) -> Poll<Result<(), Failed>> {
+        loop {
+            while !self.held.is_empty() {
+                let taken = ready!(sink.poll_send(context, &self.held)).map_err(Failed::Sink)?;
+                let _ = self.held.split_to(taken);
+            }
+            if self.is_over {
+                return self.poll_finish(context, sink);
+            }
+            match source.poll_data(context) {
+                Poll::Ready(Ok(Piece::Data(data))) => {
+                    let count = data.len();
+                    let filtered = filters.chunk(Bytes::copy_from_slice(data));
+                    self.held = filtered.map_err(Failed::Filter)?;
+                    source.consume(count);
+                    self.moved += count as u64;
+                }
+                Poll::Ready(Ok(Piece::End)) => {
+                    self.is_over = true;
+                    self.trailers = source.trailers();
+                    self.held = filters.finish().map_err(Failed::Filter)?;
+                }
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::Source(broken))),
+                Poll::Pending => {
+                    let _ = sink.poll_flush(context).map_err(Failed::Sink)?;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn poll_finish(&mut self, context: &mut Context<'_>, sink: &mut impl Side) -> Poll<Result<(), Failed>> {
+        if !self.is_finished {
+            ready!(sink.poll_finish(context, self.trailers.take())).map_err(Failed::Sink)?;
+            self.is_finished = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,15 @@
+//! The data plane: listeners, connections, exchanges. A door: it defines nothing itself.
+
+mod buffer;
+mod connection;
+mod copy;
+mod data_plane;
+pub mod http;
+mod listener;
+mod metrics;
+mod worker;
+
+pub use connection::DoorSecurity;
+pub use data_plane::{DataPlane, Door, Error, Parts};
+pub use metrics::ProxyMetrics;
+pub use worker::Limits;

@@ -1,0 +1,172 @@
+//! `Worker`: what one thread of the data plane shares among its connections, and with nobody else.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::buffer::Buffers;
+use super::metrics::ProxyMetrics;
+use crate::observe::AuditLane;
+use crate::pipeline::{Client, Exchange};
+use crate::rt::{Cached, Live};
+use crate::snapshot::Snapshot;
+use crate::upstream::{Connect, Pool};
+
+/// Time limits and bounds of a data plane's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a TLS handshake.
+    pub handshake_within: Duration,
+    /// For a request's head, from its first byte; for the first byte of a new connection.
+    pub head_within: Duration,
+    /// Between two requests of a connection.
+    pub idle_within: Duration,
+    /// For a caller to take an answer of our own.
+    pub send_within: Duration,
+    /// For a tunnel in which nothing moves.
+    pub tunnel_idle: Duration,
+    /// How long an idle connection waits for one more request when the process drains.
+    pub drain_idle: Duration,
+    /// Connections of one worker.
+    pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake_within: Duration::from_secs(5),
+            head_within: Duration::from_secs(30),
+            idle_within: Duration::from_secs(75),
+            send_within: Duration::from_secs(60),
+            tunnel_idle: Duration::from_secs(3600),
+            drain_idle: Duration::from_secs(1),
+            max_connections: 65_536,
+        }
+    }
+}
+
+/// Exchanges that a worker keeps for reuse.
+const SPARE_EXCHANGES: usize = 256;
+
+/// What one thread's connections share.
+pub(in crate::proxy) struct Worker {
+    pub(in crate::proxy) buffers: Buffers,
+    pub(in crate::proxy) limits: Limits,
+    pub(in crate::proxy) pool: Mutex<Pool>,
+    pub(in crate::proxy) connect: Connect,
+    pub(in crate::proxy) lane: AuditLane,
+    pub(in crate::proxy) metrics: Arc<ProxyMetrics>,
+    snapshot: Mutex<Cached<Snapshot>>,
+    // Boxed: an exchange is too large to be moved between a connection and this list.
+    exchanges: Mutex<Vec<Box<Exchange>>>,
+    is_draining: AtomicBool,
+    drain: Notify,
+}
+
+impl Worker {
+    pub(in crate::proxy) fn new(
+        limits: Limits,
+        connect: Connect,
+        lane: AuditLane,
+        metrics: Arc<ProxyMetrics>,
+        snapshot: &Live<Snapshot>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            buffers: Buffers::default(),
+            limits,
+            pool: Mutex::new(Pool::new()),
+            connect,
+            lane,
+            metrics,
+            snapshot: Mutex::new(snapshot.cached()),
+            exchanges: Mutex::new(Vec::new()),
+            is_draining: AtomicBool::new(false),
+            drain: Notify::new(),
+        })
+    }
+
+    /// The snapshot of this moment. An exchange takes one and keeps it to its end.
+    pub(in crate::proxy) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.lock().load().clone()
+    }
+
+    /// Runs `work` on this worker's thread; it ends with the worker.
+    #[expect(clippy::unused_self, reason = "says whose thread it is")]
+    pub(in crate::proxy) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        // The worker's runtime is the owner: it drops what is left when it ends.
+        drop(crate::rt::spawn(work));
+    }
+
+    /// An exchange for a request that has begun to arrive.
+    pub(in crate::proxy) fn lend_exchange(&self, client: &Arc<Client>) -> Box<Exchange> {
+        match self.exchanges.lock().pop() {
+            Some(mut exchange) => {
+                exchange.client = client.clone();
+                exchange.start();
+                exchange
+            }
+            None => Box::new(Exchange::new(client.clone())),
+        }
+    }
+
+    /// Keeps an exchange's memory for the next one.
+    pub(in crate::proxy) fn take_back(&self, mut exchange: Box<Exchange>) {
+        exchange.request.shrink();
+        exchange.response.shrink();
+        // Nothing of a finished exchange may hold on to an old snapshot.
+        exchange.consumers = None;
+        exchange.start();
+        let mut exchanges = self.exchanges.lock();
+        if exchanges.len() < SPARE_EXCHANGES {
+            exchanges.push(exchange);
+        }
+    }
+
+    pub(in crate::proxy) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// Asks all connections to finish.
+    pub(in crate::proxy) fn start_draining(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+        self.drain.notify_waiters();
+    }
+
+    /// Waits until the worker drains.
+    pub(in crate::proxy) fn draining(&self) -> impl Future<Output = ()> {
+        let mut notified = Box::pin(self.drain.notified());
+        // Registered before the flag is looked at: a drain between the two is not missed.
+        notified.as_mut().enable();
+        let mut over = self.is_draining();
+        std::future::poll_fn(move |context: &mut Context<'_>| {
+            if !over {
+                over = self.is_draining() || notified.as_mut().poll(context).is_ready();
+            }
+            if over { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
+    pub(in crate::proxy) fn note_malformed(&self, client: &Client, sentence: &str) {
+        self.metrics.malformed.inc();
+        tracing::debug!(address = %client.address, connection = client.connection, "refused: {sentence}");
+    }
+
+    pub(in crate::proxy) fn note_unreachable(&self, error: &crate::upstream::Error) {
+        self.metrics.unreachable.inc();
+        tracing::debug!(%error, "an upstream cannot be reached");
+    }
+
+    pub(in crate::proxy) fn note_handshake(&self, address: SocketAddr, reason: &str) {
+        tracing::debug!(%address, "handshake refused: {reason}");
+    }
+
+    pub(in crate::proxy) fn note_exchange(&self, exchange: &Exchange) {
+        self.metrics.exchanged(exchange);
+    }
+}

@@ -1,0 +1,234 @@
+//! TCP, TLS or mTLS to an endpoint, and the one stream type that both sides of the proxy use.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::{Endpoint, Security};
+use crate::identity::Peer;
+use crate::mtls::{self, Alpn, Connector};
+
+/// A connection's bytes: plain, or TLS from either side.
+pub enum Stream {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// TLS that we originated.
+    Originated(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// TLS that we terminate.
+    Terminated(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// The socket below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Originated(tls) => tls.get_ref().0,
+            Self::Terminated(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Has something arrived, the end included? Looks at a flag; makes no system call.
+    pub fn poll_arrived(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.tcp().poll_read_ready(context).map(|_| ())
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Stream(tcp)",
+            Self::Originated(_) => "Stream(tls, originated)",
+            Self::Terminated(_) => "Stream(tls, terminated)",
+        })
+    }
+}
+
+macro_rules! each {
+    ($stream:expr, $inner:ident => $do:expr) => {
+        match $stream.get_mut() {
+            Stream::Tcp($inner) => $do,
+            Stream::Originated($inner) => $do,
+            Stream::Terminated($inner) => $do,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, inner => Pin::new(inner).poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, inner => Pin::new(inner).poll_write(context, data))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, inner => Pin::new(inner).poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, inner => Pin::new(inner).poll_shutdown(context))
+    }
+}
+
+/// What will be spoken over a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Why an endpoint cannot be reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name has no address.
+    #[error("{endpoint}: the name cannot be resolved: {source}")]
+    Resolve {
+        /// The endpoint.
+        endpoint: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// No connection.
+    #[error("{endpoint}: {source}")]
+    Connect {
+        /// The endpoint.
+        endpoint: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A connection, and no TLS over it: also when the peer is not whom we expect.
+    #[error("{endpoint}: the TLS handshake failed: {reason}")]
+    Handshake {
+        /// The endpoint.
+        endpoint: String,
+        /// What failed.
+        reason: String,
+    },
+    /// It took too long.
+    #[error("{endpoint}: no connection within {within:?}")]
+    Late {
+        /// The endpoint.
+        endpoint: String,
+        /// The limit.
+        within: Duration,
+    },
+    /// mTLS is asked for and this process has no identity.
+    #[error("{endpoint}: mTLS needs an SVID, and this process has no identity")]
+    NoIdentity {
+        /// The endpoint.
+        endpoint: String,
+    },
+}
+
+/// A new connection.
+#[derive(Debug)]
+pub struct Established {
+    /// Its bytes.
+    pub stream: Stream,
+    /// Whom the handshake proved, on mTLS.
+    pub peer: Option<Arc<Peer>>,
+}
+
+/// Makes connections for all workers of a data plane.
+#[derive(Clone)]
+pub struct Connect {
+    mesh: Option<Connector>,
+    public: mtls::PublicConnector,
+}
+
+impl Connect {
+    /// With the identity that mTLS needs; without one only plain and public upstreams can be reached.
+    pub fn new(mesh: Option<Connector>, public: mtls::PublicConnector) -> Self {
+        Self { mesh, public }
+    }
+
+    /// Tells connections of one identity revision from those of the next; pooled ones of an earlier revision are not reused.
+    pub fn identity_revision(&self) -> u64 {
+        self.mesh.as_ref().map_or(0, Connector::identity_revision)
+    }
+
+    /// Connects, handshake included.
+    ///
+    /// # Errors
+    /// Always before a byte of the request was sent: another endpoint may be tried.
+    pub async fn to(
+        &self,
+        endpoint: &Endpoint,
+        protocol: Protocol,
+        within: Duration,
+    ) -> Result<Established, Error> {
+        let name = || endpoint.authority();
+        match tokio::time::timeout(within, self.handshake(endpoint, protocol)).await {
+            Ok(established) => established,
+            Err(_) => Err(Error::Late { endpoint: name(), within }),
+        }
+    }
+
+    async fn handshake(&self, endpoint: &Endpoint, protocol: Protocol) -> Result<Established, Error> {
+        let name = || endpoint.authority();
+        let tcp = self.tcp(endpoint).await?;
+        // Small writes are whole messages here; waiting for more only adds latency.
+        let _ = tcp.set_nodelay(true);
+        let alpn = match protocol {
+            Protocol::Http1 => Alpn::Http1,
+            Protocol::Http2 => Alpn::Http2,
+        };
+        match &endpoint.security {
+            Security::Plain => Ok(Established { stream: Stream::Tcp(tcp), peer: None }),
+            Security::Public { verify } => {
+                let tls = self.public.connect(tcp, &endpoint.host, alpn, *verify).await;
+                let tls = tls
+                    .map_err(|error| Error::Handshake { endpoint: name(), reason: error.to_string() })?;
+                Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: None })
+            }
+            Security::Mesh(expected) => {
+                let mesh = self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
+                let (tls, peer) = mesh
+                    .connect(tcp, expected, alpn)
+                    .await
+                    .map_err(|error| Error::Handshake { endpoint: name(), reason: error.to_string() })?;
+                Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: Some(peer) })
+            }
+        }
+    }
+
+    async fn tcp(&self, endpoint: &Endpoint) -> Result<TcpStream, Error> {
+        let name = || endpoint.authority();
+        if let Some(address) = endpoint.address {
+            return TcpStream::connect(address)
+                .await
+                .map_err(|source| Error::Connect { endpoint: name(), source });
+        }
+        let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
+            .await
+            .map_err(|source| Error::Resolve { endpoint: name(), source })?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) => last = error,
+            }
+        }
+        Err(Error::Connect { endpoint: name(), source: last })
+    }
+}

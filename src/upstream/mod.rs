@@ -1,0 +1,12 @@
+//! Where requests go: clusters that pick an endpoint, and connections to it. A door: it defines nothing itself.
+
+mod balance;
+mod cluster;
+mod connect;
+mod endpoint;
+mod pool;
+
+pub use cluster::{Cluster, HashKey, Tried};
+pub use connect::{Connect, Error, Established, Protocol, Stream};
+pub use endpoint::{Busy, Endpoint, Security};
+pub use pool::{Idle, Pool, Reuse};

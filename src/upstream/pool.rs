@@ -1,0 +1,116 @@
+//! Idle connections by endpoint and identity: one pool a worker, lent to one exchange at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::time::Instant;
+
+use super::{Endpoint, Stream};
+use crate::model::KeepalivePool;
+
+/// A connection and how it may be used again.
+#[derive(Debug)]
+pub struct Idle {
+    /// Its bytes.
+    pub stream: Stream,
+    /// What made it usable.
+    pub reuse: Reuse,
+}
+
+/// How long, how often and under which identity a connection may be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Reuse {
+    /// Requests it has served.
+    pub requests: u32,
+    /// The identity revision that it was made under.
+    pub identity: u64,
+    /// When its proof ends, seconds since 1970: the earlier of both ends' certificates.
+    pub not_after: i64,
+}
+
+#[derive(Default)]
+struct Place {
+    idle: Vec<(Idle, Instant)>,
+    limits: KeepalivePool,
+    /// The one HTTP/2 connection; the lock is held while it is made, so that a burst makes one.
+    http2: Shared,
+}
+
+/// The HTTP/2 connection to one endpoint that a worker's exchanges share.
+pub type Shared = Arc<tokio::sync::Mutex<Option<(SendRequest<Bytes>, Reuse)>>>;
+
+/// A worker's idle connections.
+#[derive(Default)]
+pub struct Pool {
+    places: HashMap<u128, Place, foldhash::fast::RandomState>,
+}
+
+impl Pool {
+    /// No connections yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The newest idle connection to `endpoint` that nothing speaks against: no bytes and no end have arrived on it.
+    pub fn take(&mut self, endpoint: &Endpoint, identity: u64, now: i64, context: &mut Context<'_>) -> Option<Idle> {
+        let place = self.places.get_mut(&endpoint.key)?;
+        while let Some((idle, _)) = place.idle.pop() {
+            let proved = idle.reuse.identity == identity && idle.reuse.not_after > now;
+            if proved && idle.stream.poll_arrived(context).is_pending() {
+                return Some(idle);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next exchange, or closes it when the limits say so.
+    pub fn put(&mut self, endpoint: &Endpoint, idle: Idle, limits: KeepalivePool) {
+        if limits.idle_timeout <= 0.0 || idle.reuse.requests >= limits.requests {
+            return;
+        }
+        let place = self.places.entry(endpoint.key).or_default();
+        place.limits = limits;
+        if place.idle.len() >= limits.size as usize {
+            // The oldest goes: it is the likeliest to be closed by the other side soon.
+            place.idle.remove(0);
+        }
+        place.idle.push((idle, Instant::now()));
+    }
+
+    /// The HTTP/2 connection to `endpoint` that exchanges share.
+    pub fn shared(&mut self, endpoint: &Endpoint) -> Shared {
+        self.places.entry(endpoint.key).or_default().http2.clone()
+    }
+
+    /// Closes what has been idle for too long. Called once a second by the worker.
+    pub fn sweep(&mut self) {
+        let now = Instant::now();
+        self.places.retain(|_, place| {
+            let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
+            let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
+            place.idle.drain(..expired);
+            if let Ok(mut shared) = place.http2.try_lock()
+                && shared.as_mut().is_some_and(|(send, _)| is_closed(send))
+            {
+                *shared = None;
+            }
+            let shares = Arc::strong_count(&place.http2) > 1
+                || place.http2.try_lock().map_or(true, |shared| shared.is_some());
+            !place.idle.is_empty() || shares
+        });
+    }
+
+    /// Idle HTTP/1.1 connections, of all endpoints.
+    pub fn idle_count(&self) -> usize {
+        self.places.values().map(|place| place.idle.len()).sum()
+    }
+}
+
+fn is_closed(send: &mut SendRequest<Bytes>) -> bool {
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    matches!(send.poll_ready(&mut context), std::task::Poll::Ready(Err(_)))
+}
