@@ -19,9 +19,9 @@ lint:
 deny:
     cargo deny check bans licenses sources
 
-# The documentation, private items too, without warnings.
+# The documentation, without warnings.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
 # Micro benches; `just bench mesh` runs the sidecars beside nginx.
 bench WHAT="":
