@@ -118,9 +118,9 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
         DoorSecurity::Mesh(acceptor) => {
             let (tls, peer) = acceptor.accept(tcp).await.map_err(|error| Refused {
                 code: error.code().to_owned(),
-                presented: error.presented().map(str::to_owned),
-                serial: error.serial().map(str::to_owned),
-                reason: error.to_string(),
+                presented: error.presented().and_then(|presented| presented.id.clone()),
+                serial: error.presented().and_then(|presented| presented.serial.clone()),
+                reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
             })?;
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let stream = Stream::Terminated(Box::new(tls));

@@ -43,6 +43,11 @@ impl<T> Live<T> {
         self.current.load_full()
     }
 
+    /// How many values were published before the current one.
+    pub fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+
     /// Waits until a value is published that this reader has not waited for yet.
     ///
     /// `false` when the publisher is gone: the current value is final.

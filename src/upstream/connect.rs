@@ -153,13 +153,12 @@ pub struct Established {
 #[derive(Clone)]
 pub struct Connect {
     mesh: Option<Connector>,
-    public: mtls::PublicConnector,
 }
 
 impl Connect {
     /// With the identity that mTLS needs; without one only plain and public upstreams can be reached.
-    pub fn new(mesh: Option<Connector>, public: mtls::PublicConnector) -> Self {
-        Self { mesh, public }
+    pub fn new(mesh: Option<Connector>) -> Self {
+        Self { mesh }
     }
 
     /// Tells connections of one identity revision from those of the next; pooled ones of an earlier revision are not reused.
@@ -196,7 +195,7 @@ impl Connect {
         match &endpoint.security {
             Security::Plain => Ok(Established { stream: Stream::Tcp(tcp), peer: None }),
             Security::Public { verify } => {
-                let tls = self.public.connect(tcp, &endpoint.host, alpn, *verify).await;
+                let tls = mtls::connect_public(tcp, &endpoint.host, alpn, *verify).await;
                 let tls = tls
                     .map_err(|error| Error::Handshake { endpoint: name(), reason: error.to_string() })?;
                 Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: None })

@@ -47,7 +47,7 @@ impl Endpoint {
         let expected = match &security {
             Security::Plain => "plain".to_owned(),
             Security::Public { verify } => format!("public {verify}"),
-            Security::Mesh(expected) => format!("mesh {expected}"),
+            Security::Mesh(expected) => format!("mesh {expected:?}"),
         };
         let digest = ring::digest::digest(
             &ring::digest::SHA256,

@@ -207,7 +207,10 @@ fn refuse(
     let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
     let denial = worker.lane.denial_id();
     let nearest = snapshot.policy.nearest(standing, &action(exchange));
-    let nearest = nearest.map(|near| near.describe(&snapshot.policy));
+    let nearest = nearest.and_then(|near| {
+        let rule = snapshot.policy.rule(near.rule)?;
+        Some(format!("{}/{}: {}", rule.policy, rule.rule, near.clause))
+    });
     // A denial that cannot be recorded is still a denial: the caller gets nothing more either way.
     let _ = record(worker, snapshot, exchange, decision, Some(&denial), nearest.as_deref());
     if is_grpc(exchange) {

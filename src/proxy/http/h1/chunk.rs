@@ -112,7 +112,7 @@ impl Chunks {
                 self.state = State::Done;
                 return Ok(Step::End(at));
             }
-            if !line.contains(&b':') {
+            if !is_field(line) {
                 return Err(ChunkError("a trailer is not a field"));
             }
         }
@@ -127,6 +127,15 @@ impl Chunks {
             }
         }
     }
+}
+
+/// A token, a colon, and a value without control characters (RFC 9110 sections 5.1 and 5.5).
+fn is_field(line: &[u8]) -> bool {
+    let Some(colon) = memchr::memchr(b':', line) else { return false };
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    let lawful = |b: &u8| *b == b'\t' || (*b >= 0x20 && *b != 0x7f);
+    !name.is_empty() && name.iter().all(token) && value.iter().all(lawful)
 }
 
 /// The line at the start of `input`, without its CR LF; `None` when its end is not there yet.
@@ -185,6 +194,9 @@ mod tests {
             "00000000000000001\r\n",
             "0\r\nno field\r\n\r\n",
             "0\r\nA: 1\n\r\n",
+            "0\r\nA: \x18\r\n\r\n",
+            "0\r\nA b: 1\r\n\r\n",
+            "0\r\n: 1\r\n\r\n",
             "1;a\nb\r\nx\r\n",
         ] {
             let result = decode(input.as_bytes());

@@ -1,0 +1,363 @@
+//! What a process is told once at its start: one YAML file, strict; `docs/settings.md` is written from these types.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::model::Workload;
+use crate::store;
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is not there or not readable.
+    #[error("cannot read the settings file {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is not YAML of this shape; the sentence names line and field.
+    #[error("the settings file {path} is not valid: {detail}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        detail: String,
+    },
+    /// A setting contradicts another one, or is missing.
+    #[error("setting {field}: {problem}")]
+    Setting {
+        /// The setting's name, with dots.
+        field: &'static str,
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Beside one workload: mTLS in, mTLS out.
+    Sidecar,
+    /// At the edge: public clients in, mTLS towards workloads.
+    Ingress,
+    /// Admin API, store, feed.
+    Control,
+    /// Issues identities over the SPIFFE Workload API.
+    Issuer,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sidecar => "sidecar",
+            Self::Ingress => "ingress",
+            Self::Control => "control",
+            Self::Issuer => "issuer",
+        })
+    }
+}
+
+/// One process' settings. Unknown keys are refused.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What the process does; `--role` on the command line wins.
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// Several roles in one process, in place of `role`.
+    #[serde(default)]
+    pub roles: Vec<Role>,
+    /// The trust domain that this process belongs to.
+    pub trust_domain: String,
+    /// Where state is kept: last good configuration, admin key, issuer's authority, embedded store.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// The process' name in the control plane's list; the host's name when not given.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Where the process' own identity comes from.
+    #[serde(default)]
+    pub identity: Option<IdentitySettings>,
+    /// Where configuration comes from.
+    #[serde(default)]
+    pub control_plane: Option<ControlPlaneSettings>,
+    /// Configuration from a file in place of a control plane: YAML with a last line `#END`, or JSON.
+    #[serde(default)]
+    pub resources: Option<PathBuf>,
+    /// Settings of role sidecar.
+    #[serde(default)]
+    pub sidecar: Option<SidecarSettings>,
+    /// Settings of role ingress.
+    #[serde(default)]
+    pub ingress: Option<IngressSettings>,
+    /// Settings of role control.
+    #[serde(default)]
+    pub control: Option<ControlSettings>,
+    /// Settings of role issuer.
+    #[serde(default)]
+    pub issuer: Option<IssuerSettings>,
+    /// Health, readiness and metrics; not opened when not given.
+    #[serde(default)]
+    pub status: Option<SocketAddr>,
+    /// The decision log.
+    #[serde(default)]
+    pub audit: AuditSettings,
+    /// Threads that carry traffic; as many as there are cores when not given.
+    #[serde(default)]
+    pub workers: Option<usize>,
+    /// Seconds that connections get to finish when the process is asked to end.
+    #[serde(default = "default_drain_seconds")]
+    pub drain_seconds: u64,
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/wardgate".into()
+}
+
+const fn default_drain_seconds() -> u64 {
+    30
+}
+
+/// Where the process' own identity comes from.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(tag = "source", rename_all = "snake_case", deny_unknown_fields)]
+pub enum IdentitySettings {
+    /// The SPIFFE Workload API: SPIRE's agent, or our issuer.
+    WorkloadApi {
+        /// `unix:///run/…`; `SPIFFE_ENDPOINT_SOCKET` when not given.
+        #[serde(default)]
+        socket: Option<String>,
+    },
+    /// Files that something else rotates.
+    Files {
+        /// The SVID's chain as PEM, leaf first.
+        certificate: PathBuf,
+        /// Its private key as PEM.
+        key: PathBuf,
+        /// The trust domain's roots as PEM.
+        bundle: PathBuf,
+        /// Roots of further trust domains, by their name.
+        #[serde(default)]
+        federated: std::collections::BTreeMap<String, PathBuf>,
+    },
+    /// The issuer in this very process (role issuer).
+    Issuer {
+        /// The identity to take; `spiffe://<trust domain>/wardgate/<role>` when not given.
+        #[serde(default)]
+        spiffe_id: Option<String>,
+    },
+}
+
+/// The control plane's feed.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlaneSettings {
+    /// `host:port` of the feed.
+    pub address: String,
+    /// Whom we expect there; `spiffe://<trust domain>/wardgate/control` when not given.
+    #[serde(default)]
+    pub spiffe_id: Option<String>,
+}
+
+/// Settings of role sidecar.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SidecarSettings {
+    /// The workload: `http://host:port`, or `grpc://host:port` for one that speaks HTTP/2 without TLS.
+    /// Requests that are allowed and match no inbound route go there.
+    #[serde(default)]
+    pub app: Option<String>,
+    /// Where peers reach the workload over mTLS.
+    #[serde(default = "default_inbound")]
+    pub inbound: SocketAddr,
+    /// Where the workload sends its own calls.
+    #[serde(default = "default_outbound")]
+    pub outbound: SocketAddr,
+}
+
+fn default_inbound() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 15006))
+}
+
+fn default_outbound() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 15001))
+}
+
+/// Settings of role ingress.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IngressSettings {
+    /// Plain HTTP; `null` opens none.
+    #[serde(default = "default_http")]
+    pub http: Option<SocketAddr>,
+    /// HTTPS with the certificates of the `ssls` resources; `null` opens none.
+    #[serde(default = "default_https")]
+    pub https: Option<SocketAddr>,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the setting itself is optional")]
+fn default_http() -> Option<SocketAddr> {
+    Some(SocketAddr::from(([0, 0, 0, 0], 9080)))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the setting itself is optional")]
+fn default_https() -> Option<SocketAddr> {
+    Some(SocketAddr::from(([0, 0, 0, 0], 9443)))
+}
+
+/// Settings of role control.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlSettings {
+    /// The Admin API. It speaks plain HTTP with an admin key: keep it on loopback, or behind something that adds TLS.
+    #[serde(default = "default_admin")]
+    pub admin: SocketAddr,
+    /// The feed for data planes, over mTLS.
+    #[serde(default = "default_feed")]
+    pub feed: SocketAddr,
+    /// Where the declared state lives; an embedded file in `state_dir` when not given.
+    #[serde(default)]
+    pub store: Option<store::Settings>,
+    /// SPIFFE ID patterns of data planes that may ask for an ingress' configuration;
+    /// `spiffe://<trust domain>/wardgate/ingress` when not given.
+    #[serde(default)]
+    pub ingress_ids: Vec<String>,
+}
+
+fn default_admin() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9180))
+}
+
+fn default_feed() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 9185))
+}
+
+/// Settings of role issuer.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerSettings {
+    /// Where the Workload API is served.
+    pub socket: PathBuf,
+    /// The authority's folder; `authority` in `state_dir` when not given. Made at the first start.
+    #[serde(default)]
+    pub authority: Option<PathBuf>,
+    /// Registration entries beside those of the control plane.
+    #[serde(default)]
+    pub entries: Vec<Workload>,
+}
+
+/// Settings of the decision log.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSettings {
+    /// The file; `audit.jsonl` in `state_dir` when not given.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// Writes every record to standard output as well.
+    #[serde(default)]
+    pub stdout: bool,
+}
+
+impl Settings {
+    /// Reads and checks a settings file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not of this shape, or contradicts itself.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let settings: Self = serde_saphyr::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), detail: error.to_string() })?;
+        settings.trust_domain()?;
+        Ok(settings)
+    }
+
+    /// The settings of an embedded mode: nothing but a trust domain and a place for state.
+    pub fn embedded(trust_domain: &str, state_dir: &Path) -> Self {
+        Self {
+            role: None,
+            roles: Vec::new(),
+            trust_domain: trust_domain.to_owned(),
+            state_dir: state_dir.to_owned(),
+            node: None,
+            identity: None,
+            control_plane: None,
+            resources: None,
+            sidecar: None,
+            ingress: None,
+            control: None,
+            issuer: None,
+            status: None,
+            audit: AuditSettings::default(),
+            workers: Some(1),
+            drain_seconds: 5,
+        }
+    }
+
+    /// The trust domain.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn trust_domain(&self) -> Result<TrustDomain, Error> {
+        self.trust_domain.parse().map_err(|error| Error::Setting {
+            field: "trust_domain",
+            problem: format!("{:?}: {error}", self.trust_domain),
+        })
+    }
+
+    /// The identity of one of Wardgate's own parts: `spiffe://<trust domain>/wardgate/<part>`.
+    ///
+    /// # Errors
+    /// The trust domain's name is none.
+    pub fn own_id(&self, part: &str) -> Result<SpiffeId, Error> {
+        self.trust_domain()?.workload(&format!("/wardgate/{part}")).map_err(|error| Error::Setting {
+            field: "trust_domain",
+            problem: error.to_string(),
+        })
+    }
+
+    /// The roles that the process starts.
+    ///
+    /// # Errors
+    /// None is named, or both `role` and `roles` are.
+    pub fn roles(&self, asked: Option<Role>) -> Result<Vec<Role>, Error> {
+        match (asked, self.role, &*self.roles) {
+            (Some(asked), _, _) => Ok(vec![asked]),
+            (None, Some(role), []) => Ok(vec![role]),
+            (None, None, [_, ..]) => Ok(self.roles.clone()),
+            (None, None, []) => Err(Error::Setting {
+                field: "role",
+                problem: "missing; expected sidecar, ingress, control or issuer".into(),
+            }),
+            (None, Some(_), _) => Err(Error::Setting {
+                field: "roles",
+                problem: "give either role or roles".into(),
+            }),
+        }
+    }
+
+    /// Where the decision log is.
+    pub fn audit_file(&self) -> PathBuf {
+        self.audit.file.clone().unwrap_or_else(|| self.state_dir.join("audit.jsonl"))
+    }
+
+    /// The process' name in the control plane's list.
+    pub fn node_name(&self) -> String {
+        let system = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.node.clone().unwrap_or_else(system)
+    }
+
+    /// Threads that carry traffic.
+    pub fn worker_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(cores).max(1)
+    }
+}
