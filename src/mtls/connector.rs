@@ -183,3 +183,25 @@ impl Prepared {
         Ok(config)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::forge::Forge;
+
+    #[test]
+    fn expectations_of_one_upstream_share_one_configuration() {
+        let identity = Forge::new("a.test").identity("/web", &[]);
+        let client = Connector::new(Live::fixed(identity));
+        let expect =
+            |pattern: &str| Arc::new(ExpectedPeers::new([pattern.parse().unwrap()]).unwrap());
+        let (one, other) = (expect("spiffe://a.test/db"), expect("spiffe://a.test/*"));
+        let tls = |expected, alpn| {
+            let prepared = client.prepared().unwrap();
+            prepared.tls(expected, alpn).unwrap().config().clone()
+        };
+        assert!(Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&one, Alpn::Http1)));
+        assert!(!Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&one, Alpn::Http2)));
+        assert!(!Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&other, Alpn::Http1)));
+    }
+}

@@ -9,6 +9,8 @@ mod certificates;
 mod connector;
 mod error;
 mod provider;
+#[cfg(test)]
+mod tests;
 mod verifier;
 
 pub use acceptor::Acceptor;
