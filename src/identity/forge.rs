@@ -1,0 +1,135 @@
+//! Certificates for tests: good ones, and each bad one that a rule is about.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use time::{Duration, OffsetDateTime};
+
+use super::{Identity, Svid, TrustBundle, TrustBundles, TrustDomain};
+
+/// A trust domain with a root and an intermediate.
+pub(crate) struct Forge {
+    pub(crate) domain: TrustDomain,
+    pub(crate) root: CertificateDer<'static>,
+    pub(crate) intermediate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    root_issuer: Issuer<'static, KeyPair>,
+}
+
+impl Forge {
+    pub(crate) fn new(domain: &str) -> Self {
+        Self::shaped(domain, |_| {}, |_| {})
+    }
+
+    /// A trust domain whose root or intermediate is changed before it is signed.
+    pub(crate) fn shaped(
+        domain: &str,
+        root: impl FnOnce(&mut CertificateParams),
+        intermediate: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
+        let mut params = authority(&format!("{domain} root"), domain);
+        root(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap();
+        let root_issuer = Issuer::new(params, key);
+        let mut params = authority(&format!("{domain} intermediate"), domain);
+        intermediate(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let signed = params.signed_by(&key, &root_issuer).unwrap();
+        Self {
+            domain: domain.parse().unwrap(),
+            root: root.der().clone(),
+            intermediate: signed.der().clone(),
+            issuer: Issuer::new(params, key),
+            root_issuer,
+        }
+    }
+
+    pub(crate) fn bundle(&self) -> TrustBundle {
+        TrustBundle { domain: self.domain.clone(), roots: vec![self.root.clone()] }
+    }
+
+    pub(crate) fn bundles(&self) -> TrustBundles {
+        [self.bundle()].into_iter().collect()
+    }
+
+    /// Signs with the intermediate: leaf and intermediate, and the leaf's key.
+    pub(crate) fn sign(&self, params: &CertificateParams) -> Signed {
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        Signed { chain: vec![leaf, self.intermediate.clone()], key }
+    }
+
+    /// Signs with the root: the leaf alone.
+    pub(crate) fn sign_by_root(&self, params: &CertificateParams) -> Signed {
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.root_issuer).unwrap().der().clone();
+        Signed { chain: vec![leaf], key }
+    }
+
+    pub(crate) fn svid(&self, path: &str) -> Svid {
+        let id = format!("spiffe://{}{path}", self.domain);
+        let Signed { chain, key } = self.sign(&leaf(&id));
+        Svid::new(chain, key.into()).unwrap()
+    }
+
+    /// An identity of this trust domain that also trusts `others`.
+    pub(crate) fn identity(&self, path: &str, others: &[&Self]) -> Identity {
+        let all = others.iter().copied().chain([self]);
+        Identity { svid: self.svid(path), bundles: all.map(Self::bundle).collect() }
+    }
+}
+
+pub(crate) struct Signed {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: KeyPair,
+}
+
+impl Signed {
+    /// An SVID that no rule of ours has seen: what a hostile peer presents.
+    pub(crate) fn unchecked(self) -> Svid {
+        Svid {
+            id: "spiffe://forged.test/unchecked".parse().unwrap(),
+            chain: self.chain,
+            key: PrivateKeyDer::from(self.key),
+            serial: String::new(),
+            not_before: 0,
+            not_after: i64::MAX,
+        }
+    }
+}
+
+/// A leaf that follows every rule.
+pub(crate) fn leaf(id: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![uri(id)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - Duration::minutes(1);
+    params.not_after = now + Duration::hours(1);
+    params
+}
+
+/// An authority that follows every rule.
+pub(crate) fn authority(name: &str, domain: &str) -> CertificateParams {
+    let mut params = leaf(&format!("spiffe://{domain}"));
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.extended_key_usages.clear();
+    params
+}
+
+pub(crate) fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().unwrap())
+}
+
+pub(crate) fn dns(text: &str) -> SanType {
+    SanType::DnsName(text.try_into().unwrap())
+}

@@ -1,0 +1,23 @@
+//! TLS on every side: mesh connections that prove a SPIFFE ID, and public TLS at the edges. A door: it defines nothing itself.
+//!
+//! In the mesh: TLS 1.3 only, both sides present an X.509-SVID, no resumption and no early data, and whoever connects says
+//! whom it expects. The peer's certificate is judged once, in the handshake; what the rest of the program sees is the
+//! [`Peer`](crate::identity::Peer) that this judgement made.
+
+mod acceptor;
+mod certificates;
+mod connector;
+mod error;
+mod provider;
+#[cfg(test)]
+mod tests;
+mod verifier;
+
+pub use acceptor::Acceptor;
+pub use certificates::{
+    PublicCertificate, PublicCertificates, public_client_config, public_server_config,
+};
+pub use connector::{Alpn, Connector, ExpectedPeers};
+pub use error::{Error, Refusal, refusal};
+pub use provider::provider;
+pub use verifier::PeerVerifier;
