@@ -15,5 +15,6 @@
 
 pub mod identity;
 pub mod model;
+pub mod policy;
 
 pub mod rt;
