@@ -16,6 +16,6 @@
 pub mod identity;
 pub mod model;
 pub mod mtls;
-
 pub mod pipeline;
+pub mod policy;
 pub mod rt;
