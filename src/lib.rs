@@ -18,3 +18,4 @@ pub mod model;
 
 pub mod pipeline;
 pub mod rt;
+pub mod snapshot;
