@@ -19,3 +19,4 @@ pub mod mtls;
 pub mod pipeline;
 pub mod policy;
 pub mod rt;
+pub mod snapshot;

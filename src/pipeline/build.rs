@@ -9,12 +9,21 @@ use serde_json::Value;
 
 use crate::model::{Id, Kind};
 
-type KeptKey = (Kind, Id, &'static str, String, TypeId);
+/// Whose state it is: one resource's, or everybody's who names the same group.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    Resource(Kind, Id),
+    Group,
+}
+
+type KeptKey = (Owner, &'static str, String, TypeId);
 
 /// State kept from revision to revision as long as a snapshot uses it.
 #[derive(Clone, Default)]
 pub struct Kept {
     slots: Arc<Mutex<HashMap<KeptKey, Weak<dyn Any + Send + Sync>>>>,
+    /// Looks state up and leaves none behind.
+    trial: bool,
 }
 
 impl std::fmt::Debug for Kept {
@@ -24,6 +33,12 @@ impl std::fmt::Debug for Kept {
 }
 
 impl Kept {
+    /// The same state, for a compilation whose result is thrown away: what it makes anew is not kept.
+    #[must_use]
+    pub fn for_trial(&self) -> Self {
+        Self { slots: self.slots.clone(), trial: true }
+    }
+
     /// Forgets slots whose last user is gone.
     pub fn sweep(&self) {
         self.slots.lock().retain(|_, slot| slot.strong_count() > 0);
@@ -50,7 +65,25 @@ impl Build<'_> {
     ///
     /// Two owners never share it; the last snapshot that uses it drops it.
     pub fn keep<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
-        let slot = (self.kind, self.owner.clone(), self.plugin, key.to_owned(), TypeId::of::<T>());
+        self.slot(Owner::Resource(self.kind, self.owner.clone()), key, make)
+    }
+
+    /// The state of a `group` that several resources name: the same for all of them.
+    pub fn keep_group<T: Send + Sync + 'static>(
+        &self,
+        group: &str,
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        self.slot(Owner::Group, group, make)
+    }
+
+    fn slot<T: Send + Sync + 'static>(
+        &self,
+        owner: Owner,
+        key: &str,
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        let slot = (owner, self.plugin, key.to_owned(), TypeId::of::<T>());
         let mut slots = self.kept.slots.lock();
         if let Some(kept) = slots.get(&slot).and_then(Weak::upgrade)
             && let Ok(kept) = kept.downcast::<T>()
@@ -58,8 +91,48 @@ impl Build<'_> {
             return kept;
         }
         let made = Arc::new(make());
-        let erased: Arc<dyn Any + Send + Sync> = made.clone();
-        slots.insert(slot, Arc::downgrade(&erased));
+        if !self.kept.trial {
+            let erased: Arc<dyn Any + Send + Sync> = made.clone();
+            slots.insert(slot, Arc::downgrade(&erased));
+        }
         made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build<'a>(kept: &'a Kept, owner: &'a Id) -> Build<'a> {
+        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, kept }
+    }
+
+    #[test]
+    fn kept_state_survives_a_revision_is_not_shared_and_dies_with_its_last_user() {
+        let kept = Kept::default();
+        let (one, two) = (Id::parse("1").unwrap(), Id::parse("2").unwrap());
+        let first = build(&kept, &one).keep("window", || 7);
+        let again = build(&kept, &one).keep("window", || 8);
+        let other = build(&kept, &two).keep("window", || 9);
+        assert!(Arc::ptr_eq(&first, &again));
+        assert_eq!((*first, *other), (7, 9));
+        assert_eq!(*build(&kept, &one).keep("other", || 1), 1);
+        drop((first, again));
+        assert_eq!(*build(&kept, &one).keep("window", || 8), 8);
+        kept.sweep();
+        assert_eq!(format!("{kept:?}"), "Kept(1)");
+    }
+
+    #[test]
+    fn a_group_is_shared_and_a_trial_leaves_nothing_behind() {
+        let kept = Kept::default();
+        let (one, two) = (Id::parse("1").unwrap(), Id::parse("2").unwrap());
+        let first = build(&kept, &one).keep_group("g", || 7);
+        assert!(Arc::ptr_eq(&first, &build(&kept, &two).keep_group("g", || 8)));
+        let trial = kept.for_trial();
+        assert_eq!(*build(&trial, &two).keep_group("g", || 8), 7);
+        let made = build(&trial, &one).keep("window", || 1);
+        assert_eq!(*build(&kept, &one).keep("window", || 2), 2);
+        assert_eq!(*made, 1);
     }
 }

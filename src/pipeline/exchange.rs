@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::Head;
+use super::{Expr, Head};
 use crate::identity::{Peer, SpiffeId};
 use crate::model::{Id, Labels, Listeners};
 
@@ -49,6 +49,8 @@ pub struct RouteInfo {
     pub paths: Vec<String>,
     /// Its hosts, as the route or its service writes them.
     pub hosts: Vec<String>,
+    /// The plugins that run on it, by name: its own, its plugin config's and its service's.
+    pub plugins: Vec<&'static str>,
 }
 
 /// A consumer as found by a credential.
@@ -112,7 +114,16 @@ impl Notes {
     pub fn find<T: Any>(&self) -> Option<&T> {
         self.0.iter().find_map(|kept| kept.downcast_ref())
     }
+
+    /// The note of this type, to add to it.
+    pub fn find_mut<T: Any>(&mut self) -> Option<&mut T> {
+        self.0.iter_mut().find_map(|kept| kept.downcast_mut())
+    }
 }
+
+/// A note: the id that a plugin gave the request or took from it; what `$apisix_request_id` reads.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
 
 impl std::fmt::Debug for Notes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -155,6 +166,8 @@ pub struct Exchange {
     pub rewritten: Rewritten,
     /// What plugins left for their later phases.
     pub notes: Notes,
+    /// What conditions said when they were first asked, by the condition's number.
+    verdicts: Vec<(u64, bool)>,
     /// When things happened.
     pub times: Times,
     /// Where the response came from.
@@ -184,6 +197,7 @@ impl Exchange {
             consumer: None,
             rewritten: Rewritten::default(),
             notes: Notes::default(),
+            verdicts: Vec::new(),
             times: Times { started: Instant::now(), forwarded: None, answered: None },
             source: ResponseSource::Gateway,
             endpoint: None,
@@ -204,11 +218,32 @@ impl Exchange {
         self.consumer = None;
         self.rewritten = Rewritten::default();
         self.notes.0.clear();
+        self.verdicts.clear();
         self.times = Times { started: Instant::now(), forwarded: None, answered: None };
         self.source = ResponseSource::Gateway;
         self.endpoint = None;
         self.upstream_statuses.clear();
         (self.bytes_in, self.bytes_out) = (0, 0);
+    }
+
+    /// Asks `condition` once in this exchange: later phases get the first answer, whatever has changed since.
+    pub fn judge(&mut self, condition: &Expr) -> bool {
+        let known = self.verdict(condition);
+        known.unwrap_or_else(|| {
+            let holds = condition.holds(self);
+            self.verdicts.push((condition.id(), holds));
+            holds
+        })
+    }
+
+    /// The answer that [`Exchange::judge`] got, or the present one when nobody has asked yet.
+    pub fn judged(&self, condition: &Expr) -> bool {
+        self.verdict(condition).unwrap_or_else(|| condition.holds(self))
+    }
+
+    fn verdict(&self, condition: &Expr) -> Option<bool> {
+        let known = self.verdicts.iter().find(|(id, _)| *id == condition.id());
+        known.map(|(_, holds)| *holds)
     }
 
     /// Names the consumer, and tells the upstream who it is. What the client said of it is removed.

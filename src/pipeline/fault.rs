@@ -98,6 +98,17 @@ impl Fault {
         Self { side: Side::Gateway, status: 500, sentence, cause: cause.into(), retry: false }
     }
 
+    /// Says which plugin it was, for the log.
+    #[must_use]
+    pub fn of_plugin(mut self, plugin: &str) -> Self {
+        self.cause = if self.cause.is_empty() {
+            plugin.to_owned()
+        } else {
+            format!("{plugin}: {}", self.cause)
+        };
+        self
+    }
+
     /// The upstream's; `retry` when nothing of the request can have been acted on.
     pub fn upstream(
         status: u16,

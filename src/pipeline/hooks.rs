@@ -49,7 +49,7 @@ pub trait Log: Send + Sync {
 }
 
 /// What one compiled plugin does, phase by phase. One object behind one `Arc` serves all its phases.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Hooks {
     pub(super) rewrite: Option<Arc<dyn Rewrite>>,
     pub(super) access: Option<Arc<dyn Access>>,

@@ -2,18 +2,36 @@
 
 mod body;
 mod build;
+mod chain;
 mod exchange;
+mod expr;
 mod fault;
 mod head;
 mod hooks;
+mod networks;
+mod path;
+mod pattern;
 mod plugin;
+#[cfg(test)]
+pub(crate) mod tests;
+mod variables;
 
+pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted};
 pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
+pub use chain::{Chain, Link};
 pub use exchange::{
-    Client, Consumer, Directory, Exchange, Notes, ResponseSource, RouteInfo, Times,
+    Client, Consumer, Directory, Exchange, Notes, RequestId, ResponseSource, Rewritten, RouteInfo,
+    Times,
 };
+pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
 pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
+pub use networks::Networks;
+pub use path::{
+    argument, arguments, encode_path, encode_unsafe, host_of, normal_path, without_argument,
+};
+pub use pattern::{Pattern, PatternOptions, Replacement};
 pub use plugin::{Entry, Plugin};
+pub use variables::{Reading, Template, Variable};

@@ -13,6 +13,8 @@ pub trait Plugin: Sized + 'static {
     const NAME: &'static str;
     /// Higher runs earlier in a phase; APISIX's number.
     const PRIORITY: i32;
+    /// Settings as an operator would write them, for the documentation; they compile.
+    const EXAMPLE: &'static str;
     /// What the operator may set; the schema comes from here.
     type Config: DeserializeOwned + JsonSchema;
 
@@ -30,6 +32,8 @@ pub struct Entry {
     pub name: &'static str,
     /// Higher runs earlier in a phase.
     pub priority: i32,
+    /// Settings as an operator would write them, as JSON; they compile.
+    pub example: &'static str,
     /// The schema of its settings.
     pub schema: fn() -> Schema,
     /// Parses and compiles settings.
@@ -44,6 +48,8 @@ pub struct Entry {
     pub metadata: Option<fn() -> Schema>,
     /// Judges its gateway-wide metadata.
     pub check_metadata: Option<fn(&Value) -> Result<(), Invalid>>,
+    /// Among the global rules it stands back where the route has it too (APISIX's `run_policy`).
+    pub prefers_route: bool,
 }
 
 impl Entry {
@@ -52,6 +58,7 @@ impl Entry {
         Self {
             name: P::NAME,
             priority: P::PRIORITY,
+            example: P::EXAMPLE,
             schema: schema_of::<P::Config>,
             compile: |value, build| P::compile(parse(value)?, build),
             credential: None,
@@ -59,7 +66,14 @@ impl Entry {
             credential_key: None,
             metadata: None,
             check_metadata: None,
+            prefers_route: false,
         }
+    }
+
+    /// Among the global rules the plugin stands back where the route has it too.
+    #[must_use]
+    pub const fn preferring_route(self) -> Self {
+        Self { prefers_route: true, ..self }
     }
 
     /// The plugin authenticates consumers; `C` is what they carry, and `key` its field that is unique among them.
