@@ -15,5 +15,5 @@
 
 pub mod identity;
 pub mod model;
-
 pub mod rt;
+pub mod store;
