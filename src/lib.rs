@@ -20,3 +20,4 @@ pub mod pipeline;
 pub mod policy;
 pub mod rt;
 pub mod snapshot;
+pub mod store;

@@ -1,0 +1,407 @@
+//! A store in one local database file, with etcd's revisions: the default where no etcd is named.
+//!
+//! Each write is on the disk (fsync) when it returns. The file is one process's at a time. A file that does not pass the
+//! database's own check of all its pages is refused as it is.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use super::history::{self, History, Remembers};
+use super::{Error, Event, Expect, Listing, MAX_TTL, Store, Stored, Watch};
+use crate::model::Revision;
+use crate::rt::{self, Tasks};
+
+/// Key to (created, modified, end of life in milliseconds since 1970 or 0, JSON).
+const ENTRIES: TableDefinition<'_, &str, (u64, u64, u64, &[u8])> = TableDefinition::new("entries");
+/// Names to numbers: the format of this file and the newest revision.
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+/// The layout above.
+const FORMAT: u64 = 1;
+
+/// The store. Dropping it closes the file.
+pub struct Embedded {
+    inner: Arc<Inner>,
+    sweeper: Tasks,
+}
+
+struct Inner {
+    path: PathBuf,
+    database: Database,
+    history: Mutex<History>,
+    /// What has an end of life, earliest first. The lock also puts writes in one order with their history.
+    deadlines: Mutex<BTreeSet<(u64, String)>>,
+    /// Rings when `deadlines` has something new.
+    changed: Arc<Notify>,
+}
+
+impl Embedded {
+    /// Opens the file, or makes it (and its folder) when it does not exist.
+    ///
+    /// # Errors
+    /// The file is damaged, in use by another process, or cannot be read or created.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let path = path.into();
+        let inner = blocking(move || Inner::open(path)).await?;
+        let inner = Arc::new(inner);
+        let mut sweeper = Tasks::new();
+        sweeper.add(sweep_for_ever(Arc::downgrade(&inner), inner.changed.clone()));
+        Ok(Self { inner, sweeper })
+    }
+
+    /// Waits for what is under way and closes the file; another process may then open it.
+    ///
+    /// # Errors
+    /// Something is still under way after five seconds (it closes the file when it ends), or the disk fails.
+    pub async fn close(self) -> Result<(), Error> {
+        let Self { mut inner, sweeper } = self;
+        drop(sweeper);
+        let path = inner.path.clone();
+        for _ in 0..500 {
+            inner = match Arc::try_unwrap(inner) {
+                Ok(inner) => {
+                    return blocking(move || {
+                        inner.database.close().map_err(|error| failed(&path, error))
+                    })
+                    .await;
+                }
+                Err(shared) => shared,
+            };
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(Error::InUse { path })
+    }
+
+    /// Forgets the past: watches that are behind start again with a `Reset`.
+    pub fn compact(&self) {
+        self.inner.history.lock().compact();
+    }
+}
+
+/// Runs what waits for the disk where it may wait. A panic of the database goes on in the caller.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(Error::Unreachable("this process is shutting down".into())),
+    }
+}
+
+impl Inner {
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let database = match path.try_exists() {
+            Ok(true) => open_existing(&path)?,
+            Ok(false) => create(&path)?,
+            Err(error) => return Err(Error::File { path, why: error.to_string() }),
+        };
+        let (revision, deadlines) = read_through(&path, &database)?;
+        Ok(Self {
+            path,
+            database,
+            history: Mutex::new(History::new(revision)),
+            deadlines: Mutex::new(deadlines),
+            changed: Arc::new(Notify::new()),
+        })
+    }
+
+    fn failed(&self, error: impl Into<redb::Error>) -> Error {
+        failed(&self.path, error)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Listing, Error> {
+        let transaction = self.database.begin_read().map_err(|e| self.failed(e))?;
+        let table = transaction.open_table(ENTRIES).map_err(|e| self.failed(e))?;
+        let counters = transaction.open_table(COUNTERS).map_err(|e| self.failed(e))?;
+        let revision = counters.get("revision").map_err(|e| self.failed(e))?;
+        let mut listing =
+            Listing { entries: Vec::new(), revision: revision.map_or(1, |r| r.value()) };
+        for row in table.range(prefix..).map_err(|e| self.failed(e))? {
+            let (key, entry) = row.map_err(|e| self.failed(e))?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            listing.entries.push(self.decode(key.value(), entry.value())?);
+        }
+        Ok(listing)
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Stored>, Error> {
+        let transaction = self.database.begin_read().map_err(|e| self.failed(e))?;
+        let table = transaction.open_table(ENTRIES).map_err(|e| self.failed(e))?;
+        let entry = table.get(key).map_err(|e| self.failed(e))?;
+        entry.map(|entry| self.decode(key, entry.value())).transpose()
+    }
+
+    fn decode(&self, key: &str, entry: (u64, u64, u64, &[u8])) -> Result<Stored, Error> {
+        let (created, modified, _, json) = entry;
+        let value = serde_json::from_slice(json).map_err(|error| Error::Damaged {
+            path: self.path.clone(),
+            why: format!("entry {key}: {error}"),
+        })?;
+        Ok(Stored { key: key.to_owned(), value, created, modified })
+    }
+
+    /// One write: `value` or, without one, a removal. Tells what stands there now and whether anything stood there before.
+    fn write(
+        &self,
+        key: &str,
+        value: Option<&Value>,
+        expect: Expect,
+        until: Option<u64>,
+    ) -> Result<(Option<Stored>, bool), Error> {
+        // Held to the end: changes reach the history in the order of their revisions.
+        let mut deadlines = self.deadlines.lock();
+        let transaction = self.database.begin_write().map_err(|e| self.failed(e))?;
+        let (stored, before, revision) = {
+            let mut table = transaction.open_table(ENTRIES).map_err(|e| self.failed(e))?;
+            let mut counters = transaction.open_table(COUNTERS).map_err(|e| self.failed(e))?;
+            let before = table
+                .get(key)
+                .map_err(|e| self.failed(e))?
+                .map(|entry| (entry.value().0, entry.value().1, entry.value().2));
+            if !expect.holds(before.map(|(_, modified, _)| modified)) {
+                return Err(Error::Conflict);
+            }
+            if value.is_none() && before.is_none() {
+                return Ok((None, false));
+            }
+            let newest = counters.get("revision").map_err(|e| self.failed(e))?;
+            let revision = newest.map_or(1, |newest| newest.value()) + 1;
+            counters.insert("revision", revision).map_err(|e| self.failed(e))?;
+            let stored = match value {
+                Some(value) => {
+                    let created = before.map_or(revision, |(created, ..)| created);
+                    let json = value.to_string();
+                    let entry = (created, revision, until.unwrap_or(0), json.as_bytes());
+                    table.insert(key, entry).map_err(|e| self.failed(e))?;
+                    let (key, value) = (key.to_owned(), value.clone());
+                    Some(Stored { key, value, created, modified: revision })
+                }
+                None => {
+                    table.remove(key).map_err(|e| self.failed(e))?;
+                    None
+                }
+            };
+            (stored, before, revision)
+        };
+        transaction.commit().map_err(|e| self.failed(e))?;
+        if let Some((_, _, old)) = before {
+            deadlines.remove(&(old, key.to_owned()));
+        }
+        if let (Some(until), Some(_)) = (until, &stored) {
+            deadlines.insert((until, key.to_owned()));
+            self.changed.notify_one();
+        }
+        self.history.lock().push(match &stored {
+            Some(stored) => Event::Put(stored.clone()),
+            None => Event::Delete { key: key.to_owned(), revision },
+        });
+        Ok((stored, before.is_some()))
+    }
+
+    /// Removes what is over and tells in how many milliseconds the next entry will be.
+    fn sweep(&self) -> Result<Option<Duration>, Error> {
+        loop {
+            let Some((until, key)) = self.deadlines.lock().first().cloned() else {
+                return Ok(None);
+            };
+            let now = rt::unix_millis();
+            if until > now {
+                return Ok(Some(Duration::from_millis(until - now)));
+            }
+            // Only as it was when its time was over: somebody may just have written it anew.
+            match self.get(&key)? {
+                Some(stored) if self.deadlines.lock().contains(&(until, key.clone())) => {
+                    match self.write(&key, None, Expect::Revision(stored.modified), None) {
+                        Ok(_) | Err(Error::Conflict) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    self.deadlines.lock().remove(&(until, key));
+                }
+            }
+        }
+    }
+}
+
+/// Ends when the store is gone; it does not keep the store alive.
+async fn sweep_for_ever(inner: Weak<Inner>, changed: Arc<Notify>) {
+    loop {
+        let Some(sweeping) = inner.upgrade() else { return };
+        let next = match blocking(move || sweeping.sweep()).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(%error, "entries whose time is over cannot be removed");
+                Some(Duration::from_secs(60))
+            }
+        };
+        match next {
+            Some(next) => tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                () = changed.notified() => {}
+            },
+            None => changed.notified().await,
+        }
+    }
+}
+
+/// Makes a new file under another name and moves it to its place when it is whole: a crash leaves none or a good one.
+fn create(path: &Path) -> Result<Database, Error> {
+    let file = |why: std::io::Error| Error::File { path: path.to_owned(), why: why.to_string() };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(file)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let new = PathBuf::from(name);
+    let made = make(path, &new).and_then(|()| {
+        // A hard link fails when another process was faster; a rename would overwrite its file.
+        std::fs::hard_link(&new, path).map_err(file)
+    });
+    let removed = std::fs::remove_file(&new).map_err(file);
+    made.and(removed)?;
+    open_existing(path)
+}
+
+fn make(path: &Path, new: &Path) -> Result<(), Error> {
+    let database = Database::create(new).map_err(|error| failed(path, error))?;
+    let transaction = database.begin_write().map_err(|error| failed(path, error))?;
+    {
+        transaction.open_table(ENTRIES).map_err(|error| failed(path, error))?;
+        let mut counters = transaction.open_table(COUNTERS).map_err(|error| failed(path, error))?;
+        counters.insert("format", FORMAT).map_err(|error| failed(path, error))?;
+        counters.insert("revision", 1).map_err(|error| failed(path, error))?;
+    }
+    transaction.commit().map_err(|error| failed(path, error))?;
+    database.close().map_err(|error| failed(path, error))
+}
+
+fn open_existing(path: &Path) -> Result<Database, Error> {
+    Database::builder()
+        .set_check_integrity_on_open(true)
+        .open(path)
+        .map_err(|error| failed(path, error))
+}
+
+/// Reads the whole file once: the revision it stands at, and what has an end of life.
+fn read_through(
+    path: &Path,
+    database: &Database,
+) -> Result<(Revision, BTreeSet<(u64, String)>), Error> {
+    let transaction = database.begin_read().map_err(|error| failed(path, error))?;
+    let counters = transaction.open_table(COUNTERS).map_err(|error| failed(path, error))?;
+    let counter = |name: &str| -> Result<Option<u64>, Error> {
+        let value = counters.get(name).map_err(|error| failed(path, error))?;
+        Ok(value.map(|value| value.value()))
+    };
+    if let Some(format) = counter("format")?
+        && format != FORMAT
+    {
+        let why = format!("its format is {format}, this version of Wardgate reads format {FORMAT}");
+        return Err(Error::File { path: path.to_owned(), why });
+    }
+    let Some(revision) = counter("revision")? else {
+        return Err(Error::Damaged { path: path.to_owned(), why: "no revision".into() });
+    };
+    let table = transaction.open_table(ENTRIES).map_err(|error| failed(path, error))?;
+    let mut deadlines = BTreeSet::new();
+    for row in table.iter().map_err(|error| failed(path, error))? {
+        let (key, entry) = row.map_err(|error| failed(path, error))?;
+        let (_, modified, until, _) = entry.value();
+        if modified > revision {
+            let why = format!("entry {} is newer than the store", key.value());
+            return Err(Error::Damaged { path: path.to_owned(), why });
+        }
+        if until != 0 {
+            deadlines.insert((until, key.value().to_owned()));
+        }
+    }
+    Ok((revision, deadlines))
+}
+
+/// What the database's error means for the operator.
+fn failed(path: &Path, error: impl Into<redb::Error>) -> Error {
+    let path = path.to_owned();
+    match error.into() {
+        redb::Error::DatabaseAlreadyOpen => Error::InUse { path },
+        redb::Error::Corrupted(why) => Error::Damaged { path, why },
+        redb::Error::RepairAborted => {
+            Error::Damaged { path, why: "repair was not possible".into() }
+        }
+        // How the database says that the first bytes are not its own, or that there are too few of them.
+        redb::Error::Io(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Error::Damaged { path, why: error.to_string() }
+        }
+        error @ (redb::Error::TableDoesNotExist(_) | redb::Error::TableTypeMismatch { .. }) => {
+            Error::Damaged { path, why: error.to_string() }
+        }
+        error => Error::File { path, why: error.to_string() },
+    }
+}
+
+#[async_trait]
+impl Remembers for Inner {
+    fn history(&self) -> &Mutex<History> {
+        &self.history
+    }
+
+    async fn everything(self: Arc<Self>, prefix: &str) -> Result<Listing, Error> {
+        let prefix = prefix.to_owned();
+        blocking(move || self.list(&prefix)).await
+    }
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn get(&self, key: &str) -> Result<Option<Stored>, Error> {
+        let (inner, key) = (self.inner.clone(), key.to_owned());
+        blocking(move || inner.get(&key)).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, Error> {
+        self.inner.clone().everything(prefix).await
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        value: &Value,
+        expect: Expect,
+        ttl: Option<u64>,
+    ) -> Result<Stored, Error> {
+        let until = ttl.map(|ttl| {
+            let ttl = Duration::from_secs(ttl).min(MAX_TTL).as_millis();
+            rt::unix_millis().saturating_add(u64::try_from(ttl).unwrap_or(u64::MAX))
+        });
+        let (inner, key, value) = (self.inner.clone(), key.to_owned(), value.clone());
+        let (stored, _) = blocking(move || inner.write(&key, Some(&value), expect, until)).await?;
+        stored.ok_or(Error::Conflict)
+    }
+
+    async fn delete(&self, key: &str, expect: Expect) -> Result<bool, Error> {
+        let (inner, key) = (self.inner.clone(), key.to_owned());
+        let (_, before) = blocking(move || inner.write(&key, None, expect, None)).await?;
+        Ok(before)
+    }
+
+    fn watch(&self, prefix: &str, from: Revision) -> Watch {
+        let (store, prefix) = (Arc::downgrade(&self.inner), prefix.to_owned());
+        Watch::fed_by(|events| history::feed(store, prefix, from, events))
+    }
+}
