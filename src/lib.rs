@@ -15,6 +15,7 @@
 
 pub mod identity;
 pub mod model;
-
 pub mod pipeline;
 pub mod rt;
+pub mod store;
+pub mod sync;
