@@ -21,3 +21,5 @@ pub mod policy;
 pub mod rt;
 pub mod snapshot;
 pub mod store;
+pub mod sync;
+pub mod upstream;

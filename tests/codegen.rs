@@ -4,8 +4,10 @@
 use std::path::Path;
 
 /// (proto file in `proto/`, its package, the generated file, is the client wanted, is the server wanted)
-const TABLE: &[(&str, &str, &str, bool, bool)] =
-    &[("etcd.proto", "etcdserverpb", "src/store/generated/etcd.rs", true, false)];
+const TABLE: &[(&str, &str, &str, bool, bool)] = &[
+    ("etcd.proto", "etcdserverpb", "src/store/generated/etcd.rs", true, false),
+    ("feed.proto", "wardgate.feed.v1", "src/sync/generated/feed.rs", true, true),
+];
 
 #[test]
 fn the_generated_code_is_what_the_proto_files_say() {
@@ -19,6 +21,7 @@ fn the_generated_code_is_what_the_proto_files_say() {
             .build_client(*client)
             .build_server(*server)
             .emit_rerun_if_changed(false)
+            .bytes(".wardgate.feed.v1")
             .out_dir(&folder)
             .compile_fds(descriptors)
             .unwrap();

@@ -102,6 +102,11 @@ impl Connector {
         Self { identity, current: Arc::default() }
     }
 
+    /// Tells the identity of this moment from earlier and later ones.
+    pub fn identity_revision(&self) -> u64 {
+        self.identity.version()
+    }
+
     /// Shakes hands with a peer that must be one of `expected`. The caller limits the time.
     ///
     /// Keep one `Arc` for an upstream's expectation: its configuration is found by the `Arc`'s address.

@@ -9,6 +9,7 @@ mod certificates;
 mod connector;
 mod error;
 mod provider;
+mod public;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -20,4 +21,5 @@ pub use certificates::{
 pub use connector::{Alpn, Connector, ExpectedPeers};
 pub use error::{Error, Refusal, refusal};
 pub use provider::provider;
+pub use public::{PublicAcceptor, connect_public};
 pub use verifier::PeerVerifier;

@@ -1,0 +1,58 @@
+//! How declared state reaches a data plane, and how the data plane answers: the contract.
+//!
+//! A [`Feed`] is where a data plane reads. There are two: [`subscriber`] follows a control plane over gRPC and keeps the last
+//! good copy on disk ([`last_good`]), and [`file`] follows a resources file. At the other end of the subscriber stands the
+//! [`publisher`], which follows a store, works out what each data plane needs ([`scope`]) and sends the least ([`delta`]).
+//!
+//! This room is below the trust floor: connections come in ready made, with the SPIFFE ID that their handshake verified.
+
+use async_trait::async_trait;
+
+use crate::model::{Change, Rejected, Revision};
+
+pub mod delta;
+pub mod file;
+mod generated;
+pub mod last_good;
+pub mod publisher;
+pub mod scope;
+pub mod subscriber;
+#[cfg(test)]
+mod tests;
+
+/// Declared state over time, and the way back.
+///
+/// The reader calls `next`, puts the batch into force, calls `applied`, and begins again.
+#[async_trait]
+pub trait Feed: Send {
+    /// Waits for the next batch, for ever if need be: a feed whose source is away is silent, not over.
+    ///
+    /// Cancel safe: a batch that was not returned is returned by the next call.
+    async fn next(&mut self) -> Batch;
+
+    /// Answers the batch that `next` returned last. Until then nothing counts as in force, and no further batch comes.
+    fn applied(&mut self, applied: Applied);
+}
+
+/// Changes that belong together: they come into force at once or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// What is new, different or gone.
+    pub changes: Vec<Change>,
+    /// What is there in a version that cannot be read. The version before it, if there is one, stays in force.
+    pub unreadable: Vec<Rejected>,
+    /// The revision that the state has with this batch.
+    pub revision: Revision,
+    /// A full state: every resource that neither `changes` nor `unreadable` names is gone.
+    pub complete: bool,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision that is in force now.
+    pub revision: Revision,
+    /// **All** resources whose newest version is not in force, refused by this batch or by an earlier one. One that is not named
+    /// any more has come into force, perhaps because another resource that it refers to has.
+    pub rejected: Vec<Rejected>,
+}

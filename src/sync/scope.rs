@@ -1,0 +1,602 @@
+//! What a data plane needs, and nothing else: a sidecar never holds another workload's routes, consumers or secrets. No I/O.
+//!
+//! | kind | who receives it |
+//! |---|---|
+//! | routes | without `workload_selector`: the ingress. With one: the role of its `listener`, of the SPIFFE IDs it names (none: all) |
+//! | services, upstreams, plugin_configs | who has a route (service, plugin) that names them |
+//! | consumers, credentials | who has a route, service, plugin config or global rule with an auth plugin that they have a credential for |
+//! | consumer_groups | who has a consumer of the group |
+//! | identity_policies | sidecars and the ingress, of the SPIFFE IDs that `selector.workloads` names (none: all) |
+//! | plugin_metadata | the ingress; a sidecar only of plugins that it runs |
+//! | global_rules, ssls | the ingress alone: in APISIX they belong to the gateway, and a sidecar has no public listener |
+//! | workloads | the issuer alone |
+//!
+//! Disabled routes, certificates and plugins are needed by nobody.
+//!
+//! A change costs what it concerns. Each resource is a node with references; a data plane's scope counts, for each node, how
+//! often it is chosen or referred to. A change walks only the scopes that hold the node, and a change of a selector asks only
+//! the data planes that it names, or, where it has a wildcard, each scope once.
+//!
+//! SPIFFE ID patterns are read by a function that comes in by argument ([`Rules::pattern`]): `identity::SpiffePattern` stands
+//! on a higher floor.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use serde_json::Value;
+
+use super::delta::Key;
+use crate::model::{Body, Id, Invalid, Kind, Listeners, PluginSet, Route, Status};
+
+/// What a data plane is, which decides what it may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Beside one workload.
+    Sidecar,
+    /// At the edge.
+    Ingress,
+    /// It issues identities and needs the registration entries.
+    Issuer,
+}
+
+impl Role {
+    /// The role's name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sidecar => "sidecar",
+            Self::Ingress => "ingress",
+            Self::Issuer => "issuer",
+        }
+    }
+
+    /// The role of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Sidecar, Self::Ingress, Self::Issuer].into_iter().find(|role| role.name() == name)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which SPIFFE IDs are meant.
+#[derive(Clone)]
+pub enum Pattern {
+    /// One, spelled as handshakes spell it. Found by a look-up.
+    Exactly(Arc<str>),
+    /// Those for which the function holds. Asked once for each scope.
+    Meets(Arc<dyn Fn(&str) -> bool + Send + Sync>),
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(id) => write!(f, "Exactly({id})"),
+            Self::Meets(_) => f.write_str("Meets(..)"),
+        }
+    }
+}
+
+impl Pattern {
+    fn means(&self, spiffe_id: &str) -> bool {
+        match self {
+            Self::Exactly(id) => **id == *spiffe_id,
+            Self::Meets(meets) => meets(spiffe_id),
+        }
+    }
+}
+
+/// Reads a SPIFFE ID pattern; the error is the sentence for the operator.
+pub type PatternReader = Arc<dyn Fn(&str) -> Result<Pattern, String> + Send + Sync>;
+
+/// What this room cannot know by itself.
+#[derive(Clone)]
+pub struct Rules {
+    /// Reads a SPIFFE ID pattern.
+    pub pattern: PatternReader,
+    /// The plugins that find a consumer by a credential: `key-auth` and its like.
+    pub auth_plugins: Vec<Arc<str>>,
+}
+
+/// The scope of one role with one SPIFFE ID; its replicas share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScopeId(u32);
+
+/// A resource of a scope that is new to it, different, or gone from it.
+pub type Touched = (ScopeId, Key);
+
+/// All scopes over all resources.
+pub struct Scopes {
+    rules: Rules,
+    facts: HashMap<Key, Facts, RandomState>,
+    /// Who has credentials for an auth plugin.
+    bearers: HashMap<Arc<str>, BTreeSet<Key>, RandomState>,
+    /// Chosen by a SPIFFE ID.
+    chosen_exactly: HashMap<Arc<str>, BTreeSet<Key>, RandomState>,
+    /// Chosen by a wildcard, or by nothing but the role.
+    chosen_openly: BTreeMap<Role, BTreeSet<Key>>,
+    /// Who needs a node, and for how many reasons. Also for nodes that do not exist: they may come.
+    needed_by: HashMap<Node, BTreeMap<ScopeId, u32>, RandomState>,
+    scopes: BTreeMap<ScopeId, Scope>,
+    by_identity: HashMap<Arc<str>, Vec<ScopeId>, RandomState>,
+    next: u32,
+}
+
+struct Scope {
+    role: Role,
+    spiffe_id: Arc<str>,
+    needs: HashSet<Node, RandomState>,
+    /// Connected data planes.
+    members: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Node {
+    Resource(Key),
+    /// All consumers and credentials that this auth plugin may find.
+    Bearers(Arc<str>),
+}
+
+/// What the scopes must know of a resource.
+#[derive(Debug)]
+struct Facts {
+    choice: Choice,
+    refers_to: BTreeSet<Node>,
+    /// The auth plugins that it has credentials for.
+    bears: BTreeSet<Arc<str>>,
+}
+
+/// Who needs a resource for its own sake.
+#[derive(Debug, Default)]
+struct Choice {
+    roles: Vec<Role>,
+    /// Empty means everybody of these roles.
+    identities: Vec<Pattern>,
+}
+
+impl Scopes {
+    /// No resources and no data planes.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            facts: HashMap::default(),
+            bearers: HashMap::default(),
+            chosen_exactly: HashMap::default(),
+            chosen_openly: BTreeMap::new(),
+            needed_by: HashMap::default(),
+            scopes: BTreeMap::new(),
+            by_identity: HashMap::default(),
+            next: 0,
+        }
+    }
+
+    /// A data plane of this role and identity came.
+    pub fn enter(&mut self, role: Role, spiffe_id: &str) -> ScopeId {
+        let known = self.by_identity.get(spiffe_id).into_iter().flatten().copied();
+        for id in known {
+            if let Some(scope) = self.scopes.get_mut(&id).filter(|scope| scope.role == role) {
+                scope.members += 1;
+                return id;
+            }
+        }
+        let id = ScopeId(self.next);
+        self.next += 1;
+        let spiffe_id: Arc<str> = spiffe_id.into();
+        let scope = Scope { role, spiffe_id, needs: HashSet::default(), members: 1 };
+        let chosen: BTreeSet<Key> = self
+            .chosen_exactly
+            .get(&scope.spiffe_id)
+            .into_iter()
+            .chain(self.chosen_openly.get(&role))
+            .flatten()
+            .filter(|key| self.facts[*key].choice.chooses(&scope))
+            .cloned()
+            .collect();
+        self.by_identity.entry(scope.spiffe_id.clone()).or_default().push(id);
+        self.scopes.insert(id, scope);
+        let mut unheard = Vec::new();
+        for key in chosen {
+            self.acquire(id, &Node::Resource(key), &mut unheard);
+        }
+        id
+    }
+
+    /// A data plane left. With the last of a scope the scope goes.
+    pub fn leave(&mut self, id: ScopeId) {
+        let Some(scope) = self.scopes.get_mut(&id) else { return };
+        scope.members -= 1;
+        if scope.members > 0 {
+            return;
+        }
+        let Some(scope) = self.scopes.remove(&id) else { return };
+        for node in &scope.needs {
+            if let Some(needed_by) = self.needed_by.get_mut(node) {
+                needed_by.remove(&id);
+                if needed_by.is_empty() {
+                    self.needed_by.remove(node);
+                }
+            }
+        }
+        if let Some(scopes) = self.by_identity.get_mut(&scope.spiffe_id) {
+            scopes.retain(|other| *other != id);
+            if scopes.is_empty() {
+                self.by_identity.remove(&scope.spiffe_id);
+            }
+        }
+    }
+
+    /// A resource is new or different: which scopes does that touch?
+    ///
+    /// # Errors
+    /// A selector cannot be read. Nothing has changed then.
+    pub fn put(&mut self, key: &Key, body: &Body) -> Result<Vec<Touched>, Invalid> {
+        let facts = Facts::of(&key.1, body, &self.rules)?;
+        Ok(self.replace(key, facts))
+    }
+
+    /// An identity policy that cannot be read: every data plane that enforces policies must know that it is there, so that it
+    /// can refuse it by name and keep closed what it might have closed.
+    pub fn put_unreadable_policy(&mut self, key: &Key) -> Vec<Touched> {
+        let choice = Choice::everybody(ENFORCING);
+        self.replace(
+            key,
+            Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() },
+        )
+    }
+
+    /// A resource is gone: which scopes does that touch?
+    pub fn delete(&mut self, key: &Key) -> Vec<Touched> {
+        let nothing = Facts {
+            choice: Choice::default(),
+            refers_to: BTreeSet::new(),
+            bears: BTreeSet::new(),
+        };
+        let touched = self.replace(key, nothing);
+        self.facts.remove(key);
+        touched
+    }
+
+    /// Does the scope need this resource?
+    pub fn needs(&self, id: ScopeId, key: &Key) -> bool {
+        let Some(scope) = self.scopes.get(&id) else { return false };
+        self.facts.contains_key(key) && scope.needs.contains(&Node::Resource(key.clone()))
+    }
+
+    /// All that the scope needs and that exists.
+    pub fn all(&self, id: ScopeId) -> impl Iterator<Item = &Key> {
+        let nodes = self.scopes.get(&id).into_iter().flat_map(|scope| &scope.needs);
+        nodes.filter_map(|node| match node {
+            Node::Resource(key) if self.facts.contains_key(key) => Some(key),
+            Node::Resource(_) | Node::Bearers(_) => None,
+        })
+    }
+
+    fn replace(&mut self, key: &Key, new: Facts) -> Vec<Touched> {
+        let mut touched = Vec::new();
+        let node = Node::Resource(key.clone());
+        let chosen_before = self.facts.get(key).map(|old| self.chosen_by(&old.choice));
+        let chosen_after = self.chosen_by(&new.choice);
+        self.index(key, &new.choice);
+        let (refers_to, bears) = (new.refers_to.clone(), new.bears.clone());
+        let old = self.facts.insert(key.clone(), new);
+        let (old_refers_to, old_bears) =
+            old.map(|old| (old.refers_to, old.bears)).unwrap_or_default();
+
+        // Who has it already: what it newly refers to comes before what it no longer refers to goes, so that nothing is
+        // dropped and taken again.
+        for scope in self.needing(&node) {
+            touched.push((scope, key.clone()));
+            for added in refers_to.difference(&old_refers_to) {
+                self.acquire(scope, added, &mut touched);
+            }
+            for removed in old_refers_to.difference(&refers_to) {
+                self.release(scope, removed, &mut touched);
+            }
+        }
+        // Who chooses it for its own sake.
+        let chosen_before = chosen_before.unwrap_or_default();
+        for scope in chosen_after.difference(&chosen_before) {
+            self.acquire(*scope, &node, &mut touched);
+        }
+        for scope in chosen_before.difference(&chosen_after) {
+            self.release(*scope, &node, &mut touched);
+        }
+        // Who has an auth plugin that may find it.
+        for plugin in bears.difference(&old_bears) {
+            self.bearers.entry(plugin.clone()).or_default().insert(key.clone());
+            for scope in self.needing(&Node::Bearers(plugin.clone())) {
+                self.acquire(scope, &node, &mut touched);
+            }
+        }
+        for plugin in old_bears.difference(&bears) {
+            if let Some(bearers) = self.bearers.get_mut(plugin) {
+                bearers.remove(key);
+            }
+            for scope in self.needing(&Node::Bearers(plugin.clone())) {
+                self.release(scope, &node, &mut touched);
+            }
+        }
+        touched
+    }
+
+    fn needing(&self, node: &Node) -> Vec<ScopeId> {
+        self.needed_by.get(node).into_iter().flat_map(BTreeMap::keys).copied().collect()
+    }
+
+    fn chosen_by(&self, choice: &Choice) -> BTreeSet<ScopeId> {
+        let chooses = |id: &ScopeId| choice.chooses(&self.scopes[id]);
+        if choice.roles.is_empty() {
+            return BTreeSet::new();
+        }
+        match choice.exact() {
+            Some(identities) => identities
+                .filter_map(|id| self.by_identity.get(id))
+                .flatten()
+                .copied()
+                .filter(chooses)
+                .collect(),
+            None => self.scopes.keys().copied().filter(chooses).collect(),
+        }
+    }
+
+    /// Enters a resource's choice where a data plane that comes will look; the one before it is taken out.
+    fn index(&mut self, key: &Key, choice: &Choice) {
+        if let Some(old) = self.facts.get(key) {
+            match old.choice.exact() {
+                Some(identities) => {
+                    for id in identities {
+                        if let Some(keys) = self.chosen_exactly.get_mut(id) {
+                            keys.remove(key);
+                            if keys.is_empty() {
+                                self.chosen_exactly.remove(id);
+                            }
+                        }
+                    }
+                }
+                None => {
+                    for role in &old.choice.roles {
+                        if let Some(keys) = self.chosen_openly.get_mut(role) {
+                            keys.remove(key);
+                        }
+                    }
+                }
+            }
+        }
+        match choice.exact() {
+            Some(identities) => {
+                for id in identities {
+                    self.chosen_exactly.entry(id.clone()).or_default().insert(key.clone());
+                }
+            }
+            None => {
+                for role in &choice.roles {
+                    self.chosen_openly.entry(*role).or_default().insert(key.clone());
+                }
+            }
+        }
+    }
+
+    fn acquire(&mut self, id: ScopeId, node: &Node, touched: &mut Vec<Touched>) {
+        let count = self.needed_by.entry(node.clone()).or_default().entry(id).or_insert(0);
+        *count += 1;
+        if *count > 1 {
+            return;
+        }
+        if let Some(scope) = self.scopes.get_mut(&id) {
+            scope.needs.insert(node.clone());
+        }
+        for next in self.reached_from(id, node, touched) {
+            self.acquire(id, &next, touched);
+        }
+    }
+
+    fn release(&mut self, id: ScopeId, node: &Node, touched: &mut Vec<Touched>) {
+        let Some(needed_by) = self.needed_by.get_mut(node) else { return };
+        let Some(count) = needed_by.get_mut(&id) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        needed_by.remove(&id);
+        if needed_by.is_empty() {
+            self.needed_by.remove(node);
+        }
+        if let Some(scope) = self.scopes.get_mut(&id) {
+            scope.needs.remove(node);
+        }
+        for next in self.reached_from(id, node, touched) {
+            self.release(id, &next, touched);
+        }
+    }
+
+    /// Notes that the node came into the scope or left it, and tells what comes or leaves with it.
+    fn reached_from(&self, id: ScopeId, node: &Node, touched: &mut Vec<Touched>) -> Vec<Node> {
+        match node {
+            Node::Resource(key) => {
+                touched.push((id, key.clone()));
+                self.facts.get(key).into_iter().flat_map(|facts| &facts.refers_to).cloned().collect()
+            }
+            Node::Bearers(plugin) => {
+                let bearers = self.bearers.get(plugin).into_iter().flatten();
+                bearers.cloned().map(Node::Resource).collect()
+            }
+        }
+    }
+}
+
+/// The roles that decide by policy.
+const ENFORCING: &[Role] = &[Role::Sidecar, Role::Ingress];
+
+impl Choice {
+    fn everybody(roles: &[Role]) -> Self {
+        Self { roles: roles.to_vec(), identities: Vec::new() }
+    }
+
+    fn chooses(&self, scope: &Scope) -> bool {
+        self.roles.contains(&scope.role)
+            && (self.identities.is_empty()
+                || self.identities.iter().any(|pattern| pattern.means(&scope.spiffe_id)))
+    }
+
+    /// The identities that are named, when there are some and none is a wildcard.
+    fn exact(&self) -> Option<impl Iterator<Item = &Arc<str>>> {
+        let exact = |pattern: &Pattern| matches!(pattern, Pattern::Exactly(_));
+        if self.identities.is_empty() || !self.identities.iter().all(exact) {
+            return None;
+        }
+        Some(self.identities.iter().filter_map(|pattern| match pattern {
+            Pattern::Exactly(id) => Some(id),
+            Pattern::Meets(_) => None,
+        }))
+    }
+}
+
+impl Facts {
+    fn of(id: &Id, body: &Body, rules: &Rules) -> Result<Self, Invalid> {
+        let mut facts =
+            Self { choice: Choice::default(), refers_to: BTreeSet::new(), bears: BTreeSet::new() };
+        match body {
+            Body::Route(route) if route.status == Status::Enabled => {
+                facts.choice = route_choice(route, rules)?;
+                facts.refer(Kind::Services, route.service_id.as_ref());
+                facts.refer(Kind::Upstreams, route.upstream_id.as_ref());
+                facts.refer(Kind::PluginConfigs, route.plugin_config_id.as_ref());
+                facts.run(route.plugins.as_ref(), rules);
+            }
+            Body::Service(service) => {
+                facts.refer(Kind::Upstreams, service.upstream_id.as_ref());
+                facts.run(service.plugins.as_ref(), rules);
+            }
+            Body::PluginConfig(config) => facts.run(Some(&config.plugins), rules),
+            Body::GlobalRule(rule) => {
+                facts.choice = Choice::everybody(&[Role::Ingress]);
+                facts.run(Some(&rule.plugins), rules);
+            }
+            Body::ConsumerGroup(group) => facts.settle(Some(&group.plugins), rules),
+            Body::Consumer(consumer) => {
+                facts.refer(Kind::ConsumerGroups, consumer.group_id.as_ref());
+                facts.settle(consumer.plugins.as_ref(), rules);
+            }
+            Body::Credential(credential) => {
+                let consumer = id.as_str().split('/').next().unwrap_or_default();
+                facts.refer(Kind::Consumers, Id::parse(consumer).ok().as_ref());
+                facts.settle(Some(&credential.plugins), rules);
+            }
+            Body::PluginMetadata(_) => facts.choice = Choice::everybody(&[Role::Ingress]),
+            Body::Ssl(ssl) if ssl.status == Status::Enabled => {
+                facts.choice = Choice::everybody(&[Role::Ingress]);
+            }
+            Body::IdentityPolicy(policy) => {
+                // What a selector that nobody can read selects is not known, so nobody may miss it.
+                let identities = patterns(&policy.selector.workloads, rules).unwrap_or_default();
+                facts.choice = Choice { roles: ENFORCING.to_vec(), identities };
+            }
+            Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
+            Body::Upstream(_) | Body::Route(_) | Body::Ssl(_) => {}
+        }
+        Ok(facts)
+    }
+
+    fn refer(&mut self, kind: Kind, id: Option<&Id>) {
+        self.refers_to.extend(id.map(|id| Node::Resource((kind, id.clone()))));
+    }
+
+    /// Plugins that run: an auth plugin among them asks for the consumers that it may find.
+    fn run(&mut self, plugins: Option<&PluginSet>, rules: &Rules) {
+        for (name, settings) in enabled(plugins) {
+            self.plugin(name, settings);
+            if let Some(auth) = rules.auth_plugin(name) {
+                self.refers_to.insert(Node::Bearers(auth));
+                self.alternatives(settings, rules);
+            }
+        }
+    }
+
+    /// Plugins of a consumer: an auth plugin among them is a credential.
+    fn settle(&mut self, plugins: Option<&PluginSet>, rules: &Rules) {
+        for (name, settings) in enabled(plugins) {
+            self.plugin(name, settings);
+            self.bears.extend(rules.auth_plugin(name));
+        }
+    }
+
+    /// What any plugin may refer to: its metadata, and upstreams by `upstream_id` anywhere in its settings.
+    fn plugin(&mut self, name: &str, settings: &serde_json::Map<String, Value>) {
+        self.refer(Kind::PluginMetadata, Id::parse(name).ok().as_ref());
+        walk(settings, &mut |field, value| {
+            if field == "upstream_id" {
+                self.refer(Kind::Upstreams, id_in(value).as_ref());
+            }
+        });
+    }
+
+    /// What an auth plugin's settings name: the consumer of callers without a credential, and (in `multi-auth`) other plugins.
+    fn alternatives(&mut self, settings: &serde_json::Map<String, Value>, rules: &Rules) {
+        walk(settings, &mut |field, value| {
+            if field == "anonymous_consumer" {
+                self.refer(Kind::Consumers, id_in(value).as_ref());
+            }
+            self.refers_to.extend(rules.auth_plugin(field).map(Node::Bearers));
+        });
+    }
+}
+
+impl Rules {
+    fn auth_plugin(&self, name: &str) -> Option<Arc<str>> {
+        self.auth_plugins.iter().find(|plugin| ***plugin == *name).cloned()
+    }
+}
+
+fn route_choice(route: &Route, rules: &Rules) -> Result<Choice, Invalid> {
+    let role = match route.listener() {
+        Listeners::Ingress => Role::Ingress,
+        Listeners::Inbound | Listeners::Outbound => Role::Sidecar,
+    };
+    let named = route.workload_selector.as_ref().map_or(&[][..], |selector| &selector.spiffe_ids);
+    let identities = patterns(named, rules)
+        .map_err(|why| Invalid::new(format!("workload_selector.spiffe_ids: {why}")))?;
+    Ok(Choice { roles: vec![role], identities })
+}
+
+fn patterns(texts: &[String], rules: &Rules) -> Result<Vec<Pattern>, String> {
+    let read = |text: &String| (rules.pattern)(text).map_err(|why| format!("{text:?}: {why}"));
+    texts.iter().map(read).collect()
+}
+
+fn enabled(
+    plugins: Option<&PluginSet>,
+) -> impl Iterator<Item = (&String, &serde_json::Map<String, Value>)> {
+    let runs = |meta: &crate::model::PluginMeta| !meta.disable;
+    plugins
+        .into_iter()
+        .flatten()
+        .filter(move |(_, settings)| settings.meta.as_ref().is_none_or(runs))
+        .map(|(name, settings)| (name, &settings.config))
+}
+
+fn walk(fields: &serde_json::Map<String, Value>, see: &mut dyn FnMut(&str, &Value)) {
+    for (field, value) in fields {
+        see(field, value);
+        walk_value(value, see);
+    }
+}
+
+fn walk_value(value: &Value, see: &mut dyn FnMut(&str, &Value)) {
+    match value {
+        Value::Object(fields) => walk(fields, see),
+        Value::Array(values) => values.iter().for_each(|value| walk_value(value, see)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn id_in(value: &Value) -> Option<Id> {
+    match value {
+        Value::String(text) => Id::parse(text).ok(),
+        Value::Number(number) => Id::parse(&number.to_string()).ok(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}

@@ -1,0 +1,538 @@
+//! The data plane's end: follows a control plane, whatever comes between, and keeps the last good copy.
+//!
+//! The first batch is the last good copy, if there is one. Then the subscriber connects, tells what is in force, receives what
+//! differs, and answers when the reader has; when the connection ends it begins again. A control plane that is away, however
+//! long, takes nothing away.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use foldhash::fast::RandomState;
+use futures_util::{StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tracing::{error, info, warn};
+
+use super::delta::Key;
+use super::generated::feed as wire;
+use super::generated::feed::feed_client::FeedClient;
+use super::generated::feed::from_data_plane::Message;
+use super::last_good::{LastGood, Raw, RawState, Saved};
+use super::scope::Role;
+use super::{Applied, Batch, Feed};
+use crate::model::{Change, Id, Invalid, Kind, Rejected, Revision};
+use crate::rt::{Backoff, Live, Publisher, Tasks, unix_seconds};
+
+/// The longest message that a control plane may send. It splits what is longer, but not a single resource.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Resources that one Hello names before it goes on in the next.
+const HELLO_VERSIONS: usize = 20_000;
+
+/// What a subscriber is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What this data plane is.
+    pub role: Role,
+    /// Its name for people: the node, the pod. Visible ASCII, at most 253 bytes.
+    pub node: String,
+    /// Its version.
+    pub version: String,
+    /// How long a connection may take to be established, handshake included.
+    pub connect_within: Duration,
+    /// How often a silent control plane is pinged; one that does not answer within the same time again is left.
+    pub keep_alive: Duration,
+    /// The first and the longest time between two attempts.
+    pub retry: (Duration, Duration),
+    /// The shortest time between two writes of the last good copy.
+    pub save_after: Duration,
+}
+
+impl Settings {
+    /// The usual times.
+    pub fn new(role: Role, node: impl Into<String>) -> Self {
+        Self {
+            role,
+            node: node.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            connect_within: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(10),
+            retry: (Duration::from_millis(100), Duration::from_secs(10)),
+            save_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Makes connections to a control plane. It answers for the control plane being the right one: mTLS with its SPIFFE ID.
+#[async_trait]
+pub trait Connect: Send + Sync + 'static {
+    /// The established connection, TLS taken off.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// One more connection.
+    ///
+    /// # Errors
+    /// Nobody answers, or the handshake fails.
+    async fn connect(&self) -> io::Result<Self::Stream>;
+}
+
+/// How the feed stands, for readiness and status pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FeedStatus {
+    /// Is there a control plane that answers?
+    pub is_connected: bool,
+    /// Since when this has been so, in seconds since 1970.
+    pub since: i64,
+    /// The revision in force; 0 for none.
+    pub revision: Revision,
+    /// Why the last connection failed or ended; none while connected.
+    pub error: Option<String>,
+    /// Why the last good copy could not be written the last time; none when it could.
+    pub save_error: Option<String>,
+}
+
+/// A feed from a control plane. Dropping it ends the connection.
+pub struct Subscriber {
+    offers: mpsc::Receiver<Offer>,
+    answer: Option<oneshot::Sender<Applied>>,
+    status: Live<FeedStatus>,
+    _tasks: Tasks,
+}
+
+/// A batch for the reader, and where the answer goes.
+struct Offer {
+    batch: Batch,
+    answer: oneshot::Sender<Applied>,
+}
+
+impl Subscriber {
+    /// Starts to follow the control plane that `connect` reaches. `last_good` is what [`LastGood::open`] gave.
+    pub fn start(
+        settings: Settings,
+        connect: impl Connect,
+        last_good: Option<(LastGood, Option<Saved>)>,
+    ) -> Self {
+        // One batch at a time: the next one is asked for when this one was answered.
+        let (sender, offers) = mpsc::channel(1);
+        let since = unix_seconds();
+        let (publisher, status) = Publisher::new(FeedStatus { since, ..FeedStatus::default() });
+        let (place, saved) = last_good.map_or((None, None), |(place, saved)| (Some(place), saved));
+        let shared = Arc::new(Shared {
+            held: Mutex::new(Saved::default()),
+            unsaved: Notify::new(),
+            status: publisher,
+        });
+        let mut tasks = Tasks::new();
+        if let Some(place) = place {
+            tasks.add(keep_saved(shared.clone(), place, settings.save_after));
+        }
+        let worker = Worker {
+            instance: uuid::Uuid::new_v4().to_string(),
+            settings,
+            connect: Arc::new(connect),
+            offers: sender,
+            shared,
+            waiting: RawState::default(),
+            unreadable: BTreeMap::new(),
+        };
+        tasks.add(worker.run(saved));
+        Self { offers, answer: None, status, _tasks: tasks }
+    }
+
+    /// How the feed stands.
+    pub fn status(&self) -> Live<FeedStatus> {
+        self.status.clone()
+    }
+}
+
+#[async_trait]
+impl Feed for Subscriber {
+    async fn next(&mut self) -> Batch {
+        match self.offers.recv().await {
+            Some(offer) => {
+                self.answer = Some(offer.answer);
+                offer.batch
+            }
+            // The worker runs as long as we live.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn applied(&mut self, applied: Applied) {
+        match self.answer.take() {
+            // The worker has given up on this batch only when it has ended itself.
+            Some(answer) => drop(answer.send(applied)),
+            None => warn!(revision = applied.revision, "an answer to no batch"),
+        }
+    }
+}
+
+struct Shared {
+    /// What is in force: told to the control plane, and kept on disk.
+    held: Mutex<Saved>,
+    unsaved: Notify,
+    status: Publisher<FeedStatus>,
+}
+
+impl Shared {
+    fn update(&self, change: impl FnOnce(&mut FeedStatus)) {
+        let mut status = FeedStatus::clone(&self.status.live().load());
+        change(&mut status);
+        self.status.set(status);
+    }
+}
+
+/// Writes what is in force: at once when it changes, but not oftener than each `after`.
+async fn keep_saved(shared: Arc<Shared>, place: LastGood, after: Duration) {
+    let place = Arc::new(place);
+    loop {
+        shared.unsaved.notified().await;
+        let saved = shared.held.lock().clone();
+        let writer = place.clone();
+        let written = tokio::task::spawn_blocking(move || writer.save(&saved)).await;
+        let problem = match written {
+            Ok(Ok(())) => None,
+            Ok(Err(problem)) => Some(causes(&problem)),
+            Err(panic) => Some(panic.to_string()),
+        };
+        if let Some(error) = &problem {
+            error!(error, "the last good copy was not written");
+        }
+        shared.update(|status| status.save_error = problem);
+        tokio::time::sleep(after).await;
+    }
+}
+
+struct Worker<C> {
+    settings: Settings,
+    instance: String,
+    connect: Arc<C>,
+    offers: mpsc::Sender<Offer>,
+    shared: Arc<Shared>,
+    /// Versions that the reader refuses: not in force, but they may come into force when what they refer to changes.
+    waiting: RawState,
+    /// Versions that nobody here can read, by kind and id as the control plane named them.
+    unreadable: BTreeMap<(String, String), wire::Refusal>,
+}
+
+/// Why a stream ended.
+enum End {
+    /// It could not be established, broke, or the control plane ended it.
+    Failed(String),
+    /// Our own reader is gone.
+    Over,
+}
+
+/// A delta on its way from its messages to the reader.
+#[derive(Default)]
+struct Incoming {
+    nonce: u64,
+    puts: Vec<(Key, Raw)>,
+    deletes: Vec<Key>,
+    revision: Revision,
+    complete: bool,
+    /// All that it names, whether it can be read or not.
+    named: HashSet<Key, RandomState>,
+    unreadable: Vec<wire::Refusal>,
+    batch: Batch,
+}
+
+impl<C: Connect> Worker<C> {
+    async fn run(mut self, saved: Option<Saved>) {
+        if let Some(saved) = saved {
+            info!(
+                revision = saved.revision,
+                resources = saved.resources.len(),
+                "starting from the last good copy"
+            );
+            let mut incoming = Incoming { complete: true, revision: saved.revision, ..Incoming::default() };
+            for (key, raw) in saved.resources {
+                incoming.put(key, raw);
+            }
+            if self.take(incoming).await.is_none() {
+                return;
+            }
+        }
+        let (first, longest) = self.settings.retry;
+        let mut backoff = Backoff::new(first, longest);
+        loop {
+            match self.follow(&mut backoff).await {
+                End::Over => return,
+                End::Failed(error) => {
+                    warn!(error, "the feed is down; what is in force stays in force");
+                    self.shared.update(|status| {
+                        if status.is_connected {
+                            status.since = unix_seconds();
+                        }
+                        status.is_connected = false;
+                        status.error = Some(error);
+                    });
+                }
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// One connection, from its first byte to its end.
+    async fn follow(&mut self, backoff: &mut Backoff) -> End {
+        let stream = match self.open().await {
+            Ok(stream) => stream,
+            Err(error) => return End::Failed(error),
+        };
+        let (mut deltas, answers) = stream;
+        let mut incoming = Incoming::default();
+        loop {
+            let delta = match deltas.message().await {
+                Ok(Some(delta)) => delta,
+                Ok(None) => return End::Failed("the control plane ended the stream".into()),
+                Err(status) => return End::Failed(causes(&status)),
+            };
+            let is_last = !delta.more;
+            if let Err(why) = incoming.add(delta) {
+                return End::Failed(why);
+            }
+            if !is_last {
+                continue;
+            }
+            backoff.reset();
+            let nonce = incoming.nonce;
+            let Some(mut ack) = self.take(mem::take(&mut incoming)).await else { return End::Over };
+            ack.nonce = nonce;
+            self.shared.update(|status| {
+                if !status.is_connected {
+                    status.since = unix_seconds();
+                }
+                status.is_connected = true;
+                status.error = None;
+            });
+            // No room would mean that the connection takes nothing any more: its end is about to be read.
+            if answers.send(from_us(Message::Ack(ack))).await.is_err() {
+                return End::Failed("the control plane ended the stream".into());
+            }
+            self.shared.unsaved.notify_one();
+        }
+    }
+
+    async fn open(
+        &self,
+    ) -> Result<(tonic::Streaming<wire::Delta>, mpsc::Sender<wire::FromDataPlane>), String> {
+        let Settings { connect_within, keep_alive, .. } = self.settings;
+        let connect = self.connect.clone();
+        let connector = tower::service_fn(move |_| {
+            let connect = connect.clone();
+            async move { connect.connect().await.map(TokioIo::new) }
+        });
+        // The address is the connector's business; HTTP/2 wants a name all the same.
+        let endpoint = Endpoint::from_static("http://control-plane.invalid")
+            .connect_timeout(connect_within)
+            .http2_keep_alive_interval(keep_alive)
+            .keep_alive_timeout(keep_alive)
+            .keep_alive_while_idle(true)
+            .initial_connection_window_size(4 << 20)
+            .initial_stream_window_size(4 << 20);
+        let channel = tokio::time::timeout(connect_within, endpoint.connect_with_connector(connector))
+            .await
+            .map_err(|_| format!("no connection within {} seconds", connect_within.as_secs_f32()))?
+            .map_err(|error| causes(&error))?;
+        // One delta is under way at a time, and so is one answer.
+        let (answers, queue) = mpsc::channel(1);
+        let outgoing = stream::iter(self.hello()).chain(ReceiverStream::new(queue));
+        let deltas = FeedClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(usize::MAX)
+            .follow(outgoing)
+            .await
+            .map_err(|status| causes(&status))?;
+        Ok((deltas.into_inner(), answers))
+    }
+
+    fn hello(&self) -> Vec<wire::FromDataPlane> {
+        let held = self.shared.held.lock();
+        let mut by_kind: BTreeMap<Kind, Vec<wire::HeldVersion>> = BTreeMap::new();
+        for ((kind, id), raw) in &held.resources {
+            let (revision, fingerprint) = (raw.version.revision, raw.version.fingerprint);
+            let version = wire::HeldVersion { id: id.to_string(), revision, fingerprint };
+            by_kind.entry(*kind).or_default().push(version);
+        }
+        let mut hellos: Vec<wire::Hello> = by_kind
+            .iter()
+            .flat_map(|(kind, versions)| {
+                versions.chunks(HELLO_VERSIONS).map(|versions| wire::Held {
+                    kind: kind.name().into(),
+                    versions: versions.to_vec(),
+                })
+            })
+            .map(|held| wire::Hello { have: vec![held], more: true, ..wire::Hello::default() })
+            .collect();
+        if hellos.is_empty() {
+            hellos.push(wire::Hello::default());
+        }
+        if let Some(first) = hellos.first_mut() {
+            first.role = self.settings.role.name().into();
+            first.node = self.settings.node.clone();
+            first.version = self.settings.version.clone();
+            first.revision = held.revision;
+            first.instance = self.instance.clone();
+        }
+        if let Some(last) = hellos.last_mut() {
+            last.more = false;
+        }
+        hellos.into_iter().map(|hello| from_us(Message::Hello(hello))).collect()
+    }
+
+    /// Gives a delta to the reader, waits for the answer, and notes what is in force now. `None` when the reader is gone.
+    async fn take(&mut self, incoming: Incoming) -> Option<wire::Ack> {
+        let Incoming { puts, deletes, revision, complete, named, unreadable, mut batch, .. } =
+            incoming;
+        for refusal in &unreadable {
+            let wire::Refusal { kind, id, revision, reason } = refusal;
+            warn!(kind, id, revision, reason, "the control plane sent what cannot be read here");
+        }
+        batch.revision = revision;
+        batch.complete = complete;
+        batch.changes.extend(deletes.iter().cloned().map(|(kind, id)| Change::Delete(kind, id)));
+        let (answer, answered) = oneshot::channel();
+        self.offers.send(Offer { batch, answer }).await.ok()?;
+        let applied = answered.await.ok()?;
+
+        let refused: HashSet<Key, RandomState> = applied
+            .rejected
+            .iter()
+            .map(|rejected| (rejected.kind, rejected.id.clone()))
+            .collect();
+        let mut held = self.shared.held.lock();
+        if complete {
+            held.resources.retain(|key, _| named.contains(key));
+            self.waiting.retain(|key, _| named.contains(key));
+            self.unreadable.clear();
+        }
+        for key in deletes {
+            held.resources.remove(&key);
+            self.waiting.remove(&key);
+            self.unreadable.remove(&wire_name(&key));
+        }
+        for (key, raw) in puts {
+            self.unreadable.remove(&wire_name(&key));
+            self.waiting.insert(key, raw);
+        }
+        for refusal in unreadable {
+            if let Some(key) = key_of(&refusal.kind, &refusal.id) {
+                self.waiting.remove(&key);
+            }
+            self.unreadable.insert((refusal.kind.clone(), refusal.id.clone()), refusal);
+        }
+        // What is not refused (any more) is in force.
+        for (key, raw) in mem::take(&mut self.waiting) {
+            if refused.contains(&key) {
+                self.waiting.insert(key, raw);
+            } else {
+                held.resources.insert(key, raw);
+            }
+        }
+        held.revision = applied.revision;
+        drop(held);
+        self.shared.update(|status| status.revision = applied.revision);
+        let rejected = applied.rejected.into_iter().map(|rejected| wire::Refusal {
+            kind: rejected.kind.name().into(),
+            id: rejected.id.to_string(),
+            revision: rejected.revision,
+            reason: rejected.reason,
+        });
+        let rejected = self.unreadable.values().cloned().chain(rejected).collect();
+        Some(wire::Ack { nonce: 0, revision: applied.revision, rejected })
+    }
+}
+
+impl Incoming {
+    /// Adds one message of the delta.
+    fn add(&mut self, delta: wire::Delta) -> Result<(), String> {
+        if self.nonce != 0 && self.nonce != delta.nonce {
+            return Err("the control plane began a delta before it had ended the last one".into());
+        }
+        self.nonce = delta.nonce;
+        self.revision = delta.revision;
+        self.complete = delta.complete;
+        for wire::Put { kind, id, revision, json } in delta.puts {
+            match key_of(&kind, &id) {
+                Some(key) => self.put(key, Raw::copied(revision, &json)),
+                None => self.unreadable.push(wire::Refusal {
+                    reason: unknown_name(&kind),
+                    kind,
+                    id,
+                    revision,
+                }),
+            }
+        }
+        for wire::Name { kind, id } in delta.deletes {
+            match key_of(&kind, &id) {
+                Some(key) => {
+                    self.named.insert(key.clone());
+                    self.deletes.push(key);
+                }
+                None => warn!(kind, id, "the control plane deletes what has no name here"),
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: Key, raw: Raw) {
+        self.named.insert(key.clone());
+        match raw.parse(&key) {
+            Ok(resource) => {
+                self.batch.changes.push(Change::Put(resource));
+                self.puts.push((key, raw));
+            }
+            Err(Invalid(reason)) => {
+                let (kind, id) = key;
+                let revision = raw.version.revision;
+                self.unreadable.push(wire::Refusal {
+                    kind: kind.name().into(),
+                    id: id.to_string(),
+                    revision,
+                    reason: reason.clone(),
+                });
+                self.batch.unreadable.push(Rejected { kind, id, revision, reason });
+            }
+        }
+    }
+}
+
+fn from_us(message: Message) -> wire::FromDataPlane {
+    wire::FromDataPlane { message: Some(message) }
+}
+
+fn key_of(kind: &str, id: &str) -> Option<Key> {
+    Some((Kind::named(kind)?, Id::parse(id).ok()?))
+}
+
+fn wire_name((kind, id): &Key) -> (String, String) {
+    (kind.name().into(), id.to_string())
+}
+
+fn unknown_name(kind: &str) -> String {
+    match Kind::named(kind) {
+        Some(_) => "its id is not one".into(),
+        None => format!("this data plane knows no kind {kind:?}; is it older than its control plane?"),
+    }
+}
+
+/// An error and what is behind it, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let sentence = error.to_string();
+        if !text.ends_with(&sentence) {
+            text = format!("{text}: {sentence}");
+        }
+        cause = error.source();
+    }
+    text
+}
