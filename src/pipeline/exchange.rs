@@ -150,6 +150,8 @@ pub struct Exchange {
     pub response: Head,
     /// The caller's connection.
     pub client: Arc<Client>,
+    /// Does the caller speak HTTP/2?
+    pub is_http2: bool,
     /// The matched route; `None` before routing and when nothing matched.
     pub route: Option<Arc<RouteInfo>>,
     /// Which of the route's paths matched.
@@ -189,6 +191,7 @@ impl Exchange {
             request: Head::default(),
             response: Head::default(),
             client,
+            is_http2: false,
             route: None,
             matched_path: 0,
             matched_host: None,

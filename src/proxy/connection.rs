@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 use super::http::{h1, h2};
 use super::listener::Listener;
 use super::worker::Worker;
-use crate::identity::Peer;
+use crate::identity::{Peer, SpiffeId};
 use crate::mtls::{Acceptor, PublicAcceptor};
-use crate::observe::HandshakeRecord;
+use crate::observe::HandshakeRefusedRecord;
 use crate::pipeline::Client;
 use crate::upstream::Stream;
 
@@ -64,16 +64,17 @@ pub(in crate::proxy) async fn run(
         Ok(Ok(shaken)) => shaken,
         Ok(Err(Refused { reason, code, presented, serial })) => {
             worker.note_handshake(address, &reason);
-            worker.metrics.handshake_refused();
-            worker.lane.handshake_refused(&HandshakeRecord {
-                connection: number,
-                client: address,
-                me: me.as_ref(),
-                port: local.port(),
-                presented: presented.as_deref(),
-                serial: serial.as_deref(),
-                code: &code,
-                reason: &reason,
+            worker.metrics.handshake_refused(code);
+            // Nobody came in; a log that is full has counted what it lost.
+            let _ = worker.lane.handshake_refused(&HandshakeRefusedRecord {
+                conn_id: number,
+                src_addr: address,
+                presented_id: presented.as_deref(),
+                presented_serial: serial.as_deref(),
+                dst_spiffe_id: me.as_ref().map(SpiffeId::as_str),
+                dst_port: local.port(),
+                reason: code,
+                detail: Some(&reason),
             });
             return;
         }
@@ -104,7 +105,7 @@ pub(in crate::proxy) async fn run(
 /// A handshake that failed, for the decision log.
 struct Refused {
     reason: String,
-    code: String,
+    code: &'static str,
     presented: Option<String>,
     serial: Option<String>,
 }
@@ -117,7 +118,7 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
         }
         DoorSecurity::Mesh(acceptor) => {
             let (tls, peer) = acceptor.accept(tcp).await.map_err(|error| Refused {
-                code: error.code().to_owned(),
+                code: error.code(),
                 presented: error.presented().and_then(|presented| presented.id.clone()),
                 serial: error.presented().and_then(|presented| presented.serial.clone()),
                 reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
@@ -128,7 +129,7 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
         }
         DoorSecurity::Public(acceptor) => {
             let tls = acceptor.accept(tcp).await.map_err(|error| Refused {
-                code: "tls".to_owned(),
+                code: "tls",
                 presented: None,
                 serial: None,
                 reason: error.to_string(),

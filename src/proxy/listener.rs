@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,9 +12,6 @@ use super::worker::Worker;
 use crate::identity::Identity;
 use crate::model::Listeners;
 use crate::rt::{DrainGuard, Live};
-
-/// Numbers connections over all workers and data planes of the process.
-static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// One worker's socket of a door.
 #[derive(Clone)]
@@ -45,7 +41,7 @@ impl Listener {
                         // Dropping it tells the client at once; waiting would only fill the queue behind it.
                         continue;
                     }
-                    let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+                    let number = crate::observe::next_connection_id();
                     let (worker, listener, guard) = (worker.clone(), listener.clone(), guard.clone());
                     worker.clone().spawn(async move {
                         connection::run(&worker, &listener, tcp, address, number).await;

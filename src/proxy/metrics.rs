@@ -1,12 +1,15 @@
 //! What the data plane counts of itself. Labels come from configuration alone, never from a client.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
+
 use super::connection::Served;
-use crate::observe::{Counter, Registry};
+use crate::observe::{Counter, Registry, WardgateMetrics};
 use crate::pipeline::Exchange;
-use crate::policy::Outcome;
+use crate::policy::{Outcome, Reason};
 
 /// The data plane's own counters; one set a data plane.
 pub struct ProxyMetrics {
@@ -17,19 +20,20 @@ pub struct ProxyMetrics {
     pub(in crate::proxy) unreachable: Arc<Counter>,
     requests: Arc<Counter>,
     failed: Arc<Counter>,
-    allowed: Arc<Counter>,
-    denied: Arc<Counter>,
-    refused: Arc<Counter>,
+    denied: [Arc<Counter>; Reason::ALL.len()],
+    refused: Mutex<HashMap<&'static str, Arc<Counter>>>,
     bytes_in: Arc<Counter>,
     bytes_out: Arc<Counter>,
+    shared: WardgateMetrics,
 }
 
 /// No further connection fits.
 pub(in crate::proxy) struct Full;
 
 impl ProxyMetrics {
-    /// Registers the counters.
+    /// Resolves the counters once.
     pub fn new(registry: &Registry) -> Arc<Self> {
+        let shared = WardgateMetrics::new(registry);
         let counter = |name: &str, labels: &[(&str, &str)]| registry.counter(name, labels);
         Arc::new(Self {
             connections: AtomicUsize::new(0),
@@ -37,11 +41,11 @@ impl ProxyMetrics {
             unreachable: counter("wardgate_upstream_unreachable_total", &[]),
             requests: counter("wardgate_requests_total", &[]),
             failed: counter("wardgate_requests_failed_total", &[]),
-            allowed: counter("wardgate_decisions_total", &[("outcome", "allow")]),
-            denied: counter("wardgate_decisions_total", &[("outcome", "deny")]),
-            refused: counter("wardgate_handshakes_refused_total", &[]),
+            denied: Reason::ALL.map(|reason| shared.denied(reason.code())),
+            refused: Mutex::default(),
             bytes_in: counter("wardgate_bytes_total", &[("direction", "in")]),
             bytes_out: counter("wardgate_bytes_total", &[("direction", "out")]),
+            shared,
         })
     }
 
@@ -51,16 +55,13 @@ impl ProxyMetrics {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return Err(Full);
         }
+        self.shared.connections_open.add(1.0);
         Ok(())
     }
 
     pub(in crate::proxy) fn close(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Connections that are open now.
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.shared.connections_open.add(-1.0);
     }
 
     pub(in crate::proxy) fn served(&self, served: Served) {
@@ -68,18 +69,22 @@ impl ProxyMetrics {
         self.bytes_out.add(served.bytes_out);
     }
 
-    pub(in crate::proxy) fn handshake_refused(&self) {
-        self.refused.inc();
+    pub(in crate::proxy) fn handshake_refused(&self, code: &'static str) {
+        let mut refused = self.refused.lock();
+        refused.entry(code).or_insert_with(|| self.shared.handshakes_refused(code)).increment();
     }
 
     pub(in crate::proxy) fn decided(&self, outcome: Outcome) {
-        if outcome.is_allowed() { self.allowed.inc() } else { self.denied.inc() }
+        match outcome.reason() {
+            None => self.shared.allowed.increment(),
+            Some(reason) => self.denied[reason.index()].increment(),
+        }
     }
 
     pub(in crate::proxy) fn exchanged(&self, exchange: &Exchange) {
-        self.requests.inc();
+        self.requests.increment();
         if exchange.response.status() >= 500 {
-            self.failed.inc();
+            self.failed.increment();
         }
     }
 }

@@ -153,12 +153,12 @@ impl Worker {
     }
 
     pub(in crate::proxy) fn note_malformed(&self, client: &Client, sentence: &str) {
-        self.metrics.malformed.inc();
+        self.metrics.malformed.increment();
         tracing::debug!(address = %client.address, connection = client.connection, "refused: {sentence}");
     }
 
     pub(in crate::proxy) fn note_unreachable(&self, error: &crate::upstream::Error) {
-        self.metrics.unreachable.inc();
+        self.metrics.unreachable.increment();
         tracing::debug!(%error, "an upstream cannot be reached");
     }
 

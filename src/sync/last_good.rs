@@ -50,7 +50,9 @@ pub enum Error {
         why: String,
     },
     /// Both the file and the one beside it are damaged, so there is no place for a new one.
-    #[error("the last good copy {path} and the one beside it (.new) are damaged: nothing is overwritten, so no copy is kept. Move them away")]
+    #[error(
+        "the last good copy {path} and the one beside it (.new) are damaged: nothing is overwritten, so no copy is kept. Move them away"
+    )]
     NoPlace {
         /// The file.
         path: PathBuf,
@@ -101,8 +103,7 @@ pub struct Saved {
 impl Saved {
     /// The copy as a full state.
     pub fn batch(&self) -> Batch {
-        let mut batch =
-            Batch { revision: self.revision, complete: true, ..Batch::default() };
+        let mut batch = Batch { revision: self.revision, complete: true, ..Batch::default() };
         for (key, raw) in &self.resources {
             match raw.parse(key) {
                 Ok(resource) => batch.changes.push(Change::Put(resource)),
@@ -184,8 +185,7 @@ impl LastGood {
         let Some(place) = &self.place else {
             return Err(Error::NoPlace { path: self.path.clone() });
         };
-        self.write(place, saved)
-            .map_err(|source| Error::File { path: place.clone(), source })?;
+        self.write(place, saved).map_err(|source| Error::File { path: place.clone(), source })?;
         if *place == self.path {
             // A copy that was written beside an earlier, damaged file is older than this one.
             let _ = fs::remove_file(beside(&self.path));

@@ -242,19 +242,13 @@ impl Scopes {
     /// can refuse it by name and keep closed what it might have closed.
     pub fn put_unreadable_policy(&mut self, key: &Key) -> Vec<Touched> {
         let choice = Choice::everybody(ENFORCING);
-        self.replace(
-            key,
-            Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() },
-        )
+        self.replace(key, Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() })
     }
 
     /// A resource is gone: which scopes does that touch?
     pub fn delete(&mut self, key: &Key) -> Vec<Touched> {
-        let nothing = Facts {
-            choice: Choice::default(),
-            refers_to: BTreeSet::new(),
-            bears: BTreeSet::new(),
-        };
+        let nothing =
+            Facts { choice: Choice::default(), refers_to: BTreeSet::new(), bears: BTreeSet::new() };
         let touched = self.replace(key, nothing);
         self.facts.remove(key);
         touched
@@ -418,7 +412,12 @@ impl Scopes {
         match node {
             Node::Resource(key) => {
                 touched.push((id, key.clone()));
-                self.facts.get(key).into_iter().flat_map(|facts| &facts.refers_to).cloned().collect()
+                self.facts
+                    .get(key)
+                    .into_iter()
+                    .flat_map(|facts| &facts.refers_to)
+                    .cloned()
+                    .collect()
             }
             Node::Bearers(plugin) => {
                 let bearers = self.bearers.get(plugin).into_iter().flatten();

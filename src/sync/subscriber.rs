@@ -252,7 +252,8 @@ impl<C: Connect> Worker<C> {
                 resources = saved.resources.len(),
                 "starting from the last good copy"
             );
-            let mut incoming = Incoming { complete: true, revision: saved.revision, ..Incoming::default() };
+            let mut incoming =
+                Incoming { complete: true, revision: saved.revision, ..Incoming::default() };
             for (key, raw) in saved.resources {
                 incoming.put(key, raw);
             }
@@ -337,10 +338,13 @@ impl<C: Connect> Worker<C> {
             .keep_alive_while_idle(true)
             .initial_connection_window_size(4 << 20)
             .initial_stream_window_size(4 << 20);
-        let channel = tokio::time::timeout(connect_within, endpoint.connect_with_connector(connector))
-            .await
-            .map_err(|_| format!("no connection within {} seconds", connect_within.as_secs_f32()))?
-            .map_err(|error| causes(&error))?;
+        let channel =
+            tokio::time::timeout(connect_within, endpoint.connect_with_connector(connector))
+                .await
+                .map_err(|_| {
+                    format!("no connection within {} seconds", connect_within.as_secs_f32())
+                })?
+                .map_err(|error| causes(&error))?;
         // One delta is under way at a time, and so is one answer.
         let (answers, queue) = mpsc::channel(1);
         let outgoing = stream::iter(self.hello()).chain(ReceiverStream::new(queue));
@@ -402,11 +406,8 @@ impl<C: Connect> Worker<C> {
         self.offers.send(Offer { batch, answer }).await.ok()?;
         let applied = answered.await.ok()?;
 
-        let refused: HashSet<Key, RandomState> = applied
-            .rejected
-            .iter()
-            .map(|rejected| (rejected.kind, rejected.id.clone()))
-            .collect();
+        let refused: HashSet<Key, RandomState> =
+            applied.rejected.iter().map(|rejected| (rejected.kind, rejected.id.clone())).collect();
         let mut held = self.shared.held.lock();
         if complete {
             held.resources.retain(|key, _| named.contains(key));
@@ -519,7 +520,9 @@ fn wire_name((kind, id): &Key) -> (String, String) {
 fn unknown_name(kind: &str) -> String {
     match Kind::named(kind) {
         Some(_) => "its id is not one".into(),
-        None => format!("this data plane knows no kind {kind:?}; is it older than its control plane?"),
+        None => {
+            format!("this data plane knows no kind {kind:?}; is it older than its control plane?")
+        }
     }
 }
 

@@ -73,7 +73,11 @@ impl Cluster {
     ///
     /// # Errors
     /// The sentence names the field.
-    pub fn compile(name: &str, upstream: &Upstream, timeout: Option<Timeout>) -> Result<Arc<Self>, Invalid> {
+    pub fn compile(
+        name: &str,
+        upstream: &Upstream,
+        timeout: Option<Timeout>,
+    ) -> Result<Arc<Self>, Invalid> {
         let nodes = nodes(upstream)?;
         let endpoints: Box<[Arc<Endpoint>]> = nodes
             .iter()
@@ -229,7 +233,9 @@ fn endpoint(upstream: &Upstream, node: &Node) -> Result<Endpoint, Invalid> {
 fn expected(tls: &UpstreamTls, node: &Node) -> Result<Arc<ExpectedPeers>, Invalid> {
     let ids = if node.spiffe_ids.is_empty() { &tls.spiffe_ids } else { &node.spiffe_ids };
     if ids.is_empty() {
-        return Err(Invalid::new("tls.spiffe_ids: required with tls.identity: svid; name whom you expect"));
+        return Err(Invalid::new(
+            "tls.spiffe_ids: required with tls.identity: svid; name whom you expect",
+        ));
     }
     let pattern = |id: &String| {
         id.parse::<SpiffePattern>()
@@ -275,7 +281,9 @@ mod tests {
 
     #[test]
     fn a_ring_sends_a_key_to_one_node_and_moves_few_when_a_node_goes() {
-        let ring = |nodes: serde_json::Value| cluster(json!({"type": "chash", "key": "uri", "nodes": nodes})).unwrap();
+        let ring = |nodes: serde_json::Value| {
+            cluster(json!({"type": "chash", "key": "uri", "nodes": nodes})).unwrap()
+        };
         let three = ring(json!({"a:1": 1, "b:2": 1, "c:3": 1}));
         let two = ring(json!({"a:1": 1, "b:2": 1}));
         let pick = |cluster: &Cluster, key: u32| {
@@ -292,10 +300,10 @@ mod tests {
 
     #[test]
     fn the_least_busy_node_for_its_weight_is_chosen() {
-        let cluster = cluster(json!({"type": "least_conn", "nodes": {"a:1": 1, "b:2": 2}})).unwrap();
-        let held: Vec<_> = (0..3)
-            .map(|_| cluster.pick(b"", &mut Tried::default()).unwrap().busy())
-            .collect();
+        let cluster =
+            cluster(json!({"type": "least_conn", "nodes": {"a:1": 1, "b:2": 2}})).unwrap();
+        let held: Vec<_> =
+            (0..3).map(|_| cluster.pick(b"", &mut Tried::default()).unwrap().busy()).collect();
         let ports: Vec<_> = cluster.endpoints().iter().map(|e| (e.port, e.load())).collect();
         assert_eq!(ports, [(1, 1), (2, 2)]);
         drop(held);

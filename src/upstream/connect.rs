@@ -183,7 +183,11 @@ impl Connect {
         }
     }
 
-    async fn handshake(&self, endpoint: &Endpoint, protocol: Protocol) -> Result<Established, Error> {
+    async fn handshake(
+        &self,
+        endpoint: &Endpoint,
+        protocol: Protocol,
+    ) -> Result<Established, Error> {
         let name = || endpoint.authority();
         let tcp = self.tcp(endpoint).await?;
         // Small writes are whole messages here; waiting for more only adds latency.
@@ -196,16 +200,18 @@ impl Connect {
             Security::Plain => Ok(Established { stream: Stream::Tcp(tcp), peer: None }),
             Security::Public { verify } => {
                 let tls = mtls::connect_public(tcp, &endpoint.host, alpn, *verify).await;
-                let tls = tls
-                    .map_err(|error| Error::Handshake { endpoint: name(), reason: error.to_string() })?;
+                let tls = tls.map_err(|error| Error::Handshake {
+                    endpoint: name(),
+                    reason: error.to_string(),
+                })?;
                 Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: None })
             }
             Security::Mesh(expected) => {
-                let mesh = self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
-                let (tls, peer) = mesh
-                    .connect(tcp, expected, alpn)
-                    .await
-                    .map_err(|error| Error::Handshake { endpoint: name(), reason: error.to_string() })?;
+                let mesh =
+                    self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
+                let (tls, peer) = mesh.connect(tcp, expected, alpn).await.map_err(|error| {
+                    Error::Handshake { endpoint: name(), reason: error.to_string() }
+                })?;
                 Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: Some(peer) })
             }
         }

@@ -41,7 +41,13 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(host: &str, port: u16, weight: u32, priority: i32, security: Security) -> Self {
+    pub(super) fn new(
+        host: &str,
+        port: u16,
+        weight: u32,
+        priority: i32,
+        security: Security,
+    ) -> Self {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let address = host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
         let expected = match &security {

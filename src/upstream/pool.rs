@@ -56,7 +56,13 @@ impl Pool {
     }
 
     /// The newest idle connection to `endpoint` that nothing speaks against: no bytes and no end have arrived on it.
-    pub fn take(&mut self, endpoint: &Endpoint, identity: u64, now: i64, context: &mut Context<'_>) -> Option<Idle> {
+    pub fn take(
+        &mut self,
+        endpoint: &Endpoint,
+        identity: u64,
+        now: i64,
+        context: &mut Context<'_>,
+    ) -> Option<Idle> {
         let place = self.places.get_mut(&endpoint.key)?;
         while let Some((idle, _)) = place.idle.pop() {
             let proved = idle.reuse.identity == identity && idle.reuse.not_after > now;

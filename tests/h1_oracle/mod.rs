@@ -88,9 +88,11 @@ pub fn our_response(method: &str, bytes: &[u8]) -> Reading {
         Ok(Some(facts)) => match body(facts.framing, &bytes[facts.length..], true) {
             Err(refused) => Reading::Refused(refused),
             Ok(None) => Reading::Incomplete,
-            Ok(Some(body)) => {
-                Reading::Whole(Message { line: head.status().to_string(), fields: fields(&head), body })
-            }
+            Ok(Some(body)) => Reading::Whole(Message {
+                line: head.status().to_string(),
+                fields: fields(&head),
+                body,
+            }),
         },
     }
 }
@@ -131,7 +133,8 @@ pub async fn hyper_request(bytes: &[u8]) -> Reading {
         }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
-    let serve = builder.keep_alive(false).half_close(true).serve_connection(TokioIo::new(server), service);
+    let serve =
+        builder.keep_alive(false).half_close(true).serve_connection(TokioIo::new(server), service);
     let (mut reader, mut writer) = tokio::io::split(client);
     let send = async {
         let _ = writer.write_all(bytes).await;

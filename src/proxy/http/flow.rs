@@ -11,9 +11,10 @@ use super::forward::{self, Upstreamed};
 use super::headers::{self, Hop};
 use super::{BodyLength, Downstream};
 use crate::model::Listeners;
-use crate::observe::DecisionRecord;
-use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, ResponseSource, Side as FaultSide};
-use crate::policy::{Action, Decision, Outcome, Policy, Reason, RouteFacts, Standing};
+use crate::identity::SpiffeId;
+use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
+use crate::pipeline::{BodyFilters, Client, Exchange, Fault, Flow, Reply, ResponseSource, Side as FaultSide};
+use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
@@ -29,25 +30,38 @@ pub(in crate::proxy) enum After {
     Tunnel(Box<Tunnel>),
 }
 
-/// What a connection's caller may do, worked out once for each revision of the policy.
-#[derive(Default)]
+/// What holds for all exchanges of a connection: who the caller is, as records and upstreams read it, and what it may do.
+#[derive(Clone)]
 pub(in crate::proxy) struct ConnectionStanding {
+    ends: Arc<Ends>,
+    client_certificate: Option<Arc<str>>,
+    /// Worked out once for each revision of the policy.
     standing: Option<Standing>,
-    client_certificate: Option<Option<String>>,
 }
 
 impl ConnectionStanding {
+    /// For a connection whose handshake is over.
+    pub(in crate::proxy) fn new(client: &Client) -> Self {
+        let peer = client.peer.as_deref();
+        let ends = Ends::new(&EndsFacts {
+            conn_id: client.connection,
+            src_spiffe_id: peer.map(|peer| peer.id.as_str()),
+            src_serial: peer.map(|peer| peer.serial.as_str()),
+            src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
+            src_not_after: peer.map(|peer| peer.not_after),
+            src_addr: client.address,
+            dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
+            dst_port: client.local.port(),
+        });
+        let client_certificate = headers::client_certificate(client).map(Into::into);
+        Self { ends: Arc::new(ends), client_certificate, standing: None }
+    }
+
     fn of(&mut self, policy: &Policy, exchange: &Exchange) -> &Standing {
         if !self.standing.as_ref().is_some_and(|standing| standing.is_of(policy)) {
             self.standing = None;
         }
         self.standing.get_or_insert_with(|| policy.standing(exchange.client.peer.as_deref()))
-    }
-
-    fn client_certificate(&mut self, exchange: &Exchange) -> Option<&str> {
-        self.client_certificate
-            .get_or_insert_with(|| headers::client_certificate(&exchange.client))
-            .as_deref()
     }
 }
 
@@ -121,6 +135,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
         hop.upgrade = None;
     }
     exchange.consumers = Some(snapshot.consumers.clone());
+    exchange.is_http2 = caller.is_http2();
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
 
     let course = match admit(worker, &snapshot, exchange, standing) {
@@ -132,7 +147,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     };
     let after = match course {
         Course::Forward => {
-            headers::send(exchange, standing.client_certificate(exchange));
+            headers::send(exchange, standing.client_certificate.as_deref());
             forwarded(worker, exchange, caller, &chains, watchdog, &hop).await
         }
         Course::Reply(reply) => reply_with(exchange, caller, &chains, watchdog, worker, *reply).await,
@@ -153,37 +168,26 @@ fn admit<'a>(
 ) -> Result<Option<&'a CompiledRoute>, Box<Reply>> {
     let door = exchange.client.door;
     let policy = &*snapshot.policy;
-    if door == Listeners::Inbound {
-        // Who can never be allowed anything does not get as far as routes and plugins.
-        let standing = connection.of(policy, exchange);
-        if standing.is_hopeless() {
-            let decision = decide(policy, standing, exchange, door);
-            return Err(refuse(worker, snapshot, standing, exchange, decision));
-        }
+    if door == Listeners::Outbound {
+        return Ok(snapshot.route(door, exchange));
+    }
+    connection.of(policy, exchange);
+    let judge = Judge { worker, snapshot, connection };
+    // Who can never be allowed anything does not get as far as routes and plugins.
+    if door == Listeners::Inbound && judge.standing().is_some_and(Standing::is_hopeless) {
+        return Err(judge.refuse(exchange, judge.decide(exchange)));
     }
     let route = snapshot.route(door, exchange);
-    if door == Listeners::Outbound {
-        return Ok(route);
-    }
-    let standing = connection.of(policy, exchange);
-    let decision = decide(policy, standing, exchange, door);
+    let decision = judge.decide(exchange);
     if !decision.is_allowed() {
-        return Err(refuse(worker, snapshot, standing, exchange, decision));
+        return Err(judge.refuse(exchange, decision));
     }
     // An open public route that no policy selects is no decision of ours.
     let decided = door == Listeners::Inbound || decision.outcome.rule().is_some();
-    if decided && record(worker, snapshot, exchange, decision, None, None).is_err() {
+    if decided && judge.record(exchange, decision, None, None).is_err() {
         return Err(Box::new(unlogged()));
     }
     Ok(route)
-}
-
-fn decide(policy: &Policy, standing: &Standing, exchange: &Exchange, door: Listeners) -> Decision {
-    let action = action(exchange);
-    match door {
-        Listeners::Inbound => policy.decide(standing, &action),
-        Listeners::Ingress | Listeners::Outbound => policy.decide_public(standing, &action),
-    }
 }
 
 fn action(exchange: &Exchange) -> Action<'_> {
@@ -196,77 +200,107 @@ fn action(exchange: &Exchange) -> Action<'_> {
     }
 }
 
-/// The refusal that the caller reads, and its record.
-fn refuse(
-    worker: &Worker,
-    snapshot: &Snapshot,
-    standing: &Standing,
-    exchange: &Exchange,
-    decision: Decision,
-) -> Box<Reply> {
-    let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
-    let denial = worker.lane.denial_id();
-    let nearest = snapshot.policy.nearest(standing, &action(exchange));
-    let nearest = nearest.and_then(|near| {
-        let rule = snapshot.policy.rule(near.rule)?;
-        Some(format!("{}/{}: {}", rule.policy, rule.rule, near.clause))
-    });
-    // A denial that cannot be recorded is still a denial: the caller gets nothing more either way.
-    let _ = record(worker, snapshot, exchange, decision, Some(&denial), nearest.as_deref());
-    if is_grpc(exchange) {
-        return Box::new(grpc(7, reason.sentence()).with("x-wardgate-denial", &denial));
+/// Decides about a connection's requests, and writes down what was decided.
+struct Judge<'a> {
+    worker: &'a Worker,
+    snapshot: &'a Snapshot,
+    connection: &'a ConnectionStanding,
+}
+
+impl Judge<'_> {
+    fn standing(&self) -> Option<&Standing> {
+        self.connection.standing.as_ref()
     }
-    let body = serde_json::json!({
-        "type": "urn:wardgate:problem:denied",
-        "title": "Forbidden",
-        "status": 403,
-        "detail": format!("The identity policy refuses this request: {}.", reason.sentence()),
-        "reason": reason.code(),
-        "denial": denial,
-    });
-    let reply = Reply { status: 403, fields: Vec::new(), body: format!("{body}\n").into() };
-    Box::new(
-        reply.with("Content-Type", "application/problem+json").with("x-wardgate-denial", &denial),
-    )
+
+    fn decide(&self, exchange: &Exchange) -> Decision {
+        let policy = &self.snapshot.policy;
+        let action = action(exchange);
+        let nobody;
+        let standing = match self.standing() {
+            Some(standing) => standing,
+            None => {
+                nobody = policy.standing(None);
+                &nobody
+            }
+        };
+        match exchange.client.door {
+            Listeners::Inbound => policy.decide(standing, &action),
+            Listeners::Ingress | Listeners::Outbound => policy.decide_public(standing, &action),
+        }
+    }
+
+    /// The refusal that the caller reads, and its record.
+    fn refuse(&self, exchange: &Exchange, decision: Decision) -> Box<Reply> {
+        let policy = &self.snapshot.policy;
+        let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
+        let denial = DenialId::new();
+        let near = self.standing().and_then(|standing| policy.nearest(standing, &action(exchange)));
+        let nearest = near.and_then(|near| {
+            let rule = policy.rule(near.rule)?;
+            let (policy_id, rule) = (rule.policy.as_str(), rule.rule);
+            Some(Nearest { policy_id, rule, clause: near.clause.name() })
+        });
+        // A refusal that cannot be recorded is still a refusal: the caller gets nothing more either way.
+        let _ = self.record(exchange, decision, Some(denial), nearest);
+        if is_grpc(exchange) {
+            return Box::new(grpc(7, reason.sentence()).with("x-wardgate-denial", denial.as_str()));
+        }
+        let body = serde_json::json!({
+            "type": "urn:wardgate:problem:denied",
+            "title": "Forbidden",
+            "status": 403,
+            "detail": format!("The identity policy refuses this request: {}.", reason.sentence()),
+            "reason": reason.code(),
+            "denial": denial.as_str(),
+        });
+        let reply = Reply { status: 403, fields: Vec::new(), body: format!("{body}\n").into() };
+        Box::new(
+            reply
+                .with("Content-Type", "application/problem+json")
+                .with("x-wardgate-denial", denial.as_str()),
+        )
+    }
+
+    fn record(
+        &self,
+        exchange: &Exchange,
+        decision: Decision,
+        denial_id: Option<DenialId>,
+        nearest: Option<Nearest<'_>>,
+    ) -> Result<(), Full> {
+        let policy = &*self.snapshot.policy;
+        let rule = decision.outcome.rule().and_then(|rule| policy.rule(rule));
+        let would_be = decision.would_be.map(|outcome| WouldBe {
+            allowed: outcome.is_allowed(),
+            reason: outcome.reason().map(Reason::code),
+            rule: outcome
+                .rule()
+                .and_then(|rule| policy.rule(rule))
+                .map(|rule| (rule.policy.as_str(), rule.rule)),
+        });
+        self.worker.metrics.decided(decision.outcome);
+        self.worker.lane.decision(&DecisionRecord {
+            route_id: exchange.route.as_ref().map(|route| route.id.as_str()),
+            protocol: if exchange.is_http2 { "h2" } else { "http/1.1" },
+            method: exchange.request.method().as_bytes(),
+            host: exchange.request.authority().as_bytes(),
+            path: exchange.request.path().as_bytes(),
+            would_be,
+            reason: decision.outcome.reason().map(Reason::code),
+            policy_id: rule.map(|rule| rule.policy.as_str()),
+            rule: rule.map(|rule| rule.rule),
+            policy_revision: rule.map(|rule| rule.revision),
+            denial_id,
+            nearest,
+            config_revision: self.snapshot.revision,
+            ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
+        })
+    }
 }
 
 /// The answer when no decision can be recorded: what cannot be proved later does not happen.
 fn unlogged() -> Reply {
     Reply::json(503, &serde_json::json!({ "error_msg": "the decision log is full" }))
-}
-
-fn record(
-    worker: &Worker,
-    snapshot: &Snapshot,
-    exchange: &Exchange,
-    decision: Decision,
-    denial: Option<&str>,
-    nearest: Option<&str>,
-) -> Result<(), crate::observe::Full> {
-    let policy = &*snapshot.policy;
-    let rule = decision.outcome.rule().and_then(|rule| policy.rule(rule));
-    worker.metrics.decided(decision.outcome);
-    worker.lane.decision(&DecisionRecord {
-        connection: exchange.client.connection,
-        peer: exchange.client.peer.as_deref(),
-        client: exchange.client.address,
-        me: exchange.client.me.as_ref(),
-        port: exchange.client.local.port(),
-        route: exchange.route.as_ref().map(|route| route.id.as_str()),
-        protocol: "http",
-        method: exchange.request.method(),
-        host: exchange.request.authority(),
-        path: exchange.request.path(),
-        allowed: decision.is_allowed(),
-        would_be: decision.would_be.map(Outcome::is_allowed),
-        reason: decision.outcome.reason().map(Reason::code),
-        policy: rule.map(|rule| rule.policy.as_str()),
-        rule: rule.map(|rule| rule.rule),
-        policy_revision: rule.map(|rule| rule.revision),
-        config_revision: snapshot.revision,
-        denial,
-        nearest,
-    })
 }
 
 /// Runs the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge, global access, route access.

@@ -506,6 +506,7 @@ pub(in crate::proxy) async fn serve(
     let mut watchdog = Watchdog::new();
     let mut is_leaving = false;
     let open = Arc::new(());
+    let standing = flow::ConnectionStanding::new(&client);
     loop {
         let next = poll_fn(|context| {
             if !is_leaving {
@@ -527,8 +528,9 @@ pub(in crate::proxy) async fn serve(
         served.requests += 1;
         watchdog.set(None);
         let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());
+        let standing = standing.clone();
         worker.clone().spawn(async move {
-            serve_stream(&worker, &client, request, respond).await;
+            serve_stream(&worker, &client, standing, request, respond).await;
             drop(guard);
         });
     }
@@ -537,6 +539,7 @@ pub(in crate::proxy) async fn serve(
 async fn serve_stream(
     worker: &Arc<Worker>,
     client: &Arc<Client>,
+    mut standing: flow::ConnectionStanding,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
@@ -559,7 +562,6 @@ async fn serve_stream(
     };
     drop(parts);
     let mut watchdog = Watchdog::new();
-    let mut standing = flow::ConnectionStanding::default();
     let _ = flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, false).await;
     // A caller that still sends what nobody reads is told to stop; the response is whole.
     if caller.sending.as_ref().is_some_and(|sending| sending.is_over) && !caller.receiving.stream.is_end_stream() {

@@ -146,7 +146,7 @@ pub(in crate::proxy) async fn serve(
         http.input.extend(early);
     }
     let mut watchdog = Watchdog::new();
-    let mut standing = flow::ConnectionStanding::default();
+    let mut standing = flow::ConnectionStanding::new(&client);
     let mut served = Served::default();
     let mut draining = std::pin::pin!(worker.draining());
     loop {
