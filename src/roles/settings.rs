@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{SpiffeId, TrustDomain};
+use crate::control::auth::KeySettings;
+use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::model::Workload;
 use crate::store;
 
@@ -131,23 +132,9 @@ const fn default_drain_seconds() -> u64 {
 #[serde(tag = "source", rename_all = "snake_case", deny_unknown_fields)]
 pub enum IdentitySettings {
     /// The SPIFFE Workload API: SPIRE's agent, or our issuer.
-    WorkloadApi {
-        /// `unix:///run/…`; `SPIFFE_ENDPOINT_SOCKET` when not given.
-        #[serde(default)]
-        socket: Option<String>,
-    },
+    WorkloadApi(WorkloadApiSettings),
     /// Files that something else rotates.
-    Files {
-        /// The SVID's chain as PEM, leaf first.
-        certificate: PathBuf,
-        /// Its private key as PEM.
-        key: PathBuf,
-        /// The trust domain's roots as PEM.
-        bundle: PathBuf,
-        /// Roots of further trust domains, by their name.
-        #[serde(default)]
-        federated: std::collections::BTreeMap<String, PathBuf>,
-    },
+    Files(FileSettings),
     /// The issuer in this very process (role issuer).
     Issuer {
         /// The identity to take; `spiffe://<trust domain>/wardgate/<role>` when not given.
@@ -226,6 +213,12 @@ pub struct ControlSettings {
     /// Where the declared state lives; an embedded file in `state_dir` when not given.
     #[serde(default)]
     pub store: Option<store::Settings>,
+    /// Admin keys beside the generated one.
+    #[serde(default)]
+    pub keys: Vec<KeySettings>,
+    /// Names, beside `localhost` and plain addresses, under which the Admin API may be called.
+    #[serde(default)]
+    pub hosts: Vec<String>,
     /// SPIFFE ID patterns of data planes that may ask for an ingress' configuration;
     /// `spiffe://<trust domain>/wardgate/ingress` when not given.
     #[serde(default)]

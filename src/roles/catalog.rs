@@ -1,0 +1,91 @@
+//! The plugin table as the offices see it: what the Admin API and the feed's scopes ask of plugins, and the trial of a write.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
+use crate::identity::SpiffePattern;
+use crate::model::{Id, Invalid, Kind, Resource};
+use crate::observe::Registry;
+use crate::pipeline::{Build, Entry, Kept};
+use crate::snapshot::Keeper;
+use crate::sync::{Pattern, Rules};
+
+/// The plugin table for the Admin API.
+pub(super) struct Catalog {
+    pub(super) table: &'static [Entry],
+    pub(super) registry: Registry,
+}
+
+impl Catalog {
+    fn entry(&self, name: &str) -> Option<&'static Entry> {
+        self.table.iter().find(|entry| entry.name == name)
+    }
+}
+
+impl PluginCatalog for Catalog {
+    fn plugins(&self) -> Vec<PluginFacts> {
+        let facts = |entry: &Entry| PluginFacts {
+            name: entry.name.to_owned(),
+            priority: entry.priority,
+            schema: (entry.schema)().to_value(),
+            credential: entry.credential.map(|schema| schema().to_value()),
+            metadata: entry.metadata.map(|schema| schema().to_value()),
+        };
+        self.table.iter().map(facts).collect()
+    }
+
+    fn check(&self, plugin: &str, part: PluginPart, config: &Value) -> Result<(), String> {
+        let entry = self.entry(plugin).ok_or_else(|| format!("unknown plugin [{plugin}]"))?;
+        let judged = match part {
+            PluginPart::Config => {
+                let owner = Id::parse("trial").map_err(|why| why.clone())?;
+                let build = Build {
+                    kind: Kind::Routes,
+                    owner: &owner,
+                    plugin: entry.name,
+                    metadata: None,
+                    metrics: &self.registry,
+                    kept: &Kept::default(),
+                };
+                (entry.compile)(config, &build).map(drop)
+            }
+            PluginPart::Credential => entry.check_credential.map_or(Ok(()), |check| check(config)),
+            PluginPart::Metadata => entry.check_metadata.map_or(Ok(()), |check| check(config)),
+        };
+        judged.map_err(|Invalid(why)| why)
+    }
+}
+
+/// Tries writes with the data plane's own compiler.
+pub(super) struct KeeperTrial {
+    pub(super) table: &'static [Entry],
+    pub(super) registry: Registry,
+}
+
+impl Trial for KeeperTrial {
+    fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid> {
+        Keeper::trial(self.table, &self.registry, candidate, referred)
+    }
+}
+
+/// What the feed's scopes cannot know by themselves.
+pub(super) fn feed_rules(table: &'static [Entry]) -> Rules {
+    Rules {
+        pattern: Arc::new(|text| {
+            let pattern: SpiffePattern = text.parse().map_err(|error| format!("{text:?}: {error}"))?;
+            Ok(match pattern.exact() {
+                Some(id) => Pattern::Exactly(id.as_str().into()),
+                None => Pattern::Meets(Arc::new(move |id| {
+                    id.parse().is_ok_and(|id| pattern.matches(&id))
+                })),
+            })
+        }),
+        auth_plugins: table
+            .iter()
+            .filter(|entry| entry.credential.is_some())
+            .map(|entry| entry.name.into())
+            .collect(),
+    }
+}

@@ -1,0 +1,209 @@
+//! Control plane: store, Admin API, and publisher wired together.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::catalog::{Catalog, KeeperTrial, feed_rules};
+use super::error::Error;
+use super::feed;
+use super::process::Shared;
+use super::settings::{ControlSettings, Settings};
+use crate::control::auth::AdminKeys;
+use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
+use crate::identity::{Identity, SpiffePattern};
+use crate::model::Redacted;
+use crate::observe::{self, AuditLane};
+use crate::rt::{Clock, Drain, Live, Tasks, socket};
+use crate::store::{self, Store};
+use crate::sync::{self, Publisher};
+
+/// A running control plane.
+pub struct ControlPlaneRole {
+    admin: SocketAddr,
+    feed: SocketAddr,
+    generated_key: Option<Redacted<String>>,
+    publisher: Publisher,
+    store: Arc<dyn Store>,
+    drain: Drain,
+    tasks: Tasks,
+}
+
+/// Who may ask the feed for what.
+#[derive(Clone, Debug)]
+pub struct FeedRules {
+    /// Who may ask for an ingress' configuration.
+    pub ingress: Vec<SpiffePattern>,
+    /// Who may ask for an issuer's registration entries.
+    pub issuer: Vec<SpiffePattern>,
+}
+
+impl FeedRules {
+    /// From the settings; Wardgate's own parts when they say nothing.
+    ///
+    /// # Errors
+    /// A pattern is none.
+    pub fn of(settings: &Settings, control: &ControlSettings) -> Result<Self, super::settings::Error> {
+        let pattern = |text: &String| {
+            text.parse::<SpiffePattern>().map_err(|error| super::settings::Error::Setting {
+                field: "control.ingress_ids",
+                problem: format!("{text:?}: {error}"),
+            })
+        };
+        let ingress = match &*control.ingress_ids {
+            [] => vec![SpiffePattern::exactly(&settings.own_id("ingress")?)],
+            ids => ids.iter().map(pattern).collect::<Result<_, _>>()?,
+        };
+        Ok(Self { ingress, issuer: vec![SpiffePattern::exactly(&settings.own_id("issuer")?)] })
+    }
+
+    fn allow(&self, id: &str, role: sync::Role) -> bool {
+        let Ok(id) = id.parse() else { return false };
+        let any = |patterns: &[SpiffePattern]| patterns.iter().any(|pattern| pattern.matches(&id));
+        match role {
+            // Everybody may ask for what concerns itself.
+            sync::Role::Sidecar => !super::data_plane::is_own_part(&id),
+            sync::Role::Ingress => any(&self.ingress),
+            sync::Role::Issuer => any(&self.issuer),
+        }
+    }
+}
+
+impl ControlPlaneRole {
+    /// Opens the store and both listeners. The store need not answer yet.
+    ///
+    /// # Errors
+    /// The store's file or an address cannot be used.
+    pub async fn start(
+        settings: &Settings,
+        control: &ControlSettings,
+        identity: &Live<Identity>,
+        shared: &Shared,
+    ) -> Result<Self, Error> {
+        let chosen = match &control.store {
+            Some(chosen) => chosen.clone(),
+            None => store::Settings::in_file(settings.state_dir.join("store.redb")),
+        };
+        let store = chosen.open().await?;
+        let state_dir: &Path = &settings.state_dir;
+        let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
+
+        let rules = FeedRules::of(settings, control)?;
+        let publisher = Publisher::new(
+            feed_rules(shared.plugins),
+            Arc::new(move |id, role| rules.allow(id, role)),
+        );
+        let parts = control::Parts {
+            store: store.clone(),
+            prefix: chosen.prefix.clone(),
+            keys,
+            hosts: control.hosts.clone(),
+            catalog: Arc::new(Catalog { table: shared.plugins, registry: shared.registry.clone() }),
+            trial: Arc::new(KeeperTrial { table: shared.plugins, registry: shared.registry.clone() }),
+            audit: Arc::new(Trail(shared.audit.control().clone())),
+            convergence: Some(Arc::new(Planes(publisher.clone()))),
+            clock: Clock::system(),
+        };
+        let admin_api = ControlPlane::new(parts)?;
+        let (admin_listener, admin) = listen(control.admin)?;
+        let (feed_listener, feed) = listen(control.feed)?;
+
+        let drain = Drain::new();
+        let mut tasks = Tasks::new();
+        tasks.add(admin_api.serve(admin_listener, drain.guard()));
+        let (following, followed, prefix) = (publisher.clone(), store.clone(), chosen.prefix);
+        let guard = drain.guard();
+        tasks.add(async move {
+            if let Err(error) = following.follow(&*followed, &prefix, guard).await {
+                tracing::error!(%error, "the feed no longer follows the store");
+            }
+        });
+        let lane = shared.audit.control().clone();
+        let incoming = feed::accept(feed_listener, identity, lane, drain.guard(), &mut tasks);
+        let (serving, guard) = (publisher.clone(), drain.guard());
+        tasks.add(async move {
+            if let Err(error) = serving.serve(incoming, guard).await {
+                tracing::error!(%error, "the feed ended");
+            }
+        });
+        Ok(Self { admin, feed, generated_key, publisher, store, drain, tasks })
+    }
+
+    /// Where the Admin API listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Where the feed listens.
+    pub fn feed(&self) -> SocketAddr {
+        self.feed
+    }
+
+    /// The admin key that this very start generated; nobody can read it again.
+    pub fn generated_key(&self) -> Option<&Redacted<String>> {
+        self.generated_key.as_ref()
+    }
+
+    /// The feed's publisher.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Ends streams and lets requests finish.
+    pub async fn drain(self, within: Duration) -> bool {
+        let clean = self.drain.drain(within).await;
+        drop(self.tasks);
+        clean
+    }
+}
+
+/// Binds a listener of the control side.
+pub(super) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Socket { what: "cannot use the listener at", address, source };
+    let mut sockets = socket::listen(address, 1)?;
+    let socket = sockets.remove(0);
+    let bound = socket.local_addr().map_err(failed)?;
+    Ok((TcpListener::from_std(socket).map_err(failed)?, bound))
+}
+
+/// Admin calls go into the decision log.
+struct Trail(AuditLane);
+
+impl AuditTrail for Trail {
+    fn admin(&self, record: &control::AdminRecord<'_>) {
+        // What is lost here is counted in the log itself.
+        let _ = self.0.admin(&observe::AdminRecord {
+            principal: record.principal,
+            src_addr: Some(record.client),
+            method: record.method,
+            path: record.path.as_bytes(),
+            status: record.status,
+            revision: record.revision,
+            body_sha256: record.digest.as_deref(),
+            reason: None,
+        });
+    }
+}
+
+/// The publisher's view of the data planes, for the Admin API.
+struct Planes(Publisher);
+
+impl control::Convergence for Planes {
+    fn data_planes(&self) -> Vec<DataPlaneState> {
+        let state = |plane: sync::DataPlane| DataPlaneState {
+            id: format!("{} {}", plane.spiffe_id, plane.node),
+            connected: true,
+            applied: plane.applied,
+            rejected: plane.rejected,
+        };
+        self.0.convergence().data_planes.into_iter().map(state).collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! Sidecar and ingress: identity, feed, keeper and proxy wired together.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::error::Error;
+use super::process::Shared;
+use super::settings;
+use crate::identity::{Identity, SpiffeId};
+use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource};
+use crate::mtls::{Acceptor, Connector, PublicAcceptor, public_server_config};
+use crate::observe::{ConfigRecord, Gate};
+use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProxyMetrics};
+use crate::rt::{Live, Publisher, Tasks};
+use crate::snapshot::{Keeper, Snapshot};
+use crate::sync::{Applied, Feed};
+use crate::upstream::Connect;
+
+/// What a data plane is to be.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The sidecar's mTLS door.
+    pub inbound: Option<SocketAddr>,
+    /// The sidecar's plain door for its workload.
+    pub outbound: Option<SocketAddr>,
+    /// The ingress' plain door.
+    pub http: Option<SocketAddr>,
+    /// The ingress' TLS door.
+    pub https: Option<SocketAddr>,
+    /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
+    pub app: Option<String>,
+    /// Threads.
+    pub workers: usize,
+}
+
+/// A running data plane with all that keeps it current.
+pub struct DataPlaneRole {
+    plane: DataPlane,
+    snapshot: Live<Snapshot>,
+    _tasks: Tasks,
+}
+
+/// The id of the route that the setting `sidecar.app` stands for.
+const APP_ROUTE: &str = "sidecar.app";
+
+impl DataPlaneRole {
+    /// Opens the doors at once: until the first configuration is there, everything is refused.
+    ///
+    /// # Errors
+    /// A setting makes no sense, or a door cannot be opened; the error names it.
+    pub fn start(
+        plan: &Plan,
+        identity: Option<Live<Identity>>,
+        feed: Box<dyn Feed>,
+        shared: &Shared,
+    ) -> Result<Self, Error> {
+        let me = identity.as_ref().map(|identity| identity.load().id().clone());
+        let mut keeper = Keeper::new(shared.plugins, me.clone(), &shared.registry);
+        let own: Vec<Change> = plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
+        let first = keeper.apply(own, 0);
+        let (publisher, snapshot) = Publisher::new(Snapshot::clone(&first.snapshot));
+        let (tls, public) = Publisher::new(None);
+
+        let gate = shared.readiness.gate("config", "no configuration yet");
+        let mut tasks = Tasks::new();
+        let keeping =
+            Keeping { keeper, feed, publisher, tls, gate, shared: shared.clone(), held: HashSet::new(), refused: BTreeMap::new() };
+        tasks.add(keeping.run());
+
+        let doors = doors(plan, identity.as_ref(), public);
+        let plane = DataPlane::start(&Parts {
+            doors,
+            snapshot: snapshot.clone(),
+            connect: Connect::new(identity.clone().map(Connector::new)),
+            identity,
+            audit: shared.audit.clone(),
+            metrics: ProxyMetrics::new(&shared.registry),
+            limits: Limits::default(),
+            workers: plan.workers,
+        })?;
+        Ok(Self { plane, snapshot, _tasks: tasks })
+    }
+
+    /// Where a door listens.
+    pub fn address(&self, door: Listeners) -> Option<SocketAddr> {
+        self.plane.address(door)
+    }
+
+    /// Where all doors listen.
+    pub fn addresses(&self) -> &[(Listeners, SocketAddr)] {
+        self.plane.addresses()
+    }
+
+    /// The configuration in force.
+    pub fn snapshot(&self) -> Live<Snapshot> {
+        self.snapshot.clone()
+    }
+
+    /// Stops accepting, lets exchanges finish, at most `within`; `false` when some were cut off.
+    pub async fn drain(self, within: Duration) -> bool {
+        self.plane.drain(within).await
+    }
+}
+
+fn doors(
+    plan: &Plan,
+    identity: Option<&Live<Identity>>,
+    public: Live<Option<Arc<rustls::ServerConfig>>>,
+) -> Vec<Door> {
+    let mut doors = Vec::new();
+    let mut open = |listener, address: Option<SocketAddr>, security| {
+        doors.extend(address.map(|address| Door { listener, address, security }));
+    };
+    if let Some(identity) = identity {
+        let acceptor = Acceptor::new(identity.clone());
+        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor));
+    }
+    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
+    open(Listeners::Ingress, plan.http, DoorSecurity::Plain);
+    open(Listeners::Ingress, plan.https, DoorSecurity::Public(PublicAcceptor::new(public)));
+    doors
+}
+
+/// The route that `sidecar.app` stands for: whatever is allowed and matches no other inbound route goes to the workload.
+fn app_route(app: &str) -> Result<Change, settings::Error> {
+    let invalid = || settings::Error::Setting {
+        field: "sidecar.app",
+        problem: format!("expected http://host:port or grpc://host:port, got {app:?}"),
+    };
+    let (scheme, place) = app.split_once("://").ok_or_else(invalid)?;
+    let place = place.trim_end_matches('/');
+    let has_port = place.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !matches!(scheme, "http" | "grpc") || !has_port {
+        return Err(invalid());
+    }
+    let value = json!({
+        "uri": "/*",
+        "priority": i64::from(i32::MIN),
+        "enable_websocket": true,
+        "workload_selector": {"listener": "inbound"},
+        "upstream": {"scheme": scheme, "nodes": {place: 1}},
+    });
+    let id = Id::parse(APP_ROUTE).map_err(|_| invalid())?;
+    let body = Body::parse(Kind::Routes, &value).map_err(|_| invalid())?;
+    Ok(Change::Put(Resource { kind: Kind::Routes, id, revision: 0, body }))
+}
+
+/// Takes batches from the feed, compiles them, and puts them into force.
+struct Keeping {
+    keeper: Keeper,
+    feed: Box<dyn Feed>,
+    publisher: Publisher<Snapshot>,
+    tls: Publisher<Option<Arc<rustls::ServerConfig>>>,
+    gate: Gate,
+    shared: Shared,
+    /// What the feed has given us: a full state says by silence what is gone.
+    held: HashSet<(Kind, Id)>,
+    refused: BTreeMap<(Kind, Id), Rejected>,
+}
+
+impl Keeping {
+    async fn run(mut self) {
+        loop {
+            let batch = self.feed.next().await;
+            let mut changes = batch.changes;
+            let named: HashSet<(Kind, Id)> = changes
+                .iter()
+                .map(|change| match change {
+                    Change::Put(resource) => (resource.kind, resource.id.clone()),
+                    Change::Delete(kind, id) => (*kind, id.clone()),
+                })
+                .chain(batch.unreadable.iter().map(|rejected| (rejected.kind, rejected.id.clone())))
+                .collect();
+            if batch.complete {
+                let gone = self.held.difference(&named).cloned();
+                changes.extend(gone.map(|(kind, id)| Change::Delete(kind, id)));
+            }
+            for change in &changes {
+                match change {
+                    Change::Put(resource) => drop(self.held.insert((resource.kind, resource.id.clone()))),
+                    Change::Delete(kind, id) => drop(self.held.remove(&(*kind, id.clone()))),
+                }
+            }
+            let count = changes.len();
+            let touched: Vec<(Kind, Id)> = changes
+                .iter()
+                .map(|change| match change {
+                    Change::Put(resource) => (resource.kind, resource.id.clone()),
+                    Change::Delete(kind, id) => (*kind, id.clone()),
+                })
+                .collect();
+            let applied = self.keeper.apply(changes, batch.revision);
+            for key in touched {
+                self.refused.remove(&key);
+            }
+            for rejected in applied.rejected.iter().chain(&batch.unreadable) {
+                tracing::warn!(
+                    kind = %rejected.kind, id = %rejected.id, revision = rejected.revision,
+                    "refused, the version before stays in force: {}", rejected.reason
+                );
+                self.refused.insert((rejected.kind, rejected.id.clone()), rejected.clone());
+            }
+            self.publish_certificates(&applied.snapshot);
+            self.publisher.set(Snapshot::clone(&applied.snapshot));
+            self.note(batch.revision, count);
+            self.gate.open();
+            self.feed.applied(Applied {
+                revision: batch.revision,
+                rejected: self.refused.values().cloned().collect(),
+            });
+        }
+    }
+
+    fn publish_certificates(&self, snapshot: &Arc<Snapshot>) {
+        if Arc::ptr_eq(&self.publisher.live().load().certificates, &snapshot.certificates)
+            && self.tls.live().load().is_some()
+        {
+            return;
+        }
+        match public_server_config(snapshot.certificates.clone()) {
+            Ok(config) => self.tls.set(Some(config)),
+            Err(error) => tracing::error!(%error, "the public certificates cannot be used"),
+        }
+    }
+
+    fn note(&self, revision: u64, count: usize) {
+        self.shared.metrics.config_revision.set(revision_value(revision));
+        let lane = self.shared.audit.control();
+        let applied = ConfigRecord {
+            event: "applied",
+            revision,
+            changes: Some(count as u64),
+            kind: None,
+            id: None,
+            reason: None,
+        };
+        // What is lost here is counted in the log itself.
+        let _ = lane.config(&applied);
+        for rejected in self.refused.values() {
+            let _ = lane.config(&ConfigRecord {
+                event: "refused",
+                revision: rejected.revision,
+                changes: None,
+                kind: Some(rejected.kind.name()),
+                id: Some(rejected.id.as_str()),
+                reason: Some(&rejected.reason),
+            });
+        }
+        tracing::info!(revision, changes = count, refused = self.refused.len(), "configuration applied");
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a metric's value")]
+fn revision_value(revision: u64) -> f64 {
+    revision as f64
+}
+
+/// The identity of one of Wardgate's own parts is not for workloads; tells whether `id` is one.
+pub(super) fn is_own_part(id: &SpiffeId) -> bool {
+    id.path().starts_with("/wardgate/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workload_is_named_by_scheme_host_and_port() {
+        for good in ["http://127.0.0.1:8080", "grpc://[::1]:50051", "http://app:80/"] {
+            assert!(app_route(good).is_ok(), "{good}");
+        }
+        for bad in ["127.0.0.1:8080", "https://a:1", "http://a", "http://:80", "http://a:b"] {
+            let error = app_route(bad).unwrap_err().to_string();
+            assert!(error.contains("sidecar.app") && error.contains(bad), "{error}");
+        }
+    }
+}

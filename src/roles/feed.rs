@@ -1,0 +1,120 @@
+//! The feed's connections: mTLS from a data plane to the control plane, and the other way round.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::{client, server};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::identity::{Identity, SpiffeId};
+use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
+use crate::observe::{AuditLane, HandshakeRefusedRecord, next_connection_id};
+use crate::rt::{DrainGuard, Live, Tasks};
+use crate::sync::{self, PeerStream};
+
+/// How long a data plane may take for its handshake.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// Handshakes and finished connections that wait at once.
+const WAITING: usize = 64;
+
+/// Connects a data plane to its control plane, and to nobody else.
+pub(super) struct FeedConnect {
+    address: String,
+    connector: Connector,
+    expected: Arc<ExpectedPeers>,
+}
+
+impl FeedConnect {
+    pub(super) fn new(address: &str, identity: Live<Identity>, expected: &SpiffeId) -> Self {
+        let expected = Arc::new(ExpectedPeers::exactly(expected));
+        Self { address: address.to_owned(), connector: Connector::new(identity), expected }
+    }
+}
+
+#[async_trait]
+impl sync::Connect for FeedConnect {
+    type Stream = client::TlsStream<TcpStream>;
+
+    async fn connect(&self) -> io::Result<Self::Stream> {
+        let tcp = TcpStream::connect(&self.address).await?;
+        let _ = tcp.set_nodelay(true);
+        let connected = self.connector.connect(tcp, &self.expected, Alpn::Http2).await;
+        let (stream, _) = connected.map_err(|error| io::Error::other(full(&error)))?;
+        Ok(stream)
+    }
+}
+
+/// An error with its causes, for a field that holds one sentence.
+pub(super) fn full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The connections of data planes that the control plane's own handshake has verified.
+pub(super) fn accept(
+    listener: TcpListener,
+    identity: &Live<Identity>,
+    lane: AuditLane,
+    mut drain: DrainGuard,
+    tasks: &mut Tasks,
+) -> ReceiverStream<PeerStream<server::TlsStream<TcpStream>>> {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let acceptor = Acceptor::new(identity.clone());
+    let identity = identity.clone();
+    tasks.add(async move {
+        let mut handshakes = Tasks::new();
+        loop {
+            let (tcp, address) = tokio::select! {
+                () = drain.asked() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!(%error, "the feed cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            let _ = tcp.set_nodelay(true);
+            let (acceptor, sender, lane) = (acceptor.clone(), sender.clone(), lane.clone());
+            let me = identity.load().id().clone();
+            handshakes.add(async move {
+                let port = tcp.local_addr().map_or(0, |local| local.port());
+                let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(tcp)).await;
+                match shaken {
+                    Ok(Ok((stream, peer))) => {
+                        let spiffe_id = peer.id.as_str().into();
+                        let _ = sender.send(PeerStream { stream, spiffe_id }).await;
+                    }
+                    Ok(Err(error)) => {
+                        let presented = error.presented();
+                        let detail = full(&error);
+                        tracing::warn!(%address, "a data plane was refused: {detail}");
+                        let _ = lane.handshake_refused(&HandshakeRefusedRecord {
+                            conn_id: next_connection_id(),
+                            src_addr: address,
+                            presented_id: presented.and_then(|presented| presented.id.as_deref()),
+                            presented_serial: presented.and_then(|presented| presented.serial.as_deref()),
+                            dst_spiffe_id: Some(me.as_str()),
+                            dst_port: port,
+                            reason: error.code(),
+                            detail: Some(&detail),
+                        });
+                    }
+                    Err(_) => tracing::debug!(%address, "a data plane's handshake took too long"),
+                }
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}

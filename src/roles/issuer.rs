@@ -1,0 +1,139 @@
+//! Issuer: authority, attestation, registration entries and the Workload API wired together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::Error;
+use super::settings::{IssuerSettings, Settings};
+use crate::identity::{TrustBundles, TrustDomain};
+use crate::issuer::{Authority, Entries, RegistrationEntry, WorkloadApi};
+use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
+use crate::rt::{Clock, Drain, Live, Publisher, Tasks};
+use crate::sync::{Applied, Feed};
+
+/// A running issuer.
+pub struct IssuerRole {
+    drain: Drain,
+    tasks: Tasks,
+}
+
+/// Opens the authority in `directory`, or makes it there when the directory holds none.
+///
+/// # Errors
+/// It is damaged, belongs to another trust domain, or cannot be written; nothing is overwritten.
+pub fn authority(domain: &TrustDomain, directory: &Path) -> Result<Arc<Authority>, Error> {
+    let exists = directory.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let authority = match exists {
+        true => Authority::open(directory, Clock::system())?,
+        false => Authority::create(domain.clone(), directory, Clock::system())?,
+    };
+    if authority.domain() != domain {
+        return Err(super::settings::Error::Setting {
+            field: "trust_domain",
+            problem: format!(
+                "{domain} is not what the authority in {} speaks for: {}",
+                directory.display(),
+                authority.domain()
+            ),
+        }
+        .into());
+    }
+    Ok(Arc::new(authority))
+}
+
+impl IssuerRole {
+    /// Serves the Workload API. Entries come from the settings, and from `feed` where there is one.
+    ///
+    /// # Errors
+    /// An entry of the settings is not valid, or the socket cannot be taken.
+    pub fn start(
+        settings: &Settings,
+        issuer: &IssuerSettings,
+        authority: Arc<Authority>,
+        feed: Option<Box<dyn Feed>>,
+    ) -> Result<Self, Error> {
+        let domain = settings.trust_domain()?;
+        let own = issuer
+            .entries
+            .iter()
+            .map(|workload| RegistrationEntry::new(workload, &domain))
+            .collect::<Result<Vec<_>, _>>()?;
+        let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
+        let federated = Live::fixed(TrustBundles::default());
+        let api = WorkloadApi::bind(&issuer.socket, authority, entries, federated)?;
+        let drain = Drain::new();
+        let mut tasks = Tasks::new();
+        let guard = drain.guard();
+        tasks.add(async move {
+            if let Err(error) = api.serve(guard).await {
+                tracing::error!(%error, "the Workload API ended");
+            }
+        });
+        if let Some(feed) = feed {
+            tasks.add(follow(feed, own, domain, publisher));
+        }
+        Ok(Self { drain, tasks })
+    }
+
+    /// Ends the streams and removes the socket.
+    pub async fn drain(self, within: Duration) -> bool {
+        let clean = self.drain.drain(within).await;
+        drop(self.tasks);
+        clean
+    }
+}
+
+/// Keeps the entries of the control plane beside those of the settings.
+async fn follow(
+    mut feed: Box<dyn Feed>,
+    own: Vec<RegistrationEntry>,
+    domain: TrustDomain,
+    publisher: Publisher<Entries>,
+) {
+    let mut held: BTreeMap<Id, RegistrationEntry> = BTreeMap::new();
+    let mut refused: BTreeMap<Id, Rejected> = BTreeMap::new();
+    loop {
+        let batch = feed.next().await;
+        if batch.complete {
+            let named = |id: &Id| {
+                let put = batch.changes.iter().any(|change| matches!(change, Change::Put(resource) if resource.id == *id));
+                put || batch.unreadable.iter().any(|rejected| rejected.id == *id)
+            };
+            held.retain(|id, _| named(id));
+        }
+        for change in batch.changes {
+            match change {
+                Change::Delete(Kind::Workloads, id) => {
+                    held.remove(&id);
+                    refused.remove(&id);
+                }
+                Change::Put(resource) => {
+                    let Body::Workload(workload) = &resource.body else { continue };
+                    refused.remove(&resource.id);
+                    match entry(workload, &domain) {
+                        Ok(entry) => drop(held.insert(resource.id, entry)),
+                        Err(reason) => {
+                            let rejected = Rejected {
+                                kind: Kind::Workloads,
+                                id: resource.id.clone(),
+                                revision: resource.revision,
+                                reason,
+                            };
+                            refused.insert(resource.id, rejected);
+                        }
+                    }
+                }
+                Change::Delete(..) => {}
+            }
+        }
+        publisher.set(own.iter().cloned().chain(held.values().cloned()).collect());
+        let rejected = refused.values().cloned().chain(batch.unreadable).collect();
+        feed.applied(Applied { revision: batch.revision, rejected });
+    }
+}
+
+fn entry(workload: &Workload, domain: &TrustDomain) -> Result<RegistrationEntry, String> {
+    RegistrationEntry::new(workload, domain).map_err(|error| error.to_string())
+}

@@ -1,0 +1,367 @@
+//! A process: the roles of its settings, started in order, drained in reverse.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::control_plane::{ControlPlaneRole, listen};
+use super::data_plane::{DataPlaneRole, Plan};
+use super::error::Error;
+use super::feed::FeedConnect;
+use super::issuer::{IssuerRole, authority};
+use super::settings::{self, IdentitySettings, Role, Settings};
+use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
+use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
+use crate::model::{Listeners, Redacted};
+use crate::observe::{
+    AuditLog, AuditSettings, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics, router,
+};
+use crate::pipeline::Entry;
+use crate::rt::{Clock, Live, Tasks};
+use crate::sync::{self, Feed, FileFeed, LastGood, Subscriber, process_environment};
+
+/// What all roles of a process share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The decision log.
+    pub audit: AuditLog,
+    /// Metrics.
+    pub registry: Registry,
+    /// Wardgate's own metrics.
+    pub metrics: WardgateMetrics,
+    /// Readiness.
+    pub readiness: Readiness,
+    /// The plugins of this build.
+    pub plugins: &'static [Entry],
+}
+
+impl Shared {
+    /// Opens the decision log and prepares the rest.
+    ///
+    /// # Errors
+    /// The log's file cannot be used.
+    pub fn open(settings: &Settings, role: &str) -> Result<Self, Error> {
+        let audit = AuditSettings {
+            path: Some(settings.audit_file()),
+            stdout: settings.audit.stdout,
+            ..AuditSettings::default()
+        };
+        let posture = Posture {
+            role: role.to_owned(),
+            spiffe_id: None,
+            facts: vec![
+                ("trust_domain", settings.trust_domain.clone()),
+                ("policy_default", "deny".to_owned()),
+                ("crypto_provider", "ring".to_owned()),
+            ],
+        };
+        let audit = AuditLog::open(audit, &posture)?;
+        let registry = Registry::new();
+        let metrics = WardgateMetrics::new(&registry);
+        metrics.watch_audit(&audit);
+        Ok(Self { audit, registry, metrics, readiness: Readiness::new(), plugins: crate::plugins::all() })
+    }
+}
+
+/// The identity that the settings name.
+///
+/// # Errors
+/// The source gives no valid identity in its time, or the settings make no sense.
+pub async fn identity_source(
+    settings: &Settings,
+    part: &str,
+    issuer: Option<&Arc<Authority>>,
+) -> Result<Box<dyn IdentitySource>, Error> {
+    let missing = |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
+    match &settings.identity {
+        Some(IdentitySettings::WorkloadApi(workload_api)) => {
+            Ok(Box::new(WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?))
+        }
+        Some(IdentitySettings::Files(files)) => {
+            Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
+        }
+        Some(IdentitySettings::Issuer { spiffe_id }) => {
+            let Some(authority) = issuer else {
+                return Err(missing("source issuer needs role issuer in the same process").into());
+            };
+            let id = match spiffe_id {
+                None => settings.own_id(part)?,
+                Some(text) => {
+                    text.parse().map_err(|error| missing(&format!("spiffe_id {text:?}: {error}")))?
+                }
+            };
+            let federated = Live::fixed(crate::identity::TrustBundles::default());
+            Ok(Box::new(IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?))
+        }
+        None => Err(missing("missing; expected source: workload_api, files or issuer").into()),
+    }
+}
+
+/// A process at work.
+pub struct Running {
+    /// Where the doors of its data planes listen.
+    pub doors: Vec<(Listeners, SocketAddr)>,
+    /// Where its status port listens.
+    pub status: Option<SocketAddr>,
+    /// Where its Admin API listens.
+    pub admin: Option<SocketAddr>,
+    /// Where its feed listens.
+    pub feed: Option<SocketAddr>,
+    /// The admin key that this start generated.
+    pub generated_key: Option<Redacted<String>>,
+    shared: Shared,
+    data_planes: Vec<DataPlaneRole>,
+    control: Option<ControlPlaneRole>,
+    issuer: Option<IssuerRole>,
+    _identities: Vec<Box<dyn IdentitySource>>,
+    _tasks: Tasks,
+    drain_within: Duration,
+}
+
+impl Running {
+    /// Starts the roles of the settings: issuer, control plane, then data planes.
+    ///
+    /// # Errors
+    /// One of them cannot start; the error says which setting or address is meant.
+    pub async fn start(settings: &Settings, asked: Option<Role>) -> Result<Self, Error> {
+        let roles = settings.roles(asked)?;
+        let names: Vec<String> = roles.iter().map(ToString::to_string).collect();
+        let shared = Shared::open(settings, &names.join(" "))?;
+        let mut running = Self {
+            doors: Vec::new(),
+            status: None,
+            admin: None,
+            feed: None,
+            generated_key: None,
+            shared,
+            data_planes: Vec::new(),
+            control: None,
+            issuer: None,
+            _identities: Vec::new(),
+            _tasks: Tasks::new(),
+            drain_within: Duration::from_secs(settings.drain_seconds),
+        };
+        // First: a probe that asks early shall hear what is missing, not a refused connection.
+        running.open_status(settings)?;
+        let authority = running.start_issuer(settings, &roles).await?;
+        if roles.contains(&Role::Control) {
+            running.start_control(settings, authority.as_ref()).await?;
+        }
+        for role in [Role::Sidecar, Role::Ingress] {
+            if roles.contains(&role) {
+                running.start_data_plane(settings, role, authority.as_ref()).await?;
+            }
+        }
+        Ok(running)
+    }
+
+    fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
+        let Some(address) = settings.status else { return Ok(()) };
+        let (listener, bound) = listen(address)?;
+        let app = router(self.shared.readiness.clone(), self.shared.registry.clone());
+        self._tasks.add(async move {
+            if let Err(error) = axum::serve(listener, app).await {
+                tracing::error!(%error, "the status port ended");
+            }
+        });
+        self.status = Some(bound);
+        Ok(())
+    }
+
+    async fn start_issuer(&mut self, settings: &Settings, roles: &[Role]) -> Result<Option<Arc<Authority>>, Error> {
+        if !roles.contains(&Role::Issuer) {
+            return Ok(None);
+        }
+        let Some(issuer) = &settings.issuer else {
+            return Err(missing("issuer", "missing; role issuer needs issuer.socket").into());
+        };
+        let folder = issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
+        let authority = authority(&settings.trust_domain()?, &folder)?;
+        let feed = match &settings.control_plane {
+            Some(_) => {
+                let id = settings.own_id("issuer")?;
+                let federated = Live::fixed(crate::identity::TrustBundles::default());
+                let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
+                let identity = source.identity();
+                self._identities.push(Box::new(source));
+                Some(feed(settings, sync::Role::Issuer, "issuer", Some(&identity))?)
+            }
+            None => None,
+        };
+        self.issuer = Some(IssuerRole::start(settings, issuer, authority.clone(), feed)?);
+        Ok(Some(authority))
+    }
+
+    async fn start_control(&mut self, settings: &Settings, issuer: Option<&Arc<Authority>>) -> Result<(), Error> {
+        let Some(control) = &settings.control else {
+            return Err(missing("control", "missing; role control needs its settings").into());
+        };
+        let source = self.identity(settings, "control", issuer).await?;
+        let role = ControlPlaneRole::start(settings, control, &source, &self.shared).await?;
+        self.admin = Some(role.admin());
+        self.feed = Some(role.feed());
+        self.generated_key = role.generated_key().cloned();
+        self.control = Some(role);
+        Ok(())
+    }
+
+    async fn identity(
+        &mut self,
+        settings: &Settings,
+        part: &str,
+        issuer: Option<&Arc<Authority>>,
+    ) -> Result<Live<crate::identity::Identity>, Error> {
+        let gate = self.shared.readiness.gate("identity", "no identity yet");
+        let source = identity_source(settings, part, issuer).await?;
+        let identity = source.identity();
+        self._identities.push(source);
+        gate.open();
+        self.watch(&identity);
+        Ok(identity)
+    }
+
+    /// Every identity that comes into use stands in the decision log.
+    fn watch(&mut self, identity: &Live<crate::identity::Identity>) {
+        let mut identity = identity.clone();
+        let current = identity.clone();
+        self.shared.metrics.watch_identity(move || current.load().svid.not_after, Clock::system());
+        let lane = self.shared.audit.control().clone();
+        self._tasks.add(async move {
+            let mut event = "first";
+            loop {
+                let now = identity.load();
+                let domains: Vec<&str> = now.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
+                let _ = lane.identity(&IdentityRecord {
+                    event,
+                    spiffe_id: now.id().as_str(),
+                    serial: Some(&now.svid.serial),
+                    not_after: Some(now.svid.not_after),
+                    trust_domains: Some(&domains.join(" ")),
+                    detail: None,
+                });
+                tracing::info!(id = %now.id(), serial = %now.svid.serial, event, "identity in use");
+                event = "rotated";
+                drop(now);
+                if !identity.changed().await {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn start_data_plane(
+        &mut self,
+        settings: &Settings,
+        role: Role,
+        issuer: Option<&Arc<Authority>>,
+    ) -> Result<(), Error> {
+        let mut plan = Plan { workers: settings.worker_count(), ..Plan::default() };
+        let (part, feed_role) = match role {
+            Role::Ingress => ("ingress", sync::Role::Ingress),
+            Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", sync::Role::Sidecar),
+        };
+        match role {
+            Role::Ingress => {
+                let Some(ingress) = &settings.ingress else {
+                    return Err(missing("ingress", "missing; role ingress needs its settings").into());
+                };
+                (plan.http, plan.https) = (ingress.http, ingress.https);
+            }
+            Role::Sidecar | Role::Control | Role::Issuer => {
+                let Some(sidecar) = &settings.sidecar else {
+                    return Err(missing("sidecar", "missing; role sidecar needs its settings").into());
+                };
+                plan.inbound = Some(sidecar.inbound);
+                plan.outbound = Some(sidecar.outbound);
+                plan.app.clone_from(&sidecar.app);
+            }
+        }
+        // An ingress may do without an SVID; a sidecar is nothing without one.
+        let identity = match (role, &settings.identity) {
+            (Role::Ingress, None) => None,
+            _ => Some(self.identity(settings, part, issuer).await?),
+        };
+        let feed = feed(settings, feed_role, part, identity.as_ref())?;
+        let role = DataPlaneRole::start(&plan, identity, feed, &self.shared)?;
+        self.doors.extend_from_slice(role.addresses());
+        self.data_planes.push(role);
+        Ok(())
+    }
+
+    /// What the process is waiting for before it is ready.
+    pub fn readiness(&self) -> &Readiness {
+        &self.shared.readiness
+    }
+
+    /// Lets everything finish, data planes first, and writes what is left of the decision log. `false` when something was
+    /// cut off.
+    pub async fn drain(self) -> bool {
+        let mut clean = true;
+        for plane in self.data_planes {
+            clean &= plane.drain(self.drain_within).await;
+        }
+        if let Some(control) = self.control {
+            clean &= control.drain(self.drain_within).await;
+        }
+        if let Some(issuer) = self.issuer {
+            clean &= issuer.drain(Duration::from_secs(5)).await;
+        }
+        let audit = self.shared.audit.clone();
+        let flushed = tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(5))).await;
+        clean & matches!(flushed, Ok(Ok(())))
+    }
+}
+
+fn missing(field: &'static str, problem: &str) -> settings::Error {
+    settings::Error::Setting { field, problem: problem.to_owned() }
+}
+
+/// Where configuration comes from: a file, or the control plane's feed with a last good copy on disk.
+fn feed(
+    settings: &Settings,
+    role: sync::Role,
+    part: &str,
+    identity: Option<&Live<crate::identity::Identity>>,
+) -> Result<Box<dyn Feed>, Error> {
+    match (&settings.resources, &settings.control_plane) {
+        (Some(_), Some(_)) => {
+            Err(missing("resources", "give either resources or control_plane").into())
+        }
+        (Some(path), None) => Ok(Box::new(FileFeed::open(path, process_environment())?)),
+        (None, None) => {
+            Err(missing("control_plane", "missing; expected control_plane.address, or a resources file").into())
+        }
+        (None, Some(control)) => {
+            let Some(identity) = identity else {
+                return Err(missing("identity", "missing; the feed is mTLS and needs an identity").into());
+            };
+            let expected = match &control.spiffe_id {
+                None => settings.own_id("control")?,
+                Some(text) => text.parse().map_err(|error| {
+                    missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))
+                })?,
+            };
+            let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
+            let last_good = last_good(settings, part);
+            let told = sync::SubscriberSettings::new(role, settings.node_name());
+            Ok(Box::new(Subscriber::start(told, connect, last_good)))
+        }
+    }
+}
+
+/// The last good copy; a damaged one is reported, left as it is, and not used.
+pub(super) fn last_good(settings: &Settings, part: &str) -> Option<(LastGood, Option<sync::Saved>)> {
+    let path = settings.state_dir.join(format!("last-good-{part}"));
+    match LastGood::open(&path, part) {
+        Ok((place, saved)) => {
+            if let Some(error) = place.damage() {
+                tracing::error!("{error}");
+            }
+            Some((place, saved))
+        }
+        Err(error) => {
+            tracing::error!("{}", super::feed::full(&error));
+            None
+        }
+    }
+}
