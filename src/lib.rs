@@ -17,5 +17,7 @@ pub mod identity;
 pub mod model;
 
 pub mod pipeline;
+pub mod policy;
 pub mod rt;
 pub mod snapshot;
+pub mod upstream;

@@ -33,6 +33,10 @@ pub enum Known {
     RealIp,
     Server,
     Date,
+    /// A name that claims an identity; never taken from outside.
+    IdentityClaim,
+    /// `X-Consumer-…` and the like: claims that only our own ingress may make.
+    ConsumerClaim,
 }
 
 impl Known {
@@ -59,8 +63,47 @@ impl Known {
             17 if is("transfer-encoding") => Self::TransferEncoding,
             17 if is("x-forwarded-proto") => Self::ForwardedProto,
             23 if is("x-forwarded-client-cert") => Self::ForwardedClientCert,
-            _ => Self::Other,
+            _ => Self::claim(name),
         }
+    }
+
+    /// Names by which gateways and applications tell each other who calls. `_` counts as `-`: some servers make no difference.
+    fn claim(name: &[u8]) -> Self {
+        let starts = |wanted: &str| {
+            name.len() >= wanted.len()
+                && name.iter().zip(wanted.as_bytes()).all(|(found, wanted)| {
+                    let found = if *found == b'_' { b'-' } else { found.to_ascii_lowercase() };
+                    found == *wanted
+                })
+        };
+        let is = |wanted: &str| name.len() == wanted.len() && starts(wanted);
+        match name.first() {
+            Some(b'x' | b'X') => {
+                if starts("x-consumer-") || is("x-credential-identifier") || is("x-userinfo") {
+                    return Self::ConsumerClaim;
+                }
+                if starts("x-spiffe-")
+                    || starts("x-ssl-")
+                    || starts("x-wardgate-")
+                    || starts("x-client-cert")
+                    || is("x-forwarded-client-cert")
+                {
+                    return Self::IdentityClaim;
+                }
+            }
+            Some(b'c' | b'C') if is("client-cert") || is("client-cert-chain") => {
+                return Self::IdentityClaim;
+            }
+            Some(b's' | b'S') if starts("ssl-client-") => return Self::IdentityClaim,
+            Some(b'l' | b'L') if starts("l5d-client-id") => return Self::IdentityClaim,
+            _ => {}
+        }
+        Self::Other
+    }
+
+    /// Claims an identity: removed from what comes in, set by us alone.
+    pub const fn is_identity(self) -> bool {
+        matches!(self, Self::IdentityClaim | Self::ForwardedClientCert)
     }
 
     /// Belongs to one connection and is never forwarded (RFC 9110 section 7.6.1).
