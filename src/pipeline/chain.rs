@@ -20,7 +20,6 @@ pub struct Link {
     disabled: bool,
     guard: Option<Arc<Guard>>,
     authenticates: bool,
-    late: bool,
 }
 
 /// What stands around a plugin's hooks. Most plugins have none.
@@ -53,15 +52,8 @@ impl Link {
         meta: Option<&PluginMeta>,
         hooks: Hooks,
     ) -> Result<Self, Invalid> {
-        let mut link = Self {
-            plugin,
-            priority,
-            hooks,
-            disabled: false,
-            guard: None,
-            authenticates: false,
-            late: false,
-        };
+        let mut link =
+            Self { plugin, priority, hooks, disabled: false, guard: None, authenticates: false };
         let Some(meta) = meta else { return Ok(link) };
         link.disabled = meta.disable;
         link.priority = meta.priority.unwrap_or(priority);
@@ -90,12 +82,6 @@ impl Link {
             prefers_route: Some(self.plugin),
         };
         Self { guard: Some(Arc::new(guard)), ..self }
-    }
-
-    /// Marks a plugin that comes with the consumer: its rewrite runs when the consumer is known.
-    #[must_use]
-    pub fn late(self) -> Self {
-        Self { late: true, ..self }
     }
 
     /// The plugin's name.
@@ -176,7 +162,6 @@ type Steps<H> = Box<[Step<H>]>;
 #[derive(Default)]
 pub struct Chain {
     rewrite: Steps<dyn Rewrite>,
-    consumer_rewrite: Steps<dyn Rewrite>,
     access: Steps<dyn Access>,
     forward: Steps<dyn Forward>,
     response_head: Steps<dyn ResponseHead>,
@@ -193,7 +178,7 @@ impl std::fmt::Debug for Chain {
 }
 
 macro_rules! asking_phase {
-    ($phase:ident, $has:ident, $method:ident, $what:literal) => {
+    ($phase:ident, $has:ident, $what:literal) => {
         #[doc = concat!("Is there a hook for ", $what, "?")]
         pub fn $has(&self) -> bool {
             !self.$phase.is_empty()
@@ -208,7 +193,7 @@ macro_rules! asking_phase {
                 if !step.applies(exchange) {
                     continue;
                 }
-                match step.hook.$method(exchange).await {
+                match step.hook.$phase(exchange).await {
                     Ok(Flow::Next) => {}
                     Ok(Flow::Reply(reply)) => return Ok(step.dress(reply)),
                     Err(fault) => return Err(fault.of_plugin(step.plugin)),
@@ -225,19 +210,14 @@ impl Chain {
         let mut links: Vec<Link> = links.into_iter().filter(|link| !link.disabled).collect();
         links.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.plugin.cmp(b.plugin)));
         Self {
-            rewrite: steps(&links, |link| link.hooks.rewrite.as_ref().filter(|_| !link.late)),
-            consumer_rewrite: steps(&links, |link| {
-                // A consumer's auth plugin carries a credential, not a task.
-                let late = link.late && !link.authenticates;
-                link.hooks.rewrite.as_ref().filter(|_| late)
-            }),
+            rewrite: steps(&links, |link| link.hooks.rewrite.as_ref()),
             access: steps(&links, |link| link.hooks.access.as_ref()),
             forward: steps(&links, |link| link.hooks.forward.as_ref()),
             response_head: steps(&links, |link| link.hooks.response_head.as_ref()),
             response_body: steps(&links, |link| link.hooks.response_body.as_ref()),
             log: steps(&links, |link| link.hooks.log.as_ref()),
             plugins: links.iter().map(|link| link.plugin).collect(),
-            authenticates: links.iter().any(|link| link.authenticates && !link.late),
+            authenticates: links.iter().any(|link| link.authenticates),
         }
     }
 
@@ -251,15 +231,9 @@ impl Chain {
         self.authenticates
     }
 
-    asking_phase!(rewrite, has_rewrite, rewrite, "`rewrite`");
-    asking_phase!(
-        consumer_rewrite,
-        has_consumer_rewrite,
-        rewrite,
-        "the `rewrite` of plugins that came with the consumer"
-    );
-    asking_phase!(access, has_access, access, "`access`");
-    asking_phase!(forward, has_forward, forward, "`forward`");
+    asking_phase!(rewrite, has_rewrite, "`rewrite`");
+    asking_phase!(access, has_access, "`access`");
+    asking_phase!(forward, has_forward, "`forward`");
 
     /// Is there a hook for the response's head?
     pub fn has_response_head(&self) -> bool {
@@ -433,14 +407,10 @@ mod tests {
         assert!(ran(&there).is_empty());
     }
 
-    #[tokio::test]
-    async fn a_late_link_rewrites_with_the_consumer_and_a_fault_names_its_plugin() {
-        let chain = Chain::new([link("bad", 2, json!({})).late(), link("own", 1, json!({}))]);
+    #[test]
+    fn a_fault_names_its_plugin() {
+        let chain = Chain::new([link("bad", 2, json!({})), link("own", 1, json!({}))]);
         let mut exchange = exchange("GET", "/", "h");
-        chain.rewrite(&mut exchange).await.unwrap();
-        assert_eq!(ran(&exchange), ["own"]);
-        chain.consumer_rewrite(&mut exchange).await.unwrap();
-        assert_eq!(ran(&exchange), ["own", "bad"]);
         assert_eq!(chain.response_head(&mut exchange).unwrap_err().cause, "bad: why");
     }
 }

@@ -1,3 +1,15 @@
-//! One compiled, immutable revision of everything.
+//! Everything that is declared, compiled: one immutable [`Snapshot`] a revision, and the [`Keeper`] that makes the next one.
+//!
+//! This room does no I/O. It is a door: it defines nothing itself.
+
+mod compile;
+mod compiled;
+mod consumers;
+mod keeper;
+mod merge;
 mod router;
+mod shards;
+
+pub use compiled::{CompiledRoute, Merged, Snapshot};
+pub use keeper::{Applied, Keeper};
 pub use router::{Found, Place, Router, RouterKind};

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 
+use super::shards::Shards;
 use crate::model::{Id, Invalid};
 
 /// What a path may say and how hosts count; the names of `apisix.router.http`.
@@ -425,58 +426,6 @@ fn lengths<'a>(suffixes: impl Iterator<Item = &'a Box<str>>) -> Arc<[usize]> {
 
 fn narrow(index: usize) -> u16 {
     u16::try_from(index).unwrap_or(u16::MAX)
-}
-
-/// Exact hosts, in shards, so that one change copies one shard.
-#[derive(Clone, Debug)]
-struct Shards<V> {
-    hasher: RandomState,
-    shards: Arc<[Arc<HashMap<Box<str>, V, RandomState>>]>,
-}
-
-const SHARDS: usize = 256;
-
-impl<V> Default for Shards<V> {
-    fn default() -> Self {
-        Self { hasher: RandomState::default(), shards: Arc::default() }
-    }
-}
-
-impl<V: Clone + Default> Shards<V> {
-    fn shard(&self, key: &str) -> usize {
-        use std::hash::BuildHasher;
-        // The top bits: the maps inside use the low ones.
-        (self.hasher.hash_one(key) >> 48) as usize % SHARDS
-    }
-
-    fn find(&self, key: &str) -> Option<&V> {
-        if self.shards.is_empty() {
-            return None;
-        }
-        self.shards[self.shard(key)].get(key)
-    }
-
-    fn writable(&mut self, key: &str) -> &mut HashMap<Box<str>, V, RandomState> {
-        if self.shards.is_empty() {
-            let hasher = &self.hasher;
-            self.shards =
-                (0..SHARDS).map(|_| Arc::new(HashMap::with_hasher(hasher.clone()))).collect();
-        }
-        let at = self.shard(key);
-        if Arc::get_mut(&mut self.shards).is_none() {
-            self.shards = self.shards.iter().cloned().collect();
-        }
-        let shards = Arc::get_mut(&mut self.shards).expect("it was just made ours alone");
-        Arc::make_mut(&mut shards[at])
-    }
-
-    fn entry(&mut self, key: &str) -> &mut V {
-        self.writable(key).entry(key.into()).or_default()
-    }
-
-    fn remove(&mut self, key: &str) {
-        self.writable(key).remove(key);
-    }
 }
 
 /// The paths of one host: a radix tree over bytes.

@@ -188,7 +188,7 @@ fn a_change_leaves_older_versions_as_they_were_and_the_last_removal_leaves_nothi
         new.remove(kind, &id(&at.to_string()), &place(kind, line));
     }
     assert!(new.anywhere.0.is_none() && new.suffixes.is_empty() && new.lengths.is_empty());
-    assert!(new.exact.shards.iter().all(|shard| shard.is_empty()));
+    assert!(new.exact.is_empty());
     assert_eq!(*old.find("q", b"/xyz/abdd", |_| true).unwrap().value, 5);
 }
 

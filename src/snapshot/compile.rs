@@ -1,0 +1,309 @@
+//! A resource to its compiled parts. Nothing here looks at other resources but at plugin metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::consumers::Held;
+use super::merge::Links;
+use super::router::{Place, RouterKind};
+use crate::identity::SpiffePattern;
+use crate::model::{
+    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl,
+};
+use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
+use crate::upstream::Cluster;
+
+/// The table of plugins, with what compiling one needs beside its settings.
+pub(super) struct Workshop<'a> {
+    pub(super) table: &'a HashMap<&'static str, &'static Entry>,
+    pub(super) metadata: &'a BTreeMap<Id, Arc<Value>>,
+    pub(super) kept: &'a Kept,
+    pub(super) router: RouterKind,
+}
+
+/// What must hold beside host and path.
+#[derive(Debug, Default)]
+pub(super) struct Conditions {
+    methods: Option<u16>,
+    networks: Option<Networks>,
+    vars: Option<Expr>,
+}
+
+impl Conditions {
+    pub(super) fn hold(&self, method: Option<u16>, exchange: &Exchange) -> bool {
+        self.methods.is_none_or(|mask| method.is_some_and(|bit| mask & bit != 0))
+            && self
+                .networks
+                .as_ref()
+                .is_none_or(|networks| networks.contains(exchange.client.address.ip()))
+            && self.vars.as_ref().is_none_or(|vars| vars.holds(exchange))
+    }
+}
+
+/// A route's own parts.
+#[derive(Debug)]
+pub(super) struct RouteParts {
+    pub(super) conditions: Arc<Conditions>,
+    pub(super) links: Links,
+    /// Its inline upstream.
+    pub(super) cluster: Option<Arc<Cluster>>,
+    /// Whom it is for; empty means everybody.
+    pub(super) workloads: Vec<SpiffePattern>,
+}
+
+/// A service's own parts.
+#[derive(Debug)]
+pub(super) struct ServiceParts {
+    pub(super) links: Links,
+    /// Its inline upstream.
+    pub(super) cluster: Option<Arc<Cluster>>,
+}
+
+/// Names a field in a sentence from further below.
+fn at(field: &str) -> impl Fn(Invalid) -> Invalid + '_ {
+    move |error| Invalid(format!("{field}: {error}"))
+}
+
+impl Workshop<'_> {
+    /// Compiles a set of plugins. On a consumer the auth plugins among them are credentials and left out.
+    pub(super) fn links(&self, kind: Kind, id: &Id, set: &PluginSet) -> Result<Links, Invalid> {
+        let mut links = Links::new();
+        for (name, settings) in set {
+            let entry = self.entry(name)?;
+            if kind == Kind::Consumers && entry.credential.is_some() {
+                continue;
+            }
+            let build = Build {
+                kind,
+                owner: id,
+                plugin: entry.name,
+                metadata: self.metadata.get(name.as_str()).map(|value| &**value),
+                kept: self.kept,
+            };
+            let config = Value::Object(settings.config.clone());
+            let link = (entry.compile)(&config, &build)
+                .and_then(|hooks| link(entry, kind, settings.meta.as_ref(), hooks))
+                .map_err(|error| refused(entry, &error))?;
+            links.insert(entry.name, link);
+        }
+        Ok(links)
+    }
+
+    fn entry(&self, name: &str) -> Result<&'static Entry, Invalid> {
+        let found = self.table.get(name).copied();
+        found.ok_or_else(|| Invalid::new(format!("unknown plugin [{name}]")))
+    }
+
+    /// What a consumer or credential declares for auth plugins.
+    pub(super) fn credentials(&self, set: &PluginSet) -> Result<Vec<Held>, Invalid> {
+        let mut held = Vec::new();
+        for (name, settings) in set {
+            let entry = self.entry(name)?;
+            let (Some(check), Some(key)) = (entry.check_credential, entry.credential_key) else {
+                continue;
+            };
+            let value = Value::Object(settings.config.clone());
+            check(&value).map_err(|error| refused(entry, &error))?;
+            let texts = settings.config.values().filter_map(Value::as_str);
+            if let Some(reference) = texts
+                .into_iter()
+                .find(|text| text.starts_with("$secret://") || text.starts_with("$ENV://"))
+            {
+                // Taken literally it would be a key that everybody knows who may read configuration.
+                return Err(refused(
+                    entry,
+                    &Invalid::new(format!("the reference {reference} cannot be resolved")),
+                ));
+            }
+            let key = settings.config.get(key).and_then(Value::as_str).unwrap_or_default();
+            if key.is_empty() {
+                return Err(refused(entry, &Invalid::new("an empty key would admit everybody")));
+            }
+            held.push(Held { plugin: entry.name, key: key.to_owned(), settings: Arc::new(value) });
+        }
+        Ok(held)
+    }
+
+    /// A credential is exactly one auth plugin's.
+    pub(super) fn credential(&self, set: &PluginSet) -> Result<Vec<Held>, Invalid> {
+        let held = self.credentials(set)?;
+        if set.len() != 1 || held.len() != 1 {
+            return Err(Invalid::new("plugins: a credential has exactly one auth plugin"));
+        }
+        Ok(held)
+    }
+
+    /// Judges a plugin's metadata; gives it without what the server wrote into it.
+    pub(super) fn metadata(&self, id: &Id, value: &Value) -> Result<Arc<Value>, Invalid> {
+        let entry = self.entry(id.as_str())?;
+        let mut own = value.clone();
+        if let Some(fields) = own.as_object_mut() {
+            fields.retain(|name, _| !matches!(&**name, "id" | "create_time" | "update_time"));
+        }
+        match entry.check_metadata {
+            Some(check) => check(&own).map_err(|error| refused(entry, &error))?,
+            None => return Err(Invalid::new(format!("plugin {id} has no metadata"))),
+        }
+        Ok(Arc::new(own))
+    }
+
+    pub(super) fn route(&self, id: &Id, route: &Route) -> Result<RouteParts, Invalid> {
+        if route.uri.is_some() == route.uris.is_some() {
+            return Err(Invalid::new("uri: exactly one of uri and uris is expected"));
+        }
+        one_of_two("host", route.host.is_some(), "hosts", route.hosts.is_some())?;
+        one_of_two(
+            "remote_addr",
+            route.remote_addr.is_some(),
+            "remote_addrs",
+            route.remote_addrs.is_some(),
+        )?;
+        Place::parse(self.router, route.host_list().iter(), route.paths().iter(), route.priority)?;
+        let none = PluginSet::new();
+        let cluster = route.upstream.as_ref().map(|upstream| {
+            Cluster::compile(&format!("routes/{id}"), upstream, route.timeout)
+                .map_err(at("upstream"))
+        });
+        Ok(RouteParts {
+            conditions: Arc::new(Conditions {
+                methods: methods(route),
+                networks: networks(route)?,
+                vars: vars(route)?,
+            }),
+            links: self.links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?,
+            cluster: cluster.transpose()?,
+            workloads: workloads(route)?,
+        })
+    }
+
+    /// What is left of a route that does not compile: enough to stand in its place and refuse.
+    ///
+    /// A condition that cannot be read is taken to hold, so that no other route answers what this one would have guarded.
+    pub(super) fn route_in_name_only(route: &Route) -> RouteParts {
+        RouteParts {
+            conditions: Arc::new(Conditions {
+                methods: methods(route),
+                networks: networks(route).unwrap_or_default(),
+                vars: vars(route).unwrap_or_default(),
+            }),
+            links: Links::new(),
+            cluster: None,
+            workloads: workloads(route).unwrap_or_default(),
+        }
+    }
+
+    /// Where a route stands. `hosts` are its service's, for a route that names none.
+    pub(super) fn place(&self, route: &Route, service: Option<&Service>) -> Result<Place, Invalid> {
+        let (own, inherited) = hosts(route, service);
+        let hosts = own.iter().chain(inherited.iter().map(String::as_str));
+        Place::parse(self.router, hosts, route.paths().iter(), route.priority)
+    }
+
+    /// Where a route stands as far as its hosts and paths can be read; `None` when nothing is left.
+    pub(super) fn readable_place(&self, route: &Route, service: Option<&Service>) -> Option<Place> {
+        let (own, inherited) = hosts(route, service);
+        let hosts: Vec<&str> = own.iter().chain(inherited.iter().map(String::as_str)).collect();
+        let reads = |hosts: &[&str], path: &str| {
+            Place::parse(self.router, hosts.iter().copied(), [path], 0).is_ok()
+        };
+        let readable: Vec<&str> =
+            hosts.iter().copied().filter(|host| reads(&[host], "/")).collect();
+        if readable.is_empty() && !hosts.is_empty() {
+            return None;
+        }
+        let paths = route.paths();
+        let paths = paths.iter().filter(|path| reads(&[], path));
+        Place::parse(self.router, readable, paths, route.priority).ok()
+    }
+
+    pub(super) fn service(&self, id: &Id, service: &Service) -> Result<ServiceParts, Invalid> {
+        let hosts = service.hosts.iter().flatten().map(String::as_str);
+        Place::parse(self.router, hosts, ["/"], 0).map_err(at("hosts"))?;
+        let none = PluginSet::new();
+        let cluster = service.upstream.as_ref().map(|upstream| {
+            Cluster::compile(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
+        });
+        Ok(ServiceParts {
+            links: self.links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?,
+            cluster: cluster.transpose()?,
+        })
+    }
+}
+
+fn link(
+    entry: &'static Entry,
+    kind: Kind,
+    meta: Option<&PluginMeta>,
+    hooks: crate::pipeline::Hooks,
+) -> Result<Link, Invalid> {
+    let mut link = Link::new(entry.name, entry.priority, meta, hooks)?;
+    if entry.credential.is_some() {
+        link = link.authenticating();
+    }
+    if kind == Kind::GlobalRules && entry.prefers_route {
+        link = link.preferring_route();
+    }
+    Ok(link)
+}
+
+fn refused(entry: &Entry, error: &Invalid) -> Invalid {
+    Invalid(format!("failed to check the configuration of plugin {} err: {error}", entry.name))
+}
+
+fn one_of_two(one: &str, has_one: bool, many: &str, has_many: bool) -> Result<(), Invalid> {
+    if has_one && has_many {
+        return Err(Invalid(format!("{one}: only one of {one} and {many} is expected")));
+    }
+    Ok(())
+}
+
+/// The route's own hosts, or else its service's.
+fn hosts<'a>(route: &'a Route, service: Option<&'a Service>) -> (OneOrMany<'a>, &'a [String]) {
+    let own = route.host_list();
+    let inherits = own.iter().next().is_none();
+    let inherited = service.filter(|_| inherits).and_then(|service| service.hosts.as_deref());
+    (own, inherited.unwrap_or_default())
+}
+
+/// The hosts that hold for a route, as they are written.
+pub(super) fn host_names(route: &Route, service: Option<&Service>) -> Vec<String> {
+    let (own, inherited) = hosts(route, service);
+    own.iter().map(str::to_owned).chain(inherited.iter().cloned()).collect()
+}
+
+fn methods(route: &Route) -> Option<u16> {
+    let methods = route.methods.as_ref().filter(|methods| !methods.is_empty())?;
+    Some(methods.iter().copied().map(Method::mask).fold(0, |mask, bit| mask | bit))
+}
+
+fn networks(route: &Route) -> Result<Option<Networks>, Invalid> {
+    let networks = Networks::parse(route.networks().iter()).map_err(at("remote_addrs"))?;
+    Ok((!networks.is_empty()).then_some(networks))
+}
+
+fn vars(route: &Route) -> Result<Option<Expr>, Invalid> {
+    let parse = |vars| Expr::parse(vars).map_err(|why| Invalid(format!("vars: {why}")));
+    route.vars.as_ref().map(parse).transpose()
+}
+
+fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {
+    let texts = route.workload_selector.iter().flat_map(|selector| &selector.spiffe_ids);
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|why| Invalid(format!("workload_selector.spiffe_ids: '{text}': {why}")))
+    };
+    texts.map(parse).collect()
+}
+
+/// May this certificate stand, as far as that can be told without a look at the keys?
+pub(super) fn check_ssl(ssl: &Ssl) -> Result<(), Invalid> {
+    if ssl.sni.is_some() == ssl.snis.is_some() {
+        return Err(Invalid::new("sni: exactly one of sni and snis is expected"));
+    }
+    if ssl.names().iter().next().is_none() {
+        return Err(Invalid::new("snis: at least one name is expected"));
+    }
+    Ok(())
+}
