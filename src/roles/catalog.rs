@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
 use crate::identity::SpiffePattern;
-use crate::model::{Id, Invalid, Kind, Resource};
+use crate::model::{Change, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
 use crate::snapshot::Keeper;
@@ -66,7 +66,9 @@ pub(super) struct KeeperTrial {
 
 impl Trial for KeeperTrial {
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid> {
-        Keeper::trial(self.table, &self.registry, candidate, referred)
+        let mut keeper = Keeper::new(self.table, None, &self.registry);
+        keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
+        keeper.trial(&Change::Put(candidate.clone()))
     }
 }
 

@@ -8,11 +8,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::error::Error;
+use super::feed::full;
 use super::process::Shared;
 use super::settings;
 use crate::identity::{Identity, SpiffeId};
-use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource};
-use crate::mtls::{Acceptor, Connector, PublicAcceptor, public_server_config};
+use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
+use crate::mtls::{
+    Acceptor, Connector, PublicAcceptor, PublicCertificate, PublicCertificates, public_server_config,
+};
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProxyMetrics};
 use crate::rt::{Live, Publisher, Tasks};
@@ -59,10 +62,10 @@ impl DataPlaneRole {
         shared: &Shared,
     ) -> Result<Self, Error> {
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me.clone(), &shared.registry);
+        let mut keeper = Keeper::new(shared.plugins, me, &shared.registry);
         let own: Vec<Change> = plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
-        let (publisher, snapshot) = Publisher::new(Snapshot::clone(&first.snapshot));
+        let (publisher, snapshot) = Publisher::of(first.snapshot);
         let (tls, public) = Publisher::new(None);
 
         let gate = shared.readiness.gate("config", "no configuration yet");
@@ -205,7 +208,7 @@ impl Keeping {
                 self.refused.insert((rejected.kind, rejected.id.clone()), rejected.clone());
             }
             self.publish_certificates(&applied.snapshot);
-            self.publisher.set(Snapshot::clone(&applied.snapshot));
+            self.publisher.set_arc(applied.snapshot);
             self.note(batch.revision, count);
             self.gate.open();
             self.feed.applied(Applied {
@@ -215,15 +218,22 @@ impl Keeping {
         }
     }
 
-    fn publish_certificates(&self, snapshot: &Arc<Snapshot>) {
-        if Arc::ptr_eq(&self.publisher.live().load().certificates, &snapshot.certificates)
-            && self.tls.live().load().is_some()
-        {
+    /// The public certificates are made anew only when one of them changed: sessions are resumed within one configuration.
+    fn publish_certificates(&self, snapshot: &Snapshot) {
+        let before = self.publisher.live().load();
+        let changed = !Arc::ptr_eq(&before.certificates, &snapshot.certificates);
+        if !changed && self.tls.live().load().is_some() {
             return;
         }
-        match public_server_config(snapshot.certificates.clone()) {
+        let usable = |ssl: &Arc<Ssl>| {
+            let names: Vec<&str> = ssl.names().iter().collect();
+            let certificate = PublicCertificate::from_pem(&names, &ssl.cert, ssl.key.reveal());
+            certificate.map(Arc::new).map_err(|error| tracing::warn!(?names, "{}", full(&error))).ok()
+        };
+        let certificates: PublicCertificates = snapshot.certificates.iter().filter_map(usable).collect();
+        match public_server_config(Arc::new(certificates)) {
             Ok(config) => self.tls.set(Some(config)),
-            Err(error) => tracing::error!(%error, "the public certificates cannot be used"),
+            Err(error) => tracing::error!("the public certificates cannot be used: {}", full(&error)),
         }
     }
 

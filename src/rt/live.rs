@@ -82,8 +82,13 @@ pub struct Publisher<T> {
 impl<T> Publisher<T> {
     /// A publisher and its first reader. Further readers are clones, or [`Publisher::live`].
     pub fn new(first: T) -> (Self, Live<T>) {
+        Self::of(Arc::new(first))
+    }
+
+    /// As [`Publisher::new`], for a first value that is shared already.
+    pub fn of(first: Arc<T>) -> (Self, Live<T>) {
         let (sender, version) = watch::channel(0);
-        let current = Arc::new(ArcSwap::from_pointee(first));
+        let current = Arc::new(ArcSwap::new(first));
         (Self { current: current.clone(), version: sender }, Live { current, version })
     }
 
