@@ -1,0 +1,67 @@
+//! The generated code in the repository is what `proto/` says today: no protoc and no build script are needed to build.
+//!
+//! After a change of a `.proto` file: `WARDGATE_REGENERATE=1 cargo test --test codegen`.
+
+use std::path::Path;
+
+/// One `.proto` file and what is made of it.
+struct Generated {
+    /// Below `proto/`.
+    proto: &'static str,
+    /// The file's package; empty when it has none.
+    package: &'static str,
+    /// Below `src/`.
+    out: &'static str,
+    client: bool,
+    server: bool,
+    /// Messages with secrets: the room writes their `Debug` itself.
+    without_debug: &'static [&'static str],
+}
+
+const ALL: &[Generated] = &[Generated {
+    proto: "workload.proto",
+    package: "",
+    out: "issuer/generated/workload.rs",
+    client: false,
+    server: true,
+    without_debug: &["X509SVID", "JWTSVID"],
+}];
+
+#[test]
+fn generated_code_is_current() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rewrite = std::env::var_os("WARDGATE_REGENERATE").is_some();
+    let mut stale = Vec::new();
+    for one in ALL {
+        let made = generate(root, one);
+        let out = root.join("src").join(one.out);
+        if rewrite {
+            std::fs::create_dir_all(out.parent().unwrap()).unwrap();
+            std::fs::write(&out, made).unwrap();
+        } else if std::fs::read_to_string(&out).unwrap_or_default() != made {
+            stale.push(one.out);
+        }
+    }
+    assert!(
+        stale.is_empty(),
+        "not what proto/ says: {stale:?}; run WARDGATE_REGENERATE=1 cargo test --test codegen"
+    );
+}
+
+fn generate(root: &Path, one: &Generated) -> String {
+    let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join(one.proto);
+    std::fs::create_dir_all(&work).unwrap();
+    let descriptors = protox::compile([one.proto], [root.join("proto")]).unwrap();
+    tonic_prost_build::configure()
+        .build_client(one.client)
+        .build_server(one.server)
+        .build_transport(false)
+        .skip_debug(one.without_debug.iter().copied())
+        .emit_rerun_if_changed(false)
+        .out_dir(&work)
+        .compile_fds(descriptors)
+        .unwrap();
+    let name = if one.package.is_empty() { "_" } else { one.package };
+    let code = std::fs::read_to_string(work.join(format!("{name}.rs"))).unwrap();
+    format!("// Made by tests/codegen.rs from proto/{}; do not edit.\n\n{code}", one.proto)
+}
