@@ -50,8 +50,9 @@ fn generated_code_is_current() {
 
 fn generate(root: &Path, one: &Generated) -> String {
     let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join(one.proto);
-    std::fs::create_dir_all(&work).unwrap();
-    let descriptors = protox::compile([one.proto], [root.join("proto")]).unwrap();
+    std::fs::create_dir_all(&work).expect("the target directory is ours");
+    let descriptors =
+        protox::compile([one.proto], [root.join("proto")]).expect("a valid .proto file");
     tonic_prost_build::configure()
         .build_client(one.client)
         .build_server(one.server)
@@ -60,8 +61,9 @@ fn generate(root: &Path, one: &Generated) -> String {
         .emit_rerun_if_changed(false)
         .out_dir(&work)
         .compile_fds(descriptors)
-        .unwrap();
+        .expect("code for it");
     let name = if one.package.is_empty() { "_" } else { one.package };
-    let code = std::fs::read_to_string(work.join(format!("{name}.rs"))).unwrap();
+    let code =
+        std::fs::read_to_string(work.join(format!("{name}.rs"))).expect("named by its package");
     format!("// Made by tests/codegen.rs from proto/{}; do not edit.\n\n{code}", one.proto)
 }
