@@ -13,11 +13,15 @@
 //!
 //! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
 
+pub mod cli;
 pub mod identity;
+pub mod issuer;
 pub mod model;
 pub mod mtls;
 pub mod pipeline;
 pub mod policy;
+pub mod proxy;
+pub mod roles;
 pub mod rt;
 pub mod snapshot;
 pub mod store;

@@ -187,3 +187,159 @@ impl Files {
 async fn read(path: &Path) -> Result<Vec<u8>, Error> {
     tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::identity::BundleDocument;
+    use crate::identity::forge::{Folder, Forge};
+
+    /// An identity's files in a folder of its own.
+    struct World {
+        folder: Folder,
+        a: Forge,
+        b: Forge,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let world =
+                Self { folder: Folder::new(), a: Forge::new("a.test"), b: Forge::new("b.test") };
+            world.renew();
+            world.write("bundle.pem", &world.a.bundle().to_pem());
+            world
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            // As careful operators do it: the new file takes the old one's place at once.
+            std::fs::write(self.path("fresh"), text).unwrap();
+            std::fs::rename(self.path("fresh"), self.path(name)).unwrap();
+        }
+
+        fn renew(&self) -> Svid {
+            let svid = self.a.svid("/web");
+            self.write("svid.pem", &svid.chain_pem());
+            self.write("key.pem", &svid.key_pem());
+            svid
+        }
+
+        fn settings(&self) -> FileSettings {
+            FileSettings {
+                certificate: self.path("svid.pem"),
+                key: self.path("key.pem"),
+                bundle: self.path("bundle.pem"),
+                further_bundles: BTreeMap::new(),
+                first_within_seconds: 0,
+            }
+        }
+
+        async fn start(&self) -> Result<FileSource, Error> {
+            FileSource::start(self.settings(), Clock::system()).await
+        }
+    }
+
+    async fn until(live: &mut Live<Identity>, serial: &str) -> Arc<Identity> {
+        let search = async {
+            while live.load().svid.serial != serial {
+                assert!(live.changed().await);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), search).await.unwrap();
+        live.load()
+    }
+
+    #[tokio::test]
+    async fn new_files_are_taken_and_damaged_ones_never_replace_good_ones() {
+        let world = World::new();
+        let source = world.start().await.unwrap();
+        let mut live = source.identity();
+        let first = live.load().svid.serial.clone();
+        assert_eq!(live.load().id().as_str(), "spiffe://a.test/web");
+
+        // Half of a renewal: the key does not fit yet.
+        let next = world.a.svid("/web");
+        world.write("svid.pem", &next.chain_pem());
+        tokio::time::sleep(LOOK_EVERY + Duration::from_millis(300)).await;
+        assert_eq!(live.load().svid.serial, first);
+        world.write("key.pem", &next.key_pem());
+        let next = until(&mut live, &next.serial).await;
+        assert_eq!(next.id().as_str(), "spiffe://a.test/web");
+    }
+
+    #[tokio::test]
+    async fn an_svid_that_is_not_current_still_lets_the_bundle_change() {
+        let world = World::new();
+        let clock = Clock::fixed(crate::rt::unix_seconds());
+        let files = Files::new(world.settings()).unwrap();
+        let first = files.read(None, clock.now()).await.unwrap();
+        world.write(
+            "bundle.pem",
+            &[world.a.bundle(), world.b.bundle()].map(|b| b.to_pem()).concat(),
+        );
+        clock.advance(7200);
+        let next = files.read(Some(&first), clock.now()).await.unwrap();
+        assert_eq!(next.svid.serial, first.svid.serial);
+        assert_eq!(next.bundles.find(&world.a.domain).unwrap().roots.len(), 2, "112");
+        assert!(files.read(None, clock.now()).await.is_err(), "but it never begins so");
+    }
+
+    #[tokio::test]
+    async fn each_damage_names_its_file() {
+        let world = World::new();
+        let other = world.b.svid("/web");
+        for (name, content, says) in [
+            ("svid.pem", "hello".to_owned(), "svid.pem cannot be used: expected PEM with"),
+            (
+                "svid.pem",
+                other.chain_pem(),
+                "key.pem cannot be used: the private key does not belong",
+            ),
+            ("key.pem", "hello".to_owned(), "key.pem cannot be used: expected PEM with one"),
+            (
+                "key.pem",
+                other.key_pem().to_string(),
+                "key.pem cannot be used: the private key does not",
+            ),
+            ("bundle.pem", "hello".to_owned(), "bundle.pem cannot be used: expected PEM with"),
+            ("bundle.pem", "{}".to_owned(), "bundle.pem cannot be used: the bundle document"),
+            ("bundle.pem", world.b.bundle().to_pem(), "svid.pem cannot be used: no authority"),
+        ] {
+            let good = std::fs::read_to_string(world.path(name)).unwrap();
+            world.write(name, &content);
+            let error = world.start().await.unwrap_err().report();
+            assert!(error.contains(says), "{name}: {error}");
+            world.write(name, &good);
+        }
+        std::fs::remove_file(world.path("key.pem")).unwrap();
+        let error = world.start().await.unwrap_err().report();
+        assert!(error.contains("cannot read") && error.contains("key.pem"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn bundles_of_further_trust_domains_come_from_files_of_their_own() {
+        let world = World::new();
+        let document = BundleDocument {
+            bundle: world.b.bundle(),
+            sequence: None,
+            refresh_after: Duration::from_secs(300),
+        };
+        world.write("b.json", &document.to_json().unwrap().to_string());
+        let with = |name: &str| {
+            let further_bundles = [(name.to_owned(), world.path("b.json"))].into();
+            let settings = FileSettings { further_bundles, ..world.settings() };
+            FileSource::start(settings, Clock::system())
+        };
+        let source = with("b.test").await.unwrap();
+        let bundles = &source.identity().load().bundles;
+        assert_eq!(bundles.find(&world.b.domain), Some(&world.b.bundle()));
+        assert!(matches!(with("B.test").await, Err(Error::TrustDomain { .. })));
+        let twice = with("a.test").await.unwrap_err().report();
+        assert!(twice.contains("two bundles for trust domain a.test"), "{twice}");
+    }
+}

@@ -172,7 +172,7 @@ impl Subscription {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(error = error.report(), "cannot reach the Workload API")
+                        tracing::warn!(error = error.report(), "cannot reach the Workload API");
                     }
                 }
             };

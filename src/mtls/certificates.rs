@@ -1,7 +1,7 @@
 //! Public TLS: certificates by server name towards clients (the `ssl` resource), and public authorities towards upstreams.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -147,6 +147,9 @@ pub fn public_server_config(
     Ok(Arc::new(config))
 }
 
+/// Configurations by what they are for.
+type Made = HashMap<(bool, Alpn), Arc<ClientConfig>>;
+
 /// TLS towards upstreams of the public world: TLS 1.2 and 1.3, the server's name is checked against the system's roots.
 ///
 /// `verify: false` takes any certificate for any name. Only an operator's explicit word may lead here.
@@ -155,8 +158,8 @@ pub fn public_server_config(
 /// # Errors
 /// The system has no root certificates.
 pub fn public_client_config(verify: bool, alpn: Alpn) -> Result<Arc<ClientConfig>, Error> {
-    static MADE: OnceLock<Mutex<HashMap<(bool, Alpn), Arc<ClientConfig>>>> = OnceLock::new();
-    let mut made = MADE.get_or_init(Mutex::default).lock();
+    static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
+    let mut made = MADE.lock();
     if let Some(config) = made.get(&(verify, alpn)) {
         return Ok(config.clone());
     }

@@ -86,9 +86,11 @@ struct Prepared {
     identity: Arc<Identity>,
     own: Arc<SingleCertAndKey>,
     chains: Arc<ChainVerifier>,
-    /// By the address of the expectation, which the entry keeps alive.
-    configs: Mutex<HashMap<(usize, Alpn), (Arc<ExpectedPeers>, TlsConnector)>>,
+    configs: Mutex<Configs>,
 }
+
+/// By the address of the expectation, which the entry keeps alive.
+type Configs = HashMap<(usize, Alpn), (Arc<ExpectedPeers>, TlsConnector)>;
 
 impl std::fmt::Debug for Prepared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

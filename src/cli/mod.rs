@@ -1,0 +1,3 @@
+//! The command line. A door: it defines nothing itself.
+
+pub mod identity;

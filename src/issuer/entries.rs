@@ -1,0 +1,131 @@
+//! Registration entries: what a caller's attestation must show, and the identity it gets then. No I/O.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{DEFAULT_TTL, Error, Selector};
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::model::Workload;
+
+/// One entry, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistrationEntry {
+    /// The identity that is issued.
+    pub spiffe_id: SpiffeId,
+    /// All of these must be shown.
+    pub selectors: BTreeSet<Selector>,
+    /// How long an SVID lives.
+    pub ttl: Duration,
+    /// DNS names that the SVID also bears.
+    pub dns_names: Vec<String>,
+}
+
+impl RegistrationEntry {
+    /// Checks a declared entry for an issuer of `domain`.
+    ///
+    /// # Errors
+    /// Names the field: an ID that is none, has no path or is of another trust domain, no selector or one that is not known.
+    pub fn new(workload: &Workload, domain: &TrustDomain) -> Result<Self, Error> {
+        let wrong = |field, detail: String| Error::Entry { field, detail };
+        let text = &workload.spiffe_id;
+        let spiffe_id: SpiffeId =
+            text.parse().map_err(|cause| wrong("spiffe_id", format!("{text:?} {cause}")))?;
+        if spiffe_id.trust_domain_name() != domain.as_str() {
+            let detail = format!("{spiffe_id} is not in the issuer's trust domain {domain}");
+            return Err(wrong("spiffe_id", detail));
+        }
+        if spiffe_id.path().is_empty() {
+            return Err(wrong("spiffe_id", format!("{spiffe_id} has no path")));
+        }
+        if workload.selectors.is_empty() {
+            return Err(wrong("selectors", "none given; everybody would have the identity".into()));
+        }
+        let selectors = workload.selectors.iter().map(|text| text.parse());
+        let ttl = workload.ttl.map_or(DEFAULT_TTL, |seconds| Duration::from_secs(seconds.into()));
+        let dns_names = workload.dns_names.clone();
+        Ok(Self { spiffe_id, selectors: selectors.collect::<Result<_, _>>()?, ttl, dns_names })
+    }
+
+    /// Does an attestation show all that this entry asks for?
+    pub fn admits(&self, shown: &BTreeSet<Selector>) -> bool {
+        self.selectors.is_subset(shown)
+    }
+}
+
+/// All entries of an issuer, in a stable order: a caller's first identity is its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    all: Vec<Arc<RegistrationEntry>>,
+}
+
+impl Entries {
+    /// Every identity of a caller that showed `shown`.
+    pub fn matching(&self, shown: &BTreeSet<Selector>) -> Vec<Arc<RegistrationEntry>> {
+        self.all.iter().filter(|entry| entry.admits(shown)).cloned().collect()
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Nobody gets an identity.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}
+
+impl FromIterator<RegistrationEntry> for Entries {
+    fn from_iter<I: IntoIterator<Item = RegistrationEntry>>(entries: I) -> Self {
+        Self { all: entries.into_iter().map(Arc::new).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, selectors: &[&str]) -> Result<RegistrationEntry, Error> {
+        let declared = serde_json::json!({ "spiffe_id": id, "selectors": selectors });
+        let workload = serde_json::from_value(declared).unwrap();
+        RegistrationEntry::new(&workload, &"a.test".parse().unwrap())
+    }
+
+    #[test]
+    fn a_caller_gets_every_entry_whose_selectors_it_shows_in_full() {
+        let both = ["unix:uid:1000", "unix:path:/usr/bin/web"];
+        let entries: Entries = [
+            entry("spiffe://a.test/user", &["unix:uid:1000"]).unwrap(),
+            entry("spiffe://a.test/web", &both).unwrap(),
+            entry("spiffe://a.test/root", &["unix:uid:0"]).unwrap(),
+        ]
+        .into_iter()
+        .collect();
+        let of = |shown: &[&str]| {
+            let shown = shown.iter().map(|text| text.parse().unwrap()).collect();
+            let ids = entries.matching(&shown);
+            ids.iter().map(|entry| entry.spiffe_id.path().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&["unix:uid:1000", "unix:gid:1000"]), ["/user"]);
+        assert_eq!(of(&["unix:uid:1000", "unix:path:/usr/bin/web"]), ["/user", "/web"]);
+        assert_eq!(of(&["unix:path:/usr/bin/web"]), Vec::<String>::new());
+        assert_eq!(of(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn entries_that_would_give_away_too_much_are_refused_by_field() {
+        let refused = |id: &str, selectors: &[&str]| entry(id, selectors).unwrap_err().to_string();
+        let uid = ["unix:uid:1"];
+        assert!(
+            refused("spiffe://b.test/web", &uid).contains("spiffe_id of the registration entry")
+        );
+        assert!(refused("spiffe://a.test", &uid).contains("has no path"));
+        assert!(refused("web", &uid).contains("does not start with spiffe://"));
+        assert!(refused("spiffe://a.test/web", &[]).contains("everybody would have"));
+        for bad in ["uid:1", "unix:uid:x", "unix:uid:-1", "unix:path:web", "k8s:ns:x", "unix:uid:"]
+        {
+            assert!(refused("spiffe://a.test/web", &[bad]).contains("selectors"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Why the issuer cannot work, or does not issue.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::identity::{SpiffeId, TrustDomain};
+
+/// Why the issuer cannot work, or does not issue. Each variant names what the operator looks at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An authority would be overwritten.
+    #[error("{path} exists already: an authority is never overwritten")]
+    Exists {
+        /// The file that is there.
+        path: PathBuf,
+    },
+    /// The file system's answer.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file system's answer.
+    #[error("cannot write {path}")]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of the authority is of no use. Nothing was changed.
+    #[error("{path} is damaged: {detail}")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Everybody may read a private key.
+    #[error("everybody may read the private key {path}: expected mode 0600")]
+    KeyReadable {
+        /// The key's file.
+        path: PathBuf,
+    },
+    /// The root's time is over.
+    #[error(
+        "the root certificate of {domain} expired: make a new authority and distribute its bundle"
+    )]
+    RootExpired {
+        /// Whose root it is.
+        domain: TrustDomain,
+    },
+    /// An identity of another trust domain was asked for.
+    #[error("{id} is not in trust domain {domain}, the only one that this issuer speaks for")]
+    OtherDomain {
+        /// What was asked for.
+        id: SpiffeId,
+        /// What can be issued.
+        domain: TrustDomain,
+    },
+    /// The ID of a trust domain is nobody's identity.
+    #[error("{id} has no path: it names a trust domain, not a workload")]
+    NoPath {
+        /// What was asked for.
+        id: SpiffeId,
+    },
+    /// A DNS name that cannot stand in a certificate.
+    #[error("{name:?} is not a DNS name")]
+    DnsName {
+        /// What was asked for.
+        name: String,
+    },
+    /// A public key that cannot stand in a certificate.
+    #[error(
+        "the public key cannot be read: expected an ECDSA P-256 or P-384, Ed25519 or RSA key as SubjectPublicKeyInfo"
+    )]
+    PublicKey,
+    /// A lifetime that is none.
+    #[error("a lifetime of {seconds} s cannot be issued: expected 1 s to 24 h")]
+    Lifetime {
+        /// What was asked for.
+        seconds: u64,
+    },
+    /// The certificate could not be made.
+    #[error("cannot make a certificate")]
+    Sign(#[from] rcgen::Error),
+    /// The system gave no random numbers.
+    #[error("the system gave no random numbers")]
+    Random,
+    /// What was issued does not follow our own rules.
+    #[error("an issued identity was refused by our own rules")]
+    Issued(#[from] crate::identity::Error),
+    /// A registration entry that cannot be used.
+    #[error("{field} of the registration entry: {detail}")]
+    Entry {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong, and what was expected.
+        detail: String,
+    },
+    /// The socket serves somebody already.
+    #[error("{path} is served by another process")]
+    SocketTaken {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Something that is no socket is in the socket's place; it is left alone.
+    #[error("{path} exists and is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The Workload API's server failed.
+    #[error("the Workload API at {path} failed")]
+    Serve {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the server said.
+        source: tonic::transport::Error,
+    },
+    /// The caller cannot be attested.
+    #[error("the caller cannot be attested: {detail}")]
+    Attest {
+        /// Why.
+        detail: &'static str,
+    },
+}

@@ -1,0 +1,24 @@
+//! For places without SPIRE: who asks is attested, gets the identities it is registered for, and keeps them current over the
+//! SPIFFE Workload API. A door: it defines nothing itself.
+
+mod attest;
+mod authority;
+mod entries;
+mod error;
+// tests/codegen.rs holds it to proto/workload.proto.
+#[rustfmt::skip]
+#[path = "generated/workload.rs"]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, clippy::all,
+    clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
+mod proto;
+mod source;
+#[cfg(test)]
+mod tests;
+mod workload_api;
+
+pub use attest::{Attestor, Caller, Selector, UnixAttestor};
+pub use authority::{Authority, DEFAULT_TTL};
+pub use entries::{Entries, RegistrationEntry};
+pub use error::Error;
+pub use source::IssuerSource;
+pub use workload_api::WorkloadApi;
