@@ -15,6 +15,7 @@
 
 pub mod identity;
 pub mod model;
+pub mod observe;
 pub mod policy;
 
 pub mod rt;
