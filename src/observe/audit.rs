@@ -481,10 +481,10 @@ impl Sink for Writer {
     fn write(&mut self) -> bool {
         let written = self.write_file();
         let failing = written.is_err();
-        if let Err(error) = written {
-            if !self.state.failing.swap(true, Ordering::Relaxed) {
-                tracing::error!(%error, "the audit log cannot be written; records wait as long as there is room");
-            }
+        if let Err(error) = written
+            && !self.state.failing.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(%error, "the audit log cannot be written; records wait as long as there is room");
         }
         self.write_stdout();
         if failing {

@@ -48,9 +48,12 @@ impl Gate {
         self.set(Some(reason.into()));
     }
 
-    fn set(&self, reason: Option<String>) {
+    fn set(&self, mut reason: Option<String>) {
         self.gates.send_if_modified(|gates| {
-            gates.insert(self.name, reason.clone()).is_none_or(|before| before != reason)
+            let gate = gates.entry(self.name).or_default();
+            let changed = *gate != reason;
+            *gate = reason.take();
+            changed
         });
     }
 }
@@ -111,7 +114,7 @@ impl Readiness {
 }
 
 /// APISIX's status port: `/status` and `/status/ready`.
-pub fn status_router(readiness: Readiness) -> Router {
+pub fn status_router(readiness: &Readiness) -> Router {
     let ready = readiness.clone();
     Router::new()
         .route("/status", get(|| async { Json(json!({"status": "ok"})) }))
@@ -119,8 +122,9 @@ pub fn status_router(readiness: Readiness) -> Router {
 }
 
 /// All that probes, scrapers and people may read: status, health, metrics, `/debug`. Nothing here changes anything.
-pub fn router(readiness: Readiness, registry: Registry) -> Router {
-    let (ready, debug, metrics) = (readiness.clone(), readiness.clone(), registry.clone());
+pub fn router(readiness: &Readiness, registry: &Registry) -> Router {
+    let (ready, debug) = (readiness.clone(), readiness.clone());
+    let (metrics, registry) = (registry.clone(), registry.clone());
     status_router(readiness)
         .route("/healthz/live", get(|| async { "ok\n" }))
         .route("/healthz/ready", get(move || async move { probe(&ready) }))
@@ -162,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn probes_tell_what_is_missing_and_scrapers_get_the_metrics() {
         let (readiness, registry) = (Readiness::new(), Registry::new());
-        let router = router(readiness.clone(), registry.clone());
+        let router = router(&readiness, &registry);
         let config = readiness.gate("config", "no configuration received yet");
         let identity = readiness.gate("identity", "no identity yet");
         registry.counter("apisix_http_requests_total", &[]).increment();

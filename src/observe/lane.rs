@@ -345,7 +345,7 @@ mod tests {
         for round in 0..5 {
             for at in 0..10 {
                 lane.push(0, false, |out| {
-                    out.extend_from_slice(format!("{round} {at}").as_bytes())
+                    out.extend_from_slice(format!("{round} {at}").as_bytes());
                 })
                 .unwrap();
             }

@@ -356,7 +356,7 @@ impl Registry {
                 match series {
                     Series::Counter(counter) => sample(out, name, "", labels, "", counter.value())?,
                     Series::Gauge(gauge) => {
-                        sample(out, name, "", labels, "", Number(gauge.value()))?
+                        sample(out, name, "", labels, "", Number(gauge.value()))?;
                     }
                     Series::Computed(value) => sample(out, name, "", labels, "", Number(value()))?,
                     Series::Histogram(histogram) => {

@@ -377,7 +377,7 @@ fn a_damaged_log_is_put_aside_untouched_and_the_chain_goes_on_over_it() {
     assert_eq!((report.acknowledged.len(), report.acknowledged[0].by_seq), (1, 4));
 
     // The last line was changed: the same, and verify still tells.
-    let mut changed = after.clone();
+    let mut changed = after;
     let last = changed.len() - 1;
     changed[last] = changed[last].replace("DELETE", "GET");
     write(&folder.log(), &changed);
