@@ -18,6 +18,7 @@ pub mod identity;
 pub mod issuer;
 pub mod model;
 pub mod mtls;
+pub mod observe;
 pub mod pipeline;
 pub mod policy;
 pub mod proxy;

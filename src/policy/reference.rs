@@ -453,7 +453,7 @@ fn the_index_decides_as_the_reference_does() {
         prop_assert_eq!(decision.is_allowed(), expected.allowed, "{:?}", decision);
         // An ambiguous path names the rule that would have allowed one reading; the reference does not look for it.
         if decision.outcome.reason() != Some(Reason::AmbiguousPath) || expected.rule.is_some() {
-            prop_assert_eq!(name(decision.outcome), expected.rule.clone(), "{:?}", decision);
+            prop_assert_eq!(name(decision.outcome), expected.rule, "{:?}", decision);
         }
         let both = [Mode::Enforce, Mode::Observe];
         let would_be = decide(&policies, &me, caller.as_ref(), &asked, &both);

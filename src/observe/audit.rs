@@ -1,0 +1,615 @@
+//! `AuditLog`: every decision, on record and in a chain, written by a thread of its own.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
+
+use super::chain::{self, Link, Tail};
+use super::error::Error;
+use super::json::Fields;
+use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled};
+use super::record::{
+    AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, HandshakeRefusedRecord,
+    IdentityRecord, Record, Type,
+};
+use crate::rt::unix_millis;
+
+/// Where the log goes and how much of it may wait.
+#[derive(Clone, Debug)]
+pub struct AuditSettings {
+    /// The file; its folder is made if needed. `None`: no file.
+    pub path: Option<PathBuf>,
+    /// Write each line to standard output as well.
+    pub stdout: bool,
+    /// A file of this many bytes is put aside as `audit-000001.jsonl` and so on, and a new one begun. 0: never.
+    pub rotate_bytes: u64,
+    /// Bytes of records of one worker that may wait to be written. What comes on top is dropped and counted.
+    pub pending_bytes: usize,
+    /// Further bytes for records that must not be lost: refusals, and changes of identity and configuration.
+    pub reserved_bytes: usize,
+    /// Also refuse what was allowed when there is no room for its record.
+    pub required: bool,
+    /// Ask the disk to keep what was written, with each batch.
+    pub sync: bool,
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self {
+            path: None,
+            stdout: false,
+            rotate_bytes: 256 << 20,
+            pending_bytes: 4 << 20,
+            reserved_bytes: 1 << 20,
+            required: false,
+            sync: false,
+        }
+    }
+}
+
+/// Who writes the log: stands in the record that opens it.
+#[derive(Clone, Debug, Default)]
+pub struct Posture {
+    /// The roles of the process, as `sidecar` or `control`.
+    pub role: String,
+    /// Our identity, if it is known at the start.
+    pub spiffe_id: Option<String>,
+    /// Anything that an auditor should know: `("policy_default", "deny")`.
+    pub facts: Vec<(&'static str, String)>,
+}
+
+/// The decision log of a process. Clones are the same log; the last one to go writes what is left.
+///
+/// A worker takes a lane once and writes its records there:
+/// ```
+/// # use wardgate::observe::{AuditLog, AuditSettings, DecisionRecord, Ends, EndsFacts, Posture, verify};
+/// # let folder = std::env::temp_dir().join(format!("wardgate-doc-{}", std::process::id()));
+/// # let path = folder.join("audit.jsonl");
+/// let settings = AuditSettings { path: Some(path.clone()), ..AuditSettings::default() };
+/// let audit = AuditLog::open(settings, &Posture::default()).unwrap();
+/// let lane = audit.lane();
+/// let ends = Ends::new(&EndsFacts {
+///     conn_id: 1, src_spiffe_id: Some("spiffe://shop/web"), src_serial: None, src_spki_sha256: None,
+///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), dst_spiffe_id: None, dst_port: 15006,
+/// });
+/// lane.decision(&DecisionRecord::of(&ends, true)).unwrap();
+/// audit.flush(std::time::Duration::from_secs(5)).unwrap();
+/// assert!(verify(&[path], None).unwrap().is_sound());
+/// # std::fs::remove_dir_all(folder).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct AuditLog {
+    lanes: Arc<Lanes>,
+    /// For records that come from no worker.
+    own: AuditLane,
+    state: Arc<State>,
+    _thread: Arc<Thread>,
+}
+
+impl std::fmt::Debug for AuditLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuditLog").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// One worker's way into the log.
+#[derive(Clone)]
+pub struct AuditLane {
+    lane: Arc<Lane>,
+    required: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    written: AtomicU64,
+    failing: AtomicBool,
+}
+
+/// The writing thread; dropping it ends the log.
+struct Thread {
+    lanes: Arc<Lanes>,
+    handle: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.lanes.close();
+        if let Some(handle) = self.handle.get_mut().take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+impl AuditLane {
+    fn record<R: Record>(&self, record: &R) -> Result<(), Full> {
+        let reserved = record.is_reserved();
+        // The type's number is its place in the enum.
+        let pushed = self.lane.push(R::TYPE as u8, reserved, |out| {
+            record.write(&mut Fields::first(out));
+        });
+        match pushed {
+            Err(Full) if reserved || self.required => Err(Full),
+            // Counted by the lane, and told by a loss record.
+            Err(Full) | Ok(()) => Ok(()),
+        }
+    }
+
+    /// Records a decision. Some hundred nanoseconds, no allocation, no system call but to wake a sleeping writer.
+    ///
+    /// # Errors
+    /// There is no room for a refusal, or for any decision if the log is required: refuse the request.
+    pub fn decision(&self, record: &DecisionRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records a refused handshake. Dropped and counted when there is no room.
+    ///
+    /// # Errors
+    /// As [`AuditLane::decision`], if the log is required.
+    pub fn handshake_refused(&self, record: &HandshakeRefusedRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records what became of a connection. Dropped and counted when there is no room, unless we forced it to close.
+    ///
+    /// # Errors
+    /// As [`AuditLane::decision`].
+    pub fn connection(&self, record: &ConnectionRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records a change of identity.
+    ///
+    /// # Errors
+    /// There is no room even in the reserved part.
+    pub fn identity(&self, record: &IdentityRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records a change of configuration.
+    ///
+    /// # Errors
+    /// There is no room even in the reserved part.
+    pub fn config(&self, record: &ConfigRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records a call of the Admin API.
+    ///
+    /// # Errors
+    /// There is no room even in the reserved part: refuse the call.
+    pub fn admin(&self, record: &AdminRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+}
+
+impl AuditLog {
+    /// Opens the log and starts its thread. A sound file is continued; a damaged one is put aside untouched.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or belongs to another process. Without a log that was asked for, nothing should start.
+    pub fn open(settings: AuditSettings, posture: &Posture) -> Result<Self, Error> {
+        let state = Arc::new(State::default());
+        let room = Room { common: settings.pending_bytes, reserved: settings.reserved_bytes };
+        let required = settings.required;
+        let lanes = Lanes::new(room);
+        let mut writer = Writer::open(settings, posture, state.clone())?;
+        let running = lanes.clone();
+        let handle = std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || running.run(&mut writer))
+            .map_err(|source| Error::Thread { source })?;
+        let own = AuditLane { lane: lanes.lane(), required };
+        let thread = Thread { lanes: lanes.clone(), handle: Mutex::new(Some(handle)) };
+        Ok(Self { lanes, own, state, _thread: Arc::new(thread) })
+    }
+
+    /// A way in for one more worker. Take it once, not for each record.
+    pub fn lane(&self) -> AuditLane {
+        AuditLane { lane: self.lanes.lane(), required: self.own.required }
+    }
+
+    /// The way in for what is no worker: identity, feed, Admin API.
+    pub fn control(&self) -> &AuditLane {
+        &self.own
+    }
+
+    /// Waits until everything recorded before is written, at most `within`. Blocks the thread.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub fn flush(&self, within: Duration) -> Result<(), Stalled> {
+        self.lanes.flush(within)
+    }
+
+    /// Records written since the start.
+    pub fn written(&self) -> u64 {
+        self.state.written.load(Ordering::Relaxed)
+    }
+
+    /// Records dropped since the start, for `wardgate_audit_lost_total`.
+    pub fn lost(&self) -> u64 {
+        self.lanes.lost()
+    }
+
+    /// The last write worked. While it does not, records wait as long as there is room.
+    pub fn is_writing(&self) -> bool {
+        !self.state.failing.load(Ordering::Relaxed)
+    }
+}
+
+/// How often the writer looks whether its file is still where it belongs.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The thread's part: numbers the records, chains them and writes them.
+struct Writer {
+    settings: AuditSettings,
+    state: Arc<State>,
+    file: Option<LogFile>,
+    link: Link,
+    boot_id: String,
+    /// The batch, and how much of it each output has.
+    batch: Vec<u8>,
+    in_file: usize,
+    in_stdout: usize,
+    records: u64,
+    /// Standard output is gone; said once.
+    stdout_closed: bool,
+    looked: Instant,
+    dirty: bool,
+}
+
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Writer {
+    fn open(settings: AuditSettings, posture: &Posture, state: Arc<State>) -> Result<Self, Error> {
+        let mut writer = Self {
+            state,
+            file: None,
+            link: Link::default(),
+            boot_id: format!("{:016x}", uuid::Uuid::new_v4().as_u64_pair().0),
+            batch: Vec::with_capacity(64 << 10),
+            in_file: 0,
+            in_stdout: 0,
+            records: 0,
+            stdout_closed: false,
+            looked: Instant::now(),
+            dirty: false,
+            settings,
+        };
+        let mut opened = None;
+        if let Some(path) = writer.settings.path.clone() {
+            let found = open_file(&path)?;
+            writer.link = found.link;
+            writer.file = Some(found.file);
+            if let Some(damage) = &found.damage {
+                tracing::error!(file = %damage.file, why = %damage.why, "the audit log was damaged; it was put aside");
+                writer.damaged(damage);
+            }
+            opened = Some((found.is_new && found.damage.is_none(), found.continues));
+        }
+        let (opens, continues) = opened.unwrap_or((true, None));
+        writer.posture("start", opens, continues.as_deref(), |fields| {
+            fields.text("version", env!("CARGO_PKG_VERSION"));
+            fields.number("pid", std::process::id());
+            fields.text("role", &posture.role);
+            fields.some_text("spiffe_id", posture.spiffe_id.as_deref());
+            for (key, value) in &posture.facts {
+                fields.text(key, value);
+            }
+        });
+        // The first write is made here, so that a disk that takes none is an error of the start.
+        if let (Err(source), Some(file)) = (writer.write_file(), &writer.file) {
+            return Err(Error::Open { path: file.path.clone(), source });
+        }
+        Ok(writer)
+    }
+
+    fn posture(
+        &mut self,
+        event: &str,
+        opens: bool,
+        continues: Option<&str>,
+        more: impl FnOnce(&mut Fields<'_>),
+    ) {
+        self.compose(Type::Posture, unix_millis(), |fields| {
+            fields.text("event", event);
+            if opens {
+                fields.flag("opens", true);
+            }
+            fields.some_text("continues", continues);
+            more(fields);
+        });
+    }
+
+    fn damaged(&mut self, damage: &Damage) {
+        let after = (self.link.seq > 0).then_some(self.link.seq);
+        self.compose(Type::Loss, unix_millis(), |fields| {
+            fields.flag("opens", true);
+            fields.text("event", "damaged");
+            fields.object("damaged", |fields| {
+                fields.text("file", &damage.file);
+                fields.some_number("after_seq", after);
+                fields.number("bytes", damage.bytes);
+                fields.text("why", &damage.why);
+            });
+        });
+    }
+
+    /// Adds one line to the batch.
+    fn compose(&mut self, kind: Type, unix_millis: u64, write: impl FnOnce(&mut Fields<'_>)) {
+        let out = &mut self.batch;
+        let from = out.len();
+        out.push(b'{');
+        let mut fields = Fields::first(out);
+        fields.number("seq", self.link.seq + 1);
+        fields.time("time", unix_millis);
+        fields.text("type", kind.name());
+        fields.text("boot_id", &self.boot_id);
+        write(&mut fields);
+        out.extend_from_slice(b",\"prev\":\"");
+        chain::push_hex(&self.link.hash, out);
+        out.push(b'"');
+        let hash = chain::seal(&self.link.hash, out, from);
+        self.link = Link { seq: self.link.seq + 1, hash };
+        self.records += 1;
+    }
+
+    fn write_file(&mut self) -> io::Result<()> {
+        let Some(log) = &mut self.file else {
+            self.in_file = self.batch.len();
+            return Ok(());
+        };
+        while self.in_file < self.batch.len() {
+            // A part that was written before an error stays written; the rest follows it.
+            match log.file.write(&self.batch[self.in_file..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => {
+                    self.in_file += bytes;
+                    log.bytes += bytes as u64;
+                    self.dirty = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.settings.sync && self.dirty {
+            log.file.sync_data()?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+
+    fn write_stdout(&mut self) {
+        if !self.settings.stdout || self.stdout_closed {
+            self.in_stdout = self.batch.len();
+            return;
+        }
+        let mut stdout = io::stdout().lock();
+        let rest = &self.batch[self.in_stdout..];
+        if let Err(error) = stdout.write_all(rest).and_then(|()| stdout.flush()) {
+            tracing::error!(%error, "the audit log cannot be written to standard output any more");
+            self.stdout_closed = true;
+            if self.file.is_none() {
+                self.state.failing.store(true, Ordering::Relaxed);
+            }
+        }
+        self.in_stdout = self.batch.len();
+    }
+
+    /// Puts a file aside that has grown enough, and begins the next one.
+    fn rotate(&mut self) -> Result<(), Error> {
+        let Some(log) = &mut self.file else { return Ok(()) };
+        let limit = self.settings.rotate_bytes;
+        if limit == 0 || log.bytes < limit {
+            return Ok(());
+        }
+        let open = |source| Error::Open { path: log.path.clone(), source };
+        log.file.sync_data().map_err(open)?;
+        let aside = put_aside(&log.path)?;
+        self.begin(&aside.file_name().unwrap_or_default().to_string_lossy(), "rotated")
+    }
+
+    /// Begins a new file that continues the chain.
+    fn begin(&mut self, continues: &str, event: &str) -> Result<(), Error> {
+        let Some(log) = &mut self.file else { return Ok(()) };
+        let path = log.path.clone();
+        *log = LogFile { file: create(&path)?, path, bytes: 0 };
+        self.posture(event, true, Some(continues), |_| {});
+        Ok(())
+    }
+
+    /// Somebody may have moved the file away: what is written then would be in nobody's sight.
+    fn look(&mut self) -> Result<(), Error> {
+        if self.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let Some(log) = &self.file else { return Ok(()) };
+        let read = |source| Error::Read { path: log.path.clone(), source };
+        match std::fs::metadata(&log.path) {
+            Ok(there) => {
+                let ours = log.file.metadata().map_err(read)?;
+                if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) {
+                    return Ok(());
+                }
+                Err(Error::InUse { path: log.path.clone() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(file = %log.path.display(), "the audit log was moved away; a new file is begun");
+                self.begin("a file that was moved away", "moved_away")
+            }
+            Err(source) => Err(read(source)),
+        }
+    }
+}
+
+impl Sink for Writer {
+    fn take(&mut self, frame: &Frame<'_>) {
+        self.compose(Type::of(frame.kind), frame.unix_millis, |fields| fields.raw(frame.body));
+    }
+
+    fn lost(&mut self, lost: Lost) {
+        self.compose(Type::Loss, unix_millis(), |fields| {
+            fields.text("event", "dropped");
+            fields.number("lost", lost.common + lost.reserved);
+            fields.number("lost_denies", lost.reserved);
+            fields.time("first_lost", lost.first_millis);
+            fields.time("last_lost", lost.last_millis);
+        });
+    }
+
+    fn ready(&mut self) {
+        // Between two batches, so that a new file begins with the record that opens it.
+        if let Err(error) = self.look().and_then(|()| self.rotate()) {
+            tracing::error!(error = %Chain(&error), "the audit log goes on in the same file");
+        }
+    }
+
+    fn write(&mut self) -> bool {
+        let written = self.write_file();
+        let failing = written.is_err();
+        if let Err(error) = written
+            && !self.state.failing.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(%error, "the audit log cannot be written; records wait as long as there is room");
+        }
+        self.write_stdout();
+        if failing {
+            return false;
+        }
+        if !(self.stdout_closed && self.file.is_none()) {
+            self.state.failing.store(false, Ordering::Relaxed);
+        }
+        self.state.written.fetch_add(std::mem::take(&mut self.records), Ordering::Relaxed);
+        self.batch.clear();
+        (self.in_file, self.in_stdout) = (0, 0);
+        true
+    }
+}
+
+/// An error with its causes in one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+struct Opened {
+    file: LogFile,
+    link: Link,
+    is_new: bool,
+    continues: Option<String>,
+    damage: Option<Damage>,
+}
+
+/// What was found at the end of an older file.
+struct Damage {
+    file: String,
+    bytes: u64,
+    why: String,
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn open_file(path: &Path) -> Result<Opened, Error> {
+    let open = |source| Error::Open { path: path.to_path_buf(), source };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(open)?;
+    }
+    let mut file = match OpenOptions::new().read(true).append(true).open(path) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(open(source)),
+    };
+    if let Some(file) = &file {
+        lock(file, path)?;
+    }
+    let read = |source| Error::Read { path: path.to_path_buf(), source };
+    let tail = file.as_mut().map_or(Ok(Tail::Empty), chain::tail).map_err(read)?;
+    match (tail, file) {
+        (Tail::Sound(link), Some(file)) => {
+            let bytes = file.metadata().map_err(read)?.len();
+            let file = LogFile { path: path.to_path_buf(), file, bytes };
+            Ok(Opened { file, link, is_new: false, continues: None, damage: None })
+        }
+        (Tail::Damaged { last, bytes, why }, Some(damaged)) => {
+            // Never written to and never cut: it is evidence. The lock is held until the new file has its own.
+            let aside = put_aside(path)?;
+            let file = LogFile { path: path.to_path_buf(), file: create(path)?, bytes: 0 };
+            drop(damaged);
+            let damage = Damage { file: name_of(&aside), bytes, why };
+            let link = last.unwrap_or_default();
+            Ok(Opened { file, link, is_new: true, continues: None, damage: Some(damage) })
+        }
+        (_, file) => {
+            // No file, or one without a line: the chain may end in the last one that was put aside.
+            let (mut link, mut continues, mut damage) = (Link::default(), None, None);
+            if let Some((_, older)) = chain::rotated(path).pop() {
+                let read = |source| Error::Read { path: older.clone(), source };
+                let mut file = File::open(&older).map_err(read)?;
+                match chain::tail(&mut file).map_err(read)? {
+                    Tail::Empty => {}
+                    Tail::Sound(last) => {
+                        (link, continues) = (last, Some(name_of(&older)));
+                    }
+                    Tail::Damaged { last, bytes, why } => {
+                        link = last.unwrap_or_default();
+                        damage = Some(Damage { file: name_of(&older), bytes, why });
+                    }
+                }
+            }
+            let file = file.map_or_else(|| create(path), Ok)?;
+            let file = LogFile { path: path.to_path_buf(), file, bytes: 0 };
+            Ok(Opened { file, link, is_new: true, continues, damage })
+        }
+    }
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    let open = |source| Error::Open { path: path.to_path_buf(), source };
+    let mut options = OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o640);
+    let file = options.append(true).read(true).create_new(true).open(path).map_err(open)?;
+    lock(&file, path)?;
+    Ok(file)
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), Error> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path: path.to_path_buf() }),
+        Err(errno) => Err(Error::Open { path: path.to_path_buf(), source: errno.into() }),
+    }
+}
+
+/// Renames the log to the next free number.
+fn put_aside(path: &Path) -> Result<PathBuf, Error> {
+    let number = chain::rotated(path).last().map_or(1, |(number, _)| number + 1);
+    let aside = chain::rotated_name(path, number);
+    std::fs::rename(path, &aside)
+        .map_err(|source| Error::Open { path: path.to_path_buf(), source })?;
+    Ok(aside)
+}

@@ -1,0 +1,33 @@
+//! What happened: the decision log that can be proved, access records, metrics, health, and logs for people.
+//!
+//! Workers only append to a buffer of their own; threads of this room do everything else. It is a door: it defines nothing
+//! itself.
+
+mod access;
+mod audit;
+mod chain;
+mod denial;
+mod error;
+mod health;
+mod json;
+mod lane;
+mod logging;
+mod metrics;
+mod record;
+
+#[cfg(test)]
+mod proof;
+
+pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
+pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
+pub use chain::{Acknowledged, FileReport, Finding, VerifyReport, find_denial, log_files, verify};
+pub use denial::DenialId;
+pub use error::Error;
+pub use health::{Gate, Readiness, router, status_router};
+pub use lane::{Full, Stalled};
+pub use logging::{LogFormat, start as start_logging};
+pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
+pub use record::{
+    AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,
+    HandshakeRefusedRecord, IdentityRecord, Nearest, WouldBe, next_connection_id,
+};
