@@ -1,5 +1,7 @@
 //! The Admin API over real sockets: APISIX's paths, statuses and bodies, verb by verb and kind by kind.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 #[path = "support/admin.rs"]
 mod admin;
 #[path = "support/etcd.rs"]

@@ -1,6 +1,8 @@
 //! The generated code in the tree is what its `.proto` files say. `WARDGATE_REGENERATE=1 cargo test --test codegen`
 //! writes it anew; the build itself needs no protobuf compiler.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::path::Path;
 
 /// (proto file in `proto/`, its package, the generated file, is the client wanted, is the server wanted)

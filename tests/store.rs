@@ -1,5 +1,7 @@
 //! One contract, three stores: the conformance suite, and what each store promises beyond it.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 #[path = "support/etcd.rs"]
 mod etcd_server;
 

@@ -208,7 +208,8 @@ pub enum Error {
 }
 
 impl ControlPlane {
-    /// Puts the parts together and begins to follow the store. The store need not be reachable yet.
+    /// Puts the parts together and begins to follow the store, on the current tokio runtime. The store need not be reachable
+    /// yet.
     ///
     /// # Errors
     /// A schema cannot be used.

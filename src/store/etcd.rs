@@ -213,7 +213,8 @@ impl Member {
             .connect_timeout(within.min(Duration::from_secs(3)))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true)
+            // etcd closes connections that ping it without an open stream; a watch is one.
+            .keep_alive_while_idle(false)
             .tcp_nodelay(true);
         Ok(Self { name: url.to_owned(), endpoint, tls })
     }

@@ -7,6 +7,7 @@ pub mod embedded;
 pub mod etcd;
 mod history;
 pub mod memory;
+pub mod sealed;
 pub mod settings;
 
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! A control plane on a real socket with a small catalog of plugins, and a client for it.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -169,7 +171,7 @@ impl World {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let drain = Drain::new();
-        tokio::task::spawn(plane.serve(listener, drain.guard()));
+        wardgate::rt::spawn(plane.serve(listener, drain.guard()));
         Self { address, clock, trail, trials, planes, drain }
     }
 
@@ -184,7 +186,7 @@ impl World {
         let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         let io = hyper_util::rt::TokioIo::new(stream);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-        let connection = tokio::task::spawn(connection);
+        let connection = wardgate::rt::spawn(connection);
         let mut request = Request::builder().method(method).uri(path);
         if !headers.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", self.address.to_string());
