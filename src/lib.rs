@@ -14,6 +14,7 @@
 //! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
 
 pub mod cli;
+pub mod control;
 pub mod identity;
 pub mod issuer;
 pub mod model;

@@ -2,6 +2,8 @@
 //!
 //! After a change of a `.proto` file: `WARDGATE_REGENERATE=1 cargo test --test codegen`.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::path::Path;
 
 /// One `.proto` file and what is made of it.

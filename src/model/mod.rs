@@ -8,6 +8,7 @@ mod plugin_set;
 mod policy;
 mod resource;
 mod route;
+mod schema;
 mod secret;
 mod upstream;
 mod workload;
@@ -18,6 +19,7 @@ pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSett
 pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, To};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
+pub use schema::plain;
 pub use secret::{Ssl, SslType};
 pub use upstream::{
     Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, Scheme, Upstream, UpstreamIdentity,

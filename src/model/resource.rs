@@ -166,7 +166,14 @@ impl Body {
             Kind::ConsumerGroups => Self::ConsumerGroup(of(value)?),
             Kind::PluginConfigs => Self::PluginConfig(of(value)?),
             Kind::GlobalRules => Self::GlobalRule(of(value)?),
-            Kind::PluginMetadata => Self::PluginMetadata(value.clone()),
+            Kind::PluginMetadata => {
+                // APISIX writes the plugin's name beside the settings; no plugin knows that field.
+                let mut settings = value.clone();
+                if let Some(settings) = settings.as_object_mut() {
+                    settings.shift_remove("id");
+                }
+                Self::PluginMetadata(settings)
+            }
             Kind::Ssls => Self::Ssl(of(value)?),
             Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
             Kind::Workloads => Self::Workload(of(value)?),

@@ -114,6 +114,19 @@ pub struct WorkloadSelector {
 /// Where a request goes and what happens to it on the way.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend(
+    "allOf" = [
+        {"oneOf": [{"required": ["uri"]}, {"required": ["uris"]}]},
+        {"not": {"required": ["host", "hosts"]}},
+        {"not": {"required": ["remote_addr", "remote_addrs"]}}
+    ],
+    "anyOf" = [
+        {"required": ["plugins", "uri"]}, {"required": ["upstream", "uri"]},
+        {"required": ["upstream_id", "uri"]}, {"required": ["service_id", "uri"]},
+        {"required": ["plugins", "uris"]}, {"required": ["upstream", "uris"]},
+        {"required": ["upstream_id", "uris"]}, {"required": ["service_id", "uris"]}
+    ]
+))]
 pub struct Route {
     /// Its id; the key in the store is the truth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,11 +152,11 @@ pub struct Route {
     pub uris: Option<Vec<String>>,
     /// The host: exact, `*.suffix`, or `*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^\*?[0-9a-zA-Z\-_.\[\]:]*$"), length(min = 1))]
+    #[schemars(regex(pattern = r"^(\*|\*?[0-9a-zA-Z\-_.\[\]:]+)$"))]
     pub host: Option<String>,
     /// Several hosts; at most one of `host` and `hosts` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 1), regex(pattern = r"^\*?[0-9a-zA-Z\-_.\[\]:]*$")), extend("uniqueItems" = true))]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^(\*|\*?[0-9a-zA-Z\-_.\[\]:]+)$")), extend("uniqueItems" = true))]
     pub hosts: Option<Vec<String>>,
     /// An address or network that callers must come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -240,7 +253,7 @@ pub struct Service {
     pub labels: Labels,
     /// Hosts of the routes that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 1), regex(pattern = r"^\*?[0-9a-zA-Z\-_.\[\]:]*$")), extend("uniqueItems" = true))]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^(\*|\*?[0-9a-zA-Z\-_.\[\]:]+)$")), extend("uniqueItems" = true))]
     pub hosts: Option<Vec<String>>,
     /// The plugins of its routes; a route's own win.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,6 +17,10 @@ pub enum SslType {
 /// A public certificate for server names (`ssls`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    {"required": ["sni", "key", "cert"]},
+    {"required": ["snis", "key", "cert"]}
+]))]
 pub struct Ssl {
     /// Its id; the key in the store is the truth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,11 +43,11 @@ pub struct Ssl {
     pub key: Redacted<String>,
     /// The server name: exact, `*.suffix` for one label, or `*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^\*?[0-9a-zA-Z\-_.]*$"), length(min = 1))]
+    #[schemars(regex(pattern = r"^(\*|\*?[0-9a-zA-Z\-_.]+)$"))]
     pub sni: Option<String>,
     /// Several server names; exactly one of `sni` and `snis` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 1), regex(pattern = r"^\*?[0-9a-zA-Z\-_.]*$")))]
+    #[schemars(length(min = 1), inner(regex(pattern = r"^(\*|\*?[0-9a-zA-Z\-_.]+)$")))]
     pub snis: Option<Vec<String>>,
     /// 0 keeps it out of use.
     #[serde(default)]

@@ -68,7 +68,7 @@ pub enum PassHost {
 #[serde(deny_unknown_fields)]
 pub struct Node {
     /// An address or a name. IPv6 in brackets.
-    #[schemars(length(min = 1))]
+    #[schemars(regex(pattern = r"^\*?[0-9a-zA-Z\-_.\[\]:]+$"))]
     pub host: String,
     /// 80 for http and grpc, 443 for https and grpcs when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,6 +159,10 @@ pub struct UpstreamTls {
 /// Where requests go.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    {"required": ["nodes"]},
+    {"required": ["service_name", "discovery_type"]}
+]))]
 pub struct Upstream {
     /// Its id; the key in the store is the truth.
     #[serde(default, skip_serializing_if = "Option::is_none")]

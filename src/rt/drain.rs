@@ -72,7 +72,7 @@ mod tests {
     async fn drain_waits_for_the_last_guard_and_tells_when_it_gave_up() {
         let drain = Drain::new();
         let mut guard = drain.guard();
-        let work = tokio::task::spawn(async move {
+        let work = crate::rt::spawn(async move {
             guard.asked().await;
             assert!(guard.is_asked());
         });

@@ -150,14 +150,14 @@ impl Inner {
         Ok(Stored { key: key.to_owned(), value, created, modified })
     }
 
-    /// One write: `value` or, without one, a removal. Tells what stands there now and whether anything stood there before.
+    /// One write: `value` or, without one, a removal. Tells what stands there now, and the revision if anything changed.
     fn write(
         &self,
         key: &str,
         value: Option<&Value>,
         expect: Expect,
         until: Option<u64>,
-    ) -> Result<(Option<Stored>, bool), Error> {
+    ) -> Result<(Option<Stored>, Option<Revision>), Error> {
         // Held to the end: changes reach the history in the order of their revisions.
         let mut deadlines = self.deadlines.lock();
         let transaction = self.database.begin_write().map_err(|e| self.failed(e))?;
@@ -172,7 +172,7 @@ impl Inner {
                 return Err(Error::Conflict);
             }
             if value.is_none() && before.is_none() {
-                return Ok((None, false));
+                return Ok((None, None));
             }
             let newest = counters.get("revision").map_err(|e| self.failed(e))?;
             let revision = newest.map_or(1, |newest| newest.value()) + 1;
@@ -205,7 +205,7 @@ impl Inner {
             Some(stored) => Event::Put(stored.clone()),
             None => Event::Delete { key: key.to_owned(), revision },
         });
-        Ok((stored, before.is_some()))
+        Ok((stored, Some(revision)))
     }
 
     /// Removes what is over and tells in how many milliseconds the next entry will be.
@@ -394,10 +394,10 @@ impl Store for Embedded {
         stored.ok_or(Error::Conflict)
     }
 
-    async fn delete(&self, key: &str, expect: Expect) -> Result<bool, Error> {
+    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
         let (inner, key) = (self.inner.clone(), key.to_owned());
-        let (_, before) = blocking(move || inner.write(&key, None, expect, None)).await?;
-        Ok(before)
+        let (_, revision) = blocking(move || inner.write(&key, None, expect, None)).await?;
+        Ok(revision)
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

@@ -213,7 +213,8 @@ impl Member {
             .connect_timeout(within.min(Duration::from_secs(3)))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true)
+            // etcd closes connections that ping it without an open stream; a watch is one.
+            .keep_alive_while_idle(false)
             .tcp_nodelay(true);
         Ok(Self { name: url.to_owned(), endpoint, tls })
     }
@@ -488,7 +489,7 @@ impl Client {
                     from = last.key.clone();
                     from.push(0);
                 }
-                listing.entries.extend(page.kvs.into_iter().filter_map(stored_or_skipped));
+                listing.entries.extend(page.kvs.iter().filter_map(stored_or_skipped));
                 if !page.more {
                     return Ok((listing, header.cluster_id));
                 }
@@ -690,12 +691,12 @@ fn told(event: generated::KeyEvent) -> Option<(Option<Event>, Witness)> {
     let event = if removed {
         Some(Event::Delete { key, revision })
     } else {
-        stored_or_skipped(entry).map(Event::Put)
+        stored_or_skipped(&entry).map(Event::Put)
     };
     Some((event, witness))
 }
 
-fn stored(entry: generated::KeyValue) -> Result<Stored, Error> {
+fn stored(entry: &generated::KeyValue) -> Result<Stored, Error> {
     let key = String::from_utf8_lossy(&entry.key).into_owned();
     let Ok(value) = serde_json::from_slice(&entry.value) else {
         return Err(Error::NotJson { key });
@@ -704,7 +705,7 @@ fn stored(entry: generated::KeyValue) -> Result<Stored, Error> {
     Ok(Stored { key, value, created, modified })
 }
 
-fn stored_or_skipped(entry: generated::KeyValue) -> Option<Stored> {
+fn stored_or_skipped(entry: &generated::KeyValue) -> Option<Stored> {
     match stored(entry) {
         Ok(stored) => Some(stored),
         Err(error) => {
@@ -787,7 +788,7 @@ fn meaning(status: &Status) -> Error {
 impl Store for Etcd {
     async fn get(&self, key: &str) -> Result<Option<Stored>, Error> {
         let answer = self.client.range(range_of(key.into(), Vec::new(), 0)).await?;
-        answer.kvs.into_iter().next().map(stored).transpose()
+        answer.kvs.first().map(stored).transpose()
     }
 
     async fn list(&self, prefix: &str) -> Result<Listing, Error> {
@@ -831,16 +832,18 @@ impl Store for Etcd {
         Ok(Stored { key: key.to_owned(), value: value.clone(), created, modified })
     }
 
-    async fn delete(&self, key: &str, expect: Expect) -> Result<bool, Error> {
+    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
         let delete = generated::DeleteRangeRequest {
             key: key.into(),
             ..generated::DeleteRangeRequest::default()
         };
         let operations = vec![Operation::RequestDeleteRange(delete)];
         let answer = self.client.transact(key, expect, operations).await?;
-        Ok(answer.responses.iter().any(|response| {
+        let revision = unsigned(header(answer.header.as_ref()).revision);
+        let gone = answer.responses.iter().any(|response| {
             matches!(&response.response, Some(Outcome::ResponseDeleteRange(gone)) if gone.deleted > 0)
-        }))
+        });
+        Ok(gone.then_some(revision))
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

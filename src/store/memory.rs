@@ -154,16 +154,17 @@ impl Store for Memory {
         Ok(stored)
     }
 
-    async fn delete(&self, key: &str, expect: Expect) -> Result<bool, Error> {
+    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
         let mut state = self.inner.state.lock();
         let present = state.entries.get(key).map(|(stored, _)| stored.modified);
         if !expect.holds(present) {
             return Err(Error::Conflict);
         }
-        if present.is_some() {
-            self.inner.remove(&mut state, key);
+        if present.is_none() {
+            return Ok(None);
         }
-        Ok(present.is_some())
+        self.inner.remove(&mut state, key);
+        Ok(Some(state.revision))
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

@@ -7,6 +7,7 @@ pub mod embedded;
 pub mod etcd;
 mod history;
 pub mod memory;
+pub mod sealed;
 pub mod settings;
 
 use std::path::PathBuf;
@@ -173,11 +174,11 @@ pub trait Store: Send + Sync {
         ttl: Option<u64>,
     ) -> Result<Stored, Error>;
 
-    /// Removes the entry if the expectation holds; `false` when there was none.
+    /// Removes the entry if the expectation holds; tells the revision that removed it, and `None` when there was none.
     ///
     /// # Errors
     /// [`Error::Conflict`] when the expectation does not hold; or the store is unreachable, or refuses.
-    async fn delete(&self, key: &str, expect: Expect) -> Result<bool, Error>;
+    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error>;
 
     /// Tells every change below `prefix` after the revision `from`, without end; `from` is what [`Store::list`] returned.
     ///

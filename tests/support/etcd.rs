@@ -1,5 +1,7 @@
 //! A real etcd for one test: Debian's binary, free ports, a folder of its own.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

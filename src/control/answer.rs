@@ -1,0 +1,95 @@
+//! What the Admin API answers with, in APISIX's bodies.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{HeaderName, StatusCode};
+use serde_json::{Value, json};
+
+use crate::model::{Invalid, Revision};
+use crate::store;
+
+/// An answer, good or bad.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    body: Option<Value>,
+    /// The revision that a write made.
+    pub(super) revision: Option<Revision>,
+    /// Did the data planes apply it in the time that the client gave?
+    pub(super) applied: Option<bool>,
+    /// SHA-256 of what was stored, in hex.
+    pub(super) digest: Option<String>,
+}
+
+impl Answer {
+    pub(super) fn json(status: StatusCode, body: Value) -> Self {
+        Self { status, body: Some(body), revision: None, applied: None, digest: None }
+    }
+
+    pub(super) fn ok(body: Value) -> Self {
+        Self::json(StatusCode::OK, body)
+    }
+
+    pub(super) fn empty(status: StatusCode) -> Self {
+        Self { status, body: None, revision: None, applied: None, digest: None }
+    }
+
+    /// `{"error_msg": ...}`.
+    pub(super) fn error(status: StatusCode, text: impl Into<String>) -> Self {
+        Self::json(status, json!({"error_msg": text.into()}))
+    }
+
+    pub(super) fn bad(text: impl Into<String>) -> Self {
+        Self::error(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn key_not_found() -> Self {
+        Self::json(StatusCode::NOT_FOUND, json!({"message": "Key not found"}))
+    }
+
+    pub(super) fn not_supported(method: &str, kind: &str) -> Self {
+        let text = format!("not supported `{method}` method for {kind}");
+        Self::error(StatusCode::METHOD_NOT_ALLOWED, text)
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        if let Some(revision) = self.revision {
+            headers.insert(HeaderName::from_static("x-wardgate-revision"), revision.into());
+        }
+        if let Some(applied) = self.applied {
+            let value = HeaderValue::from_static(if applied { "true" } else { "false" });
+            headers.insert(HeaderName::from_static("x-wardgate-applied"), value);
+        }
+        match self.body {
+            None => {}
+            // APISIX sends a few bare texts, and a line feed after every body.
+            Some(Value::String(text)) => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+                *response.body_mut() = Body::from(text + "\n");
+            }
+            Some(body) => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                *response.body_mut() = Body::from(format!("{body}\n"));
+            }
+        }
+        response
+    }
+}
+
+impl From<Invalid> for Answer {
+    fn from(invalid: Invalid) -> Self {
+        Self::bad(invalid.0)
+    }
+}
+
+impl From<store::Error> for Answer {
+    fn from(error: store::Error) -> Self {
+        // All of them are 503 as in APISIX: the request may be right, the store does not take it now.
+        tracing::warn!(%error, "the store did not do what the Admin API asked");
+        Self::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}

@@ -1,0 +1,234 @@
+//! The control plane: APISIX's Admin API over a store. Every write is authenticated, judged, tried, and then stored.
+//!
+//! What it needs from above comes in as traits, so that this room names no plugin, no compiler and no audit file:
+//! [`PluginCatalog`], [`Trial`], [`AuditTrail`], [`Convergence`].
+
+mod answer;
+mod api;
+pub mod auth;
+mod index;
+mod listing;
+mod patch;
+mod plugins;
+mod serve;
+mod validate;
+mod wording;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::{Invalid, Rejected, Resource, Revision};
+use crate::rt::Clock;
+use crate::store::Store;
+
+use auth::AdminKeys;
+use index::Index;
+use plugins::Plugins;
+use validate::Shapes;
+
+/// What an operator sets about the Admin API.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where the Admin API listens.
+    #[serde(default = "default_listen")]
+    #[schemars(with = "String")]
+    pub listen: SocketAddr,
+    /// Keys beside the generated one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<auth::KeySettings>,
+    /// Names, beside `localhost` and plain addresses, under which clients may call the Admin API. Requests for other names
+    /// are refused: a web page that rebinds its own name to this address does not get through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9180))
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { listen: default_listen(), keys: Vec::new(), hosts: Vec::new() }
+    }
+}
+
+/// Which of a plugin's schemas is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PluginPart {
+    /// Its settings on routes, services, plugin configs, groups and global rules; on consumers for plugins without a
+    /// credential.
+    Config,
+    /// What a consumer or credential holds for it.
+    Credential,
+    /// Its gateway-wide metadata.
+    Metadata,
+}
+
+/// What the control plane knows of a plugin.
+#[derive(Clone, Debug)]
+pub struct PluginFacts {
+    /// As APISIX spells it.
+    pub name: String,
+    /// Higher runs earlier.
+    pub priority: i32,
+    /// The JSON Schema of its settings.
+    pub schema: Value,
+    /// The JSON Schema of its credentials; only plugins that authenticate have one.
+    pub credential: Option<Value>,
+    /// The JSON Schema of its metadata.
+    pub metadata: Option<Value>,
+}
+
+/// All plugins of this build.
+pub trait PluginCatalog: Send + Sync {
+    /// The plugins' facts; asked once.
+    fn plugins(&self) -> Vec<PluginFacts>;
+
+    /// Judges what matches the schema and may still make no sense (a regular expression, two fields that exclude one another).
+    /// `config` is without `_meta`.
+    ///
+    /// # Errors
+    /// The sentence for the operator.
+    fn check(&self, plugin: &str, part: PluginPart, config: &Value) -> Result<(), String>;
+}
+
+/// Tries a write with the data plane's own code before it is stored: what is accepted can run.
+pub trait Trial: Send + Sync {
+    /// Compiles `candidate` beside `referred` (what it names: upstream, service, plugin config, group, metadata of its
+    /// plugins). Does no I/O and keeps nothing.
+    ///
+    /// # Errors
+    /// A data plane would refuse the candidate; the sentence says why.
+    fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid>;
+}
+
+/// One request that changes something, or wanted to.
+#[derive(Clone, Debug)]
+pub struct AdminRecord<'a> {
+    /// Whose key it was; `None` when there was none, or a wrong one.
+    pub principal: Option<&'a str>,
+    /// Where it came from.
+    pub client: SocketAddr,
+    /// The method.
+    pub method: &'a str,
+    /// The path, without its query.
+    pub path: &'a str,
+    /// The answer's status.
+    pub status: u16,
+    /// The store's revision that it made.
+    pub revision: Option<Revision>,
+    /// SHA-256 of the stored JSON, in hex.
+    pub digest: Option<String>,
+}
+
+/// Where records of administration go.
+pub trait AuditTrail: Send + Sync {
+    /// Notes a request that was not a mere question, whatever its outcome. Does not wait.
+    fn admin(&self, record: &AdminRecord<'_>);
+}
+
+/// One data plane, as the publisher sees it.
+#[derive(Clone, Debug)]
+pub struct DataPlaneState {
+    /// Its SPIFFE ID, or another name that tells it from the others.
+    pub id: String,
+    /// Is its feed connected now?
+    pub connected: bool,
+    /// The revision that it has acknowledged.
+    pub applied: Revision,
+    /// What it did not take.
+    pub rejected: Vec<Rejected>,
+}
+
+/// How far the data planes are.
+pub trait Convergence: Send + Sync {
+    /// All data planes that were seen.
+    fn data_planes(&self) -> Vec<DataPlaneState>;
+}
+
+/// What a control plane is made of.
+pub struct Parts {
+    /// Where the declared state rests.
+    pub store: Arc<dyn Store>,
+    /// What all keys start with.
+    pub prefix: String,
+    /// Who may administer.
+    pub keys: AdminKeys,
+    /// Further names of this host, see [`Settings::hosts`].
+    pub hosts: Vec<String>,
+    /// The plugins.
+    pub catalog: Arc<dyn PluginCatalog>,
+    /// The trial compiler.
+    pub trial: Arc<dyn Trial>,
+    /// Where records go.
+    pub audit: Arc<dyn AuditTrail>,
+    /// How far the data planes are; `None` where there are none.
+    pub convergence: Option<Arc<dyn Convergence>>,
+    /// For `create_time` and `update_time`.
+    pub clock: Clock,
+}
+
+/// A control plane at work. It follows the store from its first moment to its last.
+pub struct ControlPlane {
+    store: Arc<dyn Store>,
+    prefix: String,
+    keys: AdminKeys,
+    hosts: Vec<String>,
+    plugins: Plugins,
+    trial: Arc<dyn Trial>,
+    audit: Arc<dyn AuditTrail>,
+    convergence: Option<Arc<dyn Convergence>>,
+    clock: Clock,
+    shapes: Shapes,
+    index: Index,
+    /// The newest revision that this process wrote: the index must have seen it before it is asked.
+    written: AtomicU64,
+    /// From the check of references to the write nobody else writes here. It is held across the store's answer on purpose.
+    writes: tokio::sync::Mutex<()>,
+}
+
+/// Why a control plane cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A schema of a kind or a plugin is none: a mistake in this build.
+    #[error("the schema of {name} cannot be used: {why}")]
+    Schema {
+        /// Whose schema.
+        name: String,
+        /// What the validator said.
+        why: String,
+    },
+}
+
+impl ControlPlane {
+    /// Puts the parts together and begins to follow the store, on the current tokio runtime. The store need not be reachable
+    /// yet.
+    ///
+    /// # Errors
+    /// A schema cannot be used.
+    pub fn new(parts: Parts) -> Result<Arc<Self>, Error> {
+        let index = Index::follow(parts.store.clone(), &parts.prefix);
+        Ok(Arc::new(Self {
+            plugins: Plugins::new(parts.catalog)?,
+            shapes: Shapes::new()?,
+            index,
+            store: parts.store,
+            prefix: parts.prefix,
+            keys: parts.keys,
+            hosts: parts.hosts,
+            trial: parts.trial,
+            audit: parts.audit,
+            convergence: parts.convergence,
+            clock: parts.clock,
+            written: AtomicU64::new(0),
+            writes: tokio::sync::Mutex::new(()),
+        }))
+    }
+}

@@ -1,0 +1,155 @@
+//! The plugins as the Admin API shows and judges them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::wording::Checker;
+use super::{Error, PluginCatalog, PluginFacts, PluginPart};
+use crate::model::Invalid;
+
+/// All plugins with their compiled schemas.
+pub(super) struct Plugins {
+    catalog: Arc<dyn PluginCatalog>,
+    /// By falling priority, then by name.
+    ordered: Vec<Plugin>,
+    by_name: HashMap<String, usize>,
+}
+
+pub(super) struct Plugin {
+    pub(super) name: String,
+    priority: i32,
+    config: Checker,
+    credential: Option<Checker>,
+    metadata: Option<Checker>,
+}
+
+impl Plugin {
+    /// Plugins that authenticate have credentials.
+    pub(super) fn authenticates(&self) -> bool {
+        self.credential.is_some()
+    }
+
+    /// The schema of one of its parts.
+    pub(super) fn schema(&self, part: PluginPart) -> Option<&Value> {
+        self.checker(part).map(Checker::schema)
+    }
+
+    fn checker(&self, part: PluginPart) -> Option<&Checker> {
+        match part {
+            PluginPart::Config => Some(&self.config),
+            PluginPart::Credential => self.credential.as_ref(),
+            PluginPart::Metadata => self.metadata.as_ref(),
+        }
+    }
+}
+
+impl Plugins {
+    pub(super) fn new(catalog: Arc<dyn PluginCatalog>) -> Result<Self, Error> {
+        let compiled = |name: &str, schema: Value| {
+            Checker::new(schema)
+                .map_err(|why| Error::Schema { name: format!("plugin {name}"), why })
+        };
+        let mut ordered = Vec::new();
+        for PluginFacts { name, priority, schema, credential, metadata } in catalog.plugins() {
+            ordered.push(Plugin {
+                config: compiled(&name, schema)?,
+                credential: credential.map(|schema| compiled(&name, schema)).transpose()?,
+                metadata: metadata.map(|schema| compiled(&name, schema)).transpose()?,
+                name,
+                priority,
+            });
+        }
+        ordered.sort_by(|one, other| {
+            other.priority.cmp(&one.priority).then_with(|| one.name.cmp(&other.name))
+        });
+        let by_name = ordered.iter().enumerate().map(|(at, plugin)| (plugin.name.clone(), at));
+        Ok(Self { catalog, by_name: by_name.collect(), ordered })
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&Plugin> {
+        self.by_name.get(name).map(|&at| &self.ordered[at])
+    }
+
+    /// The names, by falling priority.
+    pub(super) fn names(&self) -> Value {
+        self.ordered.iter().map(|plugin| json!(plugin.name)).collect()
+    }
+
+    /// `GET /apisix/admin/plugins?all=true`: everything about every plugin.
+    pub(super) fn all(&self) -> Value {
+        let describe = |plugin: &Plugin| {
+            let mut facts = Map::new();
+            facts.insert("priority".into(), json!(plugin.priority));
+            facts.insert("version".into(), json!(0.1));
+            if plugin.authenticates() {
+                facts.insert("type".into(), json!("auth"));
+            }
+            for (name, part) in [
+                ("schema", PluginPart::Config),
+                ("consumer_schema", PluginPart::Credential),
+                ("metadata_schema", PluginPart::Metadata),
+            ] {
+                if let Some(schema) = plugin.schema(part) {
+                    facts.insert(name.into(), schema.clone());
+                }
+            }
+            (plugin.name.clone(), Value::Object(facts))
+        };
+        Value::Object(self.ordered.iter().map(describe).collect())
+    }
+
+    /// Judges one plugin's settings, whose `_meta` the resource's schema has judged already.
+    pub(super) fn check(
+        &self,
+        name: &str,
+        part: PluginPart,
+        config: &Value,
+    ) -> Result<(), Invalid> {
+        let Some(plugin) = self.find(name) else {
+            return Err(Invalid(format!("unknown plugin [{name}]")));
+        };
+        let failed = |why: &dyn std::fmt::Display| {
+            Invalid(format!("failed to check the configuration of plugin {name} err: {why}"))
+        };
+        // On a consumer, a plugin without credentials runs for that consumer with its usual settings.
+        let part = match part {
+            PluginPart::Credential if !plugin.authenticates() => PluginPart::Config,
+            part => part,
+        };
+        let checker = match part {
+            PluginPart::Credential => plugin.credential.as_ref().unwrap_or(&plugin.config),
+            PluginPart::Config | PluginPart::Metadata => &plugin.config,
+        };
+        let mut config = config.clone();
+        let meta = config.as_object_mut().and_then(|fields| fields.shift_remove("_meta"));
+        let disabled = meta.is_some_and(|meta| meta.get("disable") == Some(&Value::Bool(true)));
+        let judged = checker
+            .check(&config)
+            .map_err(|invalid| invalid.0)
+            .and_then(|()| self.catalog.check(name, part, &config));
+        match judged {
+            Ok(()) => Ok(()),
+            // As in APISIX: a plugin that does not run may be wrong.
+            Err(why) if disabled => {
+                tracing::warn!(plugin = name, %why, "a disabled plugin has settings that it cannot run with");
+                Ok(())
+            }
+            Err(why) => Err(failed(&why)),
+        }
+    }
+
+    /// Judges a plugin's metadata.
+    pub(super) fn check_metadata(&self, name: &str, metadata: &Value) -> Result<(), Invalid> {
+        let wrong = |why: &str| Invalid(format!("invalid configuration: {why}"));
+        let Some(plugin) = self.find(name) else {
+            return Err(Invalid::new("invalid plugin name"));
+        };
+        let Some(checker) = &plugin.metadata else {
+            return Err(wrong(&format!("plugin {name} has no metadata")));
+        };
+        checker.check(metadata).map_err(|invalid| wrong(&invalid.0))?;
+        self.catalog.check(name, PluginPart::Metadata, metadata).map_err(|why| wrong(&why))
+    }
+}

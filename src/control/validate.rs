@@ -1,0 +1,705 @@
+//! May this write stand? Its shape, what it refers to, its plugins, what must be unique, and a trial compile.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::LazyLock;
+
+use http::StatusCode;
+use ipnet::IpNet;
+use regex::Regex;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
+
+use super::answer::Answer;
+use super::index::{Fact, auth_key};
+use super::wording::Checker;
+use super::{ControlPlane, Error, PluginPart};
+use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
+use crate::model::{
+    Balance, Body, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource, Ssl, Upstream,
+};
+
+/// What the fields of a kind must look like.
+pub(super) struct Shapes(HashMap<Kind, Checker>);
+
+impl Shapes {
+    pub(super) fn new() -> Result<Self, Error> {
+        let compiled = Kind::ALL.into_iter().map(|kind| {
+            let checker = Checker::new(kind.schema());
+            let wrong = |why| Error::Schema { name: kind.name().into(), why };
+            Ok((kind, checker.map_err(wrong)?))
+        });
+        compiled.collect::<Result<_, _>>().map(Self)
+    }
+
+    pub(super) fn schema(&self, kind: Kind) -> Option<&Value> {
+        self.0.get(&kind).map(Checker::schema)
+    }
+
+    /// Judges fields and parses them.
+    pub(super) fn check(&self, kind: Kind, value: &Value) -> Result<Body, Invalid> {
+        if kind == Kind::Routes {
+            for (one, many) in [("host", "hosts"), ("remote_addr", "remote_addrs")] {
+                if value.get(one).is_some() && value.get(many).is_some() {
+                    return Err(Invalid(format!("only one of {one} or {many} is allowed")));
+                }
+            }
+        }
+        unsupported(kind, value).map_err(in_configuration)?;
+        if let Some(checker) = self.0.get(&kind) {
+            checker.check(value).map_err(in_configuration)?;
+        }
+        let body = Body::parse(kind, value).map_err(in_configuration)?;
+        sensible(&body)?;
+        Ok(body)
+    }
+}
+
+fn in_configuration(mut invalid: Invalid) -> Invalid {
+    invalid.0.insert_str(0, "invalid configuration: ");
+    invalid
+}
+
+fn at(field: &str, why: impl std::fmt::Display) -> Invalid {
+    Invalid(format!("property \"{field}\" validation failed: {why}"))
+}
+
+fn item(index: usize, why: impl std::fmt::Display) -> Invalid {
+    Invalid(format!("failed to validate item {}: {why}", index + 1))
+}
+
+/// Refuses by name what APISIX has and this version has not: an operator must not think that it works.
+fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
+    let none = |fields: &[(&str, &str)]| {
+        let found = fields.iter().find(|(field, _)| value.get(*field).is_some());
+        match found {
+            Some((field, what)) => Err(Invalid(format!(
+                "property \"{field}\" is not supported by this version of Wardgate: {what}"
+            ))),
+            None => Ok(()),
+        }
+    };
+    match kind {
+        Kind::Routes => {
+            none(&[
+                ("script", "Lua"),
+                ("script_id", "Lua"),
+                ("filter_func", "Lua; use vars"),
+                ("service_protocol", "name the protocol in the upstream's scheme"),
+            ])?;
+        }
+        Kind::Services => none(&[("script", "Lua")])?,
+        Kind::Ssls => {
+            none(&[
+                ("certs", "further certificates of one name"),
+                ("keys", "further certificates of one name"),
+                ("client", "client certificates on public listeners"),
+                ("ssl_protocols", "TLS 1.2 and 1.3 are always on"),
+                ("ssl", "OCSP stapling"),
+                ("gm", "GM certificates"),
+                ("exptime", "the certificate says itself when it ends"),
+                ("validity_start", "the certificate says itself when it begins"),
+                ("validity_end", "the certificate says itself when it ends"),
+            ])?;
+            if value.get("type").and_then(Value::as_str) == Some("client") {
+                let why = "\"client\" is not supported by this version of Wardgate";
+                return Err(at("type", why));
+            }
+        }
+        Kind::Upstreams => {
+            none(&[
+                ("checks", "active and passive health checks"),
+                ("service_name", "service discovery; name the nodes"),
+                ("discovery_type", "service discovery; name the nodes"),
+                ("discovery_args", "service discovery; name the nodes"),
+            ])?;
+            for (field, names) in
+                [("type", &["ewma"][..]), ("scheme", &["tcp", "tls", "udp", "kafka"][..])]
+            {
+                if let Some(name) = value.get(field).and_then(Value::as_str)
+                    && names.contains(&name)
+                {
+                    let why = format!("\"{name}\" is not supported by this version of Wardgate");
+                    return Err(at(field, why));
+                }
+            }
+            if let Some(tls) = value.get("tls") {
+                let files = ["client_cert", "client_key", "client_cert_id", "ca_certs"];
+                if let Some(field) = files.into_iter().find(|field| tls.get(field).is_some()) {
+                    let why = format!(
+                        "property \"{field}\" is not supported by this version of Wardgate: \
+                         it presents its SVID, see \"identity\""
+                    );
+                    return Err(at("tls", why));
+                }
+            }
+            let nodes = value.get("nodes").and_then(Value::as_array);
+            for (index, node) in nodes.into_iter().flatten().enumerate() {
+                if node.get("metadata").is_some() {
+                    let why = "property \"metadata\" is not supported by this version of Wardgate: \
+                               nothing reads it";
+                    return Err(at("nodes", item(index, why)));
+                }
+            }
+        }
+        _ => {}
+    }
+    if matches!(kind, Kind::Routes | Kind::Services)
+        && let Some(upstream) = value.get("upstream")
+    {
+        unsupported(Kind::Upstreams, upstream).map_err(|why| at("upstream", why))?;
+    }
+    let plugins = value.get("plugins").and_then(Value::as_object);
+    for (name, config) in plugins.into_iter().flatten() {
+        if config.get("_meta").is_some_and(|meta| meta.get("pre_function").is_some()) {
+            let why = "property \"pre_function\" is not supported by this version of Wardgate: Lua";
+            return Err(at("plugins", at(name, at("_meta", why))));
+        }
+    }
+    Ok(())
+}
+
+/// What a schema cannot say.
+fn sensible(body: &Body) -> Result<(), Invalid> {
+    match body {
+        Body::Route(route) => {
+            networks("remote_addr", &route.networks()).map_err(in_configuration)?;
+            if let Some(selector) = &route.workload_selector {
+                patterns("spiffe_ids", &selector.spiffe_ids)
+                    .map_err(|why| in_configuration(at("workload_selector", why)))?;
+            }
+            route.upstream.as_ref().map_or(Ok(()), sensible_upstream)
+        }
+        Body::Service(service) => service.upstream.as_ref().map_or(Ok(()), sensible_upstream),
+        Body::Upstream(upstream) => sensible_upstream(upstream),
+        Body::Ssl(ssl) => sensible_certificate(ssl),
+        Body::IdentityPolicy(policy) => {
+            patterns("workloads", &policy.selector.workloads)
+                .map_err(|why| in_configuration(at("selector", why)))?;
+            for (index, rule) in policy.rules.iter().enumerate() {
+                let Some(from) = &rule.from else { continue };
+                let names = || {
+                    patterns("principals", &from.principals)?;
+                    patterns("not_principals", &from.not_principals)?;
+                    for (index, name) in from.trust_domains.iter().enumerate() {
+                        name.parse::<TrustDomain>().map_err(|why| {
+                            let why = format!("{name:?} is not a trust domain's name: {why}");
+                            at("trust_domains", item(index, why))
+                        })?;
+                    }
+                    Ok(())
+                };
+                names().map_err(|why: Invalid| {
+                    in_configuration(at("rules", item(index, at("from", why))))
+                })?;
+            }
+            Ok(())
+        }
+        Body::Workload(workload) => {
+            let id = workload.spiffe_id.parse::<SpiffeId>();
+            let wrong = |why: &dyn std::fmt::Display| {
+                let why = format!("{:?} is not a SPIFFE ID: {why}", workload.spiffe_id);
+                in_configuration(at("spiffe_id", why))
+            };
+            match id {
+                Ok(id) if id.path().is_empty() => {
+                    Err(wrong(&"a workload has a path within its trust domain"))
+                }
+                Ok(_) => Ok(()),
+                Err(why) => Err(wrong(&why)),
+            }
+        }
+        Body::Consumer(_)
+        | Body::Credential(_)
+        | Body::ConsumerGroup(_)
+        | Body::PluginConfig(_)
+        | Body::GlobalRule(_)
+        | Body::PluginMetadata(_) => Ok(()),
+    }
+}
+
+fn patterns(field: &str, texts: &[String]) -> Result<(), Invalid> {
+    for (index, text) in texts.iter().enumerate() {
+        text.parse::<SpiffePattern>().map_err(|why| {
+            at(field, item(index, format!("{text:?} is not a SPIFFE ID pattern: {why}")))
+        })?;
+    }
+    Ok(())
+}
+
+fn networks(field: &str, texts: &OneOrMany<'_>) -> Result<(), Invalid> {
+    for text in texts.iter() {
+        if text.parse::<IpAddr>().is_err() && text.parse::<IpNet>().is_err() {
+            let why = "object matches none of the required";
+            return Err(match texts.1 {
+                Some(_) => at(field, why),
+                None => {
+                    let index = texts.0.iter().position(|other| other == text).unwrap_or(0);
+                    at(&format!("{field}s"), item(index, why))
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+static HASHED_VARIABLE: LazyLock<Regex> = LazyLock::new(|| {
+    let names = "uri|server_name|server_addr|request_uri|remote_port|remote_addr|query_string|host|hostname|mqtt_client_id";
+    Regex::new(&format!("^(({names})|arg_[0-9a-zA-Z_-]+)$")).expect("a good pattern")
+});
+static HASHED_NAME: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new("^[a-zA-Z0-9-_]+$").expect("a good pattern"));
+
+fn sensible_upstream(upstream: &Upstream) -> Result<(), Invalid> {
+    if let Some(nodes) = &upstream.nodes {
+        sensible_nodes(nodes).map_err(|why| in_configuration(at("nodes", why)))?;
+    }
+    if upstream.pass_host == PassHost::Rewrite
+        && upstream.upstream_host.as_ref().is_none_or(String::is_empty)
+    {
+        let text = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
+        return Err(Invalid::new(text));
+    }
+    if let Some(tls) = &upstream.tls {
+        patterns("spiffe_ids", &tls.spiffe_ids).map_err(|why| in_configuration(at("tls", why)))?;
+        let all_nodes_say = match &upstream.nodes {
+            Some(Nodes::List(nodes)) => {
+                !nodes.is_empty() && nodes.iter().all(|node| !node.spiffe_ids.is_empty())
+            }
+            _ => false,
+        };
+        if tls.identity.is_some() && tls.spiffe_ids.is_empty() && !all_nodes_say {
+            let why = "property \"spiffe_ids\" is required when \"identity\" is set: \
+                       whom do we expect at the other end?";
+            return Err(in_configuration(at("tls", why)));
+        }
+    }
+    if upstream.balance != Balance::Chash {
+        return Ok(());
+    }
+    let Some(key) = &upstream.key else {
+        return match upstream.hash_on {
+            HashOn::Consumer => Ok(()),
+            _ => Err(Invalid::new("missing key")),
+        };
+    };
+    let pattern = match upstream.hash_on {
+        HashOn::Vars => &HASHED_VARIABLE,
+        HashOn::Header | HashOn::Cookie => &HASHED_NAME,
+        HashOn::Consumer | HashOn::VarsCombinations => return Ok(()),
+    };
+    if pattern.is_match(key) {
+        return Ok(());
+    }
+    let text = format!("failed to match pattern {:?} with {key:?}", pattern.as_str());
+    Err(in_configuration(Invalid(text)))
+}
+
+fn sensible_nodes(nodes: &Nodes) -> Result<(), Invalid> {
+    match nodes {
+        Nodes::Map(nodes) => nodes.keys().try_for_each(|address| {
+            let (host, port) = split_address(address)?;
+            if let Some(port) = port
+                && port.parse::<u16>().ok().is_none_or(|port| port == 0)
+            {
+                return Err(Invalid(format!("{address:?}: the port is 1 to 65535")));
+            }
+            sensible_host(host)
+        }),
+        Nodes::List(nodes) => nodes.iter().enumerate().try_for_each(|(index, node)| {
+            sensible_host(&node.host).map_err(|why| item(index, at("host", why)))?;
+            patterns("spiffe_ids", &node.spiffe_ids).map_err(|why| item(index, why))
+        }),
+    }
+}
+
+/// `host`, `host:port`, `[v6]`, `[v6]:port`.
+fn split_address(address: &str) -> Result<(&str, Option<&str>), Invalid> {
+    if let Some(end) = address.find(']') {
+        let (host, rest) = address.split_at(end + 1);
+        return match rest.strip_prefix(':') {
+            Some(port) => Ok((host, Some(port))),
+            None if rest.is_empty() => Ok((host, None)),
+            None => Err(Invalid(format!("{address:?} is not an address"))),
+        };
+    }
+    match address.split_once(':') {
+        Some((_, rest)) if rest.contains(':') => Ok((address, None)),
+        Some((host, port)) => Ok((host, Some(port))),
+        None => Ok((address, None)),
+    }
+}
+
+fn sensible_host(host: &str) -> Result<(), Invalid> {
+    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match inner {
+        Some(inner) if inner.parse::<std::net::Ipv6Addr>().is_ok() => Ok(()),
+        Some(inner) => Err(Invalid(format!("{inner:?} is not an IPv6 address"))),
+        None if host.parse::<std::net::Ipv6Addr>().is_ok() => {
+            Err(Invalid(format!("an IPv6 address is written in brackets: [{host}]")))
+        }
+        None if !host.is_empty()
+            && host
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) =>
+        {
+            Ok(())
+        }
+        None => Err(Invalid(format!("{host:?} is neither a name nor an address"))),
+    }
+}
+
+/// The certificate and the key can be read and belong together.
+fn sensible_certificate(ssl: &Ssl) -> Result<(), Invalid> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ssl.cert.as_bytes()).collect();
+    let chain = chain.map_err(|error| Invalid(format!("failed to parse cert: {error}")))?;
+    if chain.is_empty() {
+        return Err(Invalid::new("failed to parse cert: no PEM certificate in it"));
+    }
+    // Never the cause: it could show a part of the key.
+    let key = PrivateKeyDer::from_pem_slice(ssl.key.reveal().as_bytes())
+        .map_err(|_| Invalid::new("failed to parse key: expected one PEM private key"))?;
+    let provider = rustls::crypto::ring::default_provider();
+    rustls::sign::CertifiedKey::from_der(chain, key, &provider)
+        .map(|_| ())
+        .map_err(|error| Invalid(format!("cert and key cannot be used together: {error}")))
+}
+
+impl ControlPlane {
+    /// Shape and plugins, without a look into the store: what `schema/validate` answers.
+    pub(super) fn judge_shape(&self, kind: Kind, id: &str, value: &Value) -> Result<Body, Invalid> {
+        let body = self.shapes.check(kind, value)?;
+        self.judge_plugins(kind, id, value)?;
+        Ok(body)
+    }
+
+    fn judge_plugins(&self, kind: Kind, id: &str, value: &Value) -> Result<(), Invalid> {
+        if kind == Kind::PluginMetadata {
+            let mut settings = value.clone();
+            if let Some(fields) = settings.as_object_mut() {
+                fields.shift_remove("id");
+            }
+            return self.plugins.check_metadata(id, &settings);
+        }
+        let holds_credentials = matches!(kind, Kind::Consumers | Kind::Credentials);
+        let part = if holds_credentials { PluginPart::Credential } else { PluginPart::Config };
+        let plugins = value.get("plugins").and_then(Value::as_object);
+        let mut count = 0;
+        for (name, config) in plugins.into_iter().flatten() {
+            count += 1;
+            self.plugins.check(name, part, config).map_err(|invalid| match holds_credentials {
+                true => Invalid(format!("invalid plugins configuration: {invalid}")),
+                false => invalid,
+            })?;
+            let authenticates =
+                self.plugins.find(name).is_some_and(super::plugins::Plugin::authenticates);
+            if kind == Kind::Credentials && !authenticates {
+                let text = "only supports auth type plugins in consumer credential";
+                return Err(Invalid::new(text));
+            }
+        }
+        if kind == Kind::Credentials && count != 1 {
+            let why = format!("expected exactly one auth plugin, found {count}");
+            return Err(in_configuration(at("plugins", why)));
+        }
+        Ok(())
+    }
+
+    /// Everything, in APISIX's order: fields, then references, then plugins; then what must be unique, and the trial.
+    pub(super) async fn judge(&self, kind: Kind, id: &Id, value: &Value) -> Result<(), Answer> {
+        let body = self.shapes.check(kind, value)?;
+        // Consumers are the exception: their plugins come before their group.
+        let plugins_first = kind == Kind::Consumers;
+        if plugins_first {
+            self.judge_plugins(kind, id.as_str(), value)?;
+        }
+        let mut referred = self.references(&body).await?;
+        if !plugins_first {
+            self.judge_plugins(kind, id.as_str(), value)?;
+        }
+        self.judge_uniqueness(kind, id, value).await?;
+        self.add_metadata(value, &mut referred).await?;
+        let candidate = Resource { kind, id: id.clone(), revision: 0, body };
+        self.trial.check(&candidate, &referred)?;
+        Ok(())
+    }
+
+    /// The resources that this one names; all of them must exist.
+    async fn references(&self, body: &Body) -> Result<Vec<Resource>, Answer> {
+        let mut found = Vec::new();
+        match body {
+            Body::Route(route) => {
+                self.refer(Kind::Upstreams, route.upstream_id.as_ref(), &mut found).await?;
+                self.refer(Kind::Services, route.service_id.as_ref(), &mut found).await?;
+                self.refer(Kind::PluginConfigs, route.plugin_config_id.as_ref(), &mut found)
+                    .await?;
+                let beyond = found.iter().find_map(|resource| match &resource.body {
+                    Body::Service(service) => service.upstream_id.clone(),
+                    _ => None,
+                });
+                // The service was accepted with its upstream; if that was deleted by force, the trial tells.
+                if let Some(id) = beyond
+                    && let Some(resource) = self.resource(Kind::Upstreams, &id).await?
+                {
+                    found.push(resource);
+                }
+            }
+            Body::Service(service) => {
+                self.refer(Kind::Upstreams, service.upstream_id.as_ref(), &mut found).await?;
+            }
+            Body::Consumer(consumer) => {
+                self.refer(Kind::ConsumerGroups, consumer.group_id.as_ref(), &mut found).await?;
+            }
+            _ => {}
+        }
+        Ok(found)
+    }
+
+    async fn refer(
+        &self,
+        kind: Kind,
+        id: Option<&Id>,
+        found: &mut Vec<Resource>,
+    ) -> Result<(), Answer> {
+        let Some(id) = id else { return Ok(()) };
+        let Some(resource) = self.resource(kind, id).await? else {
+            let name = kind.singular();
+            return Err(Answer::bad(format!(
+                "failed to fetch {name} info by {name} id [{id}], response code: 404"
+            )));
+        };
+        found.push(resource);
+        Ok(())
+    }
+
+    async fn resource(&self, kind: Kind, id: &Id) -> Result<Option<Resource>, Answer> {
+        let Some(stored) = self.store.get(&self.key(kind, id)).await? else { return Ok(None) };
+        let body = Body::parse(kind, &stored.value).map_err(|why| {
+            let name = kind.singular();
+            Answer::bad(format!("failed to fetch {name} info by {name} id [{id}]: {why}"))
+        })?;
+        Ok(Some(Resource { kind, id: id.clone(), revision: stored.modified, body }))
+    }
+
+    async fn add_metadata(&self, value: &Value, found: &mut Vec<Resource>) -> Result<(), Answer> {
+        let plugins = value.get("plugins").and_then(Value::as_object);
+        for (name, _) in plugins.into_iter().flatten() {
+            let has_metadata = self
+                .plugins
+                .find(name)
+                .is_some_and(|plugin| plugin.schema(PluginPart::Metadata).is_some());
+            if has_metadata
+                && let Ok(id) = Id::parse(name)
+                && let Some(resource) = self.resource(Kind::PluginMetadata, &id).await?
+            {
+                found.push(resource);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the index has seen what this process wrote.
+    pub(super) async fn fresh_index(&self) -> Result<&super::index::Index, Answer> {
+        let written = self.written.load(std::sync::atomic::Ordering::Acquire);
+        self.index.reaches(written).await.map_err(|_| {
+            let text = "the store is unreachable: its newest state has not arrived";
+            Answer::error(StatusCode::SERVICE_UNAVAILABLE, text)
+        })?;
+        Ok(&self.index)
+    }
+
+    /// Auth keys belong to one consumer, and a plugin to one global rule.
+    async fn judge_uniqueness(&self, kind: Kind, id: &Id, value: &Value) -> Result<(), Answer> {
+        if !matches!(kind, Kind::Consumers | Kind::Credentials | Kind::GlobalRules) {
+            return Ok(());
+        }
+        let index = self.fresh_index().await?;
+        let other = |fact: &Fact| {
+            let holders = index.holders(fact);
+            holders.into_iter().find(|(other, other_id)| (*other, other_id) != (kind, id))
+        };
+        let plugins = value.get("plugins").and_then(Value::as_object);
+        for (name, config) in plugins.into_iter().flatten() {
+            if kind == Kind::GlobalRules {
+                if let Some((_, rule)) = other(&Fact::GlobalPlugin(name.clone())) {
+                    return Err(Answer::bad(format!(
+                        "plugin '{name}' already exists in global rule with id '{rule}'"
+                    )));
+                }
+            } else if let Some(fact) = auth_key(name, config)
+                && let Some((_, holder)) = other(&fact)
+            {
+                let consumer = holder.as_str().split('/').next().unwrap_or_default();
+                return Err(Answer::bad(format!(
+                    "duplicate key of plugin {name} found with consumer: {consumer}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// May this resource go? Not while others use it.
+    pub(super) async fn judge_removal(&self, kind: Kind, id: &Id) -> Result<(), Answer> {
+        let opening = match kind {
+            Kind::Upstreams => "can not delete this upstream,",
+            Kind::Services => "can not delete this service directly,",
+            Kind::PluginConfigs => "can not delete this plugin config,",
+            Kind::ConsumerGroups => "can not delete this consumer group,",
+            _ => return Ok(()),
+        };
+        let index = self.fresh_index().await?;
+        let users = index.holders(&Fact::Refers(kind, id.as_str().to_owned()));
+        // APISIX looks in this order.
+        let order = [
+            (Kind::Routes, "route"),
+            (Kind::Services, "service"),
+            (Kind::PluginConfigs, "plugin_config"),
+            (Kind::Consumers, "consumer"),
+            (Kind::ConsumerGroups, "consumer_group"),
+            (Kind::GlobalRules, "global_rules"),
+            (Kind::Credentials, "credential"),
+        ];
+        for (user_kind, name) in order {
+            if let Some((_, user)) = users.iter().find(|(found, _)| *found == user_kind) {
+                return Err(Answer::bad(format!(
+                    "{opening} {name} [{user}] is still using it now"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_or_is_not_here_yet_is_refused_by_name() {
+        let shapes = Shapes::new().unwrap();
+        let node = json!({"a:80": 1});
+        let policy = |from: Value| json!({"action": "allow", "rules": [{"from": from}]});
+        for (kind, value, sentence) in [
+            (
+                Kind::Routes,
+                json!({"uri": "/", "plugins": {}, "host": "a", "hosts": ["b"]}),
+                "only one of host or hosts is allowed",
+            ),
+            (
+                Kind::Routes,
+                json!({"uri": "/", "plugins": {}, "remote_addr": "1.2.3"}),
+                r#"invalid configuration: property "remote_addr" validation failed: object matches none of the required"#,
+            ),
+            (
+                Kind::Routes,
+                json!({"uri": "/", "plugins": {}, "remote_addrs": ["::1", "10.0.0.0/99"]}),
+                r#"invalid configuration: property "remote_addrs" validation failed: failed to validate item 2: object matches none of the required"#,
+            ),
+            (
+                Kind::Routes,
+                json!({"uri": "/", "script": "return {}"}),
+                r#"invalid configuration: property "script" is not supported by this version of Wardgate: Lua"#,
+            ),
+            (
+                Kind::Routes,
+                json!({"uri": "/", "upstream": {"nodes": node, "checks": {}}}),
+                r#"invalid configuration: property "upstream" validation failed: property "checks" is not supported by this version of Wardgate: active and passive health checks"#,
+            ),
+            (
+                Kind::Routes,
+                json!({"uri": "/", "plugins": {"a": {"_meta": {"pre_function": "return"}}}}),
+                r#"invalid configuration: property "plugins" validation failed: property "a" validation failed: property "_meta" validation failed: property "pre_function" is not supported by this version of Wardgate: Lua"#,
+            ),
+            (
+                Kind::Routes,
+                json!({"uri": "/", "plugins": {}, "workload_selector": {"spiffe_ids": ["spiffe://d/a-*"]}}),
+                r#"invalid configuration: property "workload_selector" validation failed: property "spiffe_ids" validation failed: failed to validate item 1: "spiffe://d/a-*" is not a SPIFFE ID pattern: "#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": node, "type": "ewma"}),
+                r#"invalid configuration: property "type" validation failed: "ewma" is not supported by this version of Wardgate"#,
+            ),
+            (Kind::Upstreams, json!({"nodes": node, "type": "chash"}), "missing key"),
+            (
+                Kind::Upstreams,
+                json!({"nodes": node, "type": "chash", "key": "nonsense"}),
+                r#"invalid configuration: failed to match pattern "^(("#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": node, "pass_host": "rewrite"}),
+                "`upstream_host` can't be empty when `pass_host` is `rewrite`",
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": {"::1": 1}}),
+                r#"invalid configuration: property "nodes" validation failed: an IPv6 address is written in brackets: [::1]"#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": {"a:0": 1}}),
+                r#"invalid configuration: property "nodes" validation failed: "a:0": the port is 1 to 65535"#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": {"a b": 1}}),
+                r#"invalid configuration: property "nodes" validation failed: "a b" is neither a name nor an address"#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": [{"host": "::1", "weight": 1}]}),
+                r#"invalid configuration: property "nodes" validation failed: failed to validate item 1: property "host" validation failed: an IPv6 address is written in brackets: [::1]"#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": node, "tls": {"identity": "svid"}}),
+                r#"invalid configuration: property "tls" validation failed: property "spiffe_ids" is required when "identity" is set: whom do we expect at the other end?"#,
+            ),
+            (
+                Kind::Upstreams,
+                json!({"nodes": node, "tls": {"spiffe_ids": ["web"]}}),
+                r#"invalid configuration: property "tls" validation failed: property "spiffe_ids" validation failed: failed to validate item 1: "web" is not a SPIFFE ID pattern: does not start with spiffe://"#,
+            ),
+            (
+                Kind::IdentityPolicies,
+                policy(json!({"principals": ["spiffe://d/a", "spiffe://D/a"]})),
+                r#"invalid configuration: property "rules" validation failed: failed to validate item 1: property "from" validation failed: property "principals" validation failed: failed to validate item 2: "spiffe://D/a" is not a SPIFFE ID pattern: the trust domain may have only a-z, 0-9, dot, dash and underscore"#,
+            ),
+            (
+                Kind::IdentityPolicies,
+                policy(json!({"trust_domains": ["a/b"]})),
+                r#"invalid configuration: property "rules" validation failed: failed to validate item 1: property "from" validation failed: property "trust_domains" validation failed: failed to validate item 1: "a/b" is not a trust domain's name: "#,
+            ),
+            (
+                Kind::Workloads,
+                json!({"spiffe_id": "spiffe://d/*", "selectors": ["unix:uid:1"]}),
+                r#"invalid configuration: property "spiffe_id" validation failed: "spiffe://d/*" is not a SPIFFE ID: "#,
+            ),
+            (
+                Kind::Workloads,
+                json!({"spiffe_id": "spiffe://d", "selectors": ["unix:uid:1"]}),
+                r#"invalid configuration: property "spiffe_id" validation failed: "spiffe://d" is not a SPIFFE ID: a workload has a path"#,
+            ),
+        ] {
+            let error = shapes.check(kind, &value).map(|_| ()).unwrap_err();
+            assert!(error.0.starts_with(sentence), "{value}\n found: {error}\nwanted: {sentence}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_taken_in_every_form_that_apisix_has() {
+        let shapes = Shapes::new().unwrap();
+        for nodes in [
+            json!({"a.b": 1, "10.0.0.1:80": 0, "[::1]": 1, "[::1]:80": 2}),
+            json!([{"host": "[::1]", "port": 80, "weight": 1}, {"host": "a_b", "weight": 1}]),
+            json!({}),
+            json!([]),
+        ] {
+            assert!(shapes.check(Kind::Upstreams, &json!({"nodes": nodes})).is_ok(), "{nodes}");
+        }
+    }
+}
