@@ -4,9 +4,8 @@
 use std::path::Path;
 
 /// (proto file in `proto/`, its package, the generated file, is the client wanted, is the server wanted)
-const TABLE: &[(&str, &str, &str, bool, bool)] = &[
-    ("feed.proto", "wardgate.feed.v1", "src/sync/generated/feed.rs", true, true),
-];
+const TABLE: &[(&str, &str, &str, bool, bool)] =
+    &[("feed.proto", "wardgate.feed.v1", "src/sync/generated/feed.rs", true, true)];
 
 #[test]
 fn the_generated_code_is_what_the_proto_files_say() {

@@ -1,7 +1,7 @@
 //! How declared state reaches a data plane, and how the data plane answers: the contract.
 //!
 //! A [`Feed`] is where a data plane reads. There are two: [`subscriber`] follows a control plane over gRPC and keeps the last
-//! good copy on disk ([`last_good`]), and [`file`] follows a resources file. At the other end of the subscriber stands the
+//! good copy on disk ([`last_good`]), and [`mod@file`] follows a resources file. At the other end of the subscriber stands the
 //! [`publisher`], which follows a store, works out what each data plane needs ([`scope`]) and sends the least ([`delta`]).
 //!
 //! This room is below the trust floor: connections come in ready made, with the SPIFFE ID that their handshake verified.

@@ -128,8 +128,7 @@ impl Publisher {
             members: BTreeMap::new(),
             next_plane: 0,
         };
-        let shared =
-            Shared { state: Mutex::new(state), authorize, progress: watch::channel(0).0 };
+        let shared = Shared { state: Mutex::new(state), authorize, progress: watch::channel(0).0 };
         Self { shared: Arc::new(shared) }
     }
 
@@ -203,6 +202,12 @@ impl Publisher {
         let _ = tokio::time::timeout(within, settled).await;
         self.convergence()
     }
+
+    /// As if the store had answered a watch with this.
+    #[cfg(test)]
+    pub(super) fn reset(&self, listing: crate::store::Listing, prefix: &str) {
+        self.shared.take_in(Event::Reset(listing), prefix);
+    }
 }
 
 struct Shared {
@@ -272,7 +277,7 @@ impl Shared {
         match event {
             Event::Put(stored) => {
                 let revision = stored.modified;
-                if let Some(entry) = read(prefix, stored) {
+                if let Some(entry) = read(prefix, &stored) {
                     let mut state = self.state.lock();
                     state.revision = revision;
                     state.put(entry);
@@ -289,7 +294,7 @@ impl Shared {
             }
             Event::Reset(listing) => {
                 // Reading takes long; nobody waits for the lock meanwhile.
-                let read = listing.entries.into_iter().filter_map(|stored| read(prefix, stored));
+                let read = listing.entries.into_iter().filter_map(|stored| read(prefix, &stored));
                 let entries: Vec<Entry> = read.collect();
                 let mut state = self.state.lock();
                 state.revision = listing.revision;
@@ -307,7 +312,12 @@ impl Shared {
         self.progress.send_modify(|count| *count += 1);
     }
 
-    fn enter(&self, spiffe_id: Arc<str>, greeting: Greeting, has: Versions) -> (PlaneId, Arc<Notify>) {
+    fn enter(
+        &self,
+        spiffe_id: Arc<str>,
+        greeting: Greeting,
+        has: Versions,
+    ) -> (PlaneId, Arc<Notify>) {
         let mut state = self.state.lock();
         for plane in state.planes.values_mut() {
             let same = plane.spiffe_id == spiffe_id && plane.greeting.instance == greeting.instance;
@@ -364,12 +374,16 @@ struct Entry {
     body: Result<Body, String>,
 }
 
-fn read(prefix: &str, stored: Stored) -> Option<Entry> {
+fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
     // Whatever else lives under the prefix (placeholders, kinds that we do not know) is not ours to publish.
     let key = stored.key.strip_prefix(prefix).and_then(Kind::split_key)?;
     let json = json_text(&stored.value);
     let body = Body::parse(key.0, &stored.value).map_err(|invalid| invalid.to_string());
-    Some(Entry { key, published: Published { version: Version::of(stored.modified, &json), json }, body })
+    Some(Entry {
+        key,
+        published: Published { version: Version::of(stored.modified, &json), json },
+        body,
+    })
 }
 
 fn json_text(value: &Value) -> Bytes {
@@ -553,7 +567,8 @@ impl Plane {
         if !self.is_greeted {
             return 0;
         }
-        let waits_for = [self.under_way.as_ref().map(|under_way| under_way.since), self.changed_since];
+        let waits_for =
+            [self.under_way.as_ref().map(|under_way| under_way.since), self.changed_since];
         waits_for.into_iter().flatten().min().map_or(current, |first| first.saturating_sub(1))
     }
 }
@@ -578,11 +593,10 @@ impl Feed for Service {
         &self,
         request: Request<Streaming<wire::FromDataPlane>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let spiffe_id = request
-            .extensions()
-            .get::<VerifiedPeer>()
-            .map(|peer| peer.0.clone())
-            .ok_or_else(|| Status::unauthenticated("the connection has no verified identity"))?;
+        let spiffe_id =
+            request.extensions().get::<VerifiedPeer>().map(|peer| peer.0.clone()).ok_or_else(
+                || Status::unauthenticated("the connection has no verified identity"),
+            )?;
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HELLO_WITHIN, hello(&mut inbound));
         let (greeting, has) =
@@ -612,7 +626,9 @@ impl Feed for Service {
     }
 }
 
-async fn hello(inbound: &mut Streaming<wire::FromDataPlane>) -> Result<(Greeting, Versions), Status> {
+async fn hello(
+    inbound: &mut Streaming<wire::FromDataPlane>,
+) -> Result<(Greeting, Versions), Status> {
     let expected = || Status::invalid_argument("the first message must be a Hello");
     let mut greeting = None;
     let mut has = Versions::default();

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -103,7 +104,9 @@ pub struct Subscriber {
     offers: mpsc::Receiver<Offer>,
     answer: Option<oneshot::Sender<Applied>>,
     status: Live<FeedStatus>,
-    _tasks: Tasks,
+    shared: Arc<Shared>,
+    place: Option<Arc<LastGood>>,
+    tasks: Tasks,
 }
 
 /// A batch for the reader, and where the answer goes.
@@ -123,14 +126,17 @@ impl Subscriber {
         let (sender, offers) = mpsc::channel(1);
         let since = unix_seconds();
         let (publisher, status) = Publisher::new(FeedStatus { since, ..FeedStatus::default() });
-        let (place, saved) = last_good.map_or((None, None), |(place, saved)| (Some(place), saved));
+        let (place, saved) =
+            last_good.map_or((None, None), |(place, saved)| (Some(Arc::new(place)), saved));
         let shared = Arc::new(Shared {
             held: Mutex::new(Saved::default()),
+            is_unsaved: AtomicBool::new(false),
             unsaved: Notify::new(),
+            turn: Mutex::new(()),
             status: publisher,
         });
         let mut tasks = Tasks::new();
-        if let Some(place) = place {
+        if let Some(place) = place.clone() {
             tasks.add(keep_saved(shared.clone(), place, settings.save_after));
         }
         let worker = Worker {
@@ -138,17 +144,26 @@ impl Subscriber {
             settings,
             connect: Arc::new(connect),
             offers: sender,
-            shared,
+            shared: shared.clone(),
             waiting: RawState::default(),
             unreadable: BTreeMap::new(),
         };
         tasks.add(worker.run(saved));
-        Self { offers, answer: None, status, _tasks: tasks }
+        Self { offers, answer: None, status, shared, place, tasks }
     }
 
     /// How the feed stands.
     pub fn status(&self) -> Live<FeedStatus> {
         self.status.clone()
+    }
+
+    /// Ends the feed, and writes the last good copy if the newest state is not in it yet.
+    pub async fn close(self) {
+        let Self { shared, place, tasks, .. } = self;
+        drop(tasks);
+        if let Some(place) = place {
+            shared.save(&place).await;
+        }
     }
 }
 
@@ -177,7 +192,11 @@ impl Feed for Subscriber {
 struct Shared {
     /// What is in force: told to the control plane, and kept on disk.
     held: Mutex<Saved>,
+    /// Is there something in `held` that was not given to the disk yet?
+    is_unsaved: AtomicBool,
     unsaved: Notify,
+    /// Held by the one that writes.
+    turn: Mutex<()>,
     status: Publisher<FeedStatus>,
 }
 
@@ -187,16 +206,20 @@ impl Shared {
         change(&mut status);
         self.status.set(status);
     }
-}
 
-/// Writes what is in force: at once when it changes, but not oftener than each `after`.
-async fn keep_saved(shared: Arc<Shared>, place: LastGood, after: Duration) {
-    let place = Arc::new(place);
-    loop {
-        shared.unsaved.notified().await;
-        let saved = shared.held.lock().clone();
-        let writer = place.clone();
-        let written = tokio::task::spawn_blocking(move || writer.save(&saved)).await;
+    async fn save(self: &Arc<Self>, place: &Arc<LastGood>) {
+        if !self.is_unsaved.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let (shared, place) = (self.clone(), place.clone());
+        let write = move || {
+            // A write goes on when the task that waits for it has been dropped. The next one waits for its turn, and each
+            // writes what is newest when it begins.
+            let _turn = shared.turn.lock();
+            let saved = shared.held.lock().clone();
+            place.save(&saved)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
         let problem = match written {
             Ok(Ok(())) => None,
             Ok(Err(problem)) => Some(causes(&problem)),
@@ -204,8 +227,18 @@ async fn keep_saved(shared: Arc<Shared>, place: LastGood, after: Duration) {
         };
         if let Some(error) = &problem {
             error!(error, "the last good copy was not written");
+            // The next change, or the end, tries again.
+            self.is_unsaved.store(true, Ordering::Release);
         }
-        shared.update(|status| status.save_error = problem);
+        self.update(|status| status.save_error = problem);
+    }
+}
+
+/// Writes what is in force: at once when it changes, but not oftener than each `after`.
+async fn keep_saved(shared: Arc<Shared>, place: Arc<LastGood>, after: Duration) {
+    loop {
+        shared.unsaved.notified().await;
+        shared.save(&place).await;
         tokio::time::sleep(after).await;
     }
 }
@@ -252,7 +285,8 @@ impl<C: Connect> Worker<C> {
                 resources = saved.resources.len(),
                 "starting from the last good copy"
             );
-            let mut incoming = Incoming { complete: true, revision: saved.revision, ..Incoming::default() };
+            let mut incoming =
+                Incoming { complete: true, revision: saved.revision, ..Incoming::default() };
             for (key, raw) in saved.resources {
                 incoming.put(key, raw);
             }
@@ -305,6 +339,8 @@ impl<C: Connect> Worker<C> {
             let nonce = incoming.nonce;
             let Some(mut ack) = self.take(mem::take(&mut incoming)).await else { return End::Over };
             ack.nonce = nonce;
+            self.shared.is_unsaved.store(true, Ordering::Release);
+            self.shared.unsaved.notify_one();
             self.shared.update(|status| {
                 if !status.is_connected {
                     status.since = unix_seconds();
@@ -316,7 +352,6 @@ impl<C: Connect> Worker<C> {
             if answers.send(from_us(Message::Ack(ack))).await.is_err() {
                 return End::Failed("the control plane ended the stream".into());
             }
-            self.shared.unsaved.notify_one();
         }
     }
 
@@ -337,10 +372,13 @@ impl<C: Connect> Worker<C> {
             .keep_alive_while_idle(true)
             .initial_connection_window_size(4 << 20)
             .initial_stream_window_size(4 << 20);
-        let channel = tokio::time::timeout(connect_within, endpoint.connect_with_connector(connector))
-            .await
-            .map_err(|_| format!("no connection within {} seconds", connect_within.as_secs_f32()))?
-            .map_err(|error| causes(&error))?;
+        let channel =
+            tokio::time::timeout(connect_within, endpoint.connect_with_connector(connector))
+                .await
+                .map_err(|_| {
+                    format!("no connection within {} seconds", connect_within.as_secs_f32())
+                })?
+                .map_err(|error| causes(&error))?;
         // One delta is under way at a time, and so is one answer.
         let (answers, queue) = mpsc::channel(1);
         let outgoing = stream::iter(self.hello()).chain(ReceiverStream::new(queue));
@@ -402,11 +440,8 @@ impl<C: Connect> Worker<C> {
         self.offers.send(Offer { batch, answer }).await.ok()?;
         let applied = answered.await.ok()?;
 
-        let refused: HashSet<Key, RandomState> = applied
-            .rejected
-            .iter()
-            .map(|rejected| (rejected.kind, rejected.id.clone()))
-            .collect();
+        let refused: HashSet<Key, RandomState> =
+            applied.rejected.iter().map(|rejected| (rejected.kind, rejected.id.clone())).collect();
         let mut held = self.shared.held.lock();
         if complete {
             held.resources.retain(|key, _| named.contains(key));
@@ -519,7 +554,9 @@ fn wire_name((kind, id): &Key) -> (String, String) {
 fn unknown_name(kind: &str) -> String {
     match Kind::named(kind) {
         Some(_) => "its id is not one".into(),
-        None => format!("this data plane knows no kind {kind:?}; is it older than its control plane?"),
+        None => {
+            format!("this data plane knows no kind {kind:?}; is it older than its control plane?")
+        }
     }
 }
 
