@@ -98,7 +98,6 @@ pub struct FileFeed {
     revision: Revision,
     /// The first batch, until it was asked for.
     first: Option<Batch>,
-    rejected: Vec<Rejected>,
 }
 
 /// What tells that a file is another one.
@@ -126,7 +125,6 @@ impl FileFeed {
             has: Versions::default(),
             revision: 0,
             first: None,
-            rejected: Vec::new(),
         };
         feed.first = Some(Batch { complete: true, ..feed.batch(items) });
         Ok(feed)
@@ -220,11 +218,10 @@ impl Feed for FileFeed {
     }
 
     fn applied(&mut self, applied: Applied) {
-        for refusal in applied.rejected.iter().filter(|refusal| !self.rejected.contains(refusal)) {
+        for refusal in &applied.rejected {
             let Rejected { kind, id, reason, .. } = refusal;
             warn!(file = %self.path.display(), %kind, %id, reason, "a resource is refused");
         }
-        self.rejected = applied.rejected;
     }
 }
 
@@ -531,7 +528,7 @@ plugins: [key-auth]
 
     async fn next(feed: &mut FileFeed) -> Batch {
         let batch = tokio::time::timeout(Duration::from_secs(10), feed.next()).await.unwrap();
-        feed.applied(Applied { revision: batch.revision, rejected: Vec::new() });
+        feed.applied(Applied { revision: batch.revision, ..Applied::default() });
         batch
     }
 

@@ -8,7 +8,7 @@
 
 use async_trait::async_trait;
 
-use crate::model::{Change, Rejected, Revision};
+use crate::model::{Change, Id, Kind, Rejected, Revision};
 
 pub mod delta;
 pub mod file;
@@ -52,7 +52,10 @@ pub struct Batch {
 pub struct Applied {
     /// The revision that is in force now.
     pub revision: Revision,
-    /// **All** resources whose newest version is not in force, refused by this batch or by an earlier one. One that is not named
-    /// any more has come into force, perhaps because another resource that it refers to has.
+    /// What the reader found that it cannot put into force: resources of this batch, or others that suffer from it. Each counts
+    /// as refused until a later batch brings it anew or deletes it, or until it is `restored`.
     pub rejected: Vec<Rejected>,
+    /// What was refused earlier and is in force now although it did not change itself: something that it refers to has. May
+    /// name more than was ever refused.
+    pub restored: Vec<(Kind, Id)>,
 }

@@ -146,6 +146,7 @@ impl Subscriber {
             offers: sender,
             shared: shared.clone(),
             waiting: RawState::default(),
+            refused: BTreeMap::new(),
             unreadable: BTreeMap::new(),
         };
         tasks.add(worker.run(saved));
@@ -251,6 +252,8 @@ struct Worker<C> {
     shared: Arc<Shared>,
     /// Versions that the reader refuses: not in force, but they may come into force when what they refer to changes.
     waiting: RawState,
+    /// What the reader has refused, also in earlier batches.
+    refused: BTreeMap<Key, Rejected>,
     /// Versions that nobody here can read, by kind and id as the control plane named them.
     unreadable: BTreeMap<(String, String), wire::Refusal>,
 }
@@ -273,6 +276,8 @@ struct Incoming {
     complete: bool,
     /// All that it names, whether it can be read or not.
     named: HashSet<Key, RandomState>,
+    /// The names of its deletions, also of those that have no name here.
+    names_gone: Vec<(String, String)>,
     unreadable: Vec<wire::Refusal>,
     batch: Batch,
 }
@@ -393,17 +398,31 @@ impl<C: Connect> Worker<C> {
 
     fn hello(&self) -> Vec<wire::FromDataPlane> {
         let held = self.shared.held.lock();
-        let mut by_kind: BTreeMap<Kind, Vec<wire::HeldVersion>> = BTreeMap::new();
+        let mut by_kind: BTreeMap<&str, Vec<wire::HeldVersion>> = BTreeMap::new();
         for ((kind, id), raw) in &held.resources {
             let (revision, fingerprint) = (raw.version.revision, raw.version.fingerprint);
             let version = wire::HeldVersion { id: id.to_string(), revision, fingerprint };
-            by_kind.entry(*kind).or_default().push(version);
+            by_kind.entry(kind.name()).or_default().push(version);
+        }
+        // What was refused without a version before it: no version of it is in force, and yet we must hear when it is gone.
+        let refused = self.refused.keys().filter(|key| !held.resources.contains_key(*key));
+        let refused = refused.map(|(kind, id)| (kind.name(), id.to_string()));
+        let unreadable = self
+            .unreadable
+            .keys()
+            .filter(|(kind, id)| {
+                key_of(kind, id).is_none_or(|key| !held.resources.contains_key(&key))
+            })
+            .map(|(kind, id)| (kind.as_str(), id.clone()));
+        for (kind, id) in refused.chain(unreadable) {
+            let version = wire::HeldVersion { id, revision: 0, fingerprint: 0 };
+            by_kind.entry(kind).or_default().push(version);
         }
         let mut hellos: Vec<wire::Hello> = by_kind
             .iter()
             .flat_map(|(kind, versions)| {
                 versions.chunks(HELLO_VERSIONS).map(|versions| wire::Held {
-                    kind: kind.name().into(),
+                    kind: (*kind).into(),
                     versions: versions.to_vec(),
                 })
             })
@@ -427,8 +446,17 @@ impl<C: Connect> Worker<C> {
 
     /// Gives a delta to the reader, waits for the answer, and notes what is in force now. `None` when the reader is gone.
     async fn take(&mut self, incoming: Incoming) -> Option<wire::Ack> {
-        let Incoming { puts, deletes, revision, complete, named, unreadable, mut batch, .. } =
-            incoming;
+        let Incoming {
+            puts,
+            deletes,
+            revision,
+            complete,
+            named,
+            names_gone,
+            unreadable,
+            mut batch,
+            ..
+        } = incoming;
         for refusal in &unreadable {
             let wire::Refusal { kind, id, revision, reason } = refusal;
             warn!(kind, id, revision, reason, "the control plane sent what cannot be read here");
@@ -440,18 +468,27 @@ impl<C: Connect> Worker<C> {
         self.offers.send(Offer { batch, answer }).await.ok()?;
         let applied = answered.await.ok()?;
 
-        let refused: HashSet<Key, RandomState> =
-            applied.rejected.iter().map(|rejected| (rejected.kind, rejected.id.clone())).collect();
+        if complete {
+            self.refused.clear();
+            self.unreadable.clear();
+        }
+        for key in named.iter().chain(&applied.restored) {
+            self.refused.remove(key);
+        }
+        for name in names_gone {
+            self.unreadable.remove(&name);
+        }
+        let refuse = |rejected: Rejected| ((rejected.kind, rejected.id.clone()), rejected);
+        self.refused.extend(applied.rejected.into_iter().map(refuse));
+
         let mut held = self.shared.held.lock();
         if complete {
             held.resources.retain(|key, _| named.contains(key));
             self.waiting.retain(|key, _| named.contains(key));
-            self.unreadable.clear();
         }
         for key in deletes {
             held.resources.remove(&key);
             self.waiting.remove(&key);
-            self.unreadable.remove(&wire_name(&key));
         }
         for (key, raw) in puts {
             self.unreadable.remove(&wire_name(&key));
@@ -465,7 +502,7 @@ impl<C: Connect> Worker<C> {
         }
         // What is not refused (any more) is in force.
         for (key, raw) in mem::take(&mut self.waiting) {
-            if refused.contains(&key) {
+            if self.refused.contains_key(&key) {
                 self.waiting.insert(key, raw);
             } else {
                 held.resources.insert(key, raw);
@@ -474,13 +511,13 @@ impl<C: Connect> Worker<C> {
         held.revision = applied.revision;
         drop(held);
         self.shared.update(|status| status.revision = applied.revision);
-        let rejected = applied.rejected.into_iter().map(|rejected| wire::Refusal {
+        let refused = self.refused.values().map(|rejected| wire::Refusal {
             kind: rejected.kind.name().into(),
             id: rejected.id.to_string(),
             revision: rejected.revision,
-            reason: rejected.reason,
+            reason: rejected.reason.clone(),
         });
-        let rejected = self.unreadable.values().cloned().chain(rejected).collect();
+        let rejected = self.unreadable.values().cloned().chain(refused).collect();
         Some(wire::Ack { nonce: 0, revision: applied.revision, rejected })
     }
 }
@@ -506,13 +543,11 @@ impl Incoming {
             }
         }
         for wire::Name { kind, id } in delta.deletes {
-            match key_of(&kind, &id) {
-                Some(key) => {
-                    self.named.insert(key.clone());
-                    self.deletes.push(key);
-                }
-                None => warn!(kind, id, "the control plane deletes what has no name here"),
+            if let Some(key) = key_of(&kind, &id) {
+                self.named.insert(key.clone());
+                self.deletes.push(key);
             }
+            self.names_gone.push((kind, id));
         }
         Ok(())
     }

@@ -175,11 +175,12 @@ struct DataPlane {
     feed: Subscriber,
     state: BTreeMap<String, Resource>,
     refuses: BTreeSet<(String, Revision)>,
+    restores: Vec<(Kind, Id)>,
 }
 
 impl DataPlane {
     fn new(feed: Subscriber) -> Self {
-        Self { feed, state: BTreeMap::new(), refuses: BTreeSet::new() }
+        Self { feed, state: BTreeMap::new(), refuses: BTreeSet::new(), restores: Vec::new() }
     }
 
     async fn next(&mut self) -> Batch {
@@ -215,7 +216,8 @@ impl DataPlane {
                 }
             }
         }
-        self.feed.applied(Applied { revision: batch.revision, rejected });
+        let restored = std::mem::take(&mut self.restores);
+        self.feed.applied(Applied { revision: batch.revision, rejected, restored });
     }
 
     async fn step(&mut self) -> Batch {
@@ -421,6 +423,13 @@ async fn what_a_data_plane_refuses_is_shown_and_the_version_before_stays_the_las
     let copy = saved(&path, "x", |saved| saved.revision == bad).await;
     let raw = &copy.resources[&(Kind::Routes, Id::parse("1").unwrap())];
     assert_eq!(raw.version.revision, good);
+
+    // Another change does not make it forgotten.
+    let other = world.put("routes/2", route("/2")).await;
+    edge.step().await;
+    assert_eq!(world.applied(other).await.data_planes[0].rejected.len(), 1);
+    let copy = saved(&path, "x", |saved| saved.revision == other).await;
+    assert_eq!(copy.resources[&(Kind::Routes, Id::parse("1").unwrap())].version.revision, good);
 
     // It is offered again to a data plane that comes back, and forgotten when it is put right.
     world.stop().await;
@@ -682,6 +691,47 @@ async fn many_data_planes_converge_and_one_that_hangs_is_the_one_that_shows() {
     let third = world.put("routes/all", json!({"uri": "/3", "workload_selector": {}})).await;
     drop(hangs);
     world.applied(third).await;
+}
+
+#[tokio::test]
+async fn what_comes_into_force_by_another_resource_is_no_longer_refused_and_is_the_last_good_one() {
+    let folder = Folder::new("restored");
+    let path = folder.0.join("last-good");
+    let world = World::new().await;
+    let revision = world.put("routes/1", route("/1")).await;
+    let mut edge =
+        world.data_plane_with(Role::Ingress, EDGE, Some(LastGood::open(&path, "x").unwrap()));
+    edge.refuses.insert(("routes/1".into(), revision));
+    edge.step().await;
+    assert_eq!(world.applied(revision).await.data_planes[0].rejected.len(), 1);
+    assert!(saved(&path, "x", |saved| saved.revision == revision).await.resources.is_empty());
+    let one = (Kind::Routes, Id::parse("1").unwrap());
+    edge.restores.push(one.clone());
+    let later = world.put("global_rules/1", json!({"plugins": {}})).await;
+    edge.step().await;
+    assert!(world.applied(later).await.data_planes[0].rejected.is_empty());
+    let copy = saved(&path, "x", |saved| saved.revision == later).await;
+    assert_eq!(copy.resources[&one].version.revision, revision);
+}
+
+#[tokio::test]
+async fn what_was_refused_and_is_deleted_while_nobody_listens_is_gone_all_the_same() {
+    let mut world = World::new().await;
+    world.put("routes/keep", route("/")).await;
+    let revision = world.put("routes/bad", route("/bad")).await;
+    world.put("identity_policies/worse", json!({"action": "obliterate"})).await;
+    let mut edge = world.data_plane(Role::Ingress, EDGE);
+    edge.refuses.insert(("routes/bad".into(), revision));
+    edge.step().await;
+    let refused = world.applied(revision + 1).await;
+    assert_eq!(refused.data_planes[0].rejected.len(), 2);
+    world.stop().await;
+    world.delete("routes/bad").await;
+    world.delete("identity_policies/worse").await;
+    world.start().await;
+    let batch = edge.step().await;
+    assert_eq!(names(&batch), ["-identity_policies/worse", "-routes/bad"]);
+    assert!(world.applied(batch.revision).await.data_planes[0].rejected.is_empty());
 }
 
 /// A control plane of another version: it says what it is told to say.
