@@ -293,3 +293,128 @@ fn parse(bytes: &[u8], owner: &str) -> Result<Saved, String> {
     }
     Ok(Saved { revision: header.revision, saved_at: header.saved_at, resources })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::tests::Folder;
+    use super::*;
+
+    const OWNER: &str = "sidecar spiffe://shop/cart";
+
+    fn saved(revision: Revision) -> Saved {
+        let raw = |name: &str, json: &str| {
+            let (kind, id) = name.split_once('/').unwrap();
+            let key = (Kind::named(kind).unwrap(), Id::parse(id).unwrap());
+            (key, Raw::copied(revision, json.as_bytes()))
+        };
+        let resources = RawState::from_iter([
+            raw("routes/1", "{\"uri\": \"/1\",\n  \"priority\": 1.0}"),
+            raw("consumers/bob", r#"{"username":"bob","plugins":{"key-auth":{"key":"s3cret"}}}"#),
+            raw("credentials/bob/credentials/one", r#"{"plugins":{"key-auth":{"key":"x"}}}"#),
+        ]);
+        Saved { revision, saved_at: 0, resources }
+    }
+
+    fn open(path: &Path) -> (LastGood, Option<Saved>) {
+        LastGood::open(path, OWNER).unwrap()
+    }
+
+    #[test]
+    fn what_was_saved_is_read_to_the_byte_and_by_its_owner_alone() {
+        let folder = Folder::new("round-trip");
+        let path = folder.0.join("below").join("last-good");
+        let (place, nothing) = open(&path);
+        assert!(nothing.is_none() && place.damage().is_none());
+        place.save(&saved(6)).unwrap();
+        place.save(&saved(7)).unwrap();
+        let (_, found) = open(&path);
+        let found = found.unwrap();
+        assert_eq!((found.revision, &found.resources), (7, &saved(7).resources));
+        assert!(found.saved_at > 1_700_000_000);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let files = fs::read_dir(path.parent().unwrap()).unwrap().count();
+        assert_eq!(files, 1, "nothing is left beside it");
+
+        let batch = found.batch();
+        assert!(batch.complete);
+        assert_eq!((batch.revision, batch.changes.len()), (7, 2));
+        assert!(batch.unreadable[0].reason.contains("1.0"), "{:?}", batch.unreadable);
+    }
+
+    #[test]
+    fn a_damaged_copy_is_named_and_kept_and_the_next_one_goes_beside_it() {
+        let folder = Folder::new("damage");
+        let path = folder.0.join("last-good");
+        open(&path).0.save(&saved(7)).unwrap();
+        let good = fs::read(&path).unwrap();
+        let cut = good[..good.len() - 20].to_vec();
+        let mut changed = good.clone();
+        *changed.last_mut().unwrap() = b' ';
+        let foreign = String::from_utf8(good.clone()).unwrap().replacen("cart", "card", 1);
+        let newer = String::from_utf8(good).unwrap().replacen("\"version\":1", "\"version\":2", 1);
+        let damages: [(&[u8], &str); 7] = [
+            (b"", "its first line has no end"),
+            (b"\0\0\0\n\0", "its first line is not a header of ours"),
+            (b"{}\n", "its first line is not a header of ours"),
+            (&cut, "its SHA-256 is not the one"),
+            (&changed, "its SHA-256 is not the one"),
+            (
+                foreign.as_bytes(),
+                "it belongs to sidecar spiffe://shop/card, and this is sidecar spiffe://shop/cart",
+            ),
+            (newer.as_bytes(), "version 2, expected \"wardgate last good copy\" version 1"),
+        ];
+        for (damaged, why) in damages {
+            let _ = fs::remove_file(beside(&path));
+            fs::write(&path, damaged).unwrap();
+            let (place, found) = open(&path);
+            assert!(found.is_none());
+            let sentence = place.damage().unwrap().to_string();
+            assert!(sentence.contains(why), "{sentence}");
+            assert!(sentence.contains(path.to_str().unwrap()), "{sentence}");
+
+            place.save(&saved(8)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), damaged, "nothing is overwritten");
+            let (again, found) = open(&path);
+            assert!(again.damage().is_some());
+            assert_eq!(found.unwrap().revision, 8);
+        }
+
+        // Moved away by the operator: the copy beside it counts until the next one.
+        fs::remove_file(&path).unwrap();
+        let (place, found) = open(&path);
+        assert_eq!((found.unwrap().revision, place.damage().is_none()), (8, true));
+        place.save(&saved(9)).unwrap();
+        assert!(!beside(&path).exists());
+        assert_eq!(open(&path).1.unwrap().revision, 9);
+    }
+
+    #[test]
+    fn with_both_damaged_there_is_no_copy_and_an_error_that_says_so() {
+        let folder = Folder::new("both");
+        let path = folder.0.join("last-good");
+        fs::write(&path, "x").unwrap();
+        fs::write(beside(&path), "y").unwrap();
+        let (place, found) = open(&path);
+        assert!(found.is_none());
+        assert!(matches!(place.save(&saved(1)).unwrap_err(), Error::NoPlace { .. }));
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+        assert_eq!(fs::read(beside(&path)).unwrap(), b"y");
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_written_leaves_the_one_before() {
+        let folder = Folder::new("unwritable");
+        let path = folder.0.join("last-good");
+        let (place, _) = open(&path);
+        place.save(&saved(7)).unwrap();
+        let mut bad = saved(8);
+        bad.resources.values_mut().next().unwrap().json = Bytes::from_static(b"{");
+        assert!(matches!(place.save(&bad).unwrap_err(), Error::File { .. }));
+        assert_eq!(open(&path).1.unwrap().revision, 7);
+        let is_folder = LastGood::open(&folder.0, OWNER).unwrap_err();
+        assert!(is_folder.to_string().starts_with("cannot use the last good copy"), "{is_folder}");
+    }
+}

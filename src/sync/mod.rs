@@ -1,14 +1,14 @@
 //! How declared state reaches a data plane, and how the data plane answers: the contract.
 //!
 //! A [`Feed`] is where a data plane reads. There are two: [`subscriber`] follows a control plane over gRPC and keeps the last
-//! good copy on disk ([`last_good`]), and [`file`] follows a resources file. At the other end of the subscriber stands the
+//! good copy on disk ([`last_good`]), and [`mod@file`] follows a resources file. At the other end of the subscriber stands the
 //! [`publisher`], which follows a store, works out what each data plane needs ([`scope`]) and sends the least ([`delta`]).
 //!
 //! This room is below the trust floor: connections come in ready made, with the SPIFFE ID that their handshake verified.
 
 use async_trait::async_trait;
 
-use crate::model::{Change, Rejected, Revision};
+use crate::model::{Change, Id, Kind, Rejected, Revision};
 
 pub mod delta;
 pub mod file;
@@ -52,7 +52,10 @@ pub struct Batch {
 pub struct Applied {
     /// The revision that is in force now.
     pub revision: Revision,
-    /// **All** resources whose newest version is not in force, refused by this batch or by an earlier one. One that is not named
-    /// any more has come into force, perhaps because another resource that it refers to has.
+    /// What the reader found that it cannot put into force: resources of this batch, or others that suffer from it. Each counts
+    /// as refused until a later batch brings it anew or deletes it, or until it is `restored`.
     pub rejected: Vec<Rejected>,
+    /// What was refused earlier and is in force now although it did not change itself: something that it refers to has. May
+    /// name more than was ever refused.
+    pub restored: Vec<(Kind, Id)>,
 }

@@ -202,6 +202,12 @@ impl Publisher {
         let _ = tokio::time::timeout(within, settled).await;
         self.convergence()
     }
+
+    /// As if the store had answered a watch with this.
+    #[cfg(test)]
+    pub(super) fn reset(&self, listing: crate::store::Listing, prefix: &str) {
+        self.shared.take_in(Event::Reset(listing), prefix);
+    }
 }
 
 struct Shared {
@@ -271,7 +277,7 @@ impl Shared {
         match event {
             Event::Put(stored) => {
                 let revision = stored.modified;
-                if let Some(entry) = read(prefix, stored) {
+                if let Some(entry) = read(prefix, &stored) {
                     let mut state = self.state.lock();
                     state.revision = revision;
                     state.put(entry);
@@ -288,7 +294,7 @@ impl Shared {
             }
             Event::Reset(listing) => {
                 // Reading takes long; nobody waits for the lock meanwhile.
-                let read = listing.entries.into_iter().filter_map(|stored| read(prefix, stored));
+                let read = listing.entries.into_iter().filter_map(|stored| read(prefix, &stored));
                 let entries: Vec<Entry> = read.collect();
                 let mut state = self.state.lock();
                 state.revision = listing.revision;
@@ -368,7 +374,7 @@ struct Entry {
     body: Result<Body, String>,
 }
 
-fn read(prefix: &str, stored: Stored) -> Option<Entry> {
+fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
     // Whatever else lives under the prefix (placeholders, kinds that we do not know) is not ours to publish.
     let key = stored.key.strip_prefix(prefix).and_then(Kind::split_key)?;
     let json = json_text(&stored.value);

@@ -123,6 +123,7 @@ pub struct Scopes {
     needed_by: HashMap<Node, BTreeMap<ScopeId, u32>, RandomState>,
     scopes: BTreeMap<ScopeId, Scope>,
     by_identity: HashMap<Arc<str>, Vec<ScopeId>, RandomState>,
+    by_role: BTreeMap<Role, BTreeSet<ScopeId>>,
     next: u32,
 }
 
@@ -156,6 +157,14 @@ struct Choice {
     roles: Vec<Role>,
     /// Empty means everybody of these roles.
     identities: Vec<Pattern>,
+    /// The patterns as they are written: what tells two choices apart.
+    written: Vec<String>,
+}
+
+impl PartialEq for Choice {
+    fn eq(&self, other: &Self) -> bool {
+        self.roles == other.roles && self.written == other.written
+    }
 }
 
 impl Scopes {
@@ -170,6 +179,7 @@ impl Scopes {
             needed_by: HashMap::default(),
             scopes: BTreeMap::new(),
             by_identity: HashMap::default(),
+            by_role: BTreeMap::new(),
             next: 0,
         }
     }
@@ -197,6 +207,7 @@ impl Scopes {
             .cloned()
             .collect();
         self.by_identity.entry(scope.spiffe_id.clone()).or_default().push(id);
+        self.by_role.entry(role).or_default().insert(id);
         self.scopes.insert(id, scope);
         let mut unheard = Vec::new();
         for key in chosen {
@@ -220,6 +231,9 @@ impl Scopes {
                     self.needed_by.remove(node);
                 }
             }
+        }
+        if let Some(scopes) = self.by_role.get_mut(&scope.role) {
+            scopes.remove(&id);
         }
         if let Some(scopes) = self.by_identity.get_mut(&scope.spiffe_id) {
             scopes.retain(|other| *other != id);
@@ -272,9 +286,14 @@ impl Scopes {
     fn replace(&mut self, key: &Key, new: Facts) -> Vec<Touched> {
         let mut touched = Vec::new();
         let node = Node::Resource(key.clone());
-        let chosen_before = self.facts.get(key).map(|old| self.chosen_by(&old.choice));
-        let chosen_after = self.chosen_by(&new.choice);
-        self.index(key, &new.choice);
+        let old_choice = self.facts.get(key).map(|old| &old.choice);
+        let (mut chosen_before, mut chosen_after) = (BTreeSet::new(), BTreeSet::new());
+        // Most changes leave the selector as it was; then nobody is asked.
+        if old_choice != Some(&new.choice) {
+            chosen_before = old_choice.map(|old| self.chosen_by(old)).unwrap_or_default();
+            chosen_after = self.chosen_by(&new.choice);
+            self.index(key, &new.choice);
+        }
         let (refers_to, bears) = (new.refers_to.clone(), new.bears.clone());
         let old = self.facts.insert(key.clone(), new);
         let (old_refers_to, old_bears) =
@@ -292,7 +311,6 @@ impl Scopes {
             }
         }
         // Who chooses it for its own sake.
-        let chosen_before = chosen_before.unwrap_or_default();
         for scope in chosen_after.difference(&chosen_before) {
             self.acquire(*scope, &node, &mut touched);
         }
@@ -314,6 +332,9 @@ impl Scopes {
                 self.release(scope, &node, &mut touched);
             }
         }
+        // A resource may be concerned for several reasons at once.
+        touched.sort_unstable();
+        touched.dedup();
         touched
     }
 
@@ -323,9 +344,6 @@ impl Scopes {
 
     fn chosen_by(&self, choice: &Choice) -> BTreeSet<ScopeId> {
         let chooses = |id: &ScopeId| choice.chooses(&self.scopes[id]);
-        if choice.roles.is_empty() {
-            return BTreeSet::new();
-        }
         match choice.exact() {
             Some(identities) => identities
                 .filter_map(|id| self.by_identity.get(id))
@@ -333,7 +351,10 @@ impl Scopes {
                 .copied()
                 .filter(chooses)
                 .collect(),
-            None => self.scopes.keys().copied().filter(chooses).collect(),
+            None => {
+                let of_role = |role| self.by_role.get(role).into_iter().flatten().copied();
+                choice.roles.iter().flat_map(of_role).filter(chooses).collect()
+            }
         }
     }
 
@@ -411,13 +432,9 @@ impl Scopes {
     fn reached_from(&self, id: ScopeId, node: &Node, touched: &mut Vec<Touched>) -> Vec<Node> {
         match node {
             Node::Resource(key) => {
+                let Some(facts) = self.facts.get(key) else { return Vec::new() };
                 touched.push((id, key.clone()));
-                self.facts
-                    .get(key)
-                    .into_iter()
-                    .flat_map(|facts| &facts.refers_to)
-                    .cloned()
-                    .collect()
+                facts.refers_to.iter().cloned().collect()
             }
             Node::Bearers(plugin) => {
                 let bearers = self.bearers.get(plugin).into_iter().flatten();
@@ -431,8 +448,14 @@ impl Scopes {
 const ENFORCING: &[Role] = &[Role::Sidecar, Role::Ingress];
 
 impl Choice {
+    fn of(roles: &[Role], written: &[String], rules: &Rules) -> Result<Self, String> {
+        let read = |text: &String| (rules.pattern)(text).map_err(|why| format!("{text:?}: {why}"));
+        let identities = written.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { roles: roles.to_vec(), identities, written: written.to_vec() })
+    }
+
     fn everybody(roles: &[Role]) -> Self {
-        Self { roles: roles.to_vec(), identities: Vec::new() }
+        Self { roles: roles.to_vec(), ..Self::default() }
     }
 
     fn chooses(&self, scope: &Scope) -> bool {
@@ -491,8 +514,9 @@ impl Facts {
             }
             Body::IdentityPolicy(policy) => {
                 // What a selector that nobody can read selects is not known, so nobody may miss it.
-                let identities = patterns(&policy.selector.workloads, rules).unwrap_or_default();
-                facts.choice = Choice { roles: ENFORCING.to_vec(), identities };
+                let named = &policy.selector.workloads;
+                facts.choice = Choice::of(ENFORCING, named, rules)
+                    .unwrap_or_else(|_| Choice::everybody(ENFORCING));
             }
             Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
             Body::Upstream(_) | Body::Route(_) | Body::Ssl(_) => {}
@@ -556,14 +580,8 @@ fn route_choice(route: &Route, rules: &Rules) -> Result<Choice, Invalid> {
         Listeners::Inbound | Listeners::Outbound => Role::Sidecar,
     };
     let named = route.workload_selector.as_ref().map_or(&[][..], |selector| &selector.spiffe_ids);
-    let identities = patterns(named, rules)
-        .map_err(|why| Invalid::new(format!("workload_selector.spiffe_ids: {why}")))?;
-    Ok(Choice { roles: vec![role], identities })
-}
-
-fn patterns(texts: &[String], rules: &Rules) -> Result<Vec<Pattern>, String> {
-    let read = |text: &String| (rules.pattern)(text).map_err(|why| format!("{text:?}: {why}"));
-    texts.iter().map(read).collect()
+    Choice::of(&[role], named, rules)
+        .map_err(|why| Invalid::new(format!("workload_selector.spiffe_ids: {why}")))
 }
 
 fn enabled(
@@ -597,5 +615,371 @@ fn id_in(value: &Value) -> Option<Id> {
         Value::String(text) => Id::parse(text).ok(),
         Value::Number(number) => Id::parse(&number.to_string()).ok(),
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::needless_pass_by_value, reason = "tests write json!(..) in place")]
+pub(super) mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Reads patterns as tests write them: exact, or ending with `/*`.
+    pub(crate) fn rules() -> Rules {
+        let pattern = |text: &str| {
+            if !text.starts_with("spiffe://") {
+                return Err("does not start with spiffe://".to_owned());
+            }
+            Ok(match text.strip_suffix("/*") {
+                Some(prefix) => {
+                    let prefix = format!("{prefix}/");
+                    Pattern::Meets(Arc::new(move |id| id.starts_with(&prefix)))
+                }
+                None => Pattern::Exactly(text.into()),
+            })
+        };
+        Rules {
+            pattern: Arc::new(pattern),
+            auth_plugins: vec!["key-auth".into(), "basic-auth".into(), "multi-auth".into()],
+        }
+    }
+
+    const CART: &str = "spiffe://shop/cart";
+    const WEB: &str = "spiffe://shop/web";
+    const EDGE: &str = "spiffe://shop/wardgate/ingress";
+
+    fn key(name: &str) -> Key {
+        let (kind, id) = name.split_once('/').unwrap();
+        (Kind::named(kind).unwrap(), Id::parse(id).unwrap())
+    }
+
+    struct World(Scopes);
+
+    impl World {
+        fn new() -> Self {
+            Self(Scopes::new(rules()))
+        }
+        fn put(&mut self, name: &str, value: Value) -> Vec<Touched> {
+            let key = key(name);
+            let body = Body::parse(key.0, &value).unwrap();
+            self.0.put(&key, &body).unwrap()
+        }
+        fn delete(&mut self, name: &str) -> Vec<Touched> {
+            self.0.delete(&key(name))
+        }
+        fn all(&self, scope: ScopeId) -> Vec<String> {
+            let mut all: Vec<String> =
+                self.0.all(scope).map(|(kind, id)| format!("{kind}/{id}")).collect();
+            all.sort();
+            for name in &all {
+                assert!(self.0.needs(scope, &key(name)));
+            }
+            all
+        }
+    }
+
+    fn route(workload: &str, more: Value) -> Value {
+        let mut route = json!({"uri": "/x", "workload_selector": {"spiffe_ids": [workload]}});
+        for (field, value) in more.as_object().unwrap() {
+            route[field] = value.clone();
+        }
+        route
+    }
+
+    fn shop() -> World {
+        let mut world = World::new();
+        world.put("upstreams/cart", json!({"nodes": {"127.0.0.1:1": 1}}));
+        world.put("upstreams/web", json!({"nodes": {"127.0.0.1:2": 1}}));
+        world.put("upstreams/split", json!({"nodes": {"127.0.0.1:3": 1}}));
+        world.put("services/cart", json!({"upstream_id": "cart", "plugins": {"key-auth": {}}}));
+        world.put("plugin_configs/limits", json!({"plugins": {"limit-count": {"count": 1}}}));
+        world.put(
+            "routes/cart",
+            route(CART, json!({"service_id": "cart", "plugin_config_id": "limits"})),
+        );
+        world.put(
+            "routes/web",
+            route(WEB, json!({"upstream_id": "web", "plugins": {"basic-auth": {}, "traffic-split": {"rules": [{"weighted_upstreams": [{"upstream_id": "split"}]}]}}})),
+        );
+        world.put("routes/public", json!({"uri": "/*", "upstream_id": "web"}));
+        world.put(
+            "consumers/bob",
+            json!({"username": "bob", "group_id": "gold", "plugins": {"key-auth": {"key": "bobs"}}}),
+        );
+        world.put("consumers/eve", json!({"username": "eve"}));
+        world.put(
+            "credentials/eve/credentials/one",
+            json!({"plugins": {"basic-auth": {"username": "eve", "password": "eves"}}}),
+        );
+        world.put("consumer_groups/gold", json!({"plugins": {"limit-count": {"count": 9}}}));
+        world.put("global_rules/1", json!({"plugins": {"prometheus": {}}}));
+        world.put("plugin_metadata/limit-count", json!({"a": 1}));
+        world.put("plugin_metadata/http-logger", json!({"a": 1}));
+        world.put("ssls/1", json!({"cert": "c", "key": "k", "sni": "shop.test"}));
+        world.put("workloads/cart", json!({"spiffe_id": CART, "selectors": ["unix:uid:1"]}));
+        let allow = |workloads: Value| json!({"action": "allow", "selector": {"workloads": workloads}, "rules": [{}]});
+        world.put("identity_policies/cart", allow(json!([CART])));
+        world.put("identity_policies/all", allow(json!([])));
+        world
+    }
+
+    #[test]
+    fn a_sidecar_receives_what_its_routes_use_and_never_another_workloads_consumers_or_secrets() {
+        let mut world = shop();
+        let cart = world.0.enter(Role::Sidecar, CART);
+        assert_eq!(
+            world.all(cart),
+            [
+                "consumer_groups/gold",
+                "consumers/bob",
+                "identity_policies/all",
+                "identity_policies/cart",
+                "plugin_configs/limits",
+                "plugin_metadata/limit-count",
+                "routes/cart",
+                "services/cart",
+                "upstreams/cart",
+            ]
+        );
+        let web = world.0.enter(Role::Sidecar, WEB);
+        assert_eq!(
+            world.all(web),
+            [
+                "consumers/eve",
+                "credentials/eve/credentials/one",
+                "identity_policies/all",
+                "routes/web",
+                "upstreams/split",
+                "upstreams/web",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_ingress_receives_what_is_public_and_the_issuer_only_registrations() {
+        let mut world = shop();
+        let edge = world.0.enter(Role::Ingress, EDGE);
+        assert_eq!(
+            world.all(edge),
+            [
+                "global_rules/1",
+                "identity_policies/all",
+                "plugin_metadata/http-logger",
+                "plugin_metadata/limit-count",
+                "routes/public",
+                "ssls/1",
+                "upstreams/web",
+            ]
+        );
+        let issuer = world.0.enter(Role::Issuer, "spiffe://shop/wardgate/issuer");
+        assert_eq!(world.all(issuer), ["workloads/cart"]);
+    }
+
+    #[test]
+    fn a_change_touches_only_whom_it_concerns() {
+        let mut world = shop();
+        let cart = world.0.enter(Role::Sidecar, CART);
+        let web = world.0.enter(Role::Sidecar, WEB);
+        let touched = world.put("upstreams/cart", json!({"nodes": {"127.0.0.1:9": 1}}));
+        assert_eq!(touched, [(cart, key("upstreams/cart"))]);
+        assert_eq!(world.put("ssls/2", json!({"cert": "c", "key": "k", "sni": "x.test"})), []);
+
+        // A second reason to have the upstream, then both go one after the other.
+        world.put("routes/second", route(CART, json!({"upstream_id": "cart"})));
+        assert_eq!(world.delete("routes/second"), [(cart, key("routes/second"))]);
+        let mut gone: Vec<String> = world
+            .delete("routes/cart")
+            .into_iter()
+            .map(|(scope, (kind, id))| {
+                assert_eq!(scope, cart);
+                format!("{kind}/{id}")
+            })
+            .collect();
+        gone.sort();
+        assert_eq!(
+            gone,
+            [
+                "consumer_groups/gold",
+                "consumers/bob",
+                "plugin_configs/limits",
+                "plugin_metadata/limit-count",
+                "routes/cart",
+                "services/cart",
+                "upstreams/cart",
+            ]
+        );
+        assert_eq!(world.all(cart), ["identity_policies/all", "identity_policies/cart"]);
+        assert!(world.all(web).contains(&"consumers/eve".into()));
+    }
+
+    #[test]
+    fn a_route_that_moves_to_another_workload_leaves_the_first_one_with_all_it_brought() {
+        let mut world = shop();
+        let cart = world.0.enter(Role::Sidecar, CART);
+        let web = world.0.enter(Role::Sidecar, WEB);
+        world.put("routes/cart", route(WEB, json!({"service_id": "cart"})));
+        assert_eq!(world.all(cart), ["identity_policies/all", "identity_policies/cart"]);
+        assert!(world.all(web).contains(&"consumers/bob".into()));
+        world.put("routes/cart", route("spiffe://shop/*", json!({"service_id": "cart"})));
+        assert!(world.all(cart).contains(&"consumers/bob".into()));
+        world.put(
+            "routes/cart",
+            route("spiffe://shop/*", json!({"service_id": "cart", "status": 0})),
+        );
+        assert!(!world.all(cart).contains(&"consumers/bob".into()));
+    }
+
+    #[test]
+    fn disabled_plugins_ask_for_no_consumers_and_nested_and_anonymous_ones_do() {
+        let mut world = shop();
+        let scope = world.0.enter(Role::Sidecar, "spiffe://shop/x");
+        let plugins = |plugins: Value| route("spiffe://shop/x", json!({"plugins": plugins}));
+        world.put("routes/x", plugins(json!({"key-auth": {"_meta": {"disable": true}}})));
+        assert_eq!(world.all(scope), ["identity_policies/all", "routes/x"]);
+        world.put("routes/x", plugins(json!({"multi-auth": {"auth_plugins": [{"key-auth": {}}]}})));
+        assert!(world.all(scope).contains(&"consumers/bob".into()));
+        world.put("routes/x", plugins(json!({"key-auth": {"anonymous_consumer": "eve"}})));
+        let all = world.all(scope);
+        assert!(all.contains(&"consumers/bob".into()) && all.contains(&"consumers/eve".into()));
+        assert!(!all.iter().any(|name| name.starts_with("credentials/")));
+    }
+
+    #[test]
+    fn a_policy_that_nobody_can_read_goes_to_everybody_and_a_route_to_nobody() {
+        let mut world = shop();
+        let cart = world.0.enter(Role::Sidecar, CART);
+        let edge = world.0.enter(Role::Ingress, EDGE);
+        world.put(
+            "identity_policies/bad",
+            json!({"action": "deny", "selector": {"workloads": ["nonsense"]}, "rules": [{}]}),
+        );
+        world.0.put_unreadable_policy(&key("identity_policies/worse"));
+        for scope in [cart, edge] {
+            let all = world.all(scope);
+            assert!(all.contains(&"identity_policies/bad".into()));
+            assert!(all.contains(&"identity_policies/worse".into()));
+        }
+        let body = Body::parse(Kind::Routes, &route("nonsense", json!({}))).unwrap();
+        let error = world.0.put(&key("routes/cart"), &body).unwrap_err();
+        assert!(
+            error.to_string().starts_with("workload_selector.spiffe_ids: \"nonsense\""),
+            "{error}"
+        );
+        assert!(world.all(cart).contains(&"routes/cart".into()), "the version before stays");
+    }
+
+    #[test]
+    fn replicas_share_a_scope_and_the_last_one_takes_it_away() {
+        let mut world = shop();
+        let first = world.0.enter(Role::Sidecar, CART);
+        let second = world.0.enter(Role::Sidecar, CART);
+        assert_eq!(first, second);
+        assert_ne!(first, world.0.enter(Role::Ingress, CART));
+        world.0.leave(first);
+        assert!(!world.all(first).is_empty());
+        world.0.leave(second);
+        assert!(world.all(first).is_empty());
+        assert!(world.put("upstreams/cart", json!({"nodes": {"127.0.0.1:9": 1}})).is_empty());
+    }
+
+    fn arbitrary() -> impl Strategy<Value = (String, Option<Value>)> {
+        let id = || (0..3u8).prop_map(|id| id.to_string());
+        let workload = prop_oneof![
+            Just(json!([CART])),
+            Just(json!([WEB])),
+            Just(json!([WEB, CART, CART])),
+            Just(json!(["spiffe://shop/*"])),
+            Just(json!([])),
+        ];
+        let plugins = || {
+            prop_oneof![
+                Just(json!({})),
+                Just(json!({"key-auth": {}})),
+                Just(json!({"basic-auth": {}, "limit-count": {}})),
+                id().prop_map(|id| json!({"traffic-split": {"upstream_id": id}})),
+                id().prop_map(|id| json!({"key-auth": {"anonymous_consumer": id}})),
+            ]
+        };
+        let some = prop_oneof![
+            (id(), workload, plugins(), id(), id(), 0..2u8).prop_map(
+                |(id, workload, plugins, service, upstream, status)| {
+                    let value = json!({
+                        "uri": "/", "workload_selector": {"spiffe_ids": workload}, "plugins": plugins,
+                        "service_id": service, "upstream_id": upstream, "status": status,
+                    });
+                    (format!("routes/{id}"), value)
+                }
+            ),
+            (id(), plugins()).prop_map(|(id, plugins)| {
+                (format!("routes/{id}"), json!({"uri": "/", "plugins": plugins}))
+            }),
+            (id(), plugins(), id()).prop_map(|(id, plugins, upstream)| {
+                (format!("services/{id}"), json!({"plugins": plugins, "upstream_id": upstream}))
+            }),
+            id().prop_map(|id| (format!("upstreams/{id}"), json!({}))),
+            (id(), plugins(), id()).prop_map(|(id, plugins, group)| {
+                let value = json!({"username": id, "plugins": plugins, "group_id": group});
+                (format!("consumers/{id}"), value)
+            }),
+            (id(), id(), plugins()).prop_map(|(consumer, id, plugins)| {
+                (format!("credentials/{consumer}/credentials/{id}"), json!({"plugins": plugins}))
+            }),
+            id().prop_map(|id| (format!("consumer_groups/{id}"), json!({"plugins": {}}))),
+            (id(), plugins()).prop_map(|(id, plugins)| (format!("global_rules/{id}"), json!({"plugins": plugins}))),
+            Just(("plugin_metadata/limit-count".to_owned(), json!({}))),
+        ];
+        (some, 0..4u8).prop_map(|((name, value), deletes)| (name, (deletes > 0).then_some(value)))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_a_scope_is_what_it_would_be_from_scratch(
+            events in proptest::collection::vec(arbitrary(), 0..60), joins in 0..60usize,
+        ) {
+            let mut world = World::new();
+            let mut last: BTreeMap<String, Value> = BTreeMap::new();
+            let who = [(Role::Sidecar, CART), (Role::Sidecar, WEB), (Role::Ingress, EDGE)];
+            let mut scopes = Vec::new();
+            let mut told: BTreeSet<Touched> = BTreeSet::new();
+            for (count, (name, value)) in events.into_iter().enumerate() {
+                if count == joins {
+                    scopes = who.map(|(role, id)| world.0.enter(role, id)).to_vec();
+                }
+                let before: Vec<_> = scopes.iter().map(|scope| world.all(*scope)).collect();
+                let touched: BTreeSet<Touched> = match value {
+                    Some(value) => {
+                        last.insert(name.clone(), value.clone());
+                        world.put(&name, value)
+                    }
+                    None => {
+                        last.remove(&name);
+                        world.delete(&name)
+                    }
+                }
+                .into_iter()
+                .collect();
+                // Everything that came or went was told.
+                for (scope, before) in scopes.iter().zip(before) {
+                    let after = world.all(*scope);
+                    for name in before.iter().filter(|name| !after.contains(name)).chain(after.iter().filter(|name| !before.contains(name))) {
+                        prop_assert!(touched.contains(&(*scope, key(name))), "{} was not told", name);
+                    }
+                }
+                told.extend(touched);
+            }
+            let mut fresh = World::new();
+            for (name, value) in last {
+                fresh.put(&name, value);
+            }
+            for (scope, (role, id)) in scopes.into_iter().zip(who) {
+                let from_scratch = fresh.0.enter(role, id);
+                prop_assert_eq!(world.all(scope), fresh.all(from_scratch));
+                world.0.leave(scope);
+            }
+            prop_assert!(world.0.needed_by.is_empty());
+            prop_assert!(world.0.by_identity.is_empty());
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -103,7 +104,9 @@ pub struct Subscriber {
     offers: mpsc::Receiver<Offer>,
     answer: Option<oneshot::Sender<Applied>>,
     status: Live<FeedStatus>,
-    _tasks: Tasks,
+    shared: Arc<Shared>,
+    place: Option<Arc<LastGood>>,
+    tasks: Tasks,
 }
 
 /// A batch for the reader, and where the answer goes.
@@ -123,14 +126,17 @@ impl Subscriber {
         let (sender, offers) = mpsc::channel(1);
         let since = unix_seconds();
         let (publisher, status) = Publisher::new(FeedStatus { since, ..FeedStatus::default() });
-        let (place, saved) = last_good.map_or((None, None), |(place, saved)| (Some(place), saved));
+        let (place, saved) =
+            last_good.map_or((None, None), |(place, saved)| (Some(Arc::new(place)), saved));
         let shared = Arc::new(Shared {
             held: Mutex::new(Saved::default()),
+            is_unsaved: AtomicBool::new(false),
             unsaved: Notify::new(),
+            turn: Mutex::new(()),
             status: publisher,
         });
         let mut tasks = Tasks::new();
-        if let Some(place) = place {
+        if let Some(place) = place.clone() {
             tasks.add(keep_saved(shared.clone(), place, settings.save_after));
         }
         let worker = Worker {
@@ -138,17 +144,27 @@ impl Subscriber {
             settings,
             connect: Arc::new(connect),
             offers: sender,
-            shared,
+            shared: shared.clone(),
             waiting: RawState::default(),
+            refused: BTreeMap::new(),
             unreadable: BTreeMap::new(),
         };
         tasks.add(worker.run(saved));
-        Self { offers, answer: None, status, _tasks: tasks }
+        Self { offers, answer: None, status, shared, place, tasks }
     }
 
     /// How the feed stands.
     pub fn status(&self) -> Live<FeedStatus> {
         self.status.clone()
+    }
+
+    /// Ends the feed, and writes the last good copy if the newest state is not in it yet.
+    pub async fn close(self) {
+        let Self { shared, place, tasks, .. } = self;
+        drop(tasks);
+        if let Some(place) = place {
+            shared.save(&place).await;
+        }
     }
 }
 
@@ -177,7 +193,11 @@ impl Feed for Subscriber {
 struct Shared {
     /// What is in force: told to the control plane, and kept on disk.
     held: Mutex<Saved>,
+    /// Is there something in `held` that was not given to the disk yet?
+    is_unsaved: AtomicBool,
     unsaved: Notify,
+    /// Held by the one that writes.
+    turn: Mutex<()>,
     status: Publisher<FeedStatus>,
 }
 
@@ -187,16 +207,20 @@ impl Shared {
         change(&mut status);
         self.status.set(status);
     }
-}
 
-/// Writes what is in force: at once when it changes, but not oftener than each `after`.
-async fn keep_saved(shared: Arc<Shared>, place: LastGood, after: Duration) {
-    let place = Arc::new(place);
-    loop {
-        shared.unsaved.notified().await;
-        let saved = shared.held.lock().clone();
-        let writer = place.clone();
-        let written = tokio::task::spawn_blocking(move || writer.save(&saved)).await;
+    async fn save(self: &Arc<Self>, place: &Arc<LastGood>) {
+        if !self.is_unsaved.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let (shared, place) = (self.clone(), place.clone());
+        let write = move || {
+            // A write goes on when the task that waits for it has been dropped. The next one waits for its turn, and each
+            // writes what is newest when it begins.
+            let _turn = shared.turn.lock();
+            let saved = shared.held.lock().clone();
+            place.save(&saved)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
         let problem = match written {
             Ok(Ok(())) => None,
             Ok(Err(problem)) => Some(causes(&problem)),
@@ -204,8 +228,18 @@ async fn keep_saved(shared: Arc<Shared>, place: LastGood, after: Duration) {
         };
         if let Some(error) = &problem {
             error!(error, "the last good copy was not written");
+            // The next change, or the end, tries again.
+            self.is_unsaved.store(true, Ordering::Release);
         }
-        shared.update(|status| status.save_error = problem);
+        self.update(|status| status.save_error = problem);
+    }
+}
+
+/// Writes what is in force: at once when it changes, but not oftener than each `after`.
+async fn keep_saved(shared: Arc<Shared>, place: Arc<LastGood>, after: Duration) {
+    loop {
+        shared.unsaved.notified().await;
+        shared.save(&place).await;
         tokio::time::sleep(after).await;
     }
 }
@@ -218,6 +252,8 @@ struct Worker<C> {
     shared: Arc<Shared>,
     /// Versions that the reader refuses: not in force, but they may come into force when what they refer to changes.
     waiting: RawState,
+    /// What the reader has refused, also in earlier batches.
+    refused: BTreeMap<Key, Rejected>,
     /// Versions that nobody here can read, by kind and id as the control plane named them.
     unreadable: BTreeMap<(String, String), wire::Refusal>,
 }
@@ -240,6 +276,8 @@ struct Incoming {
     complete: bool,
     /// All that it names, whether it can be read or not.
     named: HashSet<Key, RandomState>,
+    /// The names of its deletions, also of those that have no name here.
+    names_gone: Vec<(String, String)>,
     unreadable: Vec<wire::Refusal>,
     batch: Batch,
 }
@@ -306,6 +344,8 @@ impl<C: Connect> Worker<C> {
             let nonce = incoming.nonce;
             let Some(mut ack) = self.take(mem::take(&mut incoming)).await else { return End::Over };
             ack.nonce = nonce;
+            self.shared.is_unsaved.store(true, Ordering::Release);
+            self.shared.unsaved.notify_one();
             self.shared.update(|status| {
                 if !status.is_connected {
                     status.since = unix_seconds();
@@ -317,7 +357,6 @@ impl<C: Connect> Worker<C> {
             if answers.send(from_us(Message::Ack(ack))).await.is_err() {
                 return End::Failed("the control plane ended the stream".into());
             }
-            self.shared.unsaved.notify_one();
         }
     }
 
@@ -359,17 +398,31 @@ impl<C: Connect> Worker<C> {
 
     fn hello(&self) -> Vec<wire::FromDataPlane> {
         let held = self.shared.held.lock();
-        let mut by_kind: BTreeMap<Kind, Vec<wire::HeldVersion>> = BTreeMap::new();
+        let mut by_kind: BTreeMap<&str, Vec<wire::HeldVersion>> = BTreeMap::new();
         for ((kind, id), raw) in &held.resources {
             let (revision, fingerprint) = (raw.version.revision, raw.version.fingerprint);
             let version = wire::HeldVersion { id: id.to_string(), revision, fingerprint };
-            by_kind.entry(*kind).or_default().push(version);
+            by_kind.entry(kind.name()).or_default().push(version);
+        }
+        // What was refused without a version before it: no version of it is in force, and yet we must hear when it is gone.
+        let refused = self.refused.keys().filter(|key| !held.resources.contains_key(*key));
+        let refused = refused.map(|(kind, id)| (kind.name(), id.to_string()));
+        let unreadable = self
+            .unreadable
+            .keys()
+            .filter(|(kind, id)| {
+                key_of(kind, id).is_none_or(|key| !held.resources.contains_key(&key))
+            })
+            .map(|(kind, id)| (kind.as_str(), id.clone()));
+        for (kind, id) in refused.chain(unreadable) {
+            let version = wire::HeldVersion { id, revision: 0, fingerprint: 0 };
+            by_kind.entry(kind).or_default().push(version);
         }
         let mut hellos: Vec<wire::Hello> = by_kind
             .iter()
             .flat_map(|(kind, versions)| {
                 versions.chunks(HELLO_VERSIONS).map(|versions| wire::Held {
-                    kind: kind.name().into(),
+                    kind: (*kind).into(),
                     versions: versions.to_vec(),
                 })
             })
@@ -393,8 +446,17 @@ impl<C: Connect> Worker<C> {
 
     /// Gives a delta to the reader, waits for the answer, and notes what is in force now. `None` when the reader is gone.
     async fn take(&mut self, incoming: Incoming) -> Option<wire::Ack> {
-        let Incoming { puts, deletes, revision, complete, named, unreadable, mut batch, .. } =
-            incoming;
+        let Incoming {
+            puts,
+            deletes,
+            revision,
+            complete,
+            named,
+            names_gone,
+            unreadable,
+            mut batch,
+            ..
+        } = incoming;
         for refusal in &unreadable {
             let wire::Refusal { kind, id, revision, reason } = refusal;
             warn!(kind, id, revision, reason, "the control plane sent what cannot be read here");
@@ -406,18 +468,27 @@ impl<C: Connect> Worker<C> {
         self.offers.send(Offer { batch, answer }).await.ok()?;
         let applied = answered.await.ok()?;
 
-        let refused: HashSet<Key, RandomState> =
-            applied.rejected.iter().map(|rejected| (rejected.kind, rejected.id.clone())).collect();
+        if complete {
+            self.refused.clear();
+            self.unreadable.clear();
+        }
+        for key in named.iter().chain(&applied.restored) {
+            self.refused.remove(key);
+        }
+        for name in names_gone {
+            self.unreadable.remove(&name);
+        }
+        let refuse = |rejected: Rejected| ((rejected.kind, rejected.id.clone()), rejected);
+        self.refused.extend(applied.rejected.into_iter().map(refuse));
+
         let mut held = self.shared.held.lock();
         if complete {
             held.resources.retain(|key, _| named.contains(key));
             self.waiting.retain(|key, _| named.contains(key));
-            self.unreadable.clear();
         }
         for key in deletes {
             held.resources.remove(&key);
             self.waiting.remove(&key);
-            self.unreadable.remove(&wire_name(&key));
         }
         for (key, raw) in puts {
             self.unreadable.remove(&wire_name(&key));
@@ -431,7 +502,7 @@ impl<C: Connect> Worker<C> {
         }
         // What is not refused (any more) is in force.
         for (key, raw) in mem::take(&mut self.waiting) {
-            if refused.contains(&key) {
+            if self.refused.contains_key(&key) {
                 self.waiting.insert(key, raw);
             } else {
                 held.resources.insert(key, raw);
@@ -440,13 +511,13 @@ impl<C: Connect> Worker<C> {
         held.revision = applied.revision;
         drop(held);
         self.shared.update(|status| status.revision = applied.revision);
-        let rejected = applied.rejected.into_iter().map(|rejected| wire::Refusal {
+        let refused = self.refused.values().map(|rejected| wire::Refusal {
             kind: rejected.kind.name().into(),
             id: rejected.id.to_string(),
             revision: rejected.revision,
-            reason: rejected.reason,
+            reason: rejected.reason.clone(),
         });
-        let rejected = self.unreadable.values().cloned().chain(rejected).collect();
+        let rejected = self.unreadable.values().cloned().chain(refused).collect();
         Some(wire::Ack { nonce: 0, revision: applied.revision, rejected })
     }
 }
@@ -472,13 +543,11 @@ impl Incoming {
             }
         }
         for wire::Name { kind, id } in delta.deletes {
-            match key_of(&kind, &id) {
-                Some(key) => {
-                    self.named.insert(key.clone());
-                    self.deletes.push(key);
-                }
-                None => warn!(kind, id, "the control plane deletes what has no name here"),
+            if let Some(key) = key_of(&kind, &id) {
+                self.named.insert(key.clone());
+                self.deletes.push(key);
             }
+            self.names_gone.push((kind, id));
         }
         Ok(())
     }
