@@ -21,6 +21,7 @@ pub mod model;
 pub mod mtls;
 pub mod observe;
 pub mod pipeline;
+pub mod plugins;
 pub mod policy;
 pub mod proxy;
 pub mod roles;

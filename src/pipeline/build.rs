@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::model::{Id, Kind};
+use crate::observe::Registry;
 
 /// Whose state it is: one resource's, or everybody's who names the same group.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -56,6 +57,8 @@ pub struct Build<'a> {
     pub plugin: &'static str,
     /// The plugin's gateway-wide metadata, if there is some.
     pub metadata: Option<&'a Value>,
+    /// The process' metrics.
+    pub metrics: &'a Registry,
     /// State kept from revision to revision.
     pub kept: &'a Kept,
 }
@@ -104,7 +107,8 @@ mod tests {
     use super::*;
 
     fn build<'a>(kept: &'a Kept, owner: &'a Id) -> Build<'a> {
-        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, kept }
+        let metrics = Box::leak(Box::new(Registry::new()));
+        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, metrics, kept }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub struct Parts {
     /// How upstreams are reached.
     pub connect: Connect,
     /// Where decisions are written.
-    pub audit: Arc<AuditLog>,
+    pub audit: AuditLog,
     /// What is counted.
     pub metrics: Arc<ProxyMetrics>,
     /// Time limits and bounds.

@@ -10,7 +10,7 @@ use crate::model::{Change, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
 use crate::snapshot::Keeper;
-use crate::sync::{Pattern, Rules};
+use crate::sync::scope::{Pattern, Rules};
 
 /// The plugin table for the Admin API.
 pub(super) struct Catalog {
@@ -66,7 +66,7 @@ pub(super) struct KeeperTrial {
 
 impl Trial for KeeperTrial {
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid> {
-        let mut keeper = Keeper::new(self.table, None, &self.registry);
+        let mut keeper = Keeper::new(self.table, None).with_metrics(self.registry.clone());
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
     }

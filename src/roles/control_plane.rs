@@ -19,7 +19,8 @@ use crate::model::Redacted;
 use crate::observe::{self, AuditLane};
 use crate::rt::{Clock, Drain, Live, Tasks, socket};
 use crate::store::{self, Store};
-use crate::sync::{self, Publisher};
+use crate::sync::publisher::{self, Publisher};
+use crate::sync::scope;
 
 /// A running control plane.
 pub struct ControlPlaneRole {
@@ -60,14 +61,14 @@ impl FeedRules {
         Ok(Self { ingress, issuer: vec![SpiffePattern::exactly(&settings.own_id("issuer")?)] })
     }
 
-    fn allow(&self, id: &str, role: sync::Role) -> bool {
+    fn allow(&self, id: &str, role: scope::Role) -> bool {
         let Ok(id) = id.parse() else { return false };
         let any = |patterns: &[SpiffePattern]| patterns.iter().any(|pattern| pattern.matches(&id));
         match role {
             // Everybody may ask for what concerns itself.
-            sync::Role::Sidecar => !super::data_plane::is_own_part(&id),
-            sync::Role::Ingress => any(&self.ingress),
-            sync::Role::Issuer => any(&self.issuer),
+            scope::Role::Sidecar => !super::data_plane::is_own_part(&id),
+            scope::Role::Ingress => any(&self.ingress),
+            scope::Role::Issuer => any(&self.issuer),
         }
     }
 }
@@ -85,7 +86,7 @@ impl ControlPlaneRole {
     ) -> Result<Self, Error> {
         let chosen = match &control.store {
             Some(chosen) => chosen.clone(),
-            None => store::Settings::in_file(settings.state_dir.join("store.redb")),
+            None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
         };
         let store = chosen.open().await?;
         let state_dir: &Path = &settings.state_dir;
@@ -198,7 +199,7 @@ struct Planes(Publisher);
 
 impl control::Convergence for Planes {
     fn data_planes(&self) -> Vec<DataPlaneState> {
-        let state = |plane: sync::DataPlane| DataPlaneState {
+        let state = |plane: publisher::DataPlane| DataPlaneState {
             id: format!("{} {}", plane.spiffe_id, plane.node),
             connected: true,
             applied: plane.applied,

@@ -62,7 +62,7 @@ impl DataPlaneRole {
         shared: &Shared,
     ) -> Result<Self, Error> {
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me, &shared.registry);
+        let mut keeper = Keeper::new(shared.plugins, me).with_metrics(shared.registry.clone());
         let own: Vec<Change> = plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
         let (publisher, snapshot) = Publisher::of(first.snapshot);
@@ -214,6 +214,7 @@ impl Keeping {
             self.feed.applied(Applied {
                 revision: batch.revision,
                 rejected: self.refused.values().cloned().collect(),
+                restored: Vec::new(),
             });
         }
     }
@@ -227,7 +228,11 @@ impl Keeping {
         }
         let usable = |ssl: &Arc<Ssl>| {
             let names: Vec<&str> = ssl.names().iter().collect();
-            let certificate = PublicCertificate::from_pem(&names, &ssl.cert, ssl.key.reveal());
+            let certificate = PublicCertificate::from_pem(
+                &names,
+                ssl.cert.as_bytes(),
+                ssl.key.reveal().as_bytes(),
+            );
             certificate.map(Arc::new).map_err(|error| tracing::warn!(?names, "{}", full(&error))).ok()
         };
         let certificates: PublicCertificates = snapshot.certificates.iter().filter_map(usable).collect();

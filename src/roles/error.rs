@@ -35,7 +35,7 @@ pub enum Error {
     DataPlane(#[from] crate::proxy::Error),
     /// The resources file.
     #[error("the resources file cannot be used")]
-    Resources(#[from] crate::sync::FileError),
+    Resources(#[from] crate::sync::file::Error),
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),

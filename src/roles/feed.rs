@@ -14,7 +14,8 @@ use crate::identity::{Identity, SpiffeId};
 use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
 use crate::observe::{AuditLane, HandshakeRefusedRecord, next_connection_id};
 use crate::rt::{DrainGuard, Live, Tasks};
-use crate::sync::{self, PeerStream};
+use crate::sync::publisher::PeerStream;
+use crate::sync::subscriber;
 
 /// How long a data plane may take for its handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ impl FeedConnect {
 }
 
 #[async_trait]
-impl sync::Connect for FeedConnect {
+impl subscriber::Connect for FeedConnect {
     type Stream = client::TlsStream<TcpStream>;
 
     async fn connect(&self) -> io::Result<Self::Stream> {

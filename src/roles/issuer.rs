@@ -130,7 +130,7 @@ async fn follow(
         }
         publisher.set(own.iter().cloned().chain(held.values().cloned()).collect());
         let rejected = refused.values().cloned().chain(batch.unreadable).collect();
-        feed.applied(Applied { revision: batch.revision, rejected });
+        feed.applied(Applied { revision: batch.revision, rejected, restored: Vec::new() });
     }
 }
 

@@ -3,7 +3,6 @@
 mod catalog;
 mod control_plane;
 mod data_plane;
-mod embedded;
 mod error;
 mod feed;
 mod issuer;
@@ -12,7 +11,6 @@ mod settings;
 
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
-pub use embedded::Embedded;
 pub use error::Error;
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};

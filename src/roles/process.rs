@@ -18,7 +18,11 @@ use crate::observe::{
 };
 use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Tasks};
-use crate::sync::{self, Feed, FileFeed, LastGood, Subscriber, process_environment};
+use crate::sync::Feed;
+use crate::sync::file::{FileFeed, process_environment};
+use crate::sync::last_good::{LastGood, Saved};
+use crate::sync::scope;
+use crate::sync::subscriber::{self, Subscriber};
 
 /// What all roles of a process share.
 #[derive(Clone)]
@@ -158,7 +162,7 @@ impl Running {
     fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(address)?;
-        let app = router(self.shared.readiness.clone(), self.shared.registry.clone());
+        let app = router(&self.shared.readiness, &self.shared.registry);
         self._tasks.add(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
@@ -184,7 +188,7 @@ impl Running {
                 let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
                 let identity = source.identity();
                 self._identities.push(Box::new(source));
-                Some(feed(settings, sync::Role::Issuer, "issuer", Some(&identity))?)
+                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity))?)
             }
             None => None,
         };
@@ -257,8 +261,8 @@ impl Running {
     ) -> Result<(), Error> {
         let mut plan = Plan { workers: settings.worker_count(), ..Plan::default() };
         let (part, feed_role) = match role {
-            Role::Ingress => ("ingress", sync::Role::Ingress),
-            Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", sync::Role::Sidecar),
+            Role::Ingress => ("ingress", scope::Role::Ingress),
+            Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
         };
         match role {
             Role::Ingress => {
@@ -319,7 +323,7 @@ fn missing(field: &'static str, problem: &str) -> settings::Error {
 /// Where configuration comes from: a file, or the control plane's feed with a last good copy on disk.
 fn feed(
     settings: &Settings,
-    role: sync::Role,
+    role: scope::Role,
     part: &str,
     identity: Option<&Live<crate::identity::Identity>>,
 ) -> Result<Box<dyn Feed>, Error> {
@@ -343,14 +347,14 @@ fn feed(
             };
             let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
             let last_good = last_good(settings, part);
-            let told = sync::SubscriberSettings::new(role, settings.node_name());
+            let told = subscriber::Settings::new(role, settings.node_name());
             Ok(Box::new(Subscriber::start(told, connect, last_good)))
         }
     }
 }
 
 /// The last good copy; a damaged one is reported, left as it is, and not used.
-pub(super) fn last_good(settings: &Settings, part: &str) -> Option<(LastGood, Option<sync::Saved>)> {
+pub(super) fn last_good(settings: &Settings, part: &str) -> Option<(LastGood, Option<Saved>)> {
     let path = settings.state_dir.join(format!("last-good-{part}"));
     match LastGood::open(&path, part) {
         Ok((place, saved)) => {

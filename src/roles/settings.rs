@@ -212,7 +212,7 @@ pub struct ControlSettings {
     pub feed: SocketAddr,
     /// Where the declared state lives; an embedded file in `state_dir` when not given.
     #[serde(default)]
-    pub store: Option<store::Settings>,
+    pub store: Option<store::settings::Settings>,
     /// Admin keys beside the generated one.
     #[serde(default)]
     pub keys: Vec<KeySettings>,

@@ -12,6 +12,7 @@ use crate::identity::SpiffePattern;
 use crate::model::{
     Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl,
 };
+use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
 use crate::upstream::Cluster;
 
@@ -19,6 +20,7 @@ use crate::upstream::Cluster;
 pub(super) struct Workshop<'a> {
     pub(super) table: &'a HashMap<&'static str, &'static Entry>,
     pub(super) metadata: &'a BTreeMap<Id, Arc<Value>>,
+    pub(super) metrics: &'a Registry,
     pub(super) kept: &'a Kept,
     pub(super) router: RouterKind,
 }
@@ -80,6 +82,7 @@ impl Workshop<'_> {
                 owner: id,
                 plugin: entry.name,
                 metadata: self.metadata.get(name.as_str()).map(|value| &**value),
+                metrics: self.metrics,
                 kept: self.kept,
             };
             let config = Value::Object(settings.config.clone());

@@ -11,7 +11,7 @@ use super::merge::{self, Links};
 use super::router::Router;
 use crate::model::{Id, Listeners, Method, Revision, Ssl};
 use crate::pipeline::{
-    Chain, Consumer, Directory, Exchange, Fault, RouteInfo, Side, host_of, normal_path,
+    Chain, Consumer, Directory, Exchange, Fault, RouteInfo, Side, Template, host_of, normal_path,
 };
 use crate::policy::Policy;
 use crate::upstream::Cluster;
@@ -76,6 +76,8 @@ pub struct CompiledRoute {
     pub chain: Chain,
     /// Where its requests go; `None` when it has no upstream, see [`CompiledRoute::cluster_fault`].
     pub cluster: Option<Arc<Cluster>>,
+    /// What the upstream's hash ring turns on, where it has one.
+    pub hash_key: Option<Template>,
     /// May requests switch to WebSocket?
     pub websocket: bool,
     /// Does a plugin find consumers here?

@@ -17,8 +17,10 @@ use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
     Rejected, Resource, Revision, Route, Service, Ssl, Status, Timeout, Upstream,
 };
+use crate::observe::Registry;
 use crate::pipeline::{
     Chain, Consumer, Entry, Exchange, Fault, Flow, Hooks, Kept, Link, Rewrite, RouteInfo, Side,
+    Template,
 };
 use crate::policy::{self, Policy};
 use crate::upstream::Cluster;
@@ -41,6 +43,7 @@ pub struct Keeper {
     table: HashMap<&'static str, &'static Entry>,
     me: Option<SpiffeId>,
     router: RouterKind,
+    metrics: Registry,
     kept: Kept,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
@@ -159,6 +162,7 @@ impl Keeper {
             table: table.iter().map(|entry| (entry.name, entry)).collect(),
             me,
             router: RouterKind::default(),
+            metrics: Registry::new(),
             kept: Kept::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
@@ -186,13 +190,25 @@ impl Keeper {
         Self { router, ..self }
     }
 
+    /// With the process' metrics, for plugins that count. Set before anything is applied.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Registry) -> Self {
+        Self { metrics, ..self }
+    }
+
     /// The newest snapshot.
     pub fn current(&self) -> &Arc<Snapshot> {
         &self.current
     }
 
     fn workshop<'a>(&'a self, kept: &'a Kept) -> Workshop<'a> {
-        Workshop { table: &self.table, metadata: &self.metadata, kept, router: self.router }
+        Workshop {
+            table: &self.table,
+            metadata: &self.metadata,
+            metrics: &self.metrics,
+            kept,
+            router: self.router,
+        }
     }
 
     /// Would this change be taken? Nothing is changed by asking.
@@ -235,7 +251,7 @@ impl Keeper {
         let mut metadata = self.metadata.clone();
         metadata.insert(id.clone(), self.workshop(kept).metadata(id, value)?);
         let workshop =
-            Workshop { table: &self.table, metadata: &metadata, kept, router: self.router };
+            Workshop { metadata: &metadata, ..self.workshop(kept) };
         for (kind, owner, set) in self.carriers(id.as_str()) {
             workshop.links(kind, &owner, &set).map_err(|error| {
                 Invalid(format!("{} [{owner}] would break: {error}", kind.singular()))
@@ -798,7 +814,11 @@ impl Keeper {
         let websocket = route
             .enable_websocket
             .or_else(|| service_body.and_then(|service| service.enable_websocket));
+        // Judged when the upstream was: a key that is no template is refused there.
+        let hash_key = cluster.as_ref().and_then(|cluster: &Arc<Cluster>| cluster.hash_key.as_deref());
+        let hash_key = hash_key.and_then(|key| Template::parse(key).ok());
         let compiled = CompiledRoute {
+            hash_key,
             info: Arc::new(info),
             revision: slot.revision,
             has_auth: chain.authenticates(),

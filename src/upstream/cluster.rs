@@ -14,15 +14,6 @@ use crate::model::{
 };
 use crate::mtls::ExpectedPeers;
 
-/// What a ring hashes; the flow reads it from the exchange.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HashKey {
-    /// Where to look.
-    pub on: HashOn,
-    /// The name to look for there.
-    pub key: String,
-}
-
 /// The endpoints that this request has tried already.
 #[derive(Clone, Debug, Default)]
 pub struct Tried(SmallVec<[u16; 8]>);
@@ -61,8 +52,8 @@ pub struct Cluster {
     pub read_within: Duration,
     /// How many connections wait for their next request.
     pub keepalive: KeepalivePool,
-    /// What a ring hashes.
-    pub hash_key: Option<HashKey>,
+    /// What a ring hashes: a template of variables, read from each exchange.
+    pub hash_key: Option<String>,
     endpoints: Box<[Arc<Endpoint>]>,
     /// One a priority level, highest first.
     levels: Box<[Balancer]>,
@@ -165,16 +156,29 @@ fn host_rewrite(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     }
 }
 
-fn hash_key(upstream: &Upstream) -> Result<Option<HashKey>, Invalid> {
+fn hash_key(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     if upstream.balance != Balance::Chash {
         return Ok(None);
     }
-    let key = match (&upstream.key, upstream.hash_on) {
-        (Some(key), _) => key.clone(),
-        (None, HashOn::Consumer) => String::new(),
-        (None, _) => return Err(Invalid::new("key: required when type is chash")),
+    let key = upstream.key.as_deref();
+    let named = |prefix: &str| {
+        let key = key.ok_or_else(|| Invalid::new("key: required when type is chash"))?;
+        let key = key.strip_prefix(prefix).unwrap_or(key).to_ascii_lowercase();
+        Ok(format!("${{{prefix}{}}}", key.replace('-', "_")))
     };
-    Ok(Some(HashKey { on: upstream.hash_on, key }))
+    match upstream.hash_on {
+        HashOn::Vars => named("").map(Some),
+        HashOn::Header => named("http_").map(Some),
+        HashOn::Cookie => {
+            let key = key.ok_or_else(|| Invalid::new("key: required when type is chash"))?;
+            Ok(Some(format!("${{cookie_{}}}", key.strip_prefix("cookie_").unwrap_or(key))))
+        }
+        HashOn::Consumer => Ok(Some("${consumer_name}".to_owned())),
+        HashOn::VarsCombinations => match key {
+            Some(key) => Ok(Some(key.to_owned())),
+            None => Err(Invalid::new("key: required when type is chash")),
+        },
+    }
 }
 
 fn nodes(upstream: &Upstream) -> Result<Vec<Node>, Invalid> {

@@ -6,7 +6,7 @@ mod connect;
 mod endpoint;
 mod pool;
 
-pub use cluster::{Cluster, HashKey, Tried};
+pub use cluster::{Cluster, Tried};
 pub use connect::{Connect, Error, Established, Protocol, Stream};
 pub use endpoint::{Busy, Endpoint, Security};
 pub use pool::{Idle, Pool, Reuse};

@@ -14,11 +14,12 @@ use super::headers::Hop;
 use super::origin::{Answer, Origin};
 use super::transfer::{Failed, Pump};
 use super::{BodyLength, Broken, Downstream};
-use crate::model::{HashOn, PassHost};
-use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply};
+use crate::model::PassHost;
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Template};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
+use crate::snapshot::CompiledRoute;
 use crate::upstream::{Busy, Cluster, Endpoint, Idle, Protocol, Reuse, Security, Tried};
 
 /// Why there is no answer from an upstream.
@@ -55,8 +56,11 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     hop: &Hop,
 ) -> Result<Upstreamed, Failure> {
     let Some(cluster) = chains.route.and_then(|route| route.cluster.clone()) else {
-        return Err(Failure::Fault(unavailable("the route has no upstream")));
+        let none = || unavailable("the route has no upstream");
+        let fault = chains.route.map_or_else(none, CompiledRoute::cluster_fault);
+        return Err(Failure::Fault(fault));
     };
+    let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
     let websocket = chains.route.is_some_and(|route| route.websocket);
     let upgrade = hop.upgrade.as_deref().filter(|_| websocket && !caller.is_http2());
     let started = Instant::now();
@@ -65,9 +69,9 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     let mut attempts = 0;
     let mut last: Option<Fault> = None;
     loop {
-        let picked = match &cluster.hash_key {
+        let picked = match hash_key {
             None => cluster.pick(b"", &mut tried),
-            Some(key) => cluster.pick(hash_input(exchange, key.on, &key.key).as_bytes(), &mut tried),
+            Some(key) => cluster.pick(hash_input(exchange, key).as_bytes(), &mut tried),
         };
         let Some(endpoint) = picked.cloned() else {
             let none = || unavailable("the upstream has no node that may be used");
@@ -130,19 +134,11 @@ async fn forward_hooks(exchange: &mut Exchange, chains: &Chains<'_>) -> Result<O
     Ok(None)
 }
 
-fn hash_input(exchange: &Exchange, on: HashOn, key: &str) -> String {
-    let owned = |value: Option<&str>| value.unwrap_or_default().to_owned();
-    let input = match on {
-        HashOn::Vars => exchange.variable(key).map(|value| value.into_owned()).unwrap_or_default(),
-        HashOn::Header => owned(exchange.request.text(key.strip_prefix("http_").unwrap_or(key))),
-        HashOn::Cookie => {
-            let name = format!("cookie_{}", key.strip_prefix("cookie_").unwrap_or(key));
-            exchange.variable(&name).map(|value| value.into_owned()).unwrap_or_default()
-        }
-        HashOn::Consumer => owned(exchange.consumer.as_ref().map(|consumer| consumer.name.as_str())),
-        HashOn::VarsCombinations => crate::pipeline::expr::Template::parse(key).render(exchange),
-    };
-    // As in APISIX: a key that is not there falls back to the caller's address, so that load still spreads.
+/// What the hash ring turns on. As in APISIX, a key that is not there falls back to the caller's address, so that load still
+/// spreads.
+fn hash_input(exchange: &Exchange, key: &Template) -> String {
+    let mut input = String::new();
+    key.render(exchange, &mut input);
     if input.is_empty() { exchange.client.address.ip().to_string() } else { input }
 }
 
