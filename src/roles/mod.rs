@@ -3,6 +3,7 @@
 mod catalog;
 mod control_plane;
 mod data_plane;
+mod embedded;
 mod error;
 mod feed;
 mod issuer;
@@ -11,6 +12,7 @@ mod settings;
 
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
+pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
