@@ -13,6 +13,7 @@
 //!
 //! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
 
+pub mod cli;
 pub mod identity;
 pub mod model;
 pub mod observe;
