@@ -1,3 +1,13 @@
-//! The command line. A door: it defines nothing itself.
+//! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
-pub mod identity;
+mod audit;
+mod check;
+mod client;
+mod command;
+mod demo;
+mod dev;
+mod explain;
+mod identity;
+mod text;
+
+pub use command::main;

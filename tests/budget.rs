@@ -1,0 +1,142 @@
+//! What policy and the decision log add to a request: no allocation, counted by the allocator itself.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+use wardgate::identity::SpiffeId;
+use wardgate::model::{Id, IdentityPolicy, Labels};
+use wardgate::observe::{
+    AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Nearest, Posture, Registry,
+};
+use wardgate::policy::{Action, Policy, RouteFacts};
+
+/// The system's allocator, counting what this thread asks for.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[expect(unsafe_code, reason = "passes every call on unchanged; only counts beside it")]
+// SAFETY: all calls go to the system's allocator with the caller's own arguments.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: as above.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+fn policies() -> Vec<(Id, IdentityPolicy)> {
+    let rules: Vec<serde_json::Value> = (0..10_000)
+        .map(|at| {
+            serde_json::json!({"from": {"principals": [format!("spiffe://shop/w{at}")]},
+                "to": {"methods": ["GET"], "paths": ["/invoices/{id}"]}})
+        })
+        .collect();
+    let deny = serde_json::json!({"action": "deny", "selector": {"labels": {"team": "pay"}},
+        "rules": [{"to": {"paths": ["/admin/**"], "hosts": ["*.internal"]}}]});
+    let watch = serde_json::json!({"action": "deny", "mode": "observe", "rules": [{"to": {"methods": ["PUT"]}}]});
+    let allow = serde_json::json!({"action": "allow", "rules": rules});
+    [("allow", allow), ("deny", deny), ("watch", watch)]
+        .into_iter()
+        .map(|(id, text)| {
+            let policy = serde_json::from_value(text).expect("a policy");
+            (Id::parse(id).expect("an id"), policy)
+        })
+        .collect()
+}
+
+#[test]
+fn a_decision_and_its_record_allocate_nothing() {
+    let texts = policies();
+    let me: SpiffeId = "spiffe://shop/billing".parse().unwrap();
+    let (policy, rejected) = Policy::compile(texts.iter().map(|(id, text)| (id, 1, text)), &me);
+    assert!(rejected.is_empty());
+    let caller: SpiffeId = "spiffe://shop/w9876".parse().unwrap();
+    let standing = policy.standing_of(Some(&caller));
+    let labels = Labels::from([("team".to_string(), "pay".to_string())]);
+    let route_id = Id::parse("1").unwrap();
+    let route = Some(RouteFacts { id: &route_id, labels: &labels });
+    let ask = |method| Action::Http {
+        port: 15006,
+        method,
+        host: "billing.internal:80",
+        path: "/invoices/7",
+        route,
+    };
+    assert!(policy.decide(&standing, &ask("GET")).is_allowed());
+    assert!(!policy.decide(&standing, &ask("DELETE")).is_allowed());
+
+    let count = allocations(|| {
+        for _ in 0..1000 {
+            assert!(policy.decide(&standing, &ask("GET")).is_allowed());
+            let refused = policy.decide(&standing, &ask("DELETE"));
+            assert!(!refused.is_allowed());
+            assert!(policy.nearest(&standing, &ask("DELETE")).is_some());
+        }
+    });
+    assert_eq!(count, 0, "decisions");
+
+    let folder = std::env::temp_dir().join(format!("wardgate-budget-{}", std::process::id()));
+    let settings =
+        AuditSettings { path: Some(folder.join("audit.jsonl")), ..AuditSettings::default() };
+    let audit = AuditLog::open(settings, &Posture::default()).unwrap();
+    let lane = audit.lane();
+    let ends = Ends::new(&EndsFacts {
+        conn_id: 1,
+        src_spiffe_id: Some(caller.as_str()),
+        src_serial: Some("0a1b2c"),
+        src_spki_sha256: Some("ff"),
+        src_not_after: Some(1_795_262_400),
+        src_addr: "127.0.0.1:40000".parse().unwrap(),
+        dst_spiffe_id: Some(me.as_str()),
+        dst_port: 15006,
+    });
+    let record = |lane: &wardgate::observe::AuditLane, count: usize| {
+        for _ in 0..count {
+            lane.decision(&DecisionRecord {
+                method: b"DELETE",
+                host: b"billing.internal:80",
+                path: b"/invoices/7",
+                reason: Some("no_rule"),
+                denial_id: Some(DenialId::new()),
+                nearest: Some(Nearest { policy_id: "allow", rule: "9877", clause: "methods" }),
+                ..DecisionRecord::of(&ends, false)
+            })
+            .unwrap();
+        }
+    };
+    // Buffers grow to what the traffic needs, and keep it: the lane's own and the one that the thread swaps in.
+    let settled = (0..50).any(|_| {
+        let count = allocations(|| record(&lane, 500));
+        audit.flush(Duration::from_secs(30)).unwrap();
+        count == 0
+    });
+    assert!(settled, "records");
+
+    let counter = Registry::new().counter("c", &[]);
+    let count = allocations(|| counter.increment());
+    assert_eq!(count, 0, "counters");
+    drop((audit, lane));
+    std::fs::remove_dir_all(folder).unwrap();
+}
