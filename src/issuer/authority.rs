@@ -52,7 +52,7 @@ const INTERMEDIATE: &str = "intermediate.pem";
 /// let authority = Authority::in_memory("shop.example".parse().unwrap(), Clock::system()).unwrap();
 /// let web = "spiffe://shop.example/web".parse().unwrap();
 /// let svid = authority.issue(&web, DEFAULT_TTL, &[]).unwrap();
-/// assert_eq!((svid.id, svid.chain.len()), (web, 2));
+/// assert_eq!((&svid.id, svid.chain.len()), (&web, 2));
 /// ```
 pub struct Authority {
     domain: TrustDomain,
