@@ -1,3 +1,10 @@
-//! The binary: parses the command line and turns the outcome into an exit code.
+//! The binary: its allocator, and the way to the command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    wardgate::cli::main()
+}

@@ -18,7 +18,7 @@ pub(super) const DEFAULT_LOG: &str = ".wardgate/audit.jsonl";
 
 /// Check a decision log or look at its end.
 #[derive(Args, Debug)]
-pub struct AuditArgs {
+pub(super) struct AuditArgs {
     #[command(subcommand)]
     command: AuditCommand,
 }
@@ -69,7 +69,7 @@ struct TailArgs {
 
 /// How a command prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub(super) enum Output {
     /// For people.
     #[default]
     Text,
@@ -81,7 +81,7 @@ pub enum Output {
 ///
 /// # Errors
 /// A file cannot be read, or `out` cannot be written.
-pub fn run(args: &AuditArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &AuditArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match &args.command {
         AuditCommand::Verify(args) => run_verify(args, out),
         AuditCommand::Tail(args) => run_tail(args, out),

@@ -89,7 +89,12 @@ impl Admin {
     }
 
     /// Asks; `path` is below `/apisix/admin`.
-    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
         let path = format!("/apisix/admin{path}");
         let headers = [("x-api-key", self.key.as_str())];
         send(&self.authority, &self.authority, method, &path, &headers, body).await
@@ -100,7 +105,10 @@ impl Admin {
         let answer = self.call("PUT", path, Some(body)).await?;
         let value = answer.json()?;
         if answer.status >= 300 {
-            bail!("the Admin API refused {path}: {}", value["error_msg"].as_str().unwrap_or("without a reason"));
+            bail!(
+                "the Admin API refused {path}: {}",
+                value["error_msg"].as_str().unwrap_or("without a reason")
+            );
         }
         Ok(value)
     }

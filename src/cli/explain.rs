@@ -20,7 +20,7 @@ use crate::policy::{Action, Policy};
 
 /// Explain a decision.
 #[derive(Args, Debug)]
-pub struct ExplainArgs {
+pub(super) struct ExplainArgs {
     #[command(subcommand)]
     command: ExplainCommand,
 }
@@ -53,7 +53,10 @@ struct DenialArgs {
 ///
 /// # Errors
 /// A log or the Admin API cannot be read, or `out` cannot be written.
-pub async fn run(args: &ExplainArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    args: &ExplainArgs,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<ExitCode> {
     match &args.command {
         ExplainCommand::Denial(args) => run_denial(args, out).await,
     }

@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use crate::identity::{
     ChainVerifier, Presented, Purpose, SpiffeId, TrustBundle, TrustBundles, TrustDomain,
 };
-use crate::issuer::Authority;
+use crate::roles::Authority;
 use crate::rt::Clock;
 
 /// Make an authority, issue identities from it, look into certificates
@@ -29,7 +29,7 @@ Examples:
   wardgate identity init --trust-domain shop.example
   wardgate identity issue --id spiffe://shop.example/web --out web/
   wardgate identity inspect web/svid.pem")]
-pub struct IdentityArgs {
+pub(super) struct IdentityArgs {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -86,7 +86,7 @@ fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
 /// # Errors
 /// A file cannot be read or written, an authority exists already, or one is damaged. A certificate that does not hold is no
 /// error: it is shown, and the exit code is 1.
-pub fn run(args: IdentityArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: IdentityArgs) -> anyhow::Result<ExitCode> {
     execute(args.verb, &Clock::system(), &mut io::stdout().lock())
 }
 

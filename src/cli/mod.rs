@@ -8,6 +8,7 @@ mod demo;
 mod dev;
 mod explain;
 mod identity;
+mod paint;
 mod text;
 
 pub use command::main;

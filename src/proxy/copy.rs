@@ -40,7 +40,12 @@ impl Direction {
         Self { buffer, source_ended: false, sink_ended: false, moved: 0 }
     }
 
-    fn poll(&mut self, context: &mut Context<'_>, source: &mut Stream, sink: &mut Stream) -> Poll<io::Result<()>> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+    ) -> Poll<io::Result<()>> {
         loop {
             while !self.buffer.is_empty() {
                 let count = ready!(Pin::new(&mut *sink).poll_write(context, self.buffer.data()))?;
@@ -98,7 +103,7 @@ pub(in crate::proxy) async fn tunnel(
             moved = (there.moved, back.moved);
             watchdog.set(Some(Instant::now() + worker.limits.tunnel_idle));
         }
-        if !asked && std::future::Future::poll(draining.as_mut(), context).is_ready() {
+        if !asked && Future::poll(draining.as_mut(), context).is_ready() {
             asked = true;
             watchdog.set(Some(Instant::now() + worker.limits.drain_idle));
         }

@@ -83,10 +83,14 @@ impl DataPlane {
     pub fn start(parts: &Parts) -> Result<Self, Error> {
         let workers = parts.workers.max(1);
         let mut addresses = Vec::new();
-        let mut sockets: Vec<Vec<(Listener, std::net::TcpListener)>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut sockets: Vec<Vec<(Listener, std::net::TcpListener)>> =
+            (0..workers).map(|_| Vec::new()).collect();
         for door in &parts.doors {
-            let listener =
-                Listener { door: door.listener, security: door.security.clone(), me: parts.identity.clone() };
+            let listener = Listener {
+                door: door.listener,
+                security: door.security.clone(),
+                me: parts.identity.clone(),
+            };
             let bound = socket::listen(door.address, workers)?;
             let address = bound[0].local_addr().map_err(Error::Worker)?;
             addresses.push((door.listener, address));
@@ -124,7 +128,9 @@ impl DataPlane {
         let deadline = tokio::time::Instant::now() + within;
         for mut thread in self.threads {
             if let Some(drain) = thread.drain.take() {
-                clean &= drain.drain(deadline.saturating_duration_since(tokio::time::Instant::now())).await;
+                clean &= drain
+                    .drain(deadline.saturating_duration_since(tokio::time::Instant::now()))
+                    .await;
             }
             drop(thread.stop);
             let handle = thread.handle;
@@ -142,7 +148,13 @@ fn thread(
 ) -> std::io::Result<Thread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lane = parts.audit.lane();
-    let worker = Worker::new(parts.limits, parts.connect.clone(), lane, parts.metrics.clone(), &parts.snapshot);
+    let worker = Worker::new(
+        parts.limits,
+        parts.connect.clone(),
+        lane,
+        parts.metrics.clone(),
+        &parts.snapshot,
+    );
     let drain = Drain::new();
     let guard = drain.guard();
     let (stop, stopped) = oneshot::channel::<()>();

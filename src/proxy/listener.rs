@@ -24,7 +24,12 @@ pub(in crate::proxy) struct Listener {
 
 impl Listener {
     /// Accepts until the worker drains; what the system has accepted for us by then is still served.
-    pub(in crate::proxy) async fn run(self, worker: Arc<Worker>, socket: TcpListener, guard: DrainGuard) {
+    pub(in crate::proxy) async fn run(
+        self,
+        worker: Arc<Worker>,
+        socket: TcpListener,
+        guard: DrainGuard,
+    ) {
         let mut draining = std::pin::pin!(worker.draining());
         let listener = Arc::new(self);
         loop {
@@ -42,7 +47,8 @@ impl Listener {
                         continue;
                     }
                     let number = crate::observe::next_connection_id();
-                    let (worker, listener, guard) = (worker.clone(), listener.clone(), guard.clone());
+                    let (worker, listener, guard) =
+                        (worker.clone(), listener.clone(), guard.clone());
                     worker.clone().spawn(async move {
                         connection::run(&worker, &listener, tcp, address, number).await;
                         worker.metrics.close();

@@ -76,7 +76,8 @@ impl Trial for KeeperTrial {
 pub(super) fn feed_rules(table: &'static [Entry]) -> Rules {
     Rules {
         pattern: Arc::new(|text| {
-            let pattern: SpiffePattern = text.parse().map_err(|error| format!("{text:?}: {error}"))?;
+            let pattern: SpiffePattern =
+                text.parse().map_err(|error| format!("{text:?}: {error}"))?;
             Ok(match pattern.exact() {
                 Some(id) => Pattern::Exactly(id.as_str().into()),
                 None => Pattern::Meets(Arc::new(move |id| {

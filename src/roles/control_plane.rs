@@ -47,7 +47,10 @@ impl FeedRules {
     ///
     /// # Errors
     /// A pattern is none.
-    pub fn of(settings: &Settings, control: &ControlSettings) -> Result<Self, super::settings::Error> {
+    pub fn of(
+        settings: &Settings,
+        control: &ControlSettings,
+    ) -> Result<Self, super::settings::Error> {
         let pattern = |text: &String| {
             text.parse::<SpiffePattern>().map_err(|error| super::settings::Error::Setting {
                 field: "control.ingress_ids",
@@ -103,7 +106,10 @@ impl ControlPlaneRole {
             keys,
             hosts: control.hosts.clone(),
             catalog: Arc::new(Catalog { table: shared.plugins, registry: shared.registry.clone() }),
-            trial: Arc::new(KeeperTrial { table: shared.plugins, registry: shared.registry.clone() }),
+            trial: Arc::new(KeeperTrial {
+                table: shared.plugins,
+                registry: shared.registry.clone(),
+            }),
             audit: Arc::new(Trail(shared.audit.control().clone())),
             convergence: Some(Arc::new(Planes(publisher.clone()))),
             clock: Clock::system(),

@@ -14,7 +14,8 @@ use super::settings;
 use crate::identity::{Identity, SpiffeId};
 use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
 use crate::mtls::{
-    Acceptor, Connector, PublicAcceptor, PublicCertificate, PublicCertificates, public_server_config,
+    Acceptor, Connector, PublicAcceptor, PublicCertificate, PublicCertificates,
+    public_server_config,
 };
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProxyMetrics};
@@ -63,15 +64,24 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
         let mut keeper = Keeper::new(shared.plugins, me).with_metrics(shared.registry.clone());
-        let own: Vec<Change> = plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
+        let own: Vec<Change> =
+            plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
         let (publisher, snapshot) = Publisher::of(first.snapshot);
         let (tls, public) = Publisher::new(None);
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
-        let keeping =
-            Keeping { keeper, feed, publisher, tls, gate, shared: shared.clone(), held: HashSet::new(), refused: BTreeMap::new() };
+        let keeping = Keeping {
+            keeper,
+            feed,
+            publisher,
+            tls,
+            gate,
+            shared: shared.clone(),
+            held: HashSet::new(),
+            refused: BTreeMap::new(),
+        };
         tasks.add(keeping.run());
 
         let doors = doors(plan, identity.as_ref(), public);
@@ -136,7 +146,9 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
     };
     let (scheme, place) = app.split_once("://").ok_or_else(invalid)?;
     let place = place.trim_end_matches('/');
-    let has_port = place.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let has_port = place
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if !matches!(scheme, "http" | "grpc") || !has_port {
         return Err(invalid());
     }
@@ -184,7 +196,9 @@ impl Keeping {
             }
             for change in &changes {
                 match change {
-                    Change::Put(resource) => drop(self.held.insert((resource.kind, resource.id.clone()))),
+                    Change::Put(resource) => {
+                        drop(self.held.insert((resource.kind, resource.id.clone())))
+                    }
                     Change::Delete(kind, id) => drop(self.held.remove(&(*kind, id.clone()))),
                 }
             }
@@ -233,12 +247,18 @@ impl Keeping {
                 ssl.cert.as_bytes(),
                 ssl.key.reveal().as_bytes(),
             );
-            certificate.map(Arc::new).map_err(|error| tracing::warn!(?names, "{}", full(&error))).ok()
+            certificate
+                .map(Arc::new)
+                .map_err(|error| tracing::warn!(?names, "{}", full(&error)))
+                .ok()
         };
-        let certificates: PublicCertificates = snapshot.certificates.iter().filter_map(usable).collect();
+        let certificates: PublicCertificates =
+            snapshot.certificates.iter().filter_map(usable).collect();
         match public_server_config(Arc::new(certificates)) {
             Ok(config) => self.tls.set(Some(config)),
-            Err(error) => tracing::error!("the public certificates cannot be used: {}", full(&error)),
+            Err(error) => {
+                tracing::error!("the public certificates cannot be used: {}", full(&error))
+            }
         }
     }
 
@@ -265,7 +285,12 @@ impl Keeping {
                 reason: Some(&rejected.reason),
             });
         }
-        tracing::info!(revision, changes = count, refused = self.refused.len(), "configuration applied");
+        tracing::info!(
+            revision,
+            changes = count,
+            refused = self.refused.len(),
+            "configuration applied"
+        );
     }
 }
 

@@ -95,7 +95,16 @@ impl Embedded {
             });
             status = Some(bound);
         }
-        Ok(Self { authority, control, shared, status, settings, planes: Vec::new(), identities, _tasks: tasks })
+        Ok(Self {
+            authority,
+            control,
+            shared,
+            status,
+            settings,
+            planes: Vec::new(),
+            identities,
+            _tasks: tasks,
+        })
     }
 
     /// An identity of the world, kept current.
@@ -113,7 +122,11 @@ impl Embedded {
     pub fn workload_id(&self, name: &str) -> Result<SpiffeId, Error> {
         let named = self.settings.trust_domain()?.workload(&format!("/{name}"));
         named.map_err(|error| {
-            super::settings::Error::Setting { field: "workload", problem: format!("{name:?}: {error}") }.into()
+            super::settings::Error::Setting {
+                field: "workload",
+                problem: format!("{name:?}: {error}"),
+            }
+            .into()
         })
     }
 
@@ -144,7 +157,8 @@ impl Embedded {
     ) -> Result<&DataPlaneRole, Error> {
         let identity = self.identity(id)?;
         let expected = self.settings.own_id("control")?;
-        let connect = FeedConnect::new(&self.control.feed().to_string(), identity.clone(), &expected);
+        let connect =
+            FeedConnect::new(&self.control.feed().to_string(), identity.clone(), &expected);
         let last_good = last_good(&self.settings, name);
         let feed = Subscriber::start(subscriber::Settings::new(role, name), connect, last_good);
         let plan = Plan { workers: plan.workers.max(1), ..plan.clone() };
@@ -184,7 +198,8 @@ impl Embedded {
         }
         clean &= self.control.drain(within).await;
         let audit = self.shared.audit.clone();
-        let flushed = tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(5))).await;
+        let flushed =
+            tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(5))).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 }

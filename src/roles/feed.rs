@@ -105,7 +105,8 @@ pub(super) fn accept(
                             conn_id: next_connection_id(),
                             src_addr: address,
                             presented_id: presented.and_then(|presented| presented.id.as_deref()),
-                            presented_serial: presented.and_then(|presented| presented.serial.as_deref()),
+                            presented_serial: presented
+                                .and_then(|presented| presented.serial.as_deref()),
                             dst_spiffe_id: Some(me.as_str()),
                             dst_port: port,
                             reason: error.code(),

@@ -98,7 +98,10 @@ async fn follow(
         let batch = feed.next().await;
         if batch.complete {
             let named = |id: &Id| {
-                let put = batch.changes.iter().any(|change| matches!(change, Change::Put(resource) if resource.id == *id));
+                let put = batch
+                    .changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Put(resource) if resource.id == *id));
                 put || batch.unreadable.iter().any(|rejected| rejected.id == *id)
             };
             held.retain(|id, _| named(id));

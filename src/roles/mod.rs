@@ -6,14 +6,17 @@ mod data_plane;
 mod embedded;
 mod error;
 mod feed;
+mod inspection;
 mod issuer;
 mod process;
 mod settings;
 
+pub use crate::issuer::Authority;
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
+pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
 pub use settings::{

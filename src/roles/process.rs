@@ -1,6 +1,7 @@
 //! A process: the roles of its settings, started in order, drained in reverse.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +64,13 @@ impl Shared {
         let registry = Registry::new();
         let metrics = WardgateMetrics::new(&registry);
         metrics.watch_audit(&audit);
-        Ok(Self { audit, registry, metrics, readiness: Readiness::new(), plugins: crate::plugins::all() })
+        Ok(Self {
+            audit,
+            registry,
+            metrics,
+            readiness: Readiness::new(),
+            plugins: crate::plugins::all(),
+        })
     }
 }
 
@@ -76,7 +83,8 @@ pub async fn identity_source(
     part: &str,
     issuer: Option<&Arc<Authority>>,
 ) -> Result<Box<dyn IdentitySource>, Error> {
-    let missing = |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
+    let missing =
+        |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
     match &settings.identity {
         Some(IdentitySettings::WorkloadApi(workload_api)) => {
             Ok(Box::new(WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?))
@@ -90,9 +98,9 @@ pub async fn identity_source(
             };
             let id = match spiffe_id {
                 None => settings.own_id(part)?,
-                Some(text) => {
-                    text.parse().map_err(|error| missing(&format!("spiffe_id {text:?}: {error}")))?
-                }
+                Some(text) => text
+                    .parse()
+                    .map_err(|error| missing(&format!("spiffe_id {text:?}: {error}")))?,
             };
             let federated = Live::fixed(crate::identity::TrustBundles::default());
             Ok(Box::new(IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?))
@@ -172,14 +180,19 @@ impl Running {
         Ok(())
     }
 
-    async fn start_issuer(&mut self, settings: &Settings, roles: &[Role]) -> Result<Option<Arc<Authority>>, Error> {
+    async fn start_issuer(
+        &mut self,
+        settings: &Settings,
+        roles: &[Role],
+    ) -> Result<Option<Arc<Authority>>, Error> {
         if !roles.contains(&Role::Issuer) {
             return Ok(None);
         }
         let Some(issuer) = &settings.issuer else {
             return Err(missing("issuer", "missing; role issuer needs issuer.socket").into());
         };
-        let folder = issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
+        let folder =
+            issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
         let authority = authority(&settings.trust_domain()?, &folder)?;
         let feed = match &settings.control_plane {
             Some(_) => {
@@ -196,7 +209,11 @@ impl Running {
         Ok(Some(authority))
     }
 
-    async fn start_control(&mut self, settings: &Settings, issuer: Option<&Arc<Authority>>) -> Result<(), Error> {
+    async fn start_control(
+        &mut self,
+        settings: &Settings,
+        issuer: Option<&Arc<Authority>>,
+    ) -> Result<(), Error> {
         let Some(control) = &settings.control else {
             return Err(missing("control", "missing; role control needs its settings").into());
         };
@@ -234,7 +251,8 @@ impl Running {
             let mut event = "first";
             loop {
                 let now = identity.load();
-                let domains: Vec<&str> = now.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
+                let domains: Vec<&str> =
+                    now.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
                 let _ = lane.identity(&IdentityRecord {
                     event,
                     spiffe_id: now.id().as_str(),
@@ -267,13 +285,17 @@ impl Running {
         match role {
             Role::Ingress => {
                 let Some(ingress) = &settings.ingress else {
-                    return Err(missing("ingress", "missing; role ingress needs its settings").into());
+                    return Err(
+                        missing("ingress", "missing; role ingress needs its settings").into()
+                    );
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {
-                    return Err(missing("sidecar", "missing; role sidecar needs its settings").into());
+                    return Err(
+                        missing("sidecar", "missing; role sidecar needs its settings").into()
+                    );
                 };
                 plan.inbound = Some(sidecar.inbound);
                 plan.outbound = Some(sidecar.outbound);
@@ -311,7 +333,8 @@ impl Running {
             clean &= issuer.drain(Duration::from_secs(5)).await;
         }
         let audit = self.shared.audit.clone();
-        let flushed = tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(5))).await;
+        let flushed =
+            tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(5))).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 }
@@ -331,13 +354,17 @@ fn feed(
         (Some(_), Some(_)) => {
             Err(missing("resources", "give either resources or control_plane").into())
         }
-        (Some(path), None) => Ok(Box::new(FileFeed::open(path, process_environment())?)),
-        (None, None) => {
-            Err(missing("control_plane", "missing; expected control_plane.address, or a resources file").into())
-        }
+        (Some(path), None) => Ok(Box::new(standalone(path)?)),
+        (None, None) => Err(missing(
+            "control_plane",
+            "missing; expected control_plane.address, or a resources file",
+        )
+        .into()),
         (None, Some(control)) => {
             let Some(identity) = identity else {
-                return Err(missing("identity", "missing; the feed is mTLS and needs an identity").into());
+                return Err(
+                    missing("identity", "missing; the feed is mTLS and needs an identity").into()
+                );
             };
             let expected = match &control.spiffe_id {
                 None => settings.own_id("control")?,
@@ -351,6 +378,11 @@ fn feed(
             Ok(Box::new(Subscriber::start(told, connect, last_good)))
         }
     }
+}
+
+/// Configuration from a file.
+pub(super) fn standalone(path: &Path) -> Result<FileFeed, crate::sync::file::Error> {
+    FileFeed::open(path, process_environment())
 }
 
 /// The last good copy; a damaged one is reported, left as it is, and not used.

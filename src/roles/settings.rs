@@ -311,10 +311,9 @@ impl Settings {
     /// # Errors
     /// The trust domain's name is none.
     pub fn own_id(&self, part: &str) -> Result<SpiffeId, Error> {
-        self.trust_domain()?.workload(&format!("/wardgate/{part}")).map_err(|error| Error::Setting {
-            field: "trust_domain",
-            problem: error.to_string(),
-        })
+        self.trust_domain()?
+            .workload(&format!("/wardgate/{part}"))
+            .map_err(|error| Error::Setting { field: "trust_domain", problem: error.to_string() })
     }
 
     /// The roles that the process starts.
@@ -330,10 +329,9 @@ impl Settings {
                 field: "role",
                 problem: "missing; expected sidecar, ingress, control or issuer".into(),
             }),
-            (None, Some(_), _) => Err(Error::Setting {
-                field: "roles",
-                problem: "give either role or roles".into(),
-            }),
+            (None, Some(_), _) => {
+                Err(Error::Setting { field: "roles", problem: "give either role or roles".into() })
+            }
         }
     }
 

@@ -250,8 +250,7 @@ impl Keeper {
     fn try_metadata(&self, id: &Id, value: &Value, kept: &Kept) -> Result<(), Invalid> {
         let mut metadata = self.metadata.clone();
         metadata.insert(id.clone(), self.workshop(kept).metadata(id, value)?);
-        let workshop =
-            Workshop { metadata: &metadata, ..self.workshop(kept) };
+        let workshop = Workshop { metadata: &metadata, ..self.workshop(kept) };
         for (kind, owner, set) in self.carriers(id.as_str()) {
             workshop.links(kind, &owner, &set).map_err(|error| {
                 Invalid(format!("{} [{owner}] would break: {error}", kind.singular()))
@@ -815,7 +814,8 @@ impl Keeper {
             .enable_websocket
             .or_else(|| service_body.and_then(|service| service.enable_websocket));
         // Judged when the upstream was: a key that is no template is refused there.
-        let hash_key = cluster.as_ref().and_then(|cluster: &Arc<Cluster>| cluster.hash_key.as_deref());
+        let hash_key =
+            cluster.as_ref().and_then(|cluster: &Arc<Cluster>| cluster.hash_key.as_deref());
         let hash_key = hash_key.and_then(|key| Template::parse(key).ok());
         let compiled = CompiledRoute {
             hash_key,

@@ -10,10 +10,12 @@ use tokio::time::Instant;
 use super::forward::{self, Upstreamed};
 use super::headers::{self, Hop};
 use super::{BodyLength, Downstream};
-use crate::model::Listeners;
 use crate::identity::SpiffeId;
+use crate::model::Listeners;
 use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
-use crate::pipeline::{BodyFilters, Client, Exchange, Fault, Flow, Reply, ResponseSource, Side as FaultSide};
+use crate::pipeline::{
+    BodyFilters, Client, Exchange, Fault, Flow, Reply, ResponseSource, Side as FaultSide,
+};
 use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
@@ -150,7 +152,9 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             headers::send(exchange, standing.client_certificate.as_deref());
             forwarded(worker, exchange, caller, &chains, watchdog, &hop).await
         }
-        Course::Reply(reply) => reply_with(exchange, caller, &chains, watchdog, worker, *reply).await,
+        Course::Reply(reply) => {
+            reply_with(exchange, caller, &chains, watchdog, worker, *reply).await
+        }
         Course::Fault(fault) => faulted(exchange, caller, &chains, watchdog, worker, fault).await,
     };
     (exchange.bytes_in, exchange.bytes_out) = caller.counts();
@@ -196,7 +200,10 @@ fn action(exchange: &Exchange) -> Action<'_> {
         method: exchange.request.method(),
         host: exchange.request.authority(),
         path: exchange.request.path(),
-        route: exchange.route.as_ref().map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
+        route: exchange
+            .route
+            .as_ref()
+            .map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
     }
 }
 
@@ -515,7 +522,9 @@ async fn answer<D: Downstream>(
                     let _ = left.split_to(taken);
                 }
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken.to_string())),
-                Poll::Pending => return watchdog.poll(context).map(|()| Err("too slow".to_owned())),
+                Poll::Pending => {
+                    return watchdog.poll(context).map(|()| Err("too slow".to_owned()));
+                }
             }
         }
         match caller.poll_finish(context, None) {
@@ -558,7 +567,9 @@ fn filtered(filters: &mut BodyFilters, body: Bytes) -> Result<Bytes, Fault> {
 
 fn is_grpc(exchange: &Exchange) -> bool {
     exchange.request.value("content-type").is_some_and(|value| {
-        value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        value
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     })
 }
 

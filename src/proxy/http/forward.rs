@@ -122,7 +122,10 @@ fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
 }
 
-async fn forward_hooks(exchange: &mut Exchange, chains: &Chains<'_>) -> Result<Option<Box<Reply>>, Failure> {
+async fn forward_hooks(
+    exchange: &mut Exchange,
+    chains: &Chains<'_>,
+) -> Result<Option<Box<Reply>>, Failure> {
     let both = [Some(&chains.snapshot.global), chains.own()];
     for chain in both.into_iter().flatten().filter(|chain| chain.has_forward()) {
         match chain.forward(exchange).await {
@@ -211,17 +214,23 @@ impl Attempt<'_> {
         Origin::http1(http)
     }
 
-    async fn connect(&self, protocol: Protocol) -> Result<(crate::upstream::Stream, Reuse), Failure> {
+    async fn connect(
+        &self,
+        protocol: Protocol,
+    ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
         let identity = self.worker.connect.identity_revision();
         let within = self.cluster.connect_within;
-        let established = self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
-            self.worker.note_unreachable(&error);
-            let (status, sentence) = match error {
-                crate::upstream::Error::Late { .. } => (504, "the upstream did not answer in time"),
-                _ => (502, "the upstream cannot be reached"),
-            };
-            Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
-        })?;
+        let established =
+            self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
+                self.worker.note_unreachable(&error);
+                let (status, sentence) = match error {
+                    crate::upstream::Error::Late { .. } => {
+                        (504, "the upstream did not answer in time")
+                    }
+                    _ => (502, "the upstream cannot be reached"),
+                };
+                Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
+            })?;
         let not_after = established.peer.as_ref().map_or(i64::MAX, |peer| peer.not_after);
         Ok((established.stream, Reuse { requests: 1, identity, not_after }))
     }
@@ -236,14 +245,18 @@ impl Attempt<'_> {
         let secure = !matches!(self.endpoint.security, Security::Plain);
         if let Some((send, reuse)) = place.as_ref() {
             let proved = reuse.identity == identity && reuse.not_after > crate::rt::unix_seconds();
-            if may_reuse && proved && let Ok(ready) = send.clone().ready().await {
+            if may_reuse
+                && proved
+                && let Ok(ready) = send.clone().ready().await
+            {
                 let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
                 return Ok((Origin::Http2(Box::new(origin)), *reuse, true));
             }
         }
         *place = None;
         let (stream, reuse) = self.connect(Protocol::Http2).await?;
-        let send = originate(self.worker, stream).await.map_err(|broken| failed(broken.to_string()))?;
+        let send =
+            originate(self.worker, stream).await.map_err(|broken| failed(broken.to_string()))?;
         *place = Some((send.clone(), reuse));
         drop(place);
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
@@ -251,7 +264,12 @@ impl Attempt<'_> {
         Ok((Origin::Http2(Box::new(origin)), reuse, false))
     }
 
-    fn send<D: Downstream>(&self, exchange: &Exchange, caller: &D, origin: &mut Origin) -> Result<(), Failure> {
+    fn send<D: Downstream>(
+        &self,
+        exchange: &Exchange,
+        caller: &D,
+        origin: &mut Origin,
+    ) -> Result<(), Failure> {
         let rewritten = &exchange.rewritten;
         let node;
         let host = match (&rewritten.host, self.cluster.pass_host) {
@@ -290,7 +308,8 @@ impl Attempt<'_> {
         let mut waiting = false;
         let method: SmallVec<[u8; 16]> = SmallVec::from_slice(exchange.request.method().as_bytes());
         let method = std::str::from_utf8(&method).unwrap_or_default();
-        let is_idempotent = matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
+        let is_idempotent =
+            matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
         poll_fn(|context| {
             if !upload.is_finished() && !upload.is_stuck() {
                 match upload.poll(context, caller, origin) {
@@ -323,8 +342,15 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
                     Poll::Ready(Err(broken)) => {
                         let unanswered = !origin.has_answered();
-                        let retry = unanswered && is_idempotent && matches!(broken, Broken::Io(_) | Broken::Protocol(_));
-                        let fault = Fault::upstream(502, "the upstream gave no valid answer", broken.to_string(), retry);
+                        let retry = unanswered
+                            && is_idempotent
+                            && matches!(broken, Broken::Io(_) | Broken::Protocol(_));
+                        let fault = Fault::upstream(
+                            502,
+                            "the upstream gave no valid answer",
+                            broken.to_string(),
+                            retry,
+                        );
                         return Poll::Ready(Err(Failure::Fault(fault)));
                     }
                     Poll::Pending => break,
@@ -336,7 +362,12 @@ impl Attempt<'_> {
             watchdog.poll(context).map(|()| {
                 let cause = "no answer within the time limit";
                 let retry = is_idempotent && !origin.has_answered();
-                Err(Failure::Fault(Fault::upstream(504, "the upstream did not answer in time", cause, retry)))
+                Err(Failure::Fault(Fault::upstream(
+                    504,
+                    "the upstream did not answer in time",
+                    cause,
+                    retry,
+                )))
             })
         })
         .await

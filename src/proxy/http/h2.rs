@@ -92,7 +92,9 @@ impl Sending {
                     Some(Ok(0)) => {}
                     Some(Ok(_)) => break,
                     Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                    None => return Poll::Ready(Err(Broken::Protocol("the stream is closed".into()))),
+                    None => {
+                        return Poll::Ready(Err(Broken::Protocol("the stream is closed".into())));
+                    }
                 }
             }
         }
@@ -187,7 +189,11 @@ impl UpstreamHttp2 {
         Self { send, response: None, sending: None, receiving: None, te_trailers, secure }
     }
 
-    pub(in crate::proxy) fn send(&mut self, line: &RequestLine<'_>, head: &Head) -> Result<(), Broken> {
+    pub(in crate::proxy) fn send(
+        &mut self,
+        line: &RequestLine<'_>,
+        head: &Head,
+    ) -> Result<(), Broken> {
         let malformed = |what: &str| Broken::Protocol(format!("{what} does not fit HTTP/2"));
         let scheme = if self.secure { "https" } else { "http" };
         let mut request = Request::new(());
@@ -236,7 +242,10 @@ impl UpstreamHttp2 {
         Poll::Ready(Ok(Answer::Final(length)))
     }
 
-    pub(in crate::proxy) fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece<'_>, Broken>> {
+    pub(in crate::proxy) fn poll_data(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Piece<'_>, Broken>> {
         match &mut self.receiving {
             Some(receiving) => receiving.poll_data(context),
             None => Poll::Ready(Ok(Piece::End)),
@@ -253,7 +262,11 @@ impl UpstreamHttp2 {
         self.receiving.as_mut()?.trailers.take()
     }
 
-    pub(in crate::proxy) fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
+    pub(in crate::proxy) fn poll_send(
+        &mut self,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<Result<usize, Broken>> {
         match &mut self.sending {
             Some(sending) => sending.poll_send(context, data),
             None => Poll::Ready(Err(Broken::Protocol("no request was begun".into()))),
@@ -278,7 +291,8 @@ impl Drop for UpstreamHttp2 {
     fn drop(&mut self) {
         // An exchange that ends early tells the upstream so; a stream that is over ignores it.
         if let Some(sending) = &mut self.sending
-            && !(sending.is_over && self.receiving.as_ref().is_some_and(|r| r.stream.is_end_stream()))
+            && !(sending.is_over
+                && self.receiving.as_ref().is_some_and(|r| r.stream.is_end_stream()))
         {
             sending.stream.send_reset(Reason::CANCEL);
         }
@@ -286,7 +300,10 @@ impl Drop for UpstreamHttp2 {
 }
 
 /// Begins HTTP/2 on a new connection to an upstream; the connection's task runs on this worker.
-pub(in crate::proxy) async fn originate(worker: &Arc<Worker>, stream: Stream) -> Result<SendRequest<Bytes>, Broken> {
+pub(in crate::proxy) async fn originate(
+    worker: &Arc<Worker>,
+    stream: Stream,
+) -> Result<SendRequest<Bytes>, Broken> {
     let (send, connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -365,7 +382,11 @@ impl Side for Caller {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_finish(&mut self, _: &mut Context<'_>, trailers: Option<HeaderMap>) -> Poll<Result<(), Broken>> {
+    fn poll_finish(
+        &mut self,
+        _: &mut Context<'_>,
+        trailers: Option<HeaderMap>,
+    ) -> Poll<Result<(), Broken>> {
         Poll::Ready(self.sending.as_mut().map_or(Ok(()), |sending| sending.finish(trailers)))
     }
 }
@@ -382,7 +403,8 @@ impl Downstream for Caller {
         fields(head, response.headers_mut());
         let bodiless = self.is_head || head.status() == 304;
         if bodiless && body == BodyLength::None {
-            if let Some(Ok(length)) = head.known(Known::ContentLength).map(HeaderValue::from_bytes) {
+            if let Some(Ok(length)) = head.known(Known::ContentLength).map(HeaderValue::from_bytes)
+            {
                 response.headers_mut().insert(http::header::CONTENT_LENGTH, length);
             }
         } else {
@@ -458,7 +480,9 @@ fn read_request(parts: &http::request::Parts, head: &mut Head) -> Result<(), &'s
     }
     let authority = match (uri.authority(), host) {
         (None, None) => return Err("neither :authority nor host"),
-        (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+        (Some(authority), Some(host))
+            if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) =>
+        {
             return Err(":authority and host differ");
         }
         (Some(authority), _) => authority.as_str().as_bytes(),
@@ -515,7 +539,10 @@ pub(in crate::proxy) async fn serve(
                 if watchdog.deadline().is_none() || !idle {
                     watchdog.set(Some(tokio::time::Instant::now() + worker.limits.idle_within));
                 }
-                if ends || draining.as_mut().poll(context).is_ready() || watchdog.poll(context).is_ready() {
+                if ends
+                    || draining.as_mut().poll(context).is_ready()
+                    || watchdog.poll(context).is_ready()
+                {
                     is_leaving = true;
                     connection.graceful_shutdown();
                 }
@@ -562,9 +589,12 @@ async fn serve_stream(
     };
     drop(parts);
     let mut watchdog = Watchdog::new();
-    let _ = flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, false).await;
+    let _ = flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, false)
+        .await;
     // A caller that still sends what nobody reads is told to stop; the response is whole.
-    if caller.sending.as_ref().is_some_and(|sending| sending.is_over) && !caller.receiving.stream.is_end_stream() {
+    if caller.sending.as_ref().is_some_and(|sending| sending.is_over)
+        && !caller.receiving.stream.is_end_stream()
+    {
         caller.respond.send_reset(Reason::NO_ERROR);
     }
     worker.take_back(exchange);

@@ -28,7 +28,11 @@ fn take_hop(head: &mut Head) -> Hop {
                 for token in field.value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
                     // Framing, Host and what we set ourselves is ours to decide, whatever a peer names here.
                     let known = Known::of(token);
-                    if !token.is_empty() && !known.is_hop_by_hop() && known == Known::Other && !is_option(token) {
+                    if !token.is_empty()
+                        && !known.is_hop_by_hop()
+                        && known == Known::Other
+                        && !is_option(token)
+                    {
                         named.push(token.to_vec());
                     }
                 }

@@ -60,7 +60,11 @@ pub(in crate::proxy) trait Side {
     /// Lets what was taken so far go out.
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>>;
     /// Ends the body that goes to this side, and flushes.
-    fn poll_finish(&mut self, context: &mut Context<'_>, trailers: Option<http::HeaderMap>) -> Poll<Result<(), Broken>>;
+    fn poll_finish(
+        &mut self,
+        context: &mut Context<'_>,
+        trailers: Option<http::HeaderMap>,
+    ) -> Poll<Result<(), Broken>>;
 }
 
 /// How the body behind a head is announced to the other side.

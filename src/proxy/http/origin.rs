@@ -31,7 +31,11 @@ impl Origin {
     }
 
     /// Begins the request; its head goes out with the first bytes of the body, or with the flush.
-    pub(in crate::proxy) fn send(&mut self, line: &RequestLine<'_>, head: &Head) -> Result<(), Broken> {
+    pub(in crate::proxy) fn send(
+        &mut self,
+        line: &RequestLine<'_>,
+        head: &Head,
+    ) -> Result<(), Broken> {
         match self {
             Self::Http1(origin) => {
                 origin.send(line, head);
@@ -112,5 +116,8 @@ impl Side for Origin {
 }
 
 pub(super) fn early_end() -> Broken {
-    Broken::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "the upstream closed the connection before it answered"))
+    Broken::Io(io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the upstream closed the connection before it answered",
+    ))
 }

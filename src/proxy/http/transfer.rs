@@ -117,7 +117,11 @@ impl Pump {
         }
     }
 
-    fn poll_finish(&mut self, context: &mut Context<'_>, sink: &mut impl Side) -> Poll<Result<(), Failed>> {
+    fn poll_finish(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut impl Side,
+    ) -> Poll<Result<(), Failed>> {
         if !self.is_finished {
             ready!(sink.poll_finish(context, self.trailers.take())).map_err(Failed::Sink)?;
             self.is_finished = true;

@@ -84,14 +84,16 @@ impl Chunks {
         // Behind the digits only an extension may follow; the white space before it is what RFC 9112 tolerates.
         let rest = line[digits..].trim_ascii_start();
         if !rest.is_empty() && rest[0] != b';' {
-            return Err(ChunkError("a chunk's size is followed by something else than an extension"));
+            return Err(ChunkError(
+                "a chunk's size is followed by something else than an extension",
+            ));
         }
         if rest.iter().any(|b| *b < 0x20 && *b != b'\t' || *b == 0x7f) {
             return Err(ChunkError("a chunk's extension has a control character"));
         }
-        let size = line[..digits]
-            .iter()
-            .fold(0_u64, |size, digit| size << 4 | u64::from((*digit as char).to_digit(16).unwrap_or(0)));
+        let size = line[..digits].iter().fold(0_u64, |size, digit| {
+            size << 4 | u64::from((*digit as char).to_digit(16).unwrap_or(0))
+        });
         // Sums of such sizes must not overflow whoever counts them.
         if size > i64::MAX as u64 {
             return Err(ChunkError("a chunk's size is too large"));
@@ -139,12 +141,20 @@ fn is_field(line: &[u8]) -> bool {
 }
 
 /// The line at the start of `input`, without its CR LF; `None` when its end is not there yet.
-fn line<'a>(input: &'a [u8], max: usize, too_long: &'static str) -> Result<Option<&'a [u8]>, ChunkError> {
+fn line<'a>(
+    input: &'a [u8],
+    max: usize,
+    too_long: &'static str,
+) -> Result<Option<&'a [u8]>, ChunkError> {
     match memchr::memchr(b'\n', input) {
         Some(at) if at + 1 > max => Err(ChunkError(too_long)),
         Some(at) if at > 0 && input[at - 1] == b'\r' => {
             let line = &input[..at - 1];
-            if line.contains(&b'\r') { Err(ChunkError("a line has a bare CR")) } else { Ok(Some(line)) }
+            if line.contains(&b'\r') {
+                Err(ChunkError("a line has a bare CR"))
+            } else {
+                Ok(Some(line))
+            }
         }
         Some(_) => Err(ChunkError("a line ends with a bare LF")),
         None if input.len() >= max => Err(ChunkError(too_long)),

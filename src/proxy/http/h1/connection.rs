@@ -80,7 +80,8 @@ impl Http1 {
 
     /// The connection between two messages: its stream, when nothing is left in the buffers.
     pub(in crate::proxy) fn into_stream(mut self, buffers: &Buffers) -> Option<Stream> {
-        let clean = self.input.is_empty() && self.output.is_empty() && !self.unflushed && !self.ended;
+        let clean =
+            self.input.is_empty() && self.output.is_empty() && !self.unflushed && !self.ended;
         self.release(buffers);
         clean.then_some(self.stream)
     }
@@ -140,7 +141,10 @@ impl Http1 {
         Poll::Ready(Ok(()))
     }
 
-    pub(in crate::proxy) fn poll_flush_all(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(in crate::proxy) fn poll_flush_all(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(context))?;
         if self.unflushed {
             ready!(Pin::new(&mut self.stream).poll_flush(context))?;
@@ -173,7 +177,10 @@ impl Http1 {
     fn next_chunk(&mut self) -> Result<Step, Broken> {
         let Incoming::Chunked(chunks) = &mut self.incoming else { return Ok(Step::End(0)) };
         loop {
-            match chunks.step(self.input.data()).map_err(|error| Broken::Protocol(error.to_string()))? {
+            match chunks
+                .step(self.input.data())
+                .map_err(|error| Broken::Protocol(error.to_string()))?
+            {
                 Step::Skip(count) => self.input.consume(count),
                 Step::End(count) => {
                     self.input.consume(count);
@@ -238,10 +245,14 @@ impl Side for Http1 {
     fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
         let allowed = match self.outgoing {
             Outgoing::Length(left) if (data.len() as u64) > left => {
-                return Poll::Ready(Err(Broken::Protocol("the body is longer than announced".into())));
+                return Poll::Ready(Err(Broken::Protocol(
+                    "the body is longer than announced".into(),
+                )));
             }
             Outgoing::Done => {
-                return Poll::Ready(Err(Broken::Protocol("a body where none was announced".into())));
+                return Poll::Ready(Err(Broken::Protocol(
+                    "a body where none was announced".into(),
+                )));
             }
             Outgoing::Discarded => return Poll::Ready(Ok(data.len())),
             Outgoing::Length(_) | Outgoing::UntilClose => data,
@@ -289,7 +300,9 @@ impl Side for Http1 {
     ) -> Poll<Result<(), Broken>> {
         match self.outgoing {
             Outgoing::Length(_) => {
-                return Poll::Ready(Err(Broken::Protocol("the body is shorter than announced".into())));
+                return Poll::Ready(Err(Broken::Protocol(
+                    "the body is shorter than announced".into(),
+                )));
             }
             Outgoing::Chunked => {
                 self.output.extend(b"0\r\n\r\n");

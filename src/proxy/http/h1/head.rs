@@ -82,7 +82,11 @@ fn end_of_head(bytes: &[u8], scanned: usize) -> Result<Option<usize>, Refused> {
         _ => return Err(Refused { status: 431, sentence: "the head is too large" }),
     }
     let end = from + memchr::memmem::find(&bytes[from..], b"\r\n\r\n").unwrap_or_default() + 4;
-    if bare_line_feed(&bytes[..end]) { Err(bad("a line ends with a bare LF")) } else { Ok(Some(end)) }
+    if bare_line_feed(&bytes[..end]) {
+        Err(bad("a line ends with a bare LF"))
+    } else {
+        Ok(Some(end))
+    }
 }
 
 fn bare_line_feed(bytes: &[u8]) -> bool {
@@ -114,7 +118,9 @@ struct Gathered {
 
 impl Gathered {
     fn take(&mut self, known: Known, value: &[u8], raw: &[u8]) -> Result<(), Refused> {
-        if matches!(known, Known::ContentLength | Known::TransferEncoding) && !ends_its_line(value, raw) {
+        if matches!(known, Known::ContentLength | Known::TransferEncoding)
+            && !ends_its_line(value, raw)
+        {
             return Err(bad("white space behind a framing field"));
         }
         match known {
@@ -125,7 +131,9 @@ impl Gathered {
             Known::TransferEncoding if self.chunked => {
                 return Err(bad("more than one Transfer-Encoding"));
             }
-            Known::TransferEncoding if value.eq_ignore_ascii_case(b"chunked") => self.chunked = true,
+            Known::TransferEncoding if value.eq_ignore_ascii_case(b"chunked") => {
+                self.chunked = true
+            }
             Known::TransferEncoding => {
                 return Err(Refused {
                     status: 400,
@@ -155,7 +163,8 @@ fn ends_its_line(value: &[u8], raw: &[u8]) -> bool {
 /// Digits only, and no overflow.
 fn content_length(value: &[u8]) -> Result<u64, Refused> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+    let number =
+        std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
     number.ok_or(bad("Content-Length is not a number"))
 }
 
@@ -163,7 +172,11 @@ fn content_length(value: &[u8]) -> Result<u64, Refused> {
 ///
 /// # Errors
 /// The head breaks a rule of RFC 9112, or is ambiguous.
-pub fn read_request(bytes: &[u8], scanned: usize, head: &mut Head) -> Result<Option<RequestFacts>, Refused> {
+pub fn read_request(
+    bytes: &[u8],
+    scanned: usize,
+    head: &mut Head,
+) -> Result<Option<RequestFacts>, Refused> {
     // RFC 9112 section 2.2: an empty line before the request line is ignored.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let raw = &bytes[skipped..];
@@ -203,7 +216,10 @@ pub fn read_request(bytes: &[u8], scanned: usize, head: &mut Head) -> Result<Opt
             }
             Known::Expect if value.eq_ignore_ascii_case(b"100-continue") => expects_continue = true,
             Known::Expect => {
-                return Err(Refused { status: 417, sentence: "the one known expectation is 100-continue" });
+                return Err(Refused {
+                    status: 417,
+                    sentence: "the one known expectation is 100-continue",
+                });
             }
             known => gathered.take(known, value, raw)?,
         }
@@ -236,7 +252,10 @@ pub fn read_request(bytes: &[u8], scanned: usize, head: &mut Head) -> Result<Opt
 }
 
 /// The origin-form of a request's target, and the authority that an absolute-form names (RFC 9112 section 3.2).
-fn split_target<'a>(method: &str, target: &'a [u8]) -> Result<(&'a [u8], Option<&'a [u8]>), Refused> {
+fn split_target<'a>(
+    method: &str,
+    target: &'a [u8],
+) -> Result<(&'a [u8], Option<&'a [u8]>), Refused> {
     if method == "CONNECT" {
         return Err(Refused { status: 405, sentence: "CONNECT is not served here" });
     }
@@ -248,7 +267,9 @@ fn split_target<'a>(method: &str, target: &'a [u8]) -> Result<(&'a [u8], Option<
         let start = target.get(..scheme.len())?;
         start.eq_ignore_ascii_case(scheme.as_bytes()).then(|| &target[scheme.len()..])
     };
-    let rest = schemed("http://").or_else(|| schemed("https://")).ok_or(bad("the target does not start with a slash"))?;
+    let rest = schemed("http://")
+        .or_else(|| schemed("https://"))
+        .ok_or(bad("the target does not start with a slash"))?;
     let slash = memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len());
     let (authority, origin) = rest.split_at(slash);
     check_host(authority)?;
@@ -285,7 +306,9 @@ pub(in crate::proxy) fn check_host(host: &[u8]) -> Result<(), Refused> {
         Some(rest) => {
             let Some(end) = memchr::memchr(b']', rest) else { return invalid };
             let literal = &rest[..end];
-            if literal.is_empty() || !literal.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')) {
+            if literal.is_empty()
+                || !literal.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
+            {
                 return invalid;
             }
             match &rest[end + 1..] {
@@ -301,10 +324,14 @@ pub(in crate::proxy) fn check_host(host: &[u8]) -> Result<(), Refused> {
     };
     let literal = host.first() == Some(&b'[');
     let named = !name.is_empty()
-        && (literal || name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')));
+        && (literal
+            || name
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')));
     let ported = port.is_none_or(|port| {
         port.iter().all(u8::is_ascii_digit)
-            && std::str::from_utf8(port).is_ok_and(|text| text.is_empty() || text.parse::<u16>().is_ok())
+            && std::str::from_utf8(port)
+                .is_ok_and(|text| text.is_empty() || text.parse::<u16>().is_ok())
     });
     if named && ported { Ok(()) } else { invalid }
 }
@@ -358,7 +385,9 @@ pub fn read_response(
     Ok(Some(ResponseFacts {
         length: end,
         framing,
-        keep_alive: !gathered.close && (!http10 || gathered.keep_alive) && framing != Framing::UntilClose,
+        keep_alive: !gathered.close
+            && (!http10 || gathered.keep_alive)
+            && framing != Framing::UntilClose,
         upgrade: code == 101 && gathered.upgrade_named && gathered.upgrade_field,
     }))
 }
@@ -377,8 +406,14 @@ mod tests {
         let text = "GET /a%20b?c=d HTTP/1.1\r\nHost: Shop:80\r\nX-A:  1 \r\n\r\nrest";
         let facts = read_request(text.as_bytes(), 0, &mut head).unwrap().unwrap();
         assert_eq!(facts.length, text.len() - 4);
-        assert_eq!((head.method(), head.target(), head.authority()), ("GET", "/a%20b?c=d", "Shop:80"));
-        assert_eq!(head.fields().map(|f| (f.name, f.value)).collect::<Vec<_>>(), [("X-A", &b"1"[..])]);
+        assert_eq!(
+            (head.method(), head.target(), head.authority()),
+            ("GET", "/a%20b?c=d", "Shop:80")
+        );
+        assert_eq!(
+            head.fields().map(|f| (f.name, f.value)).collect::<Vec<_>>(),
+            [("X-A", &b"1"[..])]
+        );
         assert!(facts.keep_alive && facts.framing == Framing::None);
     }
 
@@ -453,7 +488,11 @@ mod tests {
     fn a_head_in_pieces_is_complete_only_at_its_end_and_bounded() {
         let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         for cut in 0..text.len() {
-            assert_eq!(read_request(&text[..cut], cut.saturating_sub(1), &mut Head::default()), Ok(None), "{cut}");
+            assert_eq!(
+                read_request(&text[..cut], cut.saturating_sub(1), &mut Head::default()),
+                Ok(None),
+                "{cut}"
+            );
         }
         let large = [b"GET / HTTP/1.1\r\nA: ".as_slice(), &vec![b'a'; MAX_HEAD]].concat();
         assert_eq!(read_request(&large, 0, &mut Head::default()).unwrap_err().status, 431);
@@ -465,7 +504,8 @@ mod tests {
     fn a_response_body_ends_where_rfc_9112_says() {
         let read = |method: &str, head: &str| {
             let text = format!("HTTP/1.1 {head}\r\n\r\n");
-            read_response(text.as_bytes(), 0, method, &mut Head::default()).map(|f| f.unwrap().framing)
+            read_response(text.as_bytes(), 0, method, &mut Head::default())
+                .map(|f| f.unwrap().framing)
         };
         assert_eq!(read("GET", "200 OK\r\nContent-Length: 3"), Ok(Framing::Length(3)));
         assert_eq!(read("HEAD", "200 OK\r\nContent-Length: 3"), Ok(Framing::None));

@@ -83,7 +83,12 @@ impl Downstream for Caller<'_> {
 
     fn interim(&mut self, head: &Head) {
         if !self.facts.http10 {
-            let line = ResponseLine { body: BodyLength::None, http10: false, close: false, bodiless: true };
+            let line = ResponseLine {
+                body: BodyLength::None,
+                http10: false,
+                close: false,
+                bodiless: true,
+            };
             write::response(self.http.output(), &line, head);
         }
     }
@@ -164,9 +169,15 @@ pub(in crate::proxy) async fn serve(
                     invited: false,
                 };
                 let upgrade = facts.upgrade;
-                let after =
-                    flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, upgrade)
-                        .await;
+                let after = flow::exchange(
+                    worker,
+                    &mut exchange,
+                    &mut caller,
+                    &mut standing,
+                    &mut watchdog,
+                    upgrade,
+                )
+                .await;
                 let close = caller.close;
                 served.bytes_in += exchange.bytes_in;
                 served.bytes_out += exchange.bytes_out;
@@ -179,7 +190,8 @@ pub(in crate::proxy) async fn serve(
                     }
                     After::Tunnel(tunnel) => {
                         let (stream, early) = http.into_parts(&worker.buffers);
-                        crate::proxy::copy::tunnel(worker, stream, early, *tunnel, &mut served).await;
+                        crate::proxy::copy::tunnel(worker, stream, early, *tunnel, &mut served)
+                            .await;
                         return served;
                     }
                 }
@@ -190,7 +202,8 @@ pub(in crate::proxy) async fn serve(
             }
             Next::Late => {
                 if !http.input.is_empty() {
-                    let late = Refused { status: 408, sentence: "the request's head took too long" };
+                    let late =
+                        Refused { status: 408, sentence: "the request's head took too long" };
                     refuse(worker, &mut http, late).await;
                 }
                 return served;

@@ -56,7 +56,9 @@ pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) {
     }
     match line.body {
         // RFC 9110 section 8.6: methods that anticipate a body say that there is none.
-        BodyLength::None if matches!(line.method, "POST" | "PUT" | "PATCH") => content_length(out, 0),
+        BodyLength::None if matches!(line.method, "POST" | "PUT" | "PATCH") => {
+            content_length(out, 0)
+        }
         BodyLength::None => {}
         BodyLength::Known(length) => content_length(out, length),
         BodyLength::Unknown => field(out, "transfer-encoding", b"chunked"),
@@ -85,7 +87,8 @@ pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) {
     out.extend(b"HTTP/1.1 ");
     out.extend(itoa::Buffer::new().format(status).as_bytes());
     out.extend(b" ");
-    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let reason =
+        http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     out.extend(reason.unwrap_or_default().as_bytes());
     out.extend(b"\r\n");
     let tells_length = line.bodiless && line.body == BodyLength::None;
@@ -118,7 +121,8 @@ mod tests {
         head.append("Content-Length", b"999");
         head.append("X-A", b"1");
         let mut out = Buffer::default();
-        let line = ResponseLine { body: BodyLength::Unknown, http10: false, close: true, bodiless: false };
+        let line =
+            ResponseLine { body: BodyLength::Unknown, http10: false, close: true, bodiless: false };
         response(&mut out, &line, &head);
         chunk(&mut out, &[b'a'; 17]);
         chunk(&mut out, b"");
@@ -131,7 +135,8 @@ mod tests {
         let mut head = Head::response(200);
         head.append("Content-Length", b"999");
         let mut out = Buffer::default();
-        let line = ResponseLine { body: BodyLength::None, http10: false, close: false, bodiless: true };
+        let line =
+            ResponseLine { body: BodyLength::None, http10: false, close: false, bodiless: true };
         response(&mut out, &line, &head);
         assert_eq!(out.data(), b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n");
     }

@@ -1,0 +1,172 @@
+//! `wardgate check`: is everything in order?
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::client::{Admin, send};
+use super::paint::Paint;
+use crate::roles::{Finding, Grade, Settings, inspect};
+
+/// Is everything in order? Settings, identity, feed, policy, certificates
+///
+/// With a settings file it looks at what that process rests on, whether it runs or not. With an Admin API it looks at what
+/// the control plane knows. Exit code 1 when there is a problem.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wardgate check -c /etc/wardgate/sidecar.yaml
+  wardgate check --admin http://127.0.0.1:9180 --key $WARDGATE_KEY")]
+pub(super) struct CheckArgs {
+    /// The settings file of the process to look at
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The Admin API, as http://127.0.0.1:9180
+    #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
+    admin: Option<String>,
+    /// The Admin API's key
+    #[arg(long, env = "WARDGATE_KEY", hide_env_values = true, value_name = "KEY")]
+    key: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Output {
+    /// For people
+    #[default]
+    Short,
+    /// For programs
+    Json,
+}
+
+pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let mut findings = Vec::new();
+    if let Some(path) = &args.config {
+        match Settings::read(path) {
+            Ok(settings) => {
+                findings.extend(inspect(&settings, None).await);
+                if let Some(status) = settings.status {
+                    findings.push(look_at_status(&status.to_string()).await);
+                }
+            }
+            Err(error) => findings.push(finding("settings", Grade::Problem, error.to_string())),
+        }
+    } else if let Some(admin) = &args.admin {
+        let Some(key) = &args.key else {
+            bail!("the Admin API wants a key: --key or WARDGATE_KEY")
+        };
+        look_at_control_plane(&Admin::new(admin, key)?, &mut findings).await;
+    } else {
+        bail!(
+            "nothing to look at: name a settings file (-c FILE) or an Admin API (--admin URL, or WARDGATE_ADMIN)"
+        );
+    }
+    match args.output {
+        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?,
+        Output::Short => print(&findings, out)?,
+    }
+    let problem = findings.iter().any(|finding| finding.grade == Grade::Problem);
+    Ok(if problem { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn finding(section: &'static str, grade: Grade, text: impl Into<String>) -> Finding {
+    Finding { section, grade, text: text.into(), fix: None }
+}
+
+async fn look_at_status(address: &str) -> Finding {
+    match send(address, address, "GET", "/status/ready", &[], None).await {
+        Err(_) => {
+            finding("process", Grade::Warning, format!("not running: nobody answers at {address}"))
+        }
+        Ok(answer) if answer.status == 200 => finding("process", Grade::Good, "running and ready"),
+        Ok(answer) => {
+            let why = answer.json().ok().and_then(|body| body["error"].as_str().map(str::to_owned));
+            finding(
+                "process",
+                Grade::Problem,
+                format!("running, not ready: {}", why.unwrap_or_default()),
+            )
+        }
+    }
+}
+
+async fn look_at_control_plane(admin: &Admin, findings: &mut Vec<Finding>) {
+    let policies = match admin.call("GET", "/identity_policies", None).await {
+        Err(error) => {
+            findings.push(finding("feed", Grade::Problem, format!("{error:#}")));
+            return;
+        }
+        Ok(answer) if answer.status == 401 => {
+            findings.push(finding("feed", Grade::Problem, "the Admin API does not take this key"));
+            return;
+        }
+        Ok(answer) => answer.json().unwrap_or_default(),
+    };
+    findings.push(finding("feed", Grade::Good, "the Admin API answers"));
+    let total = policies["total"].as_u64().unwrap_or_default();
+    findings.push(match total {
+        0 => Finding {
+            fix: Some("write an identity policy that allows someone".to_owned()),
+            ..finding("policy", Grade::Warning, "no identity policy: sidecars refuse every peer")
+        },
+        total => finding("policy", Grade::Good, format!("{total} identity policies")),
+    });
+    let newest = newest_revision(&policies);
+    match admin
+        .call("GET", &format!("/revisions/{newest}"), None)
+        .await
+        .and_then(|answer| answer.json())
+    {
+        Ok(state) => look_at_planes(&state, findings),
+        Err(error) => findings.push(finding("feed", Grade::Problem, format!("{error:#}"))),
+    }
+}
+
+fn newest_revision(list: &Value) -> u64 {
+    let entries = list["list"].as_array().into_iter().flatten();
+    entries.filter_map(|entry| entry["modifiedIndex"].as_u64()).max().unwrap_or(1)
+}
+
+fn look_at_planes(state: &Value, findings: &mut Vec<Finding>) {
+    let planes: Vec<&Value> = state["data_planes"].as_array().into_iter().flatten().collect();
+    if planes.is_empty() {
+        findings.push(finding("feed", Grade::Warning, "no data plane is connected"));
+    }
+    for plane in planes {
+        let name = plane["id"].as_str().unwrap_or("?");
+        let applied = plane["applied"].as_u64().unwrap_or_default();
+        findings.push(finding("feed", Grade::Good, format!("{name} runs revision {applied}")));
+        for rejected in plane["rejected"].as_array().into_iter().flatten() {
+            findings.push(finding("feed", Grade::Problem, format!("{name} refuses {rejected}")));
+        }
+    }
+}
+
+fn print(findings: &[Finding], out: &mut impl Write) -> std::io::Result<()> {
+    let paint = Paint::stdout();
+    let mut section = "";
+    for finding in findings {
+        if finding.section != section {
+            section = finding.section;
+            writeln!(out, "{}\n{}", paint.bold(section), "-".repeat(section.len()))?;
+        }
+        let sign = match finding.grade {
+            Grade::Good => paint.good("✓"),
+            Grade::Warning => paint.warn("!"),
+            Grade::Problem => paint.bad("×"),
+        };
+        writeln!(out, "{sign} {}", super::text::safe(&finding.text))?;
+        if let Some(fix) = &finding.fix {
+            writeln!(out, "    fix: {fix}")?;
+        }
+    }
+    let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
+    let (problems, warnings) = (count(Grade::Problem), count(Grade::Warning));
+    writeln!(out, "result: {problems} problems, {warnings} warnings")
+}

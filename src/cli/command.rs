@@ -1,0 +1,217 @@
+//! The command tree, and running a command to its exit code.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use super::{audit, check, demo, dev, explain, identity};
+use crate::observe::{LogFormat, start_logging};
+use crate::roles::{Role, Running, Settings};
+
+/// An mTLS-centric zero-trust sidecar gateway.
+///
+/// Beside each workload it terminates and originates mTLS with SPIFFE identities, decides by identity who may call what,
+/// and proves it in a decision log. At the edge it is an ingress with Apache APISIX's Admin API.
+#[derive(Debug, Parser)]
+#[command(name = "wardgate", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "\
+First steps:
+  wardgate demo                                 see one allowed and two refused calls, in one process
+  wardgate dev --to http://127.0.0.1:8000       put a sidecar and an ingress before your own application
+  wardgate run --role sidecar -c sidecar.yaml   start a role with its settings
+  wardgate explain denial d-…                   why was this refused?
+
+Environment:
+  WARDGATE_LOG     what to log, as info or wardgate=debug
+  WARDGATE_ADMIN   the Admin API for commands that ask it, as http://127.0.0.1:9180
+  WARDGATE_KEY     its key
+  WARDGATE_AUDIT   the decision log for commands that read it
+  NO_COLOR         plain output
+
+Exit codes: 0 done, 1 failed or a problem found, 2 wrong use.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// See it work: issuer, control plane, two sidecars and an ingress in this process, three calls, their outcomes
+    Demo(demo::DemoArgs),
+    /// Put a sidecar and an ingress before an application that runs already, with the Admin API live
+    Dev(dev::DevArgs),
+    /// Start a role: sidecar, ingress, control, issuer
+    Run(RunArgs),
+    /// Is everything in order? Settings, identity, feed, policy, certificates
+    Check(check::CheckArgs),
+    /// Explain a decision
+    Explain(explain::ExplainArgs),
+    /// Check a decision log, look at its end
+    Audit(audit::AuditArgs),
+    /// Make an authority, issue identities from it, look into certificates
+    Identity(identity::IdentityArgs),
+    /// Print the JSON Schema of the settings file, for editors
+    Schema,
+    /// Print completions for a shell
+    #[command(
+        after_help = "Example:\n  wardgate completion bash > /etc/bash_completion.d/wardgate"
+    )]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Start a role with a settings file
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example settings of a sidecar that takes its identity from SPIRE or our issuer:
+
+  role: sidecar
+  trust_domain: example.org
+  state_dir: /var/lib/wardgate
+  identity: { source: workload_api, socket: unix:/run/spire/sockets/agent.sock }
+  control_plane: { address: control.example.org:9185 }
+  sidecar: { app: http://127.0.0.1:8080 }
+  status: 0.0.0.0:15020")]
+struct RunArgs {
+    /// The settings file
+    #[arg(short = 'c', long = "config", value_name = "FILE", env = "WARDGATE_CONFIG")]
+    config: PathBuf,
+    /// Which role; wins over the settings file
+    #[arg(long, value_name = "ROLE", value_parser = role)]
+    role: Option<Role>,
+    /// Write logs as JSON lines
+    #[arg(long)]
+    json_logs: bool,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "sidecar" => Ok(Role::Sidecar),
+        "ingress" => Ok(Role::Ingress),
+        "control" => Ok(Role::Control),
+        "issuer" => Ok(Role::Issuer),
+        other => Err(format!("{other:?}: expected sidecar, ingress, control or issuer")),
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            let mut err = std::io::stderr().lock();
+            let _ = writeln!(err, "error: {error}");
+            for cause in error.chain().skip(1) {
+                let _ = writeln!(err, "  because: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let out = &mut std::io::stdout();
+    match command {
+        Command::Demo(args) => {
+            start_logging(LogFormat::Text, quiet().as_deref())?;
+            runtime.block_on(demo::run(&args))
+        }
+        Command::Dev(args) => {
+            start_logging(LogFormat::Text, quiet().as_deref())?;
+            runtime.block_on(dev::run(&args))
+        }
+        Command::Run(args) => {
+            let format = if args.json_logs { LogFormat::Json } else { LogFormat::Text };
+            start_logging(format, None)?;
+            runtime.block_on(run_roles(&args))
+        }
+        Command::Check(args) => {
+            start_logging(LogFormat::Text, Some("off"))?;
+            runtime.block_on(check::run(&args, out))
+        }
+        Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
+        Command::Audit(args) => audit::run(&args, out),
+        Command::Identity(args) => identity::run(args),
+        Command::Schema => {
+            let schema = schemars::schema_for!(Settings);
+            writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "wardgate", out);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The embedded modes talk to a person: logs only when asked for, or when something is wrong.
+fn quiet() -> Option<String> {
+    Some(std::env::var("WARDGATE_LOG").unwrap_or_else(|_| "error".to_owned()))
+}
+
+async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::read(&args.config)?;
+    let running = Running::start(&settings, args.role).await?;
+    let out = &mut std::io::stdout();
+    for (door, address) in &running.doors {
+        writeln!(out, "{} listens on {address}", format!("{door:?}").to_lowercase())?;
+    }
+    for (name, address) in
+        [("status", running.status), ("admin", running.admin), ("feed", running.feed)]
+    {
+        if let Some(address) = address {
+            writeln!(out, "{name} listens on {address}")?;
+        }
+    }
+    if let Some(key) = &running.generated_key {
+        writeln!(out, "admin key (shown once, only its hash is kept): {}", key.reveal())?;
+    }
+    out.flush()?;
+    tokio::select! {
+        () = running.readiness().ready() => {
+            writeln!(out, "ready")?;
+            out.flush()?;
+            asked_to_end().await?;
+        }
+        ended = asked_to_end() => ended?,
+    }
+    tracing::info!("draining");
+    let clean = running.drain().await;
+    writeln!(out, "{}", if clean { "stopped" } else { "stopped; some connections were cut off" })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+pub(super) async fn asked_to_end() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,352 @@
+//! Looks at a process' settings and surroundings without starting it: what `wardgate check` reports.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::feed::{FeedConnect, full};
+use super::process::{identity_source, last_good, standalone};
+use super::settings::{IdentitySettings, Role, Settings};
+use crate::identity::{Identity, IdentitySource};
+use crate::model::{Body, Change, Kind};
+use crate::mtls::PublicCertificate;
+use crate::rt::{Live, unix_seconds};
+use crate::snapshot::Keeper;
+use crate::sync::subscriber::Connect as _;
+use crate::sync::{Batch, Feed as _};
+
+/// How a look at something went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grade {
+    /// In order.
+    Good,
+    /// Works, and should be looked at.
+    Warning,
+    /// Does not work.
+    Problem,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Finding {
+    /// `settings`, `identity`, `feed`, `policy` or `certificates`.
+    pub section: &'static str,
+    /// How it went.
+    pub grade: Grade,
+    /// What was found.
+    pub text: String,
+    /// What to do, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// Seconds of validity below which a public certificate is worth a warning.
+const SOON: i64 = 14 * 24 * 3600;
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(
+        &mut self,
+        section: &'static str,
+        grade: Grade,
+        text: impl Into<String>,
+        fix: Option<&str>,
+    ) {
+        self.0.push(Finding { section, grade, text: text.into(), fix: fix.map(str::to_owned) });
+    }
+
+    fn good(&mut self, section: &'static str, text: impl Into<String>) {
+        self.add(section, Grade::Good, text, None);
+    }
+}
+
+/// Looks at everything that the roles of these settings rest on.
+pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    let roles = match settings.roles(asked) {
+        Ok(roles) => roles,
+        Err(error) => {
+            findings.add("settings", Grade::Problem, error.to_string(), None);
+            return findings.0;
+        }
+    };
+    let names: Vec<String> = roles.iter().map(ToString::to_string).collect();
+    findings.good(
+        "settings",
+        format!("role {}, trust domain {}", names.join(" and "), settings.trust_domain),
+    );
+    look_at_state(settings, &mut findings);
+    let carries = roles.iter().any(|role| matches!(role, Role::Sidecar | Role::Ingress));
+    let source = look_at_identity(settings, &roles, &mut findings).await;
+    if carries {
+        let identity = source.as_ref().map(|source| source.identity());
+        let batch = look_at_feed(settings, &roles, identity.as_ref(), &mut findings).await;
+        look_at_configuration(batch, &roles, identity.as_ref(), &mut findings);
+    }
+    findings.0
+}
+
+fn look_at_state(settings: &Settings, findings: &mut Findings) {
+    let dir = &settings.state_dir;
+    let probe = dir.join(format!(".check-{}", std::process::id()));
+    match std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&probe, b"")) {
+        Ok(()) => {
+            let _ = std::fs::remove_file(&probe);
+            findings.good("settings", format!("state is kept in {}", dir.display()));
+        }
+        Err(error) => findings.add(
+            "settings",
+            Grade::Problem,
+            format!("state cannot be kept in {}: {error}", dir.display()),
+            Some("set state_dir to a folder that this user may write"),
+        ),
+    }
+}
+
+async fn look_at_identity(
+    settings: &Settings,
+    roles: &[Role],
+    findings: &mut Findings,
+) -> Option<Box<dyn IdentitySource>> {
+    if let Some(IdentitySettings::Issuer { .. }) = &settings.identity {
+        findings.good("identity", "comes from the issuer in the same process");
+        return None;
+    }
+    if settings.identity.is_none()
+        && !roles.contains(&Role::Sidecar)
+        && !roles.contains(&Role::Control)
+    {
+        findings.good("identity", "none is needed");
+        return None;
+    }
+    let asked = Instant::now();
+    match identity_source(settings, "check", None).await {
+        Ok(source) => {
+            let identity = source.identity().load();
+            let left = identity.svid.not_after - unix_seconds();
+            let life = (identity.svid.not_after - identity.svid.not_before).max(1);
+            let text = format!(
+                "{} serial {} ends in {}, found in {} ms",
+                identity.id(),
+                identity.svid.serial,
+                span(left),
+                asked.elapsed().as_millis()
+            );
+            // Renewal comes at half of the life: one that is older than two thirds was not renewed.
+            if left * 3 < life {
+                let fix =
+                    "it is older than two thirds of its life: see why its source does not renew it";
+                findings.add("identity", Grade::Warning, text, Some(fix));
+            } else {
+                findings.good("identity", text);
+            }
+            for bundle in identity.bundles.iter() {
+                findings.good(
+                    "identity",
+                    format!("trust domain {}: {} roots", bundle.domain, bundle.roots.len()),
+                );
+            }
+            Some(source)
+        }
+        Err(error) => {
+            let fix = "check identity in the settings, and that its source answers this user";
+            findings.add("identity", Grade::Problem, full(&error), Some(fix));
+            None
+        }
+    }
+}
+
+async fn look_at_feed(
+    settings: &Settings,
+    roles: &[Role],
+    identity: Option<&Live<Identity>>,
+    findings: &mut Findings,
+) -> Option<Batch> {
+    if let Some(path) = &settings.resources {
+        return match standalone(path) {
+            Ok(mut feed) => {
+                let batch = feed.next().await;
+                findings
+                    .good("feed", format!("{}: {} resources", path.display(), batch.changes.len()));
+                Some(batch)
+            }
+            Err(error) => {
+                findings.add(
+                    "feed",
+                    Grade::Problem,
+                    full(&error),
+                    Some("correct the file that resources names"),
+                );
+                None
+            }
+        };
+    }
+    let Some(control) = &settings.control_plane else {
+        let fix = "set control_plane.address, or resources to a file";
+        findings.add("feed", Grade::Problem, "no source of configuration", Some(fix));
+        return None;
+    };
+    match (
+        identity,
+        control
+            .spiffe_id
+            .as_deref()
+            .map_or_else(|| settings.own_id("control").ok(), |id| id.parse().ok()),
+    ) {
+        (Some(identity), Some(expected)) => {
+            let asked = Instant::now();
+            let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
+            match tokio::time::timeout(Duration::from_secs(5), connect.connect()).await {
+                Ok(Ok(_)) => {
+                    let took = asked.elapsed().as_millis();
+                    findings.good(
+                        "feed",
+                        format!("{} is {expected}, mTLS in {took} ms", control.address),
+                    );
+                }
+                Ok(Err(error)) => {
+                    let fix = "the last good configuration stays in force; see that the control plane runs and is the one expected";
+                    findings.add(
+                        "feed",
+                        Grade::Problem,
+                        format!("{}: {error}", control.address),
+                        Some(fix),
+                    );
+                }
+                Err(_) => findings.add(
+                    "feed",
+                    Grade::Problem,
+                    format!("{}: no answer in 5 s", control.address),
+                    None,
+                ),
+            }
+        }
+        (None, _) => findings.add(
+            "feed",
+            Grade::Warning,
+            "not tried: there is no identity to show there",
+            None,
+        ),
+        (_, None) => {
+            findings.add("feed", Grade::Problem, "control_plane.spiffe_id is no SPIFFE ID", None)
+        }
+    }
+    let part = if roles.contains(&Role::Ingress) { "ingress" } else { "sidecar" };
+    let (place, saved) = last_good(settings, part)?;
+    if let Some(damage) = place.damage() {
+        findings.add("feed", Grade::Problem, damage.to_string(), None);
+    }
+    match saved {
+        Some(saved) => {
+            let age = unix_seconds() - saved.saved_at;
+            findings.good(
+                "feed",
+                format!("last good copy: revision {}, {} old", saved.revision, span(age)),
+            );
+            Some(saved.batch())
+        }
+        None => {
+            findings.add(
+                "feed",
+                Grade::Warning,
+                "no last good copy yet: a start without control plane would refuse everything",
+                None,
+            );
+            None
+        }
+    }
+}
+
+fn look_at_configuration(
+    batch: Option<Batch>,
+    roles: &[Role],
+    identity: Option<&Live<Identity>>,
+    findings: &mut Findings,
+) {
+    let Some(batch) = batch else { return };
+    let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
+    for change in &batch.changes {
+        if let Change::Put(resource) = change {
+            *counts.entry(resource.kind).or_default() += 1;
+            if let Body::Ssl(ssl) = &resource.body {
+                look_at_certificate(resource.id.as_str(), ssl, findings);
+            }
+        }
+    }
+    let me = identity.map(|identity| identity.load().id().clone());
+    let mut keeper = Keeper::new(crate::plugins::all(), me);
+    let applied = keeper.apply(batch.changes, batch.revision);
+    for rejected in applied.rejected.iter().chain(&batch.unreadable) {
+        findings.add(
+            "policy",
+            Grade::Problem,
+            format!("{} {}: {}", rejected.kind, rejected.id, rejected.reason),
+            Some("correct the resource; until then its previous version holds, and without one it refuses"),
+        );
+    }
+    let rules = applied.snapshot.policy.rule_count();
+    let policies = counts.get(&Kind::IdentityPolicies).copied().unwrap_or_default();
+    let routes = counts.get(&Kind::Routes).copied().unwrap_or_default();
+    if roles.contains(&Role::Sidecar) && rules == 0 {
+        let fix = "write an identity policy that selects this workload and allows someone";
+        findings.add(
+            "policy",
+            Grade::Warning,
+            "no rule selects this workload: every peer is refused",
+            Some(fix),
+        );
+    } else {
+        findings.good(
+            "policy",
+            format!("{policies} policies, {rules} rules for this workload, {routes} routes"),
+        );
+    }
+}
+
+fn look_at_certificate(id: &str, ssl: &crate::model::Ssl, findings: &mut Findings) {
+    let names: Vec<&str> = ssl.names().iter().collect();
+    let made =
+        PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), ssl.key.reveal().as_bytes());
+    if let Err(error) = made {
+        findings.add("certificates", Grade::Problem, format!("ssl {id}: {}", full(&error)), None);
+        return;
+    }
+    let parsed = x509_parser::pem::parse_x509_pem(ssl.cert.as_bytes());
+    let end = parsed.ok().and_then(|(_, pem)| {
+        pem.parse_x509().ok().map(|x509| x509.validity().not_after.timestamp())
+    });
+    let Some(end) = end else {
+        findings.add(
+            "certificates",
+            Grade::Problem,
+            format!("ssl {id}: its certificate cannot be read"),
+            None,
+        );
+        return;
+    };
+    let left = end - unix_seconds();
+    let text = format!("ssl {id} for {} ends in {}", names.join(", "), span(left));
+    match left {
+        ..0 => findings.add(
+            "certificates",
+            Grade::Problem,
+            format!("ssl {id} has expired"),
+            Some("replace it"),
+        ),
+        0..SOON => findings.add("certificates", Grade::Warning, text, Some("renew it")),
+        _ => findings.good("certificates", text),
+    }
+}
+
+/// Seconds for people.
+fn span(seconds: i64) -> String {
+    match seconds {
+        ..0 => format!("{seconds} s (over)"),
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
