@@ -42,8 +42,7 @@ fuzz_target!(|input: &[u8]| {
     let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW.unsigned_abs()));
     let mut presented = Presented::default();
     for purpose in [Purpose::Client, Purpose::Server] {
-        let verdict =
-            fixed.verifier.verify(leaf, intermediates, purpose, now, &mut presented);
+        let verdict = fixed.verifier.verify(leaf, intermediates, purpose, now, &mut presented);
         if let Ok(peer) = verdict {
             assert_eq!(peer.id.as_str(), "spiffe://fuzz.test/web");
             assert_eq!(leaf, &fixed.good[0], "a leaf was accepted that nobody signed");
