@@ -192,13 +192,12 @@ fn readings(path: &str) -> Option<BTreeSet<String>> {
         let mut more = all.clone();
         for (text, depth) in &all {
             for changed in [
-                text.replace("//", "/"),
+                merge(text),
                 resolve(text),
                 text.split('/').map(|s| s.split(';').next().unwrap()).collect::<Vec<_>>().join("/"),
                 text.replace('\\', "/"),
                 text.split(['?', '#']).next().unwrap().to_string(),
             ] {
-                // One step of many: the fixed point is the same.
                 more.insert((changed, *depth));
             }
             let deeper = unescape(text, |_| true, true)?;
@@ -209,12 +208,24 @@ fn readings(path: &str) -> Option<BTreeSet<String>> {
                 more.insert((deeper, depth + 1));
             }
         }
+        // The bound is part of the language: what can be read in more ways is unclear.
+        if more.len() > 32 {
+            return None;
+        }
         if more == all {
             break;
         }
         all = more;
     }
     Some(all.into_iter().map(|(text, _)| text).collect())
+}
+
+fn merge(path: &str) -> String {
+    let mut merged = path.to_string();
+    while merged.contains("//") {
+        merged = merged.replace("//", "/");
+    }
+    merged
 }
 
 fn resolve(path: &str) -> String {
