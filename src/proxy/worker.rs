@@ -63,7 +63,7 @@ pub(in crate::proxy) struct Worker {
     pub(in crate::proxy) lane: AuditLane,
     pub(in crate::proxy) metrics: Arc<ProxyMetrics>,
     snapshot: Mutex<Cached<Snapshot>>,
-    // Boxed: an exchange is too large to be moved between a connection and this list.
+    #[expect(clippy::vec_box, reason = "too large to be moved between a connection and this list")]
     exchanges: Mutex<Vec<Box<Exchange>>>,
     is_draining: AtomicBool,
     drain: Notify,

@@ -40,7 +40,7 @@ impl PluginCatalog for Catalog {
         let entry = self.entry(plugin).ok_or_else(|| format!("unknown plugin [{plugin}]"))?;
         let judged = match part {
             PluginPart::Config => {
-                let owner = Id::parse("trial").map_err(|why| why.clone())?;
+                let owner = Id::parse("trial")?;
                 let build = Build {
                     kind: Kind::Routes,
                     owner: &owner,

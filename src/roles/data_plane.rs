@@ -197,9 +197,11 @@ impl Keeping {
             for change in &changes {
                 match change {
                     Change::Put(resource) => {
-                        drop(self.held.insert((resource.kind, resource.id.clone())))
+                        self.held.insert((resource.kind, resource.id.clone()));
                     }
-                    Change::Delete(kind, id) => drop(self.held.remove(&(*kind, id.clone()))),
+                    Change::Delete(kind, id) => {
+                        self.held.remove(&(*kind, id.clone()));
+                    }
                 }
             }
             let count = changes.len();
@@ -257,7 +259,7 @@ impl Keeping {
         match public_server_config(Arc::new(certificates)) {
             Ok(config) => self.tls.set(Some(config)),
             Err(error) => {
-                tracing::error!("the public certificates cannot be used: {}", full(&error))
+                tracing::error!("the public certificates cannot be used: {}", full(&error));
             }
         }
     }

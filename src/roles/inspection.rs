@@ -230,7 +230,7 @@ async fn look_at_feed(
             None,
         ),
         (_, None) => {
-            findings.add("feed", Grade::Problem, "control_plane.spiffe_id is no SPIFFE ID", None)
+            findings.add("feed", Grade::Problem, "control_plane.spiffe_id is no SPIFFE ID", None);
         }
     }
     let part = if roles.contains(&Role::Ingress) { "ingress" } else { "sidecar" };

@@ -132,7 +132,7 @@ impl Gathered {
                 return Err(bad("more than one Transfer-Encoding"));
             }
             Known::TransferEncoding if value.eq_ignore_ascii_case(b"chunked") => {
-                self.chunked = true
+                self.chunked = true;
             }
             Known::TransferEncoding => {
                 return Err(Refused {

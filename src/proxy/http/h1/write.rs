@@ -57,7 +57,7 @@ pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) {
     match line.body {
         // RFC 9110 section 8.6: methods that anticipate a body say that there is none.
         BodyLength::None if matches!(line.method, "POST" | "PUT" | "PATCH") => {
-            content_length(out, 0)
+            content_length(out, 0);
         }
         BodyLength::None => {}
         BodyLength::Known(length) => content_length(out, length),
