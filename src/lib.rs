@@ -17,6 +17,7 @@ pub mod identity;
 pub mod model;
 
 pub mod pipeline;
+pub mod plugins;
 pub mod policy;
 pub mod rt;
 pub mod snapshot;

@@ -6,6 +6,7 @@ mod chain;
 mod exchange;
 mod expr;
 mod fault;
+mod fields;
 mod head;
 mod hooks;
 mod networks;
@@ -26,6 +27,7 @@ pub use exchange::{
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
+pub use fields::{FieldValue, field_name};
 pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
 pub use networks::Networks;

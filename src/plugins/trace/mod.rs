@@ -1,0 +1,5 @@
+//! Watch.
+
+use crate::pipeline::Entry;
+
+pub(super) const ROWS: &[Entry] = &[];
