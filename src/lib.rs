@@ -15,7 +15,7 @@
 
 pub mod identity;
 pub mod model;
-
+pub mod observe;
 pub mod pipeline;
 pub mod plugins;
 pub mod policy;

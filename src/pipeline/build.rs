@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::model::{Id, Kind};
+use crate::observe::Registry;
 
 /// Whose state it is: one resource's, or everybody's who names the same group.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -58,6 +59,8 @@ pub struct Build<'a> {
     pub metadata: Option<&'a Value>,
     /// State kept from revision to revision.
     pub kept: &'a Kept,
+    /// Where series are resolved that hooks count in.
+    pub metrics: &'a Registry,
 }
 
 impl Build<'_> {
@@ -104,7 +107,8 @@ mod tests {
     use super::*;
 
     fn build<'a>(kept: &'a Kept, owner: &'a Id) -> Build<'a> {
-        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, kept }
+        static METRICS: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(Registry::new);
+        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, kept, metrics: &METRICS }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) mod tests;
 mod variables;
 
 pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted};
+pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
 pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};

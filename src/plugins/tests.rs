@@ -1,11 +1,14 @@
 //! What holds for every row of the table, and what the plugins' own tests compile with.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
 use super::ALL;
-use crate::pipeline::{Build, Chain, Entry, Hooks, Id, Invalid, Kept, Kind, Link, Plugin};
+use crate::pipeline::{
+    Build, Chain, Entry, Hooks, Id, Invalid, Kept, Kind, Link, Plugin, Registry,
+};
 
 /// Compiles one plugin's settings as route `r1` carries them.
 pub(super) fn hooks<P: Plugin>(config: &Value, kept: &Kept) -> Result<Hooks, Invalid> {
@@ -19,7 +22,8 @@ pub(super) fn build<'a>(
     metadata: Option<&'a Value>,
     kept: &'a Kept,
 ) -> Build<'a> {
-    Build { kind: Kind::Routes, owner, plugin, metadata, kept }
+    static METRICS: LazyLock<Registry> = LazyLock::new(Registry::new);
+    Build { kind: Kind::Routes, owner, plugin, metadata, kept, metrics: &METRICS }
 }
 
 /// A chain of this one plugin.

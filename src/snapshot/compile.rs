@@ -12,7 +12,7 @@ use crate::identity::SpiffePattern;
 use crate::model::{
     Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl,
 };
-use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
+use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Registry};
 use crate::upstream::Cluster;
 
 /// The table of plugins, with what compiling one needs beside its settings.
@@ -20,6 +20,7 @@ pub(super) struct Workshop<'a> {
     pub(super) table: &'a HashMap<&'static str, &'static Entry>,
     pub(super) metadata: &'a BTreeMap<Id, Arc<Value>>,
     pub(super) kept: &'a Kept,
+    pub(super) metrics: &'a Registry,
     pub(super) router: RouterKind,
 }
 
@@ -81,6 +82,7 @@ impl Workshop<'_> {
                 plugin: entry.name,
                 metadata: self.metadata.get(name.as_str()).map(|value| &**value),
                 kept: self.kept,
+                metrics: self.metrics,
             };
             let config = Value::Object(settings.config.clone());
             let link = (entry.compile)(&config, &build)

@@ -18,7 +18,8 @@ use crate::model::{
     Rejected, Resource, Revision, Route, Service, Ssl, Status, Timeout, Upstream,
 };
 use crate::pipeline::{
-    Chain, Consumer, Entry, Exchange, Fault, Flow, Hooks, Kept, Link, Rewrite, RouteInfo, Side,
+    Chain, Consumer, Entry, Exchange, Fault, Flow, Hooks, Kept, Link, Registry, Rewrite, RouteInfo,
+    Side,
 };
 use crate::policy::{self, Policy};
 use crate::upstream::Cluster;
@@ -42,6 +43,7 @@ pub struct Keeper {
     me: Option<SpiffeId>,
     router: RouterKind,
     kept: Kept,
+    metrics: Registry,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
     services: BTreeMap<Id, Slot<Service, ServiceParts>>,
@@ -140,8 +142,8 @@ fn settle<B, C>(
 
 impl Keeper {
     /// Nothing declared yet. `me` is the workload that this data plane serves; without one, routes that name workloads do not
-    /// apply and policies are compiled for nobody.
-    pub fn new(table: &'static [Entry], me: Option<SpiffeId>) -> Self {
+    /// apply and policies are compiled for nobody. Plugins count in `metrics`.
+    pub fn new(table: &'static [Entry], me: Option<SpiffeId>, metrics: Registry) -> Self {
         let policy = Arc::new(Policy::compile([], &identity_of(me.as_ref())).0);
         let people = Arc::new(Consumers::default());
         let certificates: Arc<[Arc<Ssl>]> = Arc::default();
@@ -160,6 +162,7 @@ impl Keeper {
             me,
             router: RouterKind::default(),
             kept: Kept::default(),
+            metrics,
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -192,7 +195,13 @@ impl Keeper {
     }
 
     fn workshop<'a>(&'a self, kept: &'a Kept) -> Workshop<'a> {
-        Workshop { table: &self.table, metadata: &self.metadata, kept, router: self.router }
+        Workshop {
+            table: &self.table,
+            metadata: &self.metadata,
+            kept,
+            metrics: &self.metrics,
+            router: self.router,
+        }
     }
 
     /// Would this change be taken? Nothing is changed by asking.
@@ -234,8 +243,7 @@ impl Keeper {
     fn try_metadata(&self, id: &Id, value: &Value, kept: &Kept) -> Result<(), Invalid> {
         let mut metadata = self.metadata.clone();
         metadata.insert(id.clone(), self.workshop(kept).metadata(id, value)?);
-        let workshop =
-            Workshop { table: &self.table, metadata: &metadata, kept, router: self.router };
+        let workshop = Workshop { metadata: &metadata, ..self.workshop(kept) };
         for (kind, owner, set) in self.carriers(id.as_str()) {
             workshop.links(kind, &owner, &set).map_err(|error| {
                 Invalid(format!("{} [{owner}] would break: {error}", kind.singular()))

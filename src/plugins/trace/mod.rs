@@ -2,4 +2,7 @@
 
 use crate::pipeline::Entry;
 
-pub(super) const ROWS: &[Entry] = &[];
+mod prometheus;
+
+pub(super) const ROWS: &[Entry] =
+    &[Entry::of::<prometheus::Prometheus>().metadata::<prometheus::Metadata>().preferring_route()];
