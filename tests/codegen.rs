@@ -83,11 +83,14 @@ fn generate(root: &Path, one: &Generated) -> String {
     std::fs::create_dir_all(&work).expect("the target directory is ours");
     let descriptors =
         protox::compile([one.proto], [root.join("proto")]).expect("a valid .proto file");
-    tonic_prost_build::configure()
+    let mut builder = tonic_prost_build::configure();
+    for path in one.shared_bytes {
+        builder = builder.bytes(*path);
+    }
+    builder
         .build_client(one.client)
         .build_server(one.server)
         .build_transport(one.transport)
-        .bytes(one.shared_bytes.iter().copied())
         .skip_debug(one.without_debug.iter().copied())
         .emit_rerun_if_changed(false)
         .out_dir(&work)

@@ -107,8 +107,8 @@ mod tests {
     use super::*;
 
     fn build<'a>(kept: &'a Kept, owner: &'a Id) -> Build<'a> {
-        let metrics = Box::leak(Box::new(Registry::new()));
-        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, metrics, kept }
+        static METRICS: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(Registry::new);
+        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, kept, metrics: &METRICS }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod chain;
 mod exchange;
 mod expr;
 mod fault;
+mod fields;
 mod head;
 mod hooks;
 mod networks;
@@ -17,6 +18,7 @@ pub(crate) mod tests;
 mod variables;
 
 pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted};
+pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
 pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
@@ -26,6 +28,7 @@ pub use exchange::{
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
+pub use fields::{FieldValue, field_name};
 pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
 pub use networks::Networks;

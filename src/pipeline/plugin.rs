@@ -115,5 +115,9 @@ fn schema_of<T: JsonSchema>() -> Schema {
 }
 
 fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, Invalid> {
+    // Serde would read a list as the fields in their order.
+    if !value.is_object() {
+        return Err(Invalid::new("an object is expected"));
+    }
     T::deserialize(value).map_err(|error| Invalid::new(error.to_string()))
 }

@@ -66,7 +66,7 @@ pub(super) struct KeeperTrial {
 
 impl Trial for KeeperTrial {
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid> {
-        let mut keeper = Keeper::new(self.table, None).with_metrics(self.registry.clone());
+        let mut keeper = Keeper::new(self.table, None, self.registry.clone());
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
     }

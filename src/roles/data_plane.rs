@@ -63,7 +63,7 @@ impl DataPlaneRole {
         shared: &Shared,
     ) -> Result<Self, Error> {
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me).with_metrics(shared.registry.clone());
+        let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);

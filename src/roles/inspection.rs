@@ -9,6 +9,7 @@ use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource};
 use crate::model::{Body, Change, Kind};
 use crate::mtls::PublicCertificate;
+use crate::observe::Registry;
 use crate::rt::{Live, unix_seconds};
 use crate::snapshot::Keeper;
 use crate::sync::subscriber::Connect as _;
@@ -276,7 +277,7 @@ fn look_at_configuration(
         }
     }
     let me = identity.map(|identity| identity.load().id().clone());
-    let mut keeper = Keeper::new(crate::plugins::all(), me);
+    let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new());
     let applied = keeper.apply(batch.changes, batch.revision);
     for rejected in applied.rejected.iter().chain(&batch.unreadable) {
         findings.add(

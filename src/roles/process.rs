@@ -69,7 +69,7 @@ impl Shared {
             registry,
             metrics,
             readiness: Readiness::new(),
-            plugins: crate::plugins::all(),
+            plugins: crate::plugins::ALL,
         })
     }
 }

@@ -143,8 +143,8 @@ fn settle<B, C>(
 
 impl Keeper {
     /// Nothing declared yet. `me` is the workload that this data plane serves; without one, routes that name workloads do not
-    /// apply and policies are compiled for nobody.
-    pub fn new(table: &'static [Entry], me: Option<SpiffeId>) -> Self {
+    /// apply and policies are compiled for nobody. Plugins count in `metrics`.
+    pub fn new(table: &'static [Entry], me: Option<SpiffeId>, metrics: Registry) -> Self {
         let policy = Arc::new(Policy::compile([], &identity_of(me.as_ref())).0);
         let people = Arc::new(Consumers::default());
         let certificates: Arc<[Arc<Ssl>]> = Arc::default();
@@ -162,7 +162,7 @@ impl Keeper {
             table: table.iter().map(|entry| (entry.name, entry)).collect(),
             me,
             router: RouterKind::default(),
-            metrics: Registry::new(),
+            metrics,
             kept: Kept::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
@@ -188,12 +188,6 @@ impl Keeper {
     #[must_use]
     pub fn with_router(self, router: RouterKind) -> Self {
         Self { router, ..self }
-    }
-
-    /// With the process' metrics, for plugins that count. Set before anything is applied.
-    #[must_use]
-    pub fn with_metrics(self, metrics: Registry) -> Self {
-        Self { metrics, ..self }
     }
 
     /// The newest snapshot.

@@ -1,0 +1,106 @@
+//! What holds for every row of the table, and what the plugins' own tests compile with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use serde_json::{Value, json};
+
+use super::ALL;
+use crate::pipeline::{
+    Build, Chain, Entry, Hooks, Id, Invalid, Kept, Kind, Link, Plugin, Registry,
+};
+
+/// Compiles one plugin's settings as route `r1` carries them.
+pub(super) fn hooks<P: Plugin>(config: &Value, kept: &Kept) -> Result<Hooks, Invalid> {
+    let owner = Id::parse("r1").unwrap();
+    (Entry::of::<P>().compile)(config, &build(&owner, P::NAME, None, kept))
+}
+
+pub(super) fn build<'a>(
+    owner: &'a Id,
+    plugin: &'static str,
+    metadata: Option<&'a Value>,
+    kept: &'a Kept,
+) -> Build<'a> {
+    static METRICS: LazyLock<Registry> = LazyLock::new(Registry::new);
+    Build { kind: Kind::Routes, owner, plugin, metadata, kept, metrics: &METRICS }
+}
+
+/// A chain of this one plugin.
+pub(super) fn chain(name: &'static str, hooks: Hooks) -> Chain {
+    Chain::new([Link::new(name, 0, None, hooks).unwrap()])
+}
+
+/// A chain of this one plugin, with fresh state.
+pub(super) fn compile<P: Plugin>(config: Value) -> Chain {
+    let hooks = hooks::<P>(&config, &Kept::default());
+    chain(P::NAME, hooks.unwrap_or_else(|error| panic!("{config}: {error}")))
+}
+
+/// Why these settings are refused.
+pub(super) fn refused<P: Plugin>(config: Value) -> String {
+    match hooks::<P>(&config, &Kept::default()) {
+        Ok(_) => panic!("{config} is accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// APISIX 3.18's numbers.
+const PRIORITIES: &[(&str, i32)] = &[
+    ("ip-restriction", 3000),
+    ("key-auth", 2500),
+    ("limit-count", 1002),
+    ("prometheus", 500),
+    ("proxy-rewrite", 1008),
+    ("redirect", 900),
+    ("request-id", 12015),
+    ("response-rewrite", 899),
+];
+
+#[test]
+fn every_plugin_has_apisixs_name_and_priority_once() {
+    let rows: BTreeMap<&str, i32> = ALL.iter().map(|row| (row.name, row.priority)).collect();
+    assert_eq!(rows, PRIORITIES.iter().copied().collect());
+    assert_eq!(rows.len(), ALL.len());
+}
+
+#[test]
+fn every_row_has_a_doc_line_a_documented_schema_and_an_example_that_compiles() {
+    let owner = Id::parse("r1").unwrap();
+    for row in ALL {
+        let name = row.name;
+        let schemas = [Some(row.schema), row.credential, row.metadata];
+        for schema in schemas.into_iter().flatten() {
+            let schema = schema().to_value();
+            assert!(schema["description"].is_string(), "{name}: no doc line");
+            assert_eq!(schema["type"], "object", "{name}");
+            assert_eq!(schema["additionalProperties"], false, "{name} takes unknown fields");
+            let fields = schema["properties"].as_object();
+            for (field, about) in fields.into_iter().flatten() {
+                assert!(about["description"].is_string(), "{name}.{field}: no doc line");
+            }
+            jsonschema::validator_for(&schema).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        let example: Value = serde_json::from_str(row.example)
+            .unwrap_or_else(|error| panic!("{name}: the example is not JSON: {error}"));
+        let validator = jsonschema::validator_for(&(row.schema)().to_value()).unwrap();
+        let against: Vec<String> = validator.iter_errors(&example).map(|e| e.to_string()).collect();
+        assert!(against.is_empty(), "{name}: {against:?}");
+        let kept = Kept::default();
+        let compile = |config: &Value| (row.compile)(config, &build(&owner, name, None, &kept));
+        compile(&example).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut with_more = example.clone();
+        with_more["no_such_field"] = json!(1);
+        let error = compile(&with_more).unwrap_err().to_string();
+        assert!(error.contains("no_such_field"), "{name}: {error}");
+        for broken in [json!(null), json!([]), json!("x"), json!(1)] {
+            assert!(compile(&broken).is_err(), "{name} takes {broken}");
+        }
+    }
+}
+
+#[test]
+fn names_are_file_names() {
+    let names: BTreeSet<&str> = ALL.iter().map(|row| row.name).collect();
+    assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+}
