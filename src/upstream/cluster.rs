@@ -208,10 +208,10 @@ fn split_place(place: &str) -> Result<(String, Option<u16>), Invalid> {
         };
     }
     match place.split_once(':') {
-        Some(("", _)) => Err(invalid()),
         Some((_, port)) if port.contains(':') => {
             Err(Invalid::new(format!("nodes: write the IPv6 address {place:?} in brackets")))
         }
+        Some(("", _)) => Err(invalid()),
         Some((host, port)) => Ok((host.to_owned(), Some(number(port)?))),
         None if place.is_empty() => Err(invalid()),
         None => Ok((place.to_owned(), None)),

@@ -14,15 +14,15 @@ use wardgate::proxy::http::h1::{Chunks, Framing, Step, read_request, read_respon
 
 /// A message as somebody understood it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Message {
-    pub line: String,
-    pub fields: Vec<(String, Vec<u8>)>,
-    pub body: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) line: String,
+    pub(crate) fields: Vec<(String, Vec<u8>)>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// What became of some bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Reading {
+pub(crate) enum Reading {
     Whole(Message),
     Incomplete,
     Refused(String),
@@ -62,7 +62,7 @@ fn body(framing: Framing, rest: &[u8], ended: bool) -> Result<Option<Vec<u8>>, S
 }
 
 /// Our reading of a request.
-pub fn our_request(bytes: &[u8]) -> Reading {
+pub(crate) fn our_request(bytes: &[u8]) -> Reading {
     let mut head = Head::default();
     match read_request(bytes, 0, &mut head) {
         Err(refused) => Reading::Refused(refused.to_string()),
@@ -80,7 +80,7 @@ pub fn our_request(bytes: &[u8]) -> Reading {
 }
 
 /// Our reading of a response to `method`.
-pub fn our_response(method: &str, bytes: &[u8]) -> Reading {
+pub(crate) fn our_response(method: &str, bytes: &[u8]) -> Reading {
     let mut head = Head::default();
     match read_response(bytes, 0, method, &mut head) {
         Err(refused) => Reading::Refused(refused.to_string()),
@@ -108,7 +108,7 @@ fn hyper_fields(map: &http::HeaderMap, without_host: bool) -> Vec<(String, Vec<u
 }
 
 /// hyper's reading of a request.
-pub async fn hyper_request(bytes: &[u8]) -> Reading {
+pub(crate) async fn hyper_request(bytes: &[u8]) -> Reading {
     let (client, server) = tokio::io::duplex(1 << 20);
     let seen: Arc<Mutex<Option<Reading>>> = Arc::default();
     let sink = seen.clone();
@@ -151,7 +151,7 @@ pub async fn hyper_request(bytes: &[u8]) -> Reading {
 }
 
 /// hyper's reading of a response to `method`.
-pub async fn hyper_response(method: &str, bytes: &[u8]) -> Reading {
+pub(crate) async fn hyper_response(method: &str, bytes: &[u8]) -> Reading {
     let (client, server) = tokio::io::duplex(1 << 20);
     let Ok((mut sender, connection)) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(client)).await
@@ -198,7 +198,7 @@ pub async fn hyper_response(method: &str, bytes: &[u8]) -> Reading {
 }
 
 /// Panics when our reading of a request is more lenient than hyper's, or another one.
-pub async fn compare_request(bytes: &[u8]) {
+pub(crate) async fn compare_request(bytes: &[u8]) {
     let ours = our_request(bytes);
     if matches!(ours, Reading::Refused(_)) {
         return;
@@ -222,7 +222,7 @@ pub async fn compare_request(bytes: &[u8]) {
 }
 
 /// The same for a response.
-pub async fn compare_response(method: &str, bytes: &[u8]) {
+pub(crate) async fn compare_response(method: &str, bytes: &[u8]) {
     let ours = our_response(method, bytes);
     // Interim responses are followed by others, which hyper waits for.
     let is_interim = matches!(&ours, Reading::Whole(message) if message.line.starts_with('1'));
