@@ -18,6 +18,7 @@ use crate::identity::{Identity, SpiffePattern};
 use crate::model::Redacted;
 use crate::observe::{self, AuditLane};
 use crate::rt::{Clock, Drain, Live, Tasks, socket};
+use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
@@ -91,8 +92,14 @@ impl ControlPlaneRole {
             Some(chosen) => chosen.clone(),
             None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
         };
-        let store = chosen.open().await?;
         let state_dir: &Path = &settings.state_dir;
+        std::fs::create_dir_all(state_dir)
+            .map_err(|source| Error::State { path: state_dir.into(), source })?;
+        // Private keys of public certificates rest sealed; readers of the store see them open.
+        let sealing = control.sealing_key.clone().unwrap_or_else(|| state_dir.join("sealing.key"));
+        let sealing = SealingKey::open(&sealing)?;
+        let opened = chosen.open().await?;
+        let store: Arc<dyn Store> = Arc::new(Sealed::new(opened, sealing, &chosen.prefix));
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 
         let rules = FeedRules::of(settings, control)?;

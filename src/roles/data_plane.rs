@@ -12,7 +12,10 @@ use super::feed::full;
 use super::process::Shared;
 use super::settings;
 use crate::identity::{Identity, SpiffeId};
-use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
+use crate::model::{
+    Body, Change, Id, IdentityPolicy, Kind, Labels, Listeners, Mode, PolicyAction, PolicyRule,
+    PolicySelector, Rejected, Resource, Ssl,
+};
 use crate::mtls::{
     Acceptor, Connector, PublicAcceptor, PublicCertificate, PublicCertificates,
     public_server_config,
@@ -164,6 +167,28 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
     Ok(Change::Put(Resource { kind: Kind::Routes, id, revision: 0, body }))
 }
 
+/// Stands for a policy that cannot be read.
+fn deny_everything(unreadable: &Rejected) -> Change {
+    let policy = IdentityPolicy {
+        id: Some(unreadable.id.clone()),
+        name: None,
+        desc: Some("stands for a policy that cannot be read".to_owned()),
+        labels: Labels::new(),
+        selector: PolicySelector::default(),
+        action: PolicyAction::Deny,
+        mode: Mode::Enforce,
+        rules: vec![PolicyRule { name: Some("unreadable".to_owned()), from: None, to: None }],
+        create_time: None,
+        update_time: None,
+    };
+    Change::Put(Resource {
+        kind: Kind::IdentityPolicies,
+        id: unreadable.id.clone(),
+        revision: unreadable.revision,
+        body: Body::IdentityPolicy(Box::new(policy)),
+    })
+}
+
 /// Takes batches from the feed, compiles them, and puts them into force.
 struct Keeping {
     keeper: Keeper,
@@ -202,6 +227,14 @@ impl Keeping {
                     Change::Delete(kind, id) => {
                         self.held.remove(&(*kind, id.clone()));
                     }
+                }
+            }
+            // A policy that nobody can read and that has no version before it denies: what it was to forbid must not pass.
+            for rejected in &batch.unreadable {
+                if rejected.kind == Kind::IdentityPolicies
+                    && !self.held.contains(&(rejected.kind, rejected.id.clone()))
+                {
+                    changes.push(deny_everything(rejected));
                 }
             }
             let count = changes.len();

@@ -69,6 +69,7 @@ impl Embedded {
             store: Some(store::settings::Settings::in_file(world.state_dir.join("store.redb"))),
             keys: Vec::new(),
             hosts: Vec::new(),
+            sealing_key: None,
             ingress_ids: Vec::new(),
         });
         let shared = Shared::open(&settings, "embedded")?;

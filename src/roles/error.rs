@@ -39,6 +39,14 @@ pub enum Error {
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),
+    /// The folder for state.
+    #[error("cannot keep state in {path}")]
+    State {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A listener of the control side.
     #[error(transparent)]
     Listen(#[from] crate::rt::socket::Error),

@@ -216,6 +216,10 @@ pub struct ControlSettings {
     /// Admin keys beside the generated one.
     #[serde(default)]
     pub keys: Vec<KeySettings>,
+    /// The key that seals private keys in the store; `sealing.key` in `state_dir` when not given, made at the first start.
+    /// Control planes that share a store share this file.
+    #[serde(default)]
+    pub sealing_key: Option<PathBuf>,
     /// Names, beside `localhost` and plain addresses, under which the Admin API may be called.
     #[serde(default)]
     pub hosts: Vec<String>,
