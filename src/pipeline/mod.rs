@@ -36,5 +36,5 @@ pub use path::{
     argument, arguments, encode_path, encode_unsafe, host_of, normal_path, without_argument,
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
-pub use plugin::{Entry, Plugin};
+pub use plugin::{Check, Entry, Plugin};
 pub use variables::{Reading, Template, Variable};

@@ -25,6 +25,9 @@ pub trait Plugin: Sized + 'static {
     fn compile(config: Self::Config, build: &Build<'_>) -> Result<Hooks, Invalid>;
 }
 
+/// Judges settings without compiling them.
+pub type Check = fn(&Value) -> Result<(), Invalid>;
+
 /// A plugin as a row of the table.
 #[derive(Clone, Copy)]
 pub struct Entry {
@@ -41,13 +44,13 @@ pub struct Entry {
     /// The schema of what a consumer or credential carries; an auth plugin has one.
     pub credential: Option<fn() -> Schema>,
     /// Judges what a consumer or credential carries.
-    pub check_credential: Option<fn(&Value) -> Result<(), Invalid>>,
+    pub check_credential: Option<Check>,
     /// Which field of a credential must be unique among all consumers.
     pub credential_key: Option<&'static str>,
     /// The schema of its gateway-wide metadata.
     pub metadata: Option<fn() -> Schema>,
     /// Judges its gateway-wide metadata.
-    pub check_metadata: Option<fn(&Value) -> Result<(), Invalid>>,
+    pub check_metadata: Option<Check>,
     /// Among the global rules it stands back where the route has it too (APISIX's `run_policy`).
     pub prefers_route: bool,
 }
