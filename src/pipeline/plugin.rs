@@ -25,7 +25,7 @@ pub trait Plugin: Sized + 'static {
     fn compile(config: Self::Config, build: &Build<'_>) -> Result<Hooks, Invalid>;
 }
 
-/// Judges settings without compiling them.
+/// Judges settings without using them.
 pub type Check = fn(&Value) -> Result<(), Invalid>;
 
 /// A plugin as a row of the table.
