@@ -1,7 +1,6 @@
 //! Where requests go. What stands here is only what `snapshot` needs to name; the room itself is written elsewhere.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::model::{Invalid, Timeout, Upstream};
 
@@ -10,8 +9,8 @@ use crate::model::{Invalid, Timeout, Upstream};
 pub struct Cluster {
     /// The upstream's id, or its carrier's.
     pub name: String,
-    /// Between two reads.
-    pub read_within: Duration,
+    /// The time limits that hold.
+    pub timeout: Timeout,
 }
 
 impl Cluster {
@@ -28,7 +27,6 @@ impl Cluster {
             return Err(Invalid::new("nodes: an upstream needs nodes"));
         }
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
-        let read_within = Duration::from_secs_f64(timeout.read);
-        Ok(Arc::new(Self { name: name.to_owned(), read_within }))
+        Ok(Arc::new(Self { name: name.to_owned(), timeout }))
     }
 }
