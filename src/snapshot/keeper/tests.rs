@@ -290,7 +290,7 @@ async fn what_is_rejected_keeps_its_previous_version() {
         json!({"uri": "/a", "host": "a", "hosts": ["b"]}),
         json!({"uri": "/a", "plugins": {"tag": {"tag": "x", "more": 1}}}),
         json!({"uri": "/a", "plugins": {"tag": {"tag": "x", "_meta": {"filter": ["a"]}}}}),
-        json!({"uri": "/a", "upstream": {}}),
+        json!({"uri": "/a", "upstream": {"type": "chash"}}),
         json!({"uri": "/a", "workload_selector": {"spiffe_ids": ["web-*"]}}),
     ] {
         let error = world.keeper.trial(&put("/routes/1", broken.clone(), 1)).unwrap_err();
@@ -333,7 +333,7 @@ async fn a_broken_route_without_a_previous_version_stands_in_its_place_and_refus
     world.put("/plugin_configs/p", json!({"plugins": tagged("never")}));
     world.put("/routes/p", json!({"uri": "/p", "plugin_config_id": "p", "upstream": nodes()}));
     assert_eq!(world.ask("/p", "").await, Err(503));
-    world.put("/upstreams/u", json!({}));
+    world.put("/upstreams/u", json!({"type": "chash"}));
     world.put("/routes/u", json!({"uri": "/u", "upstream_id": "u"}));
     assert_eq!(world.ask("/u", "").await, Err(503));
 }
