@@ -27,7 +27,7 @@ pub struct Expr {
 
 #[derive(Clone, Debug)]
 enum Node {
-    Group { nodes: Vec<Node>, any: bool, negated: bool },
+    Group { nodes: Vec<Self>, any: bool, negated: bool },
     Test { variable: Variable, test: Test, negated: bool },
 }
 
@@ -251,7 +251,6 @@ impl Test {
 }
 
 impl Literal {
-    #[expect(clippy::float_cmp, reason = "equality of Lua's numbers")]
     fn equals(&self, found: Option<&Reading<'_>>) -> bool {
         match (self, found) {
             (Self::Text(wanted), Some(found)) => found.text() == *wanted,

@@ -136,8 +136,10 @@ pub struct Merged {
 /// Merged chains, kept from their first use on: route to consumer to chain.
 #[derive(Debug, Default)]
 pub(super) struct MergedChains {
-    kept: RwLock<HashMap<Id, HashMap<Box<str>, Arc<Merged>>>>,
+    kept: RwLock<HashMap<Id, ByConsumer>>,
 }
+
+type ByConsumer = HashMap<Box<str>, Arc<Merged>>;
 
 /// Beyond this many consumers a route's merged chains are forgotten and made anew as they are used.
 const MAX_MERGED: usize = 10_000;

@@ -51,7 +51,7 @@ pub struct Keeper {
     plugin_configs: BTreeMap<Id, Slot<PluginConfig, Links>>,
     groups: BTreeMap<Id, Slot<PluginConfig, Arc<Links>>>,
     global_rules: BTreeMap<Id, Slot<model::GlobalRule, Links>>,
-    consumers: BTreeMap<Id, Slot<model::Consumer, (Arc<Links>, Vec<Held>)>>,
+    consumers: BTreeMap<Id, Slot<model::Consumer, ConsumerParts>>,
     credentials: BTreeMap<Id, Slot<model::Credential, Vec<Held>>>,
     policies: BTreeMap<Id, (Revision, Box<IdentityPolicy>)>,
     ssls: BTreeMap<Id, Arc<Ssl>>,
@@ -73,6 +73,9 @@ impl std::fmt::Debug for Keeper {
             .finish_non_exhaustive()
     }
 }
+
+/// What a consumer brings: plugins and credentials.
+type ConsumerParts = (Arc<Links>, Vec<Held>);
 
 /// A resource and what was made of it. The error is why it does not compile and no previous version did.
 struct Slot<B, C> {
@@ -227,11 +230,11 @@ impl Keeper {
                 let none = PluginSet::new();
                 let plugins = consumer.plugins.as_ref().unwrap_or(&none);
                 set(plugins)?;
-                self.no_clash((*kind, id.clone()), &workshop.credentials(plugins)?)
+                self.no_clash(&(*kind, id.clone()), &workshop.credentials(plugins)?)
             }
             Body::Credential(credential) => {
                 let held = workshop.credential(&credential.plugins)?;
-                self.no_clash((*kind, id.clone()), &held)
+                self.no_clash(&(*kind, id.clone()), &held)
             }
             Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
             Body::Ssl(ssl) => check_ssl(ssl),
@@ -253,8 +256,8 @@ impl Keeper {
         Ok(())
     }
 
-    fn no_clash(&self, resource: (Kind, Id), held: &[Held]) -> Result<(), Invalid> {
-        match self.people.clash(&resource, held) {
+    fn no_clash(&self, resource: &(Kind, Id), held: &[Held]) -> Result<(), Invalid> {
+        match self.people.clash(resource, held) {
             None => Ok(()),
             Some((plugin, name)) => Err(Invalid(format!(
                 "duplicate key of plugin {plugin} found with consumer: {name}"
@@ -384,7 +387,7 @@ impl Keeper {
                 let plugins = body.plugins.as_ref().unwrap_or(&none);
                 let compiled = workshop.links(kind, &id, plugins).and_then(|links| {
                     let held = workshop.credentials(plugins)?;
-                    self.no_clash((kind, id.clone()), &held)?;
+                    self.no_clash(&(kind, id.clone()), &held)?;
                     Ok((Arc::new(links), held))
                 });
                 settle(&mut self.consumers, work, key, body.into(), compiled);
@@ -393,7 +396,7 @@ impl Keeper {
             }
             Body::Credential(body) => {
                 let compiled = workshop.credential(&body.plugins).and_then(|held| {
-                    self.no_clash((kind, id.clone()), &held)?;
+                    self.no_clash(&(kind, id.clone()), &held)?;
                     Ok(held)
                 });
                 settle(&mut self.credentials, work, key, body.into(), compiled);

@@ -131,7 +131,7 @@ fn parse_path(kind: RouterKind, text: &str) -> Result<Path, Invalid> {
         }
         if let Some(star) = segment.find('*') {
             if at + star + 1 == text.len() {
-                let literal = text[..text.len() - 1].as_bytes().into();
+                let literal = text.as_bytes()[..text.len() - 1].into();
                 return Ok(Path { literal, rest: Rest::Anything });
             }
             if star > 0 {

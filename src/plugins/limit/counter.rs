@@ -79,7 +79,9 @@ impl Counter {
         window: Window,
         now: Instant,
     ) -> Verdict {
-        let mut shard = self.shards[self.hasher.hash_one(key) as usize % SHARDS].lock();
+        // The top bits: the maps inside use the low ones.
+        let at = usize::from((self.hasher.hash_one(key) >> 56) as u8) % SHARDS;
+        let mut shard = self.shards[at].lock();
         if let Some(count) = shard.counts.get_mut(key) {
             return count.take(limit, length, window, now);
         }

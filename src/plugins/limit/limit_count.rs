@@ -193,6 +193,9 @@ struct Group {
     counters: Vec<Arc<Counter>>,
 }
 
+/// The counters of some limits, and the group that they belong to.
+type Counters = (Vec<Arc<Counter>>, Option<Arc<Group>>);
+
 /// A note: what the limits said, for the response.
 #[derive(Default)]
 struct Quotas(SmallVec<[(Arc<Headers>, u64, Verdict); 2]>);
@@ -242,10 +245,7 @@ impl Plugin for LimitCount {
 }
 
 /// The counters, in the order of the limits: the owner's, or its group's. They outlive revisions.
-fn counters(
-    config: &Config,
-    build: &Build<'_>,
-) -> Result<(Vec<Arc<Counter>>, Option<Arc<Group>>), Invalid> {
+fn counters(config: &Config, build: &Build<'_>) -> Result<Counters, Invalid> {
     let number = config.rules.as_ref().map_or(1, Vec::len);
     let Some(group) = &config.group else {
         let of = |at: usize| match config.rules.as_ref().and_then(|rules| rules.get(at)) {

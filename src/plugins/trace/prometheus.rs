@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -208,9 +208,7 @@ impl Log for Prometheus {
                 ResponseSource::Upstream => "upstream",
             },
         };
-        let mut hasher = FixedState::default().build_hasher();
-        key.hash(&mut hasher);
-        let hash = hasher.finish();
+        let hash = FixedState::default().hash_one(&key);
         REMEMBERED.with_borrow_mut(|remembered| {
             let known = remembered.get(&hash).and_then(|of| {
                 of.iter().find(|series| series.is_of(&key) && same(&series.info, &exchange.route))
@@ -357,13 +355,13 @@ mod tests {
     use crate::plugins::tests::chain;
     use serde_json::{Value, json};
 
-    fn watched(registry: &Registry, config: Value, metadata: Option<Value>) -> Chain {
+    fn watched(registry: &Registry, config: Value, metadata: Option<&Value>) -> Chain {
         let (kept, owner) = (Kept::default(), Id::parse("r1").unwrap());
         let build = Build {
             kind: Kind::Routes,
             owner: &owner,
             plugin: "prometheus",
-            metadata: metadata.as_ref(),
+            metadata,
             kept: &kept,
             metrics: registry,
         };
@@ -422,7 +420,7 @@ mod tests {
     async fn names_go_before_ids_where_asked_and_labels_can_be_switched_off() {
         let registry = Registry::new();
         let metadata = json!({"disabled_labels": {"http_status": ["consumer", "node"]}});
-        let chain = watched(&registry, json!({"prefer_name": true}), Some(metadata));
+        let chain = watched(&registry, json!({"prefer_name": true}), Some(&metadata));
         chain.log(&done(200).await);
         let text = registry.render();
         assert!(text.contains(r#"route="first",matched_uri="/*",matched_host="*.shop",service="cart",consumer="",node="","#), "{text}");

@@ -113,10 +113,13 @@ pub(super) struct ProxyRewrite {
     target: Target,
     host: Option<String>,
     method: Option<&'static str>,
-    add: Vec<(Box<str>, Vec<Template>)>,
-    set: Vec<(Box<str>, Vec<Template>)>,
+    add: Vec<Field>,
+    set: Vec<Field>,
     remove: Vec<Box<str>>,
 }
+
+/// A header's name, and its values.
+type Field = (Box<str>, Vec<Template>);
 
 enum Target {
     AsItCame,
@@ -251,7 +254,7 @@ fn fields(
     at: &str,
     fields: impl IntoIterator<Item = (String, OneOrMore)>,
     groups: usize,
-) -> Result<Vec<(Box<str>, Vec<Template>)>, Invalid> {
+) -> Result<Vec<Field>, Invalid> {
     let refuse = |error: Invalid| Invalid::new(format!("{at}: {error}"));
     let compile = |(name, values): (String, OneOrMore)| {
         let values = match values {
@@ -280,9 +283,7 @@ impl Rewrite for ProxyRewrite {
         let mut groups = None;
         let new_target = match &self.target {
             Target::AsItCame => None,
-            Target::Template(path, query) => {
-                Some(self.from_template(exchange, path, query.as_ref()))
-            }
+            Target::Template(path, query) => Some(filled_in(exchange, path, query.as_ref())),
             Target::Patterns(patterns) => patterns.iter().find_map(|(pattern, by)| {
                 let found = pattern.captures(&path)?;
                 let target = replaced(exchange, &path, &found, by);
@@ -323,21 +324,6 @@ enum Edit {
 }
 
 impl ProxyRewrite {
-    fn from_template(
-        &self,
-        exchange: &Exchange,
-        path: &Template,
-        query: Option<&Template>,
-    ) -> String {
-        // A question mark out of a variable is part of the path, not the beginning of a query.
-        let mut target = encode_path(path.text(exchange).as_bytes());
-        if let Some(query) = query {
-            target.push('?');
-            target.push_str(&encode_unsafe(&query.text(exchange)).replace('#', "%23"));
-        }
-        with_client_query(target, exchange)
-    }
-
     fn headers(
         &self,
         exchange: &Exchange,
@@ -358,6 +344,16 @@ impl ProxyRewrite {
         }
         edits
     }
+}
+
+fn filled_in(exchange: &Exchange, path: &Template, query: Option<&Template>) -> String {
+    // A question mark out of a variable is part of the path, not the beginning of a query.
+    let mut target = encode_path(path.text(exchange).as_bytes());
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(&encode_unsafe(&query.text(exchange)).replace('#', "%23"));
+    }
+    with_client_query(target, exchange)
 }
 
 fn render(

@@ -134,7 +134,7 @@ impl Rewrite for Redirect {
                 }
             }
         };
-        let mut location = self.encoded(location);
+        let mut location = self.encoded(&location);
         if self.append_query
             && let Some(query) = exchange.request.query().filter(|query| !query.is_empty())
         {
@@ -147,9 +147,9 @@ impl Rewrite for Redirect {
 
 impl Redirect {
     /// Line ends, spaces and backslashes (which browsers take for slashes) never reach the header as they are.
-    fn encoded(&self, location: String) -> String {
+    fn encoded(&self, location: &str) -> String {
         if !self.encode {
-            return encode_unsafe(&location);
+            return encode_unsafe(location);
         }
         match location.split_once('?') {
             Some((path, query)) => {
