@@ -1,13 +1,12 @@
 //! Our HTTP/1.1 codec beside hyper's: the same bytes mean the same, or we refuse them.
-#![expect(missing_docs, reason = "tests")]
-
 mod h1_oracle;
 
 use h1_oracle::{Reading, compare_request, compare_response, our_request};
 use proptest::prelude::*;
 
 fn run(work: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(work);
 }
 
 /// Lines that have fooled parsers: lawful, unlawful and ambiguous ones.

@@ -128,7 +128,7 @@ pub(crate) async fn hyper_request(bytes: &[u8]) -> Reading {
                     body: body.to_bytes().to_vec(),
                 }),
             };
-            sink.lock().unwrap().get_or_insert(reading);
+            sink.lock().expect("nobody panics").get_or_insert(reading);
             Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::new())))
         }
     });
@@ -143,7 +143,7 @@ pub(crate) async fn hyper_request(bytes: &[u8]) -> Reading {
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut sink).await;
     };
     let (served, ()) = tokio::join!(serve, send);
-    let seen = seen.lock().unwrap().take();
+    let seen = seen.lock().expect("nobody panics").take();
     seen.unwrap_or_else(|| match served {
         Ok(()) => Reading::Incomplete,
         Err(error) => Reading::Refused(error.to_string()),
