@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::connection::Served;
-use crate::observe::{Counter, Registry, WardgateMetrics};
+use crate::observe::{Counter, MetricKind, Registry, WardgateMetrics};
 use crate::pipeline::Exchange;
 use crate::policy::{Outcome, Reason};
 
@@ -35,11 +35,17 @@ impl ProxyMetrics {
     pub fn new(registry: &Registry) -> Arc<Self> {
         let shared = WardgateMetrics::new(registry);
         let counter = |name: &str, labels: &[(&str, &str)]| registry.counter(name, labels);
+        let requests = counter("wardgate_requests_total", &[]);
+        // APISIX's name for the same, a gauge there despite its own.
+        let seen = requests.clone();
+        #[expect(clippy::cast_precision_loss, reason = "a metric's value")]
+        let seen = move || seen.value() as f64;
+        registry.computed("apisix_http_requests_total", &[], MetricKind::Gauge, seen);
         Arc::new(Self {
             connections: AtomicUsize::new(0),
             malformed: counter("wardgate_malformed_total", &[]),
             unreachable: counter("wardgate_upstream_unreachable_total", &[]),
-            requests: counter("wardgate_requests_total", &[]),
+            requests,
             failed: counter("wardgate_requests_failed_total", &[]),
             denied: Reason::ALL.map(|reason| shared.denied(reason.code())),
             refused: Mutex::default(),

@@ -15,7 +15,8 @@ use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
-    AuditLog, AuditSettings, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics, router,
+    AuditLog, AuditSettings, Gate, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics,
+    router,
 };
 use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Tasks};
@@ -236,13 +237,12 @@ impl Running {
         let source = identity_source(settings, part, issuer).await?;
         let identity = source.identity();
         self._identities.push(source);
-        gate.open();
-        self.watch(&identity);
+        self.watch(&identity, gate);
         Ok(identity)
     }
 
-    /// Every identity that comes into use stands in the decision log.
-    fn watch(&mut self, identity: &Live<crate::identity::Identity>) {
+    /// Every identity that comes into use stands in the decision log; one that was taken away makes the process not ready.
+    fn watch(&mut self, identity: &Live<crate::identity::Identity>, gate: Gate) {
         let mut identity = identity.clone();
         let current = identity.clone();
         self.shared.metrics.watch_identity(move || current.load().svid.not_after, Clock::system());
@@ -251,6 +251,12 @@ impl Running {
             let mut event = "first";
             loop {
                 let now = identity.load();
+                if now.is_withdrawn() {
+                    event = "withdrawn";
+                    gate.shut("our identity was taken away by its source");
+                } else {
+                    gate.open();
+                }
                 let domains: Vec<&str> =
                     now.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
                 let _ = lane.identity(&IdentityRecord {
