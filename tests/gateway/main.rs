@@ -6,4 +6,5 @@
 
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod plugins;
 mod world;
