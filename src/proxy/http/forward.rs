@@ -167,6 +167,10 @@ impl Attempt<'_> {
             let http2 = self.speaks_http2(caller);
             let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
             self.send(exchange, caller, &mut origin)?;
+            if !upload.has_begun() {
+                // An earlier attempt may have finished an empty body: this origin has seen nothing of it.
+                upload.begin_again();
+            }
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, watchdog).await {
