@@ -315,6 +315,10 @@ impl Attempt<'_> {
         let is_idempotent =
             matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
         poll_fn(|context| {
+            // `100 Continue` and other interim responses must not wait for the final one.
+            if let Poll::Ready(Err(_)) = caller.poll_flush(context) {
+                return Poll::Ready(Err(Failure::Gone));
+            }
             if !upload.is_finished() && !upload.is_stuck() {
                 match upload.poll(context, caller, origin) {
                     Poll::Ready(Ok(())) => {}
@@ -341,6 +345,9 @@ impl Attempt<'_> {
                         if exchange.response.status() != 100 {
                             super::headers::receive_response(&mut exchange.response);
                             caller.interim(&exchange.response);
+                            if let Poll::Ready(Err(_)) = caller.poll_flush(context) {
+                                return Poll::Ready(Err(Failure::Gone));
+                            }
                         }
                     }
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
