@@ -62,7 +62,13 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     };
     let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
     let websocket = chains.route.is_some_and(|route| route.websocket);
-    let upgrade = hop.upgrade.as_deref().filter(|_| websocket && !caller.is_http2());
+    // Any other protocol, h2c above all, would carry requests past routes and policy. A body leaves no place for a switch.
+    let may_switch =
+        websocket && !caller.is_http2() && caller.request_body() == BodyLength::None;
+    let upgrade = hop
+        .upgrade
+        .as_deref()
+        .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
     let started = Instant::now();
     let mut tried = Tried::default();
     let mut upload = Pump::default();
