@@ -1,0 +1,199 @@
+//! HTTP/1: what is framed well goes through unchanged, in order and in bounded memory; what is not is refused.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::mesh::{DOORS, Door, End, Mesh, RawApp, Wire, field, peak_memory};
+use crate::world::{App, PATIENCE, World, eventually, soon};
+
+#[tokio::test]
+async fn a_connection_carries_one_request_after_the_other_and_pipelined_ones_in_order() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for path in ["/1", "/2?x", "/3"] {
+            let answer = wire.ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!((answer.status, answer.json()["path"] == path), (200, true), "{door:?}");
+        }
+        let pipelined = "\
+            POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\none\
+            POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=\"y\"\r\ntw\r\n1\r\no\r\n0\r\nX-Sum: 1\r\n\r\n\
+            GET /c HTTP/1.1\r\nHost: a\r\n\r\n\
+            PUT /d HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n\
+            GET /e HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        wire.send(pipelined).await;
+        for (path, body) in [("/a", "one"), ("/b", "two"), ("/c", ""), ("/d", ""), ("/e", "")] {
+            let answer = wire.response_to("GET").await.expect(path).json();
+            assert_eq!((&answer["path"], &answer["body"]), (&json!(path), &json!(body)));
+            assert_eq!(answer["headers"].get("x-sum"), None, "trailers end with their hop");
+        }
+        assert_eq!(wire.end().await, End::Clean);
+    }
+}
+
+#[tokio::test]
+async fn a_response_body_arrives_as_it_was_sent_in_each_framing() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            let path = head.split(' ').nth(1).unwrap();
+            stream.send("HTTP/1.1 200 OK\r\n");
+            match path {
+                "/length" => stream.send("Content-Length: 5\r\n\r\nhello"),
+                "/chunked" => stream.send(
+                    "Transfer-Encoding: chunked\r\n\r\n3;a=b\r\nhel\r\n2\r\nlo\r\n0\r\nX-T: 1\r\n\r\n",
+                ),
+                "/empty" => stream.send("Content-Length: 0\r\n\r\n"),
+                "/close" => {
+                    stream.send("Connection: close\r\n\r\nhel");
+                    return stream.send("lo");
+                }
+                _ => stream.send("Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for (path, length, body) in [
+            ("/length", Some("5"), "hello"),
+            ("/chunked", None, "hello"),
+            ("/empty", Some("0"), ""),
+            ("/close", None, "hello"),
+            ("/nothing", None, ""),
+        ] {
+            let answer = wire.ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!((answer.status, answer.text().as_str()), (200, body), "{door:?} {path}");
+            assert_eq!(answer.field("content-length"), length, "{door:?} {path}");
+            assert!(answer.whole, "{door:?} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_without_a_body_leave_the_connection_ready_for_the_next_request() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            let mut words = head.split(' ');
+            match (words.next().unwrap(), words.next().unwrap()) {
+                ("HEAD", _) => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+                (_, "/204") => stream.send("HTTP/1.1 204 No Content\r\n\r\n"),
+                (_, "/304") => {
+                    stream.send("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"x\"\r\n\r\n");
+                }
+                _ => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for (request, status, length) in [
+            ("HEAD /", 200, Some("5")),
+            ("GET /204", 204, None),
+            ("GET /304", 304, Some("5")),
+            ("GET /", 200, Some("5")),
+            ("HEAD /304", 200, Some("5")),
+            ("GET /", 200, Some("5")),
+        ] {
+            let answer = wire.ask(format!("{request} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!(answer.status, status, "{door:?} {request}");
+            assert_eq!(answer.field("content-length"), length, "{door:?} {request}");
+        }
+    }
+    assert!(app.connections() <= 2, "the sidecar reuses its connection to the app");
+}
+
+#[tokio::test]
+async fn http_1_0_gets_what_it_can_read() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            assert!(head.contains(" HTTP/1.1\r\n"), "towards the app it is HTTP/1.1: {head}");
+            if head.contains("/chunked") {
+                stream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+            } else {
+                stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        let answer = wire.ask("GET / HTTP/1.0\r\nHost: a\r\n\r\n").await;
+        assert_eq!((answer.text().as_str(), answer.whole), ("hello", true));
+        assert_eq!(wire.end().await, End::Clean, "without keep-alive it ends");
+
+        let mut wire = mesh.wire(door).await;
+        let keep = "GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+        for _ in 0..2 {
+            let answer = wire.ask(keep).await;
+            assert_eq!(answer.field("connection"), Some("keep-alive"), "{door:?}");
+            assert_eq!(answer.text(), "hello");
+        }
+        let answer = wire.ask(keep.replace("/ ", "/chunked ")).await;
+        assert_eq!(answer.field("transfer-encoding"), None, "no chunks for HTTP/1.0");
+        assert_eq!((answer.text().as_str(), answer.whole), ("hello", true));
+    }
+}
+
+#[tokio::test]
+async fn who_expects_100_continue_is_asked_for_the_body_only_when_somebody_reads_it() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        wire.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+            .await;
+        let asked = Instant::now();
+        assert_eq!(wire.head().await.unwrap().status, 100, "{door:?}");
+        assert!(asked.elapsed() < Duration::from_secs(5), "{door:?}: {:?}", asked.elapsed());
+        wire.send("body").await;
+        let answer = wire.response_to("POST").await.unwrap().json();
+        assert_eq!(answer["body"], "body", "{door:?}");
+        assert_eq!(answer["headers"].get("expect"), None, "it was answered here");
+    }
+    // No route, so no reader: the final answer comes at once, and the connection cannot go on without the body.
+    let ingress = mesh.world.ingress().named("bare").resources(&json!({ "routes": [] })).start();
+    let mut wire = Wire::to(ingress.address("ingress")).await;
+    let answer = wire
+        .ask("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        .await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(wire.end().await, End::Clean);
+}
+
+#[tokio::test]
+async fn interim_answers_come_through_at_once_and_a_flood_of_them_is_a_fault() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    let app = RawApp::serving(move |stream| {
+        while let Some(head) = stream.request() {
+            if head.contains("/flood") {
+                stream.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(9));
+            } else {
+                stream.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+                wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            }
+            stream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let early = wire.head().await.unwrap();
+        assert_eq!((early.status, early.field("link")), (103, Some("</a>")), "{door:?}");
+        go.send(()).unwrap();
+        assert_eq!(wire.response_to("GET").await.unwrap().text(), "ok");
+        wire.send("GET /flood HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let last = loop {
+            let answer = wire.response_to("GET").await.unwrap();
+            if answer.status >= 200 {
+                break answer;
+            }
+        };
+        assert_eq!(last.status, 502, "{door:?}");
+    }
+}

@@ -1,0 +1,12 @@
+//! The gateway as its operators run it: real processes of the real binary, real sockets, real certificates, a real etcd.
+//!
+//! `world.rs` starts the processes; each other file holds one side of the program to what was promised.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+#[path = "../support/etcd.rs"]
+mod etcd_server;
+mod world;
+
+mod http1;
+mod mesh;
