@@ -66,7 +66,13 @@ impl Buffer {
 
     /// Puts bytes behind what is there; grows as needed.
     pub(in crate::proxy) fn extend(&mut self, data: &[u8]) {
-        let end = self.end + data.len();
+        let mut end = self.end + data.len();
+        if end > self.bytes.len() && self.start > 0 {
+            // What was used makes room first: a reader that never empties the buffer must not make it grow for ever.
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            end = self.end + data.len();
+        }
         if end > self.bytes.len() {
             let length = end.next_power_of_two().max(FIRST);
             self.bytes.resize(length, 0);
@@ -126,5 +132,19 @@ mod tests {
         assert!(buffers.spare.lock().is_empty(), "grown memory is freed, not kept");
         buffer.extend(b"abc");
         assert_eq!(buffer.data(), b"abc");
+    }
+
+    #[test]
+    fn a_buffer_that_is_never_emptied_does_not_grow() {
+        let mut buffer = Buffer::default();
+        buffer.extend(&[0; FIRST]);
+        for round in 0..1000_u32 {
+            buffer.consume(FIRST - 4);
+            buffer.extend(&[1; FIRST - 8]);
+            buffer.extend(&round.to_be_bytes());
+            assert_eq!(buffer.data().len(), FIRST);
+        }
+        assert!(buffer.bytes.len() <= 2 * FIRST, "{}", buffer.bytes.len());
+        assert_eq!(buffer.data()[FIRST - 4..], 999_u32.to_be_bytes());
     }
 }

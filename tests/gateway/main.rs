@@ -6,5 +6,7 @@
 
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod http1;
+mod mesh;
 mod plugins;
 mod world;

@@ -62,7 +62,13 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     };
     let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
     let websocket = chains.route.is_some_and(|route| route.websocket);
-    let upgrade = hop.upgrade.as_deref().filter(|_| websocket && !caller.is_http2());
+    // Any other protocol, h2c above all, would carry requests past routes and policy. A body leaves no place for a switch.
+    let may_switch =
+        websocket && !caller.is_http2() && caller.request_body() == BodyLength::None;
+    let upgrade = hop
+        .upgrade
+        .as_deref()
+        .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
     let started = Instant::now();
     let mut tried = Tried::default();
     let mut upload = Pump::default();
@@ -167,6 +173,10 @@ impl Attempt<'_> {
             let http2 = self.speaks_http2(caller);
             let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
             self.send(exchange, caller, &mut origin)?;
+            if !upload.has_begun() {
+                // An earlier attempt may have finished an empty body: this origin has seen nothing of it.
+                upload.begin_again();
+            }
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, watchdog).await {
@@ -311,6 +321,10 @@ impl Attempt<'_> {
         let is_idempotent =
             matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
         poll_fn(|context| {
+            // `100 Continue` and other interim responses must not wait for the final one.
+            if let Poll::Ready(Err(_)) = caller.poll_flush(context) {
+                return Poll::Ready(Err(Failure::Gone));
+            }
             if !upload.is_finished() && !upload.is_stuck() {
                 match upload.poll(context, caller, origin) {
                     Poll::Ready(Ok(())) => {}
@@ -337,6 +351,9 @@ impl Attempt<'_> {
                         if exchange.response.status() != 100 {
                             super::headers::receive_response(&mut exchange.response);
                             caller.interim(&exchange.response);
+                            if let Poll::Ready(Err(_)) = caller.poll_flush(context) {
+                                return Poll::Ready(Err(Failure::Gone));
+                            }
                         }
                     }
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),

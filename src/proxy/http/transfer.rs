@@ -42,6 +42,12 @@ impl Pump {
         self.is_stuck = true;
     }
 
+    /// Another sink takes the body from its start; lawful only as long as nothing has begun.
+    pub(in crate::proxy) fn begin_again(&mut self) {
+        debug_assert!(!self.has_begun());
+        (self.is_finished, self.is_stuck) = (false, false);
+    }
+
     pub(in crate::proxy) fn is_stuck(&self) -> bool {
         self.is_stuck
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -91,6 +92,17 @@ impl Http1 {
         let early = self.input.data().to_vec();
         self.release(buffers);
         (self.stream, early)
+    }
+
+    /// Ends the connection so that the other end cannot take what it has for whole: a body that only the connection's end
+    /// would end is broken off with a reset, and without TLS' farewell. `false` when any end shows that something is missing.
+    pub(super) fn break_off(&self) -> bool {
+        let is_silent = self.outgoing == Outgoing::UntilClose;
+        if is_silent {
+            // Where that fails the socket is broken already.
+            let _ = socket2::SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+        }
+        is_silent
     }
 
     /// Gives the memory of empty buffers back to the worker.

@@ -29,6 +29,8 @@ pub(in crate::proxy) struct Caller<'a> {
     is_head: bool,
     /// The connection must end with this response.
     close: bool,
+    /// The response is not whole.
+    aborted: bool,
     invited: bool,
 }
 
@@ -117,6 +119,7 @@ impl Downstream for Caller<'_> {
 
     fn abort(&mut self) {
         self.close = true;
+        self.aborted = true;
         self.http.ended = true;
     }
 
@@ -166,6 +169,7 @@ pub(in crate::proxy) async fn serve(
                     worker,
                     facts,
                     close: not_after.is_some_and(|end| crate::rt::unix_seconds() >= end),
+                    aborted: false,
                     invited: false,
                 };
                 let upgrade = facts.upgrade;
@@ -178,12 +182,13 @@ pub(in crate::proxy) async fn serve(
                     upgrade,
                 )
                 .await;
-                let close = caller.close;
+                let (close, aborted) = (caller.close, caller.aborted);
                 served.bytes_in += exchange.bytes_in;
                 served.bytes_out += exchange.bytes_out;
                 worker.take_back(exchange);
                 match after {
                     After::Next if !close && http.is_body_taken() => {}
+                    After::Next | After::Close if aborted && http.break_off() => return served,
                     After::Next | After::Close => {
                         linger(worker, http).await;
                         return served;

@@ -105,8 +105,13 @@ pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) {
         BodyLength::Unknown if line.http10 => {}
         BodyLength::Unknown => field(out, "transfer-encoding", b"chunked"),
     }
-    if line.close {
-        field(out, "connection", b"close");
+    match (line.close, line.http10) {
+        // The connection no longer carries HTTP: nothing to say about it.
+        _ if status == 101 => {}
+        (true, _) => field(out, "connection", b"close"),
+        // Clients of HTTP/1.0 take silence for the end of the connection.
+        (false, true) => field(out, "connection", b"keep-alive"),
+        (false, false) => {}
     }
     out.extend(b"\r\n");
 }

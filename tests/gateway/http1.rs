@@ -1,0 +1,388 @@
+//! HTTP/1: what is framed well goes through unchanged, in order and in bounded memory; what is not is refused.
+
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::mesh::{DOORS, Door, End, Mesh, RawApp, Wire, field, peak_memory};
+use crate::world::{App, PATIENCE, World, eventually, soon};
+
+#[tokio::test]
+async fn a_connection_carries_one_request_after_the_other_and_pipelined_ones_in_order() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for path in ["/1", "/2?x", "/3"] {
+            let answer = wire.ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!((answer.status, answer.json()["path"] == path), (200, true), "{door:?}");
+        }
+        let pipelined = "\
+            POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\none\
+            POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=\"y\"\r\ntw\r\n1\r\no\r\n0\r\nX-Sum: 1\r\n\r\n\
+            GET /c HTTP/1.1\r\nHost: a\r\n\r\n\
+            PUT /d HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n\
+            GET /e HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        wire.send(pipelined).await;
+        for (path, body) in [("/a", "one"), ("/b", "two"), ("/c", ""), ("/d", ""), ("/e", "")] {
+            let answer = wire.response_to("GET").await.expect(path).json();
+            assert_eq!((&answer["path"], &answer["body"]), (&json!(path), &json!(body)));
+            assert_eq!(answer["headers"].get("x-sum"), None, "trailers end with their hop");
+        }
+        assert_eq!(wire.end().await, End::Clean);
+    }
+}
+
+#[tokio::test]
+async fn a_response_body_arrives_as_it_was_sent_in_each_framing() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            let path = head.split(' ').nth(1).unwrap();
+            stream.send("HTTP/1.1 200 OK\r\n");
+            match path {
+                "/length" => stream.send("Content-Length: 5\r\n\r\nhello"),
+                "/chunked" => stream.send(
+                    "Transfer-Encoding: chunked\r\n\r\n3;a=b\r\nhel\r\n2\r\nlo\r\n0\r\nX-T: 1\r\n\r\n",
+                ),
+                "/empty" => stream.send("Content-Length: 0\r\n\r\n"),
+                "/close" => {
+                    stream.send("Connection: close\r\n\r\nhel");
+                    return stream.send("lo");
+                }
+                _ => stream.send("Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for (path, length, body) in [
+            ("/length", Some("5"), "hello"),
+            ("/chunked", None, "hello"),
+            ("/empty", Some("0"), ""),
+            ("/close", None, "hello"),
+            ("/nothing", None, ""),
+        ] {
+            let answer = wire.ask(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!((answer.status, answer.text().as_str()), (200, body), "{door:?} {path}");
+            assert_eq!(answer.field("content-length"), length, "{door:?} {path}");
+            assert!(answer.whole, "{door:?} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_without_a_body_leave_the_connection_ready_for_the_next_request() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            let mut words = head.split(' ');
+            match (words.next().unwrap(), words.next().unwrap()) {
+                ("HEAD", _) => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+                (_, "/204") => stream.send("HTTP/1.1 204 No Content\r\n\r\n"),
+                (_, "/304") => {
+                    stream.send("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"x\"\r\n\r\n");
+                }
+                _ => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for (request, status, length) in [
+            ("HEAD /", 200, Some("5")),
+            ("GET /204", 204, None),
+            ("GET /304", 304, Some("5")),
+            ("GET /", 200, Some("5")),
+            ("HEAD /304", 200, Some("5")),
+            ("GET /", 200, Some("5")),
+        ] {
+            let answer = wire.ask(format!("{request} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!(answer.status, status, "{door:?} {request}");
+            assert_eq!(answer.field("content-length"), length, "{door:?} {request}");
+        }
+    }
+    assert!(app.connections() <= 2, "the sidecar reuses its connection to the app");
+}
+
+#[tokio::test]
+async fn http_1_0_gets_what_it_can_read() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            assert!(head.contains(" HTTP/1.1\r\n"), "towards the app it is HTTP/1.1: {head}");
+            if head.contains("/chunked") {
+                stream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+            } else {
+                stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        let answer = wire.ask("GET / HTTP/1.0\r\nHost: a\r\n\r\n").await;
+        assert_eq!((answer.text().as_str(), answer.whole), ("hello", true));
+        assert_eq!(wire.end().await, End::Clean, "without keep-alive it ends");
+
+        let mut wire = mesh.wire(door).await;
+        let keep = "GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+        for _ in 0..2 {
+            let answer = wire.ask(keep).await;
+            assert_eq!(answer.field("connection"), Some("keep-alive"), "{door:?}");
+            assert_eq!(answer.text(), "hello");
+        }
+        let answer = wire.ask(keep.replace("/ ", "/chunked ")).await;
+        assert_eq!(answer.field("transfer-encoding"), None, "no chunks for HTTP/1.0");
+        assert_eq!((answer.text().as_str(), answer.whole), ("hello", true));
+    }
+}
+
+#[tokio::test]
+async fn who_expects_100_continue_is_asked_for_the_body_only_when_somebody_reads_it() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        wire.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+            .await;
+        let asked = Instant::now();
+        assert_eq!(wire.head().await.unwrap().status, 100, "{door:?}");
+        assert!(asked.elapsed() < Duration::from_secs(5), "{door:?}: {:?}", asked.elapsed());
+        wire.send("body").await;
+        let answer = wire.response_to("POST").await.unwrap().json();
+        assert_eq!(answer["body"], "body", "{door:?}");
+        assert_eq!(answer["headers"].get("expect"), None, "it was answered here");
+    }
+    // No route, so no reader: the final answer comes at once, and the connection cannot go on without the body.
+    let ingress = mesh.world.ingress().named("bare").resources(&json!({ "routes": [] })).start();
+    let mut wire = Wire::to(ingress.address("ingress")).await;
+    let answer = wire
+        .ask("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        .await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(wire.end().await, End::Clean);
+}
+
+#[tokio::test]
+async fn interim_answers_come_through_at_once_and_a_flood_of_them_is_a_fault() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let app = RawApp::serving(move |stream| {
+        while let Some(head) = stream.request() {
+            if head.contains("/flood") {
+                stream.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(9));
+            } else {
+                stream.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+                wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            }
+            stream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let early = wire.head().await.unwrap();
+        assert_eq!((early.status, early.field("link")), (103, Some("</a>")), "{door:?}");
+        go.send(()).unwrap();
+        assert_eq!(wire.response_to("GET").await.unwrap().text(), "ok");
+        wire.send("GET /flood HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let last = loop {
+            let answer = wire.response_to("GET").await.unwrap();
+            if answer.status >= 200 {
+                break answer;
+            }
+        };
+        assert_eq!(last.status, 502, "{door:?}");
+    }
+}
+
+/// A WebSocket in all but its frames: it answers the handshake and then sends back what it gets, in capitals.
+fn loud_echo() -> RawApp {
+    RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            if field(&head, "upgrade") != Some("websocket") {
+                stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nplain");
+                continue;
+            }
+            assert!(field(&head, "connection").unwrap().eq_ignore_ascii_case("upgrade"));
+            // The first bytes of the new protocol ride behind the answer's head.
+            stream.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\nHI");
+            while !stream.buffer.is_empty() || stream.fill() {
+                let loud = std::mem::take(&mut stream.buffer).to_ascii_uppercase();
+                stream.send(loud);
+            }
+            return stream.send("BYE");
+        }
+    })
+}
+
+const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+#[tokio::test]
+async fn a_websocket_goes_through_both_ways_with_what_came_early_and_half_a_close() {
+    let app = loud_echo();
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        wire.send(format!("{UPGRADE}early ")).await;
+        let answer = wire.head().await.unwrap();
+        assert_eq!((answer.status, answer.field("upgrade")), (101, Some("websocket")), "{door:?}");
+        assert_eq!(answer.field("connection"), Some("upgrade"));
+        assert_eq!(answer.field("sec-websocket-accept"), Some("x"));
+        assert_eq!(wire.bytes(8).await, b"HIEARLY ");
+        let long = "x".repeat(300_000);
+        wire.send(&long).await;
+        assert_eq!(wire.bytes(long.len()).await, long.to_uppercase().as_bytes());
+        wire.half_close().await;
+        assert_eq!(wire.bytes(3).await, b"BYE", "{door:?}");
+        assert_eq!(wire.end().await, End::Clean);
+    }
+}
+
+#[tokio::test]
+async fn nothing_but_a_websocket_on_a_route_that_says_so_takes_over_a_connection() {
+    let app = loud_echo();
+    let mesh = Mesh::before(&app.url());
+    let h2c = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n";
+    let both = UPGRADE.replace("Upgrade: websocket", "Upgrade: websocket, h2c");
+    let with_body = UPGRADE.replace("\r\n\r\n", "\r\nContent-Length: 4\r\n\r\nbody");
+    let unnamed = UPGRADE.replace("keep-alive, Upgrade", "keep-alive");
+    let old = UPGRADE.replace("HTTP/1.1", "HTTP/1.0");
+    for door in DOORS {
+        for request in [h2c, &both, &with_body, &unnamed, &old] {
+            let answer = mesh.wire(door).await.ask(request).await;
+            assert_eq!((answer.status, answer.text().as_str()), (200, "plain"), "{door:?} {request}");
+        }
+    }
+    let plain = Mesh::with(&app.url(), &json!({}), &json!({}));
+    for door in [Door::Outbound, Door::Ingress] {
+        let answer = plain.wire(door).await.ask(UPGRADE).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "plain"), "{door:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_switch_that_nobody_asked_for_is_a_fault_of_the_upstream() {
+    let app = RawApp::answering(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        false,
+    );
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let answer = mesh.wire(door).await.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(answer.status, 502, "{door:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_never_taken_for_whole() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            let path = head.split(' ').nth(1).unwrap();
+            stream.send("HTTP/1.1 200 OK\r\n");
+            match path {
+                "/length" => stream.send("Content-Length: 10\r\n\r\nhello"),
+                "/chunked" => stream.send("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
+                "/inside" => stream.send("Transfer-Encoding: chunked\r\n\r\n9\r\nhello"),
+                "/framing" => stream.send("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz\r\n"),
+                _ => unreachable!(),
+            }
+            return;
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        for version in ["1.1", "1.0"] {
+            for path in ["/length", "/chunked", "/inside", "/framing"] {
+                let mut wire = mesh.wire(door).await;
+                let request = format!("GET {path} HTTP/{version}\r\nHost: a\r\n\r\n");
+                let answer = wire.ask(request).await;
+                assert_eq!(answer.status, 200, "{door:?} {path} {version}");
+                assert!(!answer.whole, "{door:?} {path} HTTP/{version} looks whole: {answer:?}");
+                assert!(b"hello".starts_with(&answer.body), "{door:?} {path}: {answer:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_length_that_breaks_off_is_a_broken_connection_for_http_1_0_too() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let app = RawApp::serving(move |stream| {
+        stream.request().unwrap();
+        stream.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello");
+        wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        stream.reset();
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        for (version, first) in [("1.1", "5\r\nhello\r\n"), ("1.0", "hello")] {
+            let mut wire = mesh.wire(door).await;
+            wire.send(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n")).await;
+            assert_eq!(wire.head().await.unwrap().status, 200);
+            assert_eq!(wire.bytes(first.len()).await, first.as_bytes());
+            go.send(()).unwrap();
+            let end = wire.end().await;
+            assert!(end == End::Cut || version == "1.1", "{door:?}: a clean end would be a false one");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_off_never_reaches_the_app_as_whole() {
+    let (seen, sees) = mpsc::channel();
+    let app = RawApp::serving(move |stream| {
+        if let Some(head) = stream.head() {
+            let rest = String::from_utf8(stream.rest()).unwrap();
+            seen.send((head, rest)).unwrap();
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        for (fields, body) in [
+            ("Content-Length: 10", "hello"),
+            ("Transfer-Encoding: chunked", "5\r\nhello\r\n"),
+            ("Transfer-Encoding: chunked", "9\r\nhello"),
+        ] {
+            let mut wire = mesh.wire(door).await;
+            wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n{body}")).await;
+            wire.half_close().await;
+            let (head, rest) = sees.recv_timeout(PATIENCE).unwrap();
+            assert!(head.starts_with("POST / "), "{head}");
+            let complete = rest.contains("0\r\n\r\n") || rest.len() >= 10 && fields.contains("Length");
+            assert!(!complete, "{door:?}: {head}{rest}");
+            assert!(wire.head().await.is_none_or(|answer| answer.status >= 400), "{door:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_the_app_at_once() {
+    let (seen, sees) = mpsc::channel();
+    let app = RawApp::serving(move |stream| {
+        let Some(head) = stream.request() else { return };
+        if head.contains("/streaming") {
+            stream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        }
+        seen.send("asked").unwrap();
+        assert!(stream.rest().is_empty());
+        seen.send("free").unwrap();
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        for path in ["/waiting", "/streaming"] {
+            let mut wire = mesh.wire(door).await;
+            wire.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!(sees.recv_timeout(PATIENCE), Ok("asked"), "{door:?} {path}");
+            if path == "/streaming" {
+                assert_eq!(wire.head().await.unwrap().status, 200);
+                assert_eq!(wire.bytes(10).await, b"5\r\nhello\r\n");
+            }
+            drop(wire);
+            assert_eq!(sees.recv_timeout(PATIENCE), Ok("free"), "{door:?} {path}");
+        }
+    }
+}
