@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod bad_input;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod http1;
