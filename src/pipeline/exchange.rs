@@ -144,7 +144,7 @@ pub struct Rewritten {
 
 /// One request and its answer. Reused by its connection: `start` begins the next one.
 pub struct Exchange {
-    /// The request as received, with what plugins changed of its fields.
+    /// The request as received, with what plugins changed of its fields, and without the credentials that they took out.
     pub request: Head,
     /// The response's head; empty until there is one.
     pub response: Head,

@@ -105,3 +105,34 @@ fn names_are_file_names() {
     let names: BTreeSet<&str> = ALL.iter().map(|row| row.name).collect();
     assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
 }
+
+#[test]
+fn the_reference_tells_of_each_plugin_and_each_field() {
+    const PAGE: &str = include_str!("../../docs/plugin-reference.md");
+    for entry in ALL {
+        let title = format!("\n## {}\n", entry.name);
+        let (_, section) = PAGE.split_once(&title).unwrap_or_else(|| panic!("no{title}"));
+        let section = section.split("\n## ").next().unwrap();
+        assert!(section.contains(&format!("**Priority** {}.", entry.priority)), "{}", entry.name);
+        let parts = [Some(entry.schema), entry.credential, entry.metadata];
+        for schema in parts.into_iter().flatten() {
+            for field in schema().to_value()["properties"].as_object().unwrap().keys() {
+                let row = format!("| `{field}` |");
+                assert!(section.contains(&row), "{}: no row for {field}", entry.name);
+            }
+        }
+        assert!(section.contains("```json\n"), "{}: no example", entry.name);
+        for example in section.split("```json\n").skip(1) {
+            let example = example.split("```").next().unwrap();
+            let example: Value = serde_json::from_str(example).unwrap();
+            let is_consumer = example.get("username").is_some();
+            if let Some(config) = example["plugins"].get(entry.name).filter(|_| !is_consumer) {
+                let owner = Id::parse("r1").unwrap();
+                let kept = Kept::default();
+                if let Err(why) = (entry.compile)(config, &build(&owner, entry.name, None, &kept)) {
+                    panic!("{}: {config}: {why}", entry.name);
+                }
+            }
+        }
+    }
+}

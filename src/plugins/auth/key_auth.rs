@@ -131,14 +131,23 @@ impl KeyAuth {
     /// Takes the key off wherever it may stand, so that the place that was not read does not give it away either.
     fn hide(&self, exchange: &mut Exchange) {
         exchange.request.remove(&self.header);
-        let target = exchange.rewritten.target.as_deref().unwrap_or(exchange.request.target());
-        if let Some((path, query)) = target.split_once('?')
-            && argument(query, &self.query).next().is_some()
-        {
-            let rest = without_argument(query, &self.query);
-            let separator = if rest.is_empty() { "" } else { "?" };
-            exchange.rewritten.target = Some(format!("{path}{separator}{rest}"));
+        if let Some(target) = self.without_key(exchange.request.target()) {
+            // In the request itself: `$args`, a redirect's address and logs read it too.
+            exchange.request.set_target(&target);
         }
+        if let Some(target) = &exchange.rewritten.target
+            && let Some(target) = self.without_key(target)
+        {
+            exchange.rewritten.target = Some(target);
+        }
+    }
+
+    fn without_key(&self, target: &str) -> Option<String> {
+        let (path, query) = target.split_once('?')?;
+        argument(query, &self.query).next()?;
+        let rest = without_argument(query, &self.query);
+        let separator = if rest.is_empty() { "" } else { "?" };
+        Some(format!("{path}{separator}{rest}"))
     }
 }
 
@@ -216,10 +225,16 @@ mod tests {
         let mut exchange = asked("/a%20b?x=1&apikey=jack%27s%20key&y=%2F", Some("jack's key"));
         chain.rewrite(&mut exchange).await.unwrap();
         assert_eq!(exchange.request.value("apikey"), None);
-        assert_eq!(exchange.rewritten.target.as_deref(), Some("/a%20b?x=1&y=%2F"));
+        assert_eq!(exchange.request.target(), "/a%20b?x=1&y=%2F");
         let mut only = asked("/a?apikey=jack%27s%20key", None);
         chain.rewrite(&mut only).await.unwrap();
-        assert_eq!(only.rewritten.target.as_deref(), Some("/a"));
+        assert_eq!((only.request.target(), only.rewritten.target.as_deref()), ("/a", None));
+        // Not even a plugin that runs later reads it, and what one before made of the query loses it too.
+        let mut rewritten = asked("/a?apikey=jack%27s%20key&x=1", None);
+        rewritten.rewritten.target = Some("/b?apikey=jack%27s%20key&x=1".into());
+        chain.rewrite(&mut rewritten).await.unwrap();
+        assert_eq!(rewritten.request.query(), Some("x=1"));
+        assert_eq!(rewritten.rewritten.target.as_deref(), Some("/b?x=1"));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! `Counter`: how often something happened within a window, by key. Shared by all workers, kept across revisions.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -29,14 +29,15 @@ pub(super) struct Verdict {
 
 /// Events by key.
 pub(super) struct Counter {
-    hasher: RandomState,
+    /// Two keyed hashes name a key: a client's key may be long, and there may be many. Nobody outside finds two of one name.
+    hashers: [RandomState; 2],
     shards: Box<[Mutex<Shard>]>,
     max_keys_a_shard: usize,
 }
 
 #[derive(Default)]
 struct Shard {
-    counts: HashMap<Box<str>, Count>,
+    counts: HashMap<u128, Count, foldhash::fast::RandomState>,
     /// At this size the ended windows are swept out.
     sweep_at: usize,
     swept: Option<Instant>,
@@ -65,7 +66,7 @@ impl Default for Counter {
 impl Counter {
     fn with_room(max_keys_a_shard: usize) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { hasher: RandomState::new(), shards, max_keys_a_shard }
+        Self { hashers: [RandomState::new(), RandomState::new()], shards, max_keys_a_shard }
     }
 
     /// Counts one event of `key`, unless `limit` events within `length` have been counted.
@@ -73,22 +74,23 @@ impl Counter {
     /// When more keys are in use than there is room for, the window of the few looked at that ends first is given up.
     pub(super) fn count(
         &self,
-        key: &str,
+        key: impl Hash,
         limit: u64,
         length: Duration,
         window: Window,
         now: Instant,
     ) -> Verdict {
-        // The top bits: the maps inside use the low ones.
-        let at = usize::from((self.hasher.hash_one(key) >> 56) as u8) % SHARDS;
+        let [high, low] = [0, 1].map(|at: usize| self.hashers[at].hash_one(&key));
+        let key = u128::from(high) << 64 | u128::from(low);
+        let at = usize::from((high >> 56) as u8) % SHARDS;
         let mut shard = self.shards[at].lock();
-        if let Some(count) = shard.counts.get_mut(key) {
+        if let Some(count) = shard.counts.get_mut(&key) {
             return count.take(limit, length, window, now);
         }
         shard.make_room(self.max_keys_a_shard, now);
         let mut count = Count { start: now, length, current: 0, previous: 0 };
         let verdict = count.take(limit, length, window, now);
-        shard.counts.insert(key.into(), count);
+        shard.counts.insert(key, count);
         verdict
     }
 }
@@ -106,7 +108,7 @@ impl Shard {
         if self.counts.len() >= max {
             let seen = self.counts.iter().take(16);
             let first = seen.min_by_key(|(_, count)| count.start + count.length);
-            if let Some(key) = first.map(|(key, _)| key.clone()) {
+            if let Some(key) = first.map(|(key, _)| *key) {
                 self.counts.remove(&key);
             }
         }
@@ -212,7 +214,7 @@ mod tests {
         assert!(kept() <= SHARDS * 128, "{}", kept());
         let later = now + MINUTE * 3;
         for key in 0..SHARDS * 32 {
-            counter.count(&format!("new {key}"), 1, MINUTE, Window::Fixed, later);
+            counter.count(format!("new {key}"), 1, MINUTE, Window::Fixed, later);
         }
         assert!(kept() < SHARDS * 64, "{}", kept());
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::counter::{Counter, Verdict, Window};
 use crate::pipeline::{
     Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Reply, ResponseHead, Template,
-    Variable,
+    Variable, field_name,
 };
 
 /// How many requests of one key pass within a time. Either `count` and `time_window`, or `rules`.
@@ -150,6 +150,15 @@ fn reset_header() -> String {
     "X-RateLimit-Reset".into()
 }
 
+impl Metadata {
+    fn check(&self) -> Result<(), Invalid> {
+        for name in [&self.limit_header, &self.remaining_header, &self.reset_header] {
+            field_name(name).map_err(|error| Invalid::new(format!("plugin metadata: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
 pub(super) struct LimitCount {
     limits: Vec<Limit>,
     /// Whether the limits are `rules`: then one that has no key does not apply.
@@ -222,6 +231,7 @@ impl Plugin for LimitCount {
         let metadata = build.metadata.cloned().unwrap_or_else(|| json!({}));
         let names: Metadata = serde_json::from_value(metadata)
             .map_err(|error| Invalid::new(format!("plugin metadata: {error}")))?;
+        names.check()?;
         let (counters, group) = counters(&config, build)?;
         let limits = limits(&config, &names, &counters)?;
         let refusal = match &config.rejected_msg {
@@ -265,7 +275,7 @@ fn counters(config: &Config, build: &Build<'_>) -> Result<Counters, Invalid> {
     });
     if shared.settings != settings {
         return Err(Invalid::new(format!(
-            "group conf mismatch: group '{group}' is in use with other settings"
+            "group conf mismatched: group '{group}' is in use with other settings"
         )));
     }
     Ok((shared.counters.clone(), Some(shared)))
@@ -396,11 +406,13 @@ impl Access for LimitCount {
         let mut applied = false;
         for limit in &self.limits {
             key.clear();
-            if !limit.key.write(exchange, &mut key) {
+            let has_key = limit.key.write(exchange, &mut key);
+            if !has_key {
                 if self.is_rules {
                     continue;
                 }
-                // As in APISIX: who has no key is told apart by address.
+                // As in APISIX: who has no key is told apart by address. Apart from all keys, too: nobody may use up another's
+                // quota by naming its address.
                 key.clear();
                 let _ = write!(key, "{}", exchange.client.address.ip().to_canonical());
             }
@@ -410,7 +422,7 @@ impl Access for LimitCount {
                 return self.degraded("count or time_window gave no number from 1");
             };
             let length = Duration::from_secs(seconds.min(u64::from(u32::MAX)));
-            let verdict = limit.counter.count(&key, count, length, self.window, now);
+            let verdict = limit.counter.count((has_key, &key), count, length, self.window, now);
             if self.show {
                 if exchange.notes.find::<Quotas>().is_none() {
                     exchange.notes.leave(Quotas::default());
@@ -525,6 +537,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nobody_uses_up_the_quota_of_an_address_by_naming_it() {
+        let chain = compile::<LimitCount>(json!({"count": 1, "time_window": 60, "key": "arg_k"}));
+        assert_eq!(ask(&chain, "/?k=192.0.2.7").await.0, 0);
+        assert_eq!(ask(&chain, "/").await.0, 0);
+        assert_eq!(ask(&chain, "/").await.0, 503);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn limits_may_come_from_the_request() {
         let config = json!({"count": "${arg_n ?? 2}", "time_window": "$arg_t", "key": "arg_k"});
         let chain = compile::<LimitCount>(config.clone());
@@ -586,7 +606,7 @@ mod tests {
         let second = chain("limit-count", member(&two, 1).unwrap());
         assert_eq!(ask(&first, "/").await.0, 0);
         assert_eq!(ask(&second, "/").await.0, 503);
-        assert!(member(&two, 2).unwrap_err().to_string().contains("group conf mismatch"));
+        assert!(member(&two, 2).unwrap_err().to_string().contains("group conf mismatched"));
         drop((first, second));
         assert!(member(&two, 2).is_ok());
     }

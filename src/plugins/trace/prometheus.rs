@@ -31,7 +31,7 @@ pub(super) struct Config {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Metadata {
-    /// Labels whose values are left empty, by metric: fewer series.
+    /// Labels whose values are left empty, by metric: fewer series. `code` and `type` say what is counted and stay.
     #[serde(default)]
     disabled_labels: DisabledLabels,
 }
@@ -68,7 +68,7 @@ macro_rules! labels {
 labels! {
     /// A label of `apisix_http_status` that may be left empty.
     StatusLabel {
-        Code = "code", Route = "route", MatchedUri = "matched_uri", MatchedHost = "matched_host",
+        Route = "route", MatchedUri = "matched_uri", MatchedHost = "matched_host",
         Service = "service", Consumer = "consumer", Node = "node", RequestType = "request_type",
         RequestLlmModel = "request_llm_model", LlmModel = "llm_model",
         ResponseSource = "response_source",
@@ -78,7 +78,7 @@ labels! {
 labels! {
     /// A label of the other metrics that may be left empty.
     Label {
-        Type = "type", Route = "route", Service = "service", Consumer = "consumer", Node = "node",
+        Route = "route", Service = "service", Consumer = "consumer", Node = "node",
         RequestType = "request_type", RequestLlmModel = "request_llm_model",
         LlmModel = "llm_model",
     }

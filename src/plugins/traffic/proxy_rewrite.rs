@@ -25,7 +25,7 @@ pub(super) struct Config {
     #[serde(default)]
     #[schemars(length(min = 2))]
     regex_uri: Option<Vec<String>>,
-    /// Sends path and query exactly as they came, whatever else is said of the path.
+    /// Works on path and query as the client sent them, and sends the result without encoding it again.
     #[serde(default)]
     use_real_request_uri_unsafe: bool,
     /// The host that the upstream reads.
@@ -116,6 +116,8 @@ pub(super) struct ProxyRewrite {
     add: Vec<Field>,
     set: Vec<Field>,
     remove: Vec<Box<str>>,
+    /// Reads and writes targets as they are on the wire.
+    is_raw: bool,
 }
 
 /// A header's name, and its values.
@@ -166,6 +168,7 @@ impl Plugin for ProxyRewrite {
             add: Vec::new(),
             set: Vec::new(),
             remove: Vec::new(),
+            is_raw: config.use_real_request_uri_unsafe,
         };
         match config.headers {
             None => {}
@@ -197,21 +200,33 @@ fn target(config: &Config) -> Result<Target, Invalid> {
         if !uri.starts_with('/') || uri.len() > 4096 {
             return Err(Invalid::new("uri: a path of at most 4096 bytes is expected"));
         }
-        let (path, query) = match uri.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
+        let (path, query) = match question(uri) {
+            Some(at) => (&uri[..at], Some(&uri[at + 1..])),
             None => (uri.as_str(), None),
         };
         let path = Template::parse(path).map_err(at("uri"))?;
         let query = query.map(Template::parse).transpose().map_err(at("uri"))?;
-        let template = Target::Template(path, query);
+        for part in [Some(&path), query.as_ref()].into_iter().flatten() {
+            check_groups("uri", part, 0)?;
+        }
         // What follows must be valid even where it is not used.
         patterns(config)?;
-        return Ok(if config.use_real_request_uri_unsafe { Target::AsItCame } else { template });
+        return Ok(Target::Template(path, query));
     }
-    let patterns = patterns(config)?;
-    Ok(match patterns {
-        Some(patterns) if !config.use_real_request_uri_unsafe => Target::Patterns(patterns),
-        _ => Target::AsItCame,
+    Ok(patterns(config)?.map_or(Target::AsItCame, Target::Patterns))
+}
+
+/// Where the query of a template begins: at a question mark that belongs to no `${name ?? default}`.
+fn question(uri: &str) -> Option<usize> {
+    let bytes = uri.as_bytes();
+    let mut is_in_braces = false;
+    (0..bytes.len()).find(|&at| {
+        match bytes[at] {
+            b'{' if at > 0 && bytes[at - 1] == b'$' => is_in_braces = true,
+            b'}' => is_in_braces = false,
+            _ => {}
+        }
+        bytes[at] == b'?' && !is_in_braces
     })
 }
 
@@ -250,6 +265,12 @@ fn check_host(host: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Host and port as RFC 3986 section 3.2 lets them be, without user information.
+fn is_authority(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&b);
+    !text.is_empty() && text.bytes().all(fits)
+}
+
 fn fields(
     at: &str,
     fields: impl IntoIterator<Item = (String, OneOrMore)>,
@@ -277,16 +298,19 @@ fn fields(
 #[async_trait]
 impl Rewrite for ProxyRewrite {
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
-        let Some(path) = normal_path(exchange.request.path()).map(|path| path.into_owned()) else {
-            return Err(Fault::client(400, "the path is not valid"));
+        let path = if self.is_raw {
+            exchange.request.target().as_bytes().to_vec()
+        } else {
+            let path = normal_path(exchange.request.path());
+            path.ok_or_else(|| Fault::client(400, "the path is not valid"))?.into_owned()
         };
         let mut groups = None;
         let new_target = match &self.target {
             Target::AsItCame => None,
-            Target::Template(path, query) => Some(filled_in(exchange, path, query.as_ref())),
+            Target::Template(path, query) => Some(self.filled_in(exchange, path, query.as_ref())),
             Target::Patterns(patterns) => patterns.iter().find_map(|(pattern, by)| {
                 let found = pattern.captures(&path)?;
-                let target = replaced(exchange, &path, &found, by);
+                let target = self.replaced(exchange, &path, &found, by);
                 groups = Some(found);
                 Some(target)
             }),
@@ -303,6 +327,10 @@ impl Rewrite for ProxyRewrite {
         }
         for (edit, name, value) in headers {
             if name.eq_ignore_ascii_case("host") {
+                // A variable may carry anything, and this goes into the request's head as it is.
+                if !is_authority(&value) {
+                    return Err(Fault::client(400, "the request would go to a host that is none"));
+                }
                 exchange.rewritten.host = Some(value);
             } else if edit == Edit::Set {
                 exchange.request.set(name, value.as_bytes());
@@ -344,16 +372,55 @@ impl ProxyRewrite {
         }
         edits
     }
-}
 
-fn filled_in(exchange: &Exchange, path: &Template, query: Option<&Template>) -> String {
-    // A question mark out of a variable is part of the path, not the beginning of a query.
-    let mut target = encode_path(path.text(exchange).as_bytes());
-    if let Some(query) = query {
-        target.push('?');
-        target.push_str(&encode_unsafe(&query.text(exchange)).replace('#', "%23"));
+    fn filled_in(&self, exchange: &Exchange, path: &Template, query: Option<&Template>) -> String {
+        let path = path.text(exchange);
+        // A question mark out of a variable is part of the path, not the beginning of a query.
+        let mut target = match self.is_raw {
+            true => encode_unsafe(&path),
+            false => encode_path(path.as_bytes()),
+        };
+        if let Some(query) = query {
+            target.push('?');
+            target.push_str(&encode_unsafe(&query.text(exchange)).replace('#', "%23"));
+        }
+        match self.is_raw {
+            true => with_slash(target),
+            false => with_client_query(target, exchange),
+        }
     }
-    with_client_query(target, exchange)
+
+    /// The path with the match replaced, as a target: the first question mark of the replacement begins its query.
+    fn replaced(
+        &self,
+        exchange: &Exchange,
+        path: &[u8],
+        found: &Captures<'_>,
+        by: &Template,
+    ) -> String {
+        let whole = found.get(0).expect("group 0 is the match");
+        let mut text = String::new();
+        render(by, exchange, Some(found), &mut text);
+        let (head, tail) = (&path[..whole.start()], &path[whole.end()..]);
+        if self.is_raw {
+            let joined = [head, text.as_bytes(), tail].concat();
+            return with_slash(encode_unsafe(&String::from_utf8_lossy(&joined)));
+        }
+        // A question mark that came percent-encoded in the path stays a part of it.
+        if path.contains(&b'?') {
+            let joined = [head, text.as_bytes(), tail].concat();
+            return with_client_query(encode_path(&joined), exchange);
+        }
+        let target = match text.split_once('?') {
+            None => encode_path(&[head, text.as_bytes(), tail].concat()),
+            Some((path, query)) => {
+                let tail = encode_path(tail);
+                let path = encode_path(&[head, path.as_bytes()].concat());
+                format!("{path}?{}{tail}", encode_unsafe(query).replace('#', "%23"))
+            }
+        };
+        with_client_query(target, exchange)
+    }
 }
 
 fn render(
@@ -370,32 +437,15 @@ fn render(
     template.render_with(exchange, &mut group, out);
 }
 
-/// The path with the match replaced, as a target: the first question mark of the replacement begins its query.
-fn replaced(exchange: &Exchange, path: &[u8], found: &Captures<'_>, by: &Template) -> String {
-    let whole = found.get(0).expect("group 0 is the match");
-    let mut text = String::new();
-    render(by, exchange, Some(found), &mut text);
-    let (head, tail) = (&path[..whole.start()], &path[whole.end()..]);
-    // A question mark that came percent-encoded in the path stays a part of it.
-    if path.contains(&b'?') {
-        let joined = [head, text.as_bytes(), tail].concat();
-        return with_client_query(encode_path(&joined), exchange);
-    }
-    let target = match text.split_once('?') {
-        None => encode_path(&[head, text.as_bytes(), tail].concat()),
-        Some((path, query)) => {
-            let tail = encode_path(tail);
-            let path = encode_path(&[head, path.as_bytes()].concat());
-            format!("{path}?{}{tail}", encode_unsafe(query).replace('#', "%23"))
-        }
-    };
-    with_client_query(target, exchange)
-}
-
-fn with_client_query(mut target: String, exchange: &Exchange) -> String {
+fn with_slash(mut target: String) -> String {
     if !target.starts_with('/') {
         target.insert(0, '/');
     }
+    target
+}
+
+fn with_client_query(target: String, exchange: &Exchange) -> String {
+    let mut target = with_slash(target);
     // What an earlier plugin did to the query (took a key off, for one) holds.
     let current = exchange.rewritten.target.as_deref().unwrap_or(exchange.request.target());
     if let Some((_, query)) = current.split_once('?').filter(|(_, query)| !query.is_empty()) {
@@ -434,7 +484,18 @@ mod tests {
             (json!({"regex_uri": ["^/a/(.*)$", "/b/$1"]}), "/a/7%3Fx=1", Some("/b/7%3Fx=1")),
             (json!({"regex_uri": ["^/none", "/b"]}), "/a%2Fb", None),
             (json!({"host": "other"}), "/a%2Fb//c", None),
-            (json!({"use_real_request_uri_unsafe": true, "uri": "/b"}), "/a%2F", None),
+            (json!({"uri": "/b/${arg_v ?? none}?c=${arg_c ?? 3}"}), "/a", Some("/b/none?c=3")),
+            (json!({"use_real_request_uri_unsafe": true}), "/a%2F", None),
+            (
+                json!({"use_real_request_uri_unsafe": true, "uri": "/b%20$arg_v"}),
+                "/?v=%0a",
+                Some("/b%20%0A"),
+            ),
+            (
+                json!({"use_real_request_uri_unsafe": true, "regex_uri": ["^/a(.*)", "/b$1"]}),
+                "/a/%2e%2e//c%2Fd?x=%20",
+                Some("/b/%2e%2e//c%2Fd?x=%20"),
+            ),
             // Whatever the client sends, the target stays one line and one path.
             (json!({"uri": "/x$arg_v"}), "/?v=%0d%0aA:1", Some("/x%0D%0AA:1?v=%0d%0aA:1")),
             (json!({"uri": "$uri"}), "/a", None),
@@ -493,12 +554,23 @@ mod tests {
         assert_eq!(exchange.request.text("x-n"), Some("5"));
     }
 
+    #[tokio::test]
+    async fn a_host_made_of_what_a_client_sent_cannot_break_out_of_its_line() {
+        let chain = compile::<ProxyRewrite>(json!({"headers": {"Host": "$arg_h"}}));
+        for sent in ["a%0d%0aX-Evil:%201", "a%20b", "", "a/b"] {
+            let mut exchange = exchange("GET", &format!("/?h={sent}"), "shop");
+            assert_eq!(chain.rewrite(&mut exchange).await.unwrap_err().status, 400, "{sent}");
+            assert_eq!(exchange.rewritten.host, None);
+        }
+    }
+
     #[test]
     fn what_cannot_be_meant_is_refused() {
         for (config, says) in [
             (json!({}), "at least one of"),
             (json!({"uri": "b"}), "uri: a path"),
             (json!({"uri": "/$nothing"}), "unknown variable"),
+            (json!({"uri": "/$1"}), "uri: group 1 does not exist"),
             (json!({"regex_uri": ["^/a"]}), "pairs"),
             (json!({"regex_uri": ["(", "/"]}), "regex_uri: the regular expression '('"),
             (json!({"regex_uri": ["^/a", "/$1"]}), "group 1 does not exist"),

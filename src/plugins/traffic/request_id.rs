@@ -1,5 +1,7 @@
 //! `request-id`: every request bears an id, from its caller or from here.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -74,8 +76,11 @@ fn default_alphabet() -> String {
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIGKLMNOPQRSTUVWXYZ0123456789".into()
 }
 
+/// A note: the ids of this exchange, by the headers that carry them. Later plugins may change the request's fields.
+struct Ids(Vec<(Arc<str>, String)>);
+
 pub(super) struct RequestIdPlugin {
-    header: Box<str>,
+    header: Arc<str>,
     in_response: bool,
     algorithm: Algorithm,
     alphabet: Box<[char]>,
@@ -101,7 +106,7 @@ impl Plugin for RequestIdPlugin {
             ));
         }
         let plugin = Self {
-            header,
+            header: (*header).into(),
             in_response: config.include_in_response,
             algorithm: config.algorithm,
             alphabet: char_set.chars().collect(),
@@ -124,18 +129,26 @@ impl Rewrite for RequestIdPlugin {
                 id
             }
         };
-        exchange.notes.leave(RequestId(id));
+        exchange.notes.leave(RequestId(id.clone()));
+        let entry = (self.header.clone(), id);
+        match exchange.notes.find_mut::<Ids>() {
+            Some(ids) => ids.0.push(entry),
+            None => exchange.notes.leave(Ids(vec![entry])),
+        }
         Ok(Flow::Next)
     }
 }
 
 impl ResponseHead for RequestIdPlugin {
     fn response_head(&self, exchange: &mut Exchange) -> Result<(), Fault> {
-        // Read from the request: several of these plugins may use headers of their own.
-        if self.in_response
-            && let Some(id) = exchange.request.value(&self.header)
+        let Exchange { notes, response, .. } = exchange;
+        // Several of these plugins may use headers of their own. What the upstream says of its own stays, as in APISIX.
+        let ids = notes.find::<Ids>().map_or(&[][..], |ids| &ids.0);
+        let own = ids.iter().rev().find(|(header, _)| *header == self.header);
+        if let Some((_, id)) = own.filter(|_| self.in_response)
+            && response.value(&self.header).is_none_or(<[u8]>::is_empty)
         {
-            exchange.response.set(&self.header, id);
+            response.set(&self.header, id.as_bytes());
         }
         Ok(())
     }
@@ -241,6 +254,24 @@ mod tests {
         chain.rewrite(&mut exchange).await.unwrap();
         assert_eq!(exchange.request.all("x-my").collect::<Vec<_>>(), [b"theirs"]);
         assert!(!chain.has_response_head());
+    }
+
+    #[tokio::test]
+    async fn the_response_gets_the_id_whatever_became_of_the_requests_field() {
+        let chain = compile::<RequestIdPlugin>(json!({}));
+        for (upstreams, answered) in
+            [(None, "mine"), (Some("theirs"), "theirs"), (Some(""), "mine")]
+        {
+            let mut exchange = exchange("GET", "/", "h");
+            exchange.request.append("X-Request-Id", b"mine");
+            chain.rewrite(&mut exchange).await.unwrap();
+            exchange.request.remove("X-Request-Id");
+            if let Some(upstreams) = upstreams {
+                exchange.response.append("x-request-id", upstreams.as_bytes());
+            }
+            chain.response_head(&mut exchange).unwrap();
+            assert_eq!(exchange.response.text("X-Request-Id"), Some(answered));
+        }
     }
 
     #[test]

@@ -229,7 +229,8 @@ impl ResponseHead for ResponseRewrite {
         if self.condition.as_ref().is_some_and(|condition| !exchange.judge(condition)) {
             return Ok(());
         }
-        if matches!(self.change, Change::Filters(..)) && is_encoded(exchange) {
+        if matches!(self.change, Change::Filters(..)) && is_encoded(exchange) && has_body(exchange)
+        {
             // To search in compressed bytes would find nothing and let pass what was to be replaced.
             let encoding = exchange.response.text("content-encoding").unwrap_or("?");
             let cause = format!("filters cannot read a body encoded as {encoding}");
@@ -270,6 +271,13 @@ impl ResponseHead for ResponseRewrite {
     }
 }
 
+/// Responses to HEAD, and some statuses, have no body (RFC 9112 section 6.3): one must not be put there.
+fn has_body(exchange: &Exchange) -> bool {
+    exchange.request.method() != "HEAD"
+        && exchange.rewritten.method.as_deref() != Some("HEAD")
+        && !matches!(exchange.response.status(), 100..=199 | 204 | 304)
+}
+
 fn is_encoded(exchange: &Exchange) -> bool {
     exchange
         .response
@@ -280,6 +288,9 @@ fn is_encoded(exchange: &Exchange) -> bool {
 impl ResponseBody for ResponseRewrite {
     fn filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>> {
         if self.condition.as_ref().is_some_and(|condition| !exchange.judged(condition)) {
+            return None;
+        }
+        if !has_body(exchange) {
             return None;
         }
         match &self.change {
@@ -403,6 +414,19 @@ mod tests {
             for name in ["content-length", "content-encoding", "etag"] {
                 assert_eq!(exchange.response.value(name), None, "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_body_none_is_put() {
+        let chain = compile::<ResponseRewrite>(json!({"body": "new"}));
+        for (method, status) in [("HEAD", 200), ("GET", 204), ("GET", 304)] {
+            let mut exchange = answered(status);
+            exchange.request.set_method(method);
+            chain.response_head(&mut exchange).unwrap();
+            let mut filters = BodyFilters::default();
+            chain.filters(&exchange, &mut filters);
+            assert!(filters.is_empty(), "{method} {status}");
         }
     }
 

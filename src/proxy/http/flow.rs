@@ -399,7 +399,7 @@ async fn forwarded<D: Downstream>(
     }
     let filters = chains.filters(exchange);
     let mut length = upstreamed.length;
-    if !filters.is_empty() && length != BodyLength::None {
+    if !filters.is_empty() && may_have_body(exchange) {
         // What filters make of the body is known only when they have made it.
         length = BodyLength::Unknown;
         exchange.response.remove("content-length");
@@ -421,6 +421,12 @@ async fn forwarded<D: Downstream>(
             After::Close
         }
     }
+}
+
+/// May the answer have a body at all, whatever the upstream announced? A filter may make one.
+fn may_have_body(exchange: &Exchange) -> bool {
+    let status = exchange.response.status();
+    exchange.request.method() != "HEAD" && status >= 200 && status != 204 && status != 304
 }
 
 async fn switch<D: Downstream>(

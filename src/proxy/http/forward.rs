@@ -15,7 +15,7 @@ use super::origin::{Answer, Origin};
 use super::transfer::{Failed, Pump};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
-use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Template};
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Template};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
@@ -63,8 +63,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
     let websocket = chains.route.is_some_and(|route| route.websocket);
     // Any other protocol, h2c above all, would carry requests past routes and policy. A body leaves no place for a switch.
-    let may_switch =
-        websocket && !caller.is_http2() && caller.request_body() == BodyLength::None;
+    let may_switch = websocket && !caller.is_http2() && caller.request_body() == BodyLength::None;
     let upgrade = hop
         .upgrade
         .as_deref()
@@ -149,6 +148,19 @@ fn hash_input(exchange: &Exchange, key: &Template) -> String {
     let mut input = String::new();
     key.render(exchange, &mut input);
     if input.is_empty() { exchange.client.address.ip().to_string() } else { input }
+}
+
+/// What plugins made must not end a line early. What came from the caller was checked when it came.
+fn check_rewritten(rewritten: &Rewritten) -> Result<(), Failure> {
+    let parts = [&rewritten.method, &rewritten.target, &rewritten.host];
+    let lawful = |text: &&String| text.bytes().all(|b| (0x21..=0x7e).contains(&b));
+    match parts.into_iter().flatten().find(|text| !lawful(text)) {
+        None => Ok(()),
+        Some(_) => {
+            let cause = "a plugin made a method, target or host with bytes that none may have";
+            Err(Failure::Fault(Fault::gateway("the request cannot be forwarded", cause)))
+        }
+    }
 }
 
 /// One try at one endpoint.
@@ -291,6 +303,7 @@ impl Attempt<'_> {
                 &node
             }
         };
+        check_rewritten(rewritten)?;
         let line = RequestLine {
             method: rewritten.method.as_deref().unwrap_or_else(|| exchange.request.method()),
             target: rewritten.target.as_deref().unwrap_or_else(|| exchange.request.target()),
