@@ -444,6 +444,10 @@ impl Upstreamed {
                 (moved, armed) = (now_moved, true);
                 watchdog.set(Some(Instant::now() + within));
             }
+            // Nothing moves: should the caller have gone, nobody waits for the rest, and the upstream may stop.
+            if self.upload.is_finished() && caller.poll_gone(context).is_ready() {
+                return Poll::Ready(Err("the caller has gone".to_owned()));
+            }
             watchdog.poll(context).map(|()| Err("nothing moved within the time limit".to_owned()))
         })
         .await
