@@ -316,7 +316,10 @@ impl Attempt<'_> {
         watchdog.set(Some(Instant::now() + self.cluster.send_within));
         let mut moved = upload.moved;
         let mut waiting = false;
-        let method: SmallVec<[u8; 16]> = SmallVec::from_slice(exchange.request.method().as_bytes());
+        // The method that was sent: it decides whether the answer has a body.
+        let method = exchange.rewritten.method.as_deref();
+        let method = method.unwrap_or_else(|| exchange.request.method());
+        let method: SmallVec<[u8; 16]> = SmallVec::from_slice(method.as_bytes());
         let method = std::str::from_utf8(&method).unwrap_or_default();
         let is_idempotent =
             matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
@@ -328,6 +331,11 @@ impl Attempt<'_> {
             if !upload.is_finished() && !upload.is_stuck() {
                 match upload.poll(context, caller, origin) {
                     Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(Failed::Source(Broken::Protocol(cause)))) => {
+                        let mut fault = Fault::client(400, "the request's body is malformed");
+                        fault.cause = cause;
+                        return Poll::Ready(Err(Failure::Fault(fault)));
+                    }
                     Poll::Ready(Err(Failed::Source(_) | Failed::Filter(_))) => {
                         return Poll::Ready(Err(Failure::Gone));
                     }
@@ -377,6 +385,10 @@ impl Attempt<'_> {
                 return Poll::Ready(Err(Failure::Gone));
             }
             watchdog.poll(context).map(|()| {
+                if !upload.is_finished() && upload.is_starved() {
+                    let sentence = "the request's body took too long";
+                    return Err(Failure::Fault(Fault::client(408, sentence)));
+                }
                 let cause = "no answer within the time limit";
                 let retry = is_idempotent && !origin.has_answered();
                 Err(Failure::Fault(Fault::upstream(
