@@ -183,7 +183,13 @@ impl Attempt<'_> {
                 Ok(answer) => return Ok((origin, answer, reuse)),
                 // The other side closed an idle connection while we took it: that says nothing about the endpoint.
                 Err(Failure::Fault(fault)) if reused && fault.retry && !upload.has_begun() => {
+                    self.forget_http2(http2);
                     may_reuse = false;
+                }
+                Err(Failure::Fault(fault)) if fault.status == 504 => {
+                    // The host behind a shared connection may be gone without a word: the next request tries a new one.
+                    self.forget_http2(http2);
+                    return Err(Failure::Fault(fault));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -250,7 +256,12 @@ impl Attempt<'_> {
             Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
         };
         let shared = self.worker.pool.lock().shared(self.endpoint);
-        let mut place = shared.lock().await;
+        // Whoever holds the lock is connecting, and has no more time for it than we have.
+        let within = self.cluster.connect_within;
+        let Ok(mut place) = tokio::time::timeout(within, shared.lock()).await else {
+            let (sentence, cause) = ("the upstream did not answer in time", "no connection yet");
+            return Err(Failure::Fault(Fault::upstream(504, sentence, cause, true)));
+        };
         let identity = self.worker.connect.identity_revision();
         let secure = !matches!(self.endpoint.security, Security::Plain);
         if let Some((send, reuse)) = place.as_ref() {
@@ -272,6 +283,17 @@ impl Attempt<'_> {
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
         Ok((Origin::Http2(Box::new(origin)), reuse, false))
+    }
+
+    /// Nobody else shall wait on the connection that this endpoint's streams share; those under way keep it.
+    fn forget_http2(&self, http2: bool) {
+        if !http2 {
+            return;
+        }
+        let shared = self.worker.pool.lock().shared(self.endpoint);
+        if let Ok(mut place) = shared.try_lock() {
+            *place = None;
+        }
     }
 
     fn send<D: Downstream>(
@@ -367,9 +389,8 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
                     Poll::Ready(Err(broken)) => {
                         let unanswered = !origin.has_answered();
-                        let retry = unanswered
-                            && is_idempotent
-                            && matches!(broken, Broken::Io(_) | Broken::Protocol(_));
+                        let untouched = matches!(broken, Broken::Refused);
+                        let retry = unanswered && (is_idempotent || untouched);
                         let fault = Fault::upstream(
                             502,
                             "the upstream gave no valid answer",
