@@ -180,13 +180,16 @@ async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
         writeln!(out, "admin key (shown once, only its hash is kept): {}", key.reveal())?;
     }
     out.flush()?;
+    // One future from here to the end: between two of them a signal would be lost.
+    let mut end = std::pin::pin!(asked_to_end());
     tokio::select! {
+        biased;
+        ended = &mut end => ended?,
         () = running.readiness().ready() => {
             writeln!(out, "ready")?;
             out.flush()?;
-            asked_to_end().await?;
+            end.await?;
         }
-        ended = asked_to_end() => ended?,
     }
     tracing::info!("draining");
     let clean = running.drain().await;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
@@ -145,14 +146,17 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
 /// Does a plain connection begin with HTTP/2's preface? The bytes stay where they are.
 async fn begins_with_preface(tcp: &TcpStream) -> bool {
     let mut first = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(1);
     loop {
         match tcp.peek(&mut first).await {
             Ok(count) if count > 0 && PREFACE.starts_with(&first[..count]) => {
                 if count == PREFACE.len() {
                     return true;
                 }
-                // A part of the preface is there: the rest is on its way. Peeking again returns at once, so pause.
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                // A part of the preface is there: the rest is on its way. Peeking again returns at once, so pause; longer each
+                // time, since who sends no more than that must not keep us busy.
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(200));
             }
             _ => return false,
         }

@@ -181,6 +181,8 @@ fn thread(
                 () = sweep => {}
             }
         });
+        // A name that is just being resolved must not hold up the end.
+        runtime.shutdown_background();
     })?;
     Ok(Thread { worker, drain: Some(drain), stop, handle })
 }

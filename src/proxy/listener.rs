@@ -1,11 +1,12 @@
 //! `Listener`: sockets become connections, within bounds, until the drain.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::connection::{self, DoorSecurity};
 use super::worker::Worker;
@@ -42,26 +43,45 @@ impl Listener {
             .await;
             match next {
                 Some(Ok((tcp, address))) => {
-                    if worker.metrics.open(worker.limits.max_connections).is_err() {
-                        // Dropping it tells the client at once; waiting would only fill the queue behind it.
-                        continue;
-                    }
-                    let number = crate::observe::next_connection_id();
-                    let (worker, listener, guard) =
-                        (worker.clone(), listener.clone(), guard.clone());
-                    worker.clone().spawn(async move {
-                        connection::run(&worker, &listener, tcp, address, number).await;
-                        worker.metrics.close();
-                        drop(guard);
-                    });
+                    serve(&worker, &listener, tcp, address, &guard);
                 }
                 Some(Err(error)) => {
                     // Out of descriptors and the like: the loop must neither end nor spin.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                None => return,
+                None => break,
+            }
+        }
+        // What the system has accepted since the event queue was read last would be reset with the socket.
+        let Ok(socket) = socket.into_std() else { return };
+        while let Ok((tcp, address)) = socket.accept() {
+            if tcp.set_nonblocking(true).is_ok()
+                && let Ok(tcp) = TcpStream::from_std(tcp)
+            {
+                serve(&worker, &listener, tcp, address, &guard);
             }
         }
     }
+}
+
+/// Serves a connection on this worker, unless there are too many.
+fn serve(
+    worker: &Arc<Worker>,
+    listener: &Arc<Listener>,
+    tcp: TcpStream,
+    address: SocketAddr,
+    guard: &DrainGuard,
+) {
+    if worker.metrics.open(worker.limits.max_connections).is_err() {
+        // Dropping it tells the client at once; waiting would only fill the queue behind it.
+        return;
+    }
+    let number = crate::observe::next_connection_id();
+    let (worker, listener, guard) = (worker.clone(), listener.clone(), guard.clone());
+    worker.clone().spawn(async move {
+        connection::run(&worker, &listener, tcp, address, number).await;
+        worker.metrics.close();
+        drop(guard);
+    });
 }

@@ -195,7 +195,13 @@ impl Attempt<'_> {
                 Ok(answer) => return Ok((origin, answer, reuse)),
                 // The other side closed an idle connection while we took it: that says nothing about the endpoint.
                 Err(Failure::Fault(fault)) if reused && fault.retry && !upload.has_begun() => {
+                    self.forget_http2(http2);
                     may_reuse = false;
+                }
+                Err(Failure::Fault(fault)) if fault.status == 504 => {
+                    // The host behind a shared connection may be gone without a word: the next request tries a new one.
+                    self.forget_http2(http2);
+                    return Err(Failure::Fault(fault));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -262,7 +268,12 @@ impl Attempt<'_> {
             Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
         };
         let shared = self.worker.pool.lock().shared(self.endpoint);
-        let mut place = shared.lock().await;
+        // Whoever holds the lock is connecting, and has no more time for it than we have.
+        let within = self.cluster.connect_within;
+        let Ok(mut place) = tokio::time::timeout(within, shared.lock()).await else {
+            let (sentence, cause) = ("the upstream did not answer in time", "no connection yet");
+            return Err(Failure::Fault(Fault::upstream(504, sentence, cause, true)));
+        };
         let identity = self.worker.connect.identity_revision();
         let secure = !matches!(self.endpoint.security, Security::Plain);
         if let Some((send, reuse)) = place.as_ref() {
@@ -284,6 +295,17 @@ impl Attempt<'_> {
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
         Ok((Origin::Http2(Box::new(origin)), reuse, false))
+    }
+
+    /// Nobody else shall wait on the connection that this endpoint's streams share; those under way keep it.
+    fn forget_http2(&self, http2: bool) {
+        if !http2 {
+            return;
+        }
+        let shared = self.worker.pool.lock().shared(self.endpoint);
+        if let Ok(mut place) = shared.try_lock() {
+            *place = None;
+        }
     }
 
     fn send<D: Downstream>(
@@ -329,7 +351,10 @@ impl Attempt<'_> {
         watchdog.set(Some(Instant::now() + self.cluster.send_within));
         let mut moved = upload.moved;
         let mut waiting = false;
-        let method: SmallVec<[u8; 16]> = SmallVec::from_slice(exchange.request.method().as_bytes());
+        // The method that was sent: it decides whether the answer has a body.
+        let method = exchange.rewritten.method.as_deref();
+        let method = method.unwrap_or_else(|| exchange.request.method());
+        let method: SmallVec<[u8; 16]> = SmallVec::from_slice(method.as_bytes());
         let method = std::str::from_utf8(&method).unwrap_or_default();
         let is_idempotent =
             matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
@@ -341,6 +366,11 @@ impl Attempt<'_> {
             if !upload.is_finished() && !upload.is_stuck() {
                 match upload.poll(context, caller, origin) {
                     Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(Failed::Source(Broken::Protocol(cause)))) => {
+                        let mut fault = Fault::client(400, "the request's body is malformed");
+                        fault.cause = cause;
+                        return Poll::Ready(Err(Failure::Fault(fault)));
+                    }
                     Poll::Ready(Err(Failed::Source(_) | Failed::Filter(_))) => {
                         return Poll::Ready(Err(Failure::Gone));
                     }
@@ -372,9 +402,8 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
                     Poll::Ready(Err(broken)) => {
                         let unanswered = !origin.has_answered();
-                        let retry = unanswered
-                            && is_idempotent
-                            && matches!(broken, Broken::Io(_) | Broken::Protocol(_));
+                        let untouched = matches!(broken, Broken::Refused);
+                        let retry = unanswered && (is_idempotent || untouched);
                         let fault = Fault::upstream(
                             502,
                             "the upstream gave no valid answer",
@@ -390,6 +419,10 @@ impl Attempt<'_> {
                 return Poll::Ready(Err(Failure::Gone));
             }
             watchdog.poll(context).map(|()| {
+                if !upload.is_finished() && upload.is_starved() {
+                    let sentence = "the request's body took too long";
+                    return Err(Failure::Fault(Fault::client(408, sentence)));
+                }
                 let cause = "no answer within the time limit";
                 let retry = is_idempotent && !origin.has_answered();
                 Err(Failure::Fault(Fault::upstream(
@@ -456,6 +489,10 @@ impl Upstreamed {
             if now_moved != moved || !armed {
                 (moved, armed) = (now_moved, true);
                 watchdog.set(Some(Instant::now() + within));
+            }
+            // Nothing moves: should the caller have gone, nobody waits for the rest, and the upstream may stop.
+            if self.upload.is_finished() && caller.poll_gone(context).is_ready() {
+                return Poll::Ready(Err("the caller has gone".to_owned()));
             }
             watchdog.poll(context).map(|()| Err("nothing moved within the time limit".to_owned()))
         })

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -34,6 +35,9 @@ const SEND_BUFFER: usize = 128 * 1024;
 
 impl From<h2::Error> for Broken {
     fn from(error: h2::Error) -> Self {
+        if error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM) {
+            return Self::Refused;
+        }
         Self::Protocol(error.to_string())
     }
 }
@@ -489,6 +493,9 @@ fn read_request(parts: &http::request::Parts, head: &mut Head) -> Result<(), &'s
         (None, Some(host)) => host.as_bytes(),
     };
     super::h1::check_host(authority).map_err(|refused| refused.sentence)?;
+    if parts.headers.get_all(http::header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err("more than one content-length");
+    }
     head.set_authority(std::str::from_utf8(authority).map_err(|_| "the host is not a host")?);
     for (name, value) in &parts.headers {
         let known = Known::of(name.as_str().as_bytes());
@@ -528,24 +535,33 @@ pub(in crate::proxy) async fn serve(
     let mut turn = Turn::default();
     let mut draining = pin!(worker.draining());
     let mut watchdog = Watchdog::new();
-    let mut is_leaving = false;
+    let (mut is_leaving, mut is_calmed) = (false, false);
     let open = Arc::new(());
+    let cancelled = Arc::new(Cancelled::default());
     let standing = flow::ConnectionStanding::new(&client);
     loop {
         let next = poll_fn(|context| {
+            let idle = Arc::strong_count(&open) == 1 && !connection.has_streams();
+            if watchdog.deadline().is_none() || !idle {
+                watchdog.set(Some(tokio::time::Instant::now() + worker.limits.idle_within));
+            }
+            let is_idle_for_long = watchdog.poll(context).is_ready();
+            if is_leaving && is_idle_for_long {
+                // It was told to go, has nothing to do here, and does not go.
+                return Poll::Ready(None);
+            }
             if !is_leaving {
                 let ends = not_after.is_some_and(|end| crate::rt::unix_seconds() >= end);
-                let idle = Arc::strong_count(&open) == 1;
-                if watchdog.deadline().is_none() || !idle {
-                    watchdog.set(Some(tokio::time::Instant::now() + worker.limits.idle_within));
-                }
-                if ends
-                    || draining.as_mut().poll(context).is_ready()
-                    || watchdog.poll(context).is_ready()
-                {
+                if ends || is_idle_for_long || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
+                    watchdog.set(Some(tokio::time::Instant::now() + worker.limits.head_within));
                     connection.graceful_shutdown();
                 }
+            }
+            if !is_calmed && cancelled.too_many(served.requests) {
+                is_calmed = true;
+                worker.note_malformed(&client, "too many streams were given up");
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
             ready!(turn.poll(context));
             connection.poll_accept(context)
@@ -555,11 +571,24 @@ pub(in crate::proxy) async fn serve(
         served.requests += 1;
         watchdog.set(None);
         let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());
-        let standing = standing.clone();
+        let (standing, cancelled) = (standing.clone(), cancelled.clone());
         worker.clone().spawn(async move {
-            serve_stream(&worker, &client, standing, request, respond).await;
+            serve_stream(&worker, &client, standing, &cancelled, request, respond).await;
             drop(guard);
         });
+    }
+}
+
+/// Streams that a caller began and gave up: work for us and for upstreams, next to none for it (CVE-2023-44487). The `h2`
+/// crate bounds those that it resets before we see them; this counts the others.
+#[derive(Default)]
+struct Cancelled(AtomicU32);
+
+impl Cancelled {
+    /// So many, and more than half of all: no client that wants answers does that.
+    fn too_many(&self, all: u64) -> bool {
+        let cancelled = u64::from(self.0.load(Ordering::Relaxed));
+        cancelled > 500 && cancelled * 2 > all
     }
 }
 
@@ -567,6 +596,7 @@ async fn serve_stream(
     worker: &Arc<Worker>,
     client: &Arc<Client>,
     mut standing: flow::ConnectionStanding,
+    cancelled: &Cancelled,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
@@ -576,6 +606,7 @@ async fn serve_stream(
         worker.note_malformed(client, sentence);
         worker.take_back(exchange);
         respond.send_reset(Reason::PROTOCOL_ERROR);
+        cancelled.0.fetch_add(1, Ordering::Relaxed);
         return;
     }
     let mut caller = Caller {
@@ -591,11 +622,14 @@ async fn serve_stream(
     let mut watchdog = Watchdog::new();
     let _ = flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, false)
         .await;
+    let is_answered = caller.sending.as_ref().is_some_and(|sending| sending.is_over);
     // A caller that still sends what nobody reads is told to stop; the response is whole.
-    if caller.sending.as_ref().is_some_and(|sending| sending.is_over)
-        && !caller.receiving.stream.is_end_stream()
-    {
+    if is_answered && !caller.receiving.stream.is_end_stream() {
         caller.respond.send_reset(Reason::NO_ERROR);
+    }
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    if !is_answered && caller.poll_gone(&mut context).is_ready() {
+        cancelled.0.fetch_add(1, Ordering::Relaxed);
     }
     worker.take_back(exchange);
 }

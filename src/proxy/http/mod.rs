@@ -20,6 +20,8 @@ pub(in crate::proxy) enum Broken {
     Io(io::Error),
     /// The other end broke the protocol.
     Protocol(String),
+    /// The other end refused a stream before it did anything with it (RFC 9113 section 8.7).
+    Refused,
 }
 
 impl std::fmt::Display for Broken {
@@ -27,6 +29,7 @@ impl std::fmt::Display for Broken {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Protocol(what) => f.write_str(what),
+            Self::Refused => f.write_str("the stream was refused"),
         }
     }
 }

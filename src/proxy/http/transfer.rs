@@ -29,6 +29,8 @@ pub(in crate::proxy) struct Pump {
     held: Bytes,
     is_finished: bool,
     is_stuck: bool,
+    /// The source has nothing for now.
+    is_starved: bool,
 }
 
 impl Pump {
@@ -52,6 +54,11 @@ impl Pump {
         self.is_stuck
     }
 
+    /// Is it the source that everybody waits for?
+    pub(in crate::proxy) fn is_starved(&self) -> bool {
+        self.is_starved
+    }
+
     pub(in crate::proxy) fn is_finished(&self) -> bool {
         self.is_finished
     }
@@ -64,7 +71,9 @@ impl Pump {
         sink: &mut impl Side,
     ) -> Poll<Result<(), Failed>> {
         while !self.is_over {
-            match source.poll_data(context) {
+            let piece = source.poll_data(context);
+            self.is_starved = piece.is_pending();
+            match piece {
                 Poll::Ready(Ok(Piece::Data(data))) => {
                     let taken = ready!(sink.poll_send(context, data)).map_err(Failed::Sink)?;
                     source.consume(taken);

@@ -74,7 +74,7 @@ fn end_of_head(bytes: &[u8], scanned: usize) -> Result<Option<usize>, Refused> {
         Some(at) if from + at + 4 <= MAX_HEAD => {}
         None if bytes.len() < MAX_HEAD => {
             // A bare LF can never become part of a lawful head: refuse it before its end, which may never come.
-            return match bare_line_feed(&bytes[from..]) {
+            return match bare_line_feed(bytes, from) {
                 true => Err(bad("a line ends with a bare LF")),
                 false => Ok(None),
             };
@@ -82,15 +82,16 @@ fn end_of_head(bytes: &[u8], scanned: usize) -> Result<Option<usize>, Refused> {
         _ => return Err(Refused { status: 431, sentence: "the head is too large" }),
     }
     let end = from + memchr::memmem::find(&bytes[from..], b"\r\n\r\n").unwrap_or_default() + 4;
-    if bare_line_feed(&bytes[..end]) {
+    if bare_line_feed(&bytes[..end], 0) {
         Err(bad("a line ends with a bare LF"))
     } else {
         Ok(Some(end))
     }
 }
 
-fn bare_line_feed(bytes: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', bytes).any(|at| at > 0 && bytes[at - 1] != b'\r')
+fn bare_line_feed(bytes: &[u8], from: usize) -> bool {
+    memchr::memchr_iter(b'\n', &bytes[from..])
+        .any(|at| from + at == 0 || bytes[from + at - 1] != b'\r')
 }
 
 fn parse_error(error: httparse::Error) -> Refused {
@@ -438,6 +439,7 @@ mod tests {
             "Transfer-Encoding : chunked",
             "A: 1\r\n folded",
             "A: 1\nB: 2",
+            "A: 1\r\n\n",
             "A: 1\rB: 2",
             "A: \0",
             "Host: b",
@@ -448,6 +450,8 @@ mod tests {
             assert!(request(&text).is_err(), "{fields:?}");
         }
         assert!(request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+        assert!(request("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n").is_err());
+        assert!(request("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
     }
 
     #[test]
