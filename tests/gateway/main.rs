@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod bad_input;
+mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod world;
