@@ -194,6 +194,7 @@ impl Keeping {
                 let gone = self.held.difference(&named).cloned();
                 changes.extend(gone.map(|(kind, id)| Change::Delete(kind, id)));
             }
+            changes.extend(self.keeper.stand_ins(&batch.unreadable));
             for change in &changes {
                 match change {
                     Change::Put(resource) => {
@@ -210,7 +211,8 @@ impl Keeping {
                     Change::Delete(kind, id) => (*kind, id.clone()),
                 })
                 .collect();
-            let applied = self.keeper.apply(changes, batch.revision);
+            let mut applied = self.keeper.apply(changes, batch.revision);
+            stand_ins_aside(&mut applied.rejected, &batch.unreadable);
             for key in touched {
                 self.refused.remove(&key);
             }
@@ -292,6 +294,13 @@ impl Keeping {
             "configuration applied"
         );
     }
+}
+
+/// Why a stand-in is not in order is nobody's concern: the resource that it stands in for is named already.
+pub(super) fn stand_ins_aside(rejected: &mut Vec<Rejected>, unreadable: &[Rejected]) {
+    rejected.retain(|one| {
+        !unreadable.iter().any(|other| (other.kind, &other.id) == (one.kind, &one.id))
+    });
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a metric's value")]
