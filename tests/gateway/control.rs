@@ -5,6 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use wardgate::store::etcd::Etcd;
+use wardgate::store::{Expect, Store};
+
 use crate::etcd_server::EtcdServer;
 use crate::world::{
     Admin, App, Part, Process, World, allow, eventually, eventually_async, get, send,
@@ -302,6 +305,51 @@ async fn two_control_planes_share_one_etcd() {
     assert_eq!(admin.get("/routes/1").await["value"]["desc"], "patched");
     beside.applied(admin.delete("/routes/1").await, 1).await;
     assert_eq!(get(ingress.address("ingress"), "/").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_policy_that_cannot_be_read_stands_closed_also_after_a_restart_without_control_plane() {
+    let world = World::new();
+    let etcd = EtcdServer::start();
+    let settings = json!({ "endpoints": [etcd.url()] });
+    let store = Etcd::new(&serde_json::from_value(settings.clone()).unwrap()).unwrap();
+    let mut control = world.control().set("control.store", &json!({ "etcd": settings })).start();
+    let admin = control.admin();
+    let app = App::echo("app");
+    let parts = ["/billing", "/stock"].map(|path| world.sidecar(path).app(&app).fed_by(&control));
+    let running = parts.each_ref().map(Part::start);
+    let everybody = allow("p", &[], &[&world.id("/shop")]);
+    admin.applied(admin.put("/identity_policies/p", &everybody).await, 2).await;
+    let shop = world.peer("/shop");
+    for sidecar in &running {
+        assert_eq!(shop.get(sidecar, "/").await.status, 200);
+    }
+
+    // Written past the Admin API: one that nobody can read, and one that only its compilation refuses.
+    let of = |path: &str, rule: Value| json!({ "action": "deny", "selector": { "workloads": [world.id(path)] }, "rules": [rule] });
+    let for_billing = of("/billing", json!({ "to": { "paths": ["no-slash"] } }));
+    let put = async |id: &str, policy: &Value| {
+        let key = format!("/apisix/identity_policies/{id}");
+        store.put(&key, policy, Expect::Anything, None).await.unwrap().modified
+    };
+    admin.applied(put("compiles-not", &for_billing).await, 2).await;
+    assert_eq!(shop.get(&running[0], "/").await.status, 403);
+    assert_eq!(shop.get(&running[1], "/").await.status, 200, "not about it");
+    let revision = put("unreadable", &json!({ "action": "obliterate" })).await;
+    let state = admin.applied(revision, 2).await;
+    assert!(state.to_string().contains("unreadable"), "the control plane tells: {state}");
+    for (sidecar, part) in running.iter().zip(&parts) {
+        let answer = shop.get(sidecar, "/").await;
+        assert_eq!(answer.json()["reason"], "broken_policy");
+        last_good(part, "last-good-sidecar", "obliterate");
+    }
+
+    control.kill();
+    drop(running);
+    for part in &parts {
+        let again = part.start();
+        assert_eq!(shop.get(&again, "/").await.status, 403, "{}", part.name);
+    }
 }
 
 #[tokio::test]

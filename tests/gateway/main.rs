@@ -8,4 +8,5 @@ mod bad_input;
 mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod policy;
 mod world;
