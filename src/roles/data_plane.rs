@@ -12,10 +12,7 @@ use super::feed::full;
 use super::process::Shared;
 use super::settings;
 use crate::identity::{Identity, SpiffeId};
-use crate::model::{
-    Body, Change, Id, IdentityPolicy, Kind, Labels, Listeners, Mode, PolicyAction, PolicyRule,
-    PolicySelector, Rejected, Resource, Ssl,
-};
+use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
 use crate::mtls::{
     Acceptor, Connector, PublicAcceptor, PublicCertificate, PublicCertificates,
     public_server_config,
@@ -167,28 +164,6 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
     Ok(Change::Put(Resource { kind: Kind::Routes, id, revision: 0, body }))
 }
 
-/// Stands for a policy that cannot be read.
-fn deny_everything(unreadable: &Rejected) -> Change {
-    let policy = IdentityPolicy {
-        id: Some(unreadable.id.clone()),
-        name: None,
-        desc: Some("stands for a policy that cannot be read".to_owned()),
-        labels: Labels::new(),
-        selector: PolicySelector::default(),
-        action: PolicyAction::Deny,
-        mode: Mode::Enforce,
-        rules: vec![PolicyRule { name: Some("unreadable".to_owned()), from: None, to: None }],
-        create_time: None,
-        update_time: None,
-    };
-    Change::Put(Resource {
-        kind: Kind::IdentityPolicies,
-        id: unreadable.id.clone(),
-        revision: unreadable.revision,
-        body: Body::IdentityPolicy(Box::new(policy)),
-    })
-}
-
 /// Takes batches from the feed, compiles them, and puts them into force.
 struct Keeping {
     keeper: Keeper,
@@ -219,6 +194,7 @@ impl Keeping {
                 let gone = self.held.difference(&named).cloned();
                 changes.extend(gone.map(|(kind, id)| Change::Delete(kind, id)));
             }
+            changes.extend(self.keeper.stand_ins(&batch.unreadable));
             for change in &changes {
                 match change {
                     Change::Put(resource) => {
@@ -229,14 +205,6 @@ impl Keeping {
                     }
                 }
             }
-            // A policy that nobody can read and that has no version before it denies: what it was to forbid must not pass.
-            for rejected in &batch.unreadable {
-                if rejected.kind == Kind::IdentityPolicies
-                    && !self.held.contains(&(rejected.kind, rejected.id.clone()))
-                {
-                    changes.push(deny_everything(rejected));
-                }
-            }
             let count = changes.len();
             let touched: Vec<(Kind, Id)> = changes
                 .iter()
@@ -245,7 +213,8 @@ impl Keeping {
                     Change::Delete(kind, id) => (*kind, id.clone()),
                 })
                 .collect();
-            let applied = self.keeper.apply(changes, batch.revision);
+            let mut applied = self.keeper.apply(changes, batch.revision);
+            stand_ins_aside(&mut applied.rejected, &batch.unreadable);
             for key in touched {
                 self.refused.remove(&key);
             }
@@ -327,6 +296,13 @@ impl Keeping {
             "configuration applied"
         );
     }
+}
+
+/// Why a stand-in is not in order is nobody's concern: the resource that it stands in for is named already.
+pub(super) fn stand_ins_aside(rejected: &mut Vec<Rejected>, unreadable: &[Rejected]) {
+    rejected.retain(|one| {
+        !unreadable.iter().any(|other| (other.kind, &other.id) == (one.kind, &one.id))
+    });
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a metric's value")]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::data_plane::stand_ins_aside;
 use super::feed::{FeedConnect, full};
 use super::process::{identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
@@ -278,7 +279,10 @@ fn look_at_configuration(
     }
     let me = identity.map(|identity| identity.load().id().clone());
     let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new());
-    let applied = keeper.apply(batch.changes, batch.revision);
+    let stand_ins = keeper.stand_ins(&batch.unreadable);
+    let changes = batch.changes.into_iter().chain(stand_ins).collect();
+    let mut applied = keeper.apply(changes, batch.revision);
+    stand_ins_aside(&mut applied.rejected, &batch.unreadable);
     for rejected in applied.rejected.iter().chain(&batch.unreadable) {
         findings.add(
             "policy",

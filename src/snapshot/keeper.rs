@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl, host_names};
 use super::compiled::{Broken, CompiledRoute, Routers, Snapshot};
@@ -241,6 +241,27 @@ impl Keeper {
             Body::IdentityPolicy(policy) => policy::check(policy),
             Body::Workload(_) => Ok(()),
         }
+    }
+
+    /// What stands in the place of resources that are there and cannot be read, where no previous version does: a policy
+    /// that refuses everybody, a global rule that answers 503. Nobody knows what they would have kept out.
+    pub fn stand_ins(&self, unreadable: &[Rejected]) -> Vec<Change> {
+        let stand_in = |rejected: &Rejected| {
+            let Rejected { kind, id, revision, .. } = rejected;
+            let body = match kind {
+                Kind::IdentityPolicies if !self.policies.contains_key(id) => {
+                    // Without a rule it is broken, and a broken deny policy holds against everybody.
+                    Body::parse(*kind, &json!({ "action": "deny", "rules": [] }))
+                }
+                Kind::GlobalRules if !self.global_rules.contains_key(id) => {
+                    Body::parse(*kind, &json!({ "plugins": { "unreadable": {} } }))
+                }
+                _ => return None,
+            };
+            let body = body.expect("it is of the kind's shape");
+            Some(Change::Put(Resource { kind: *kind, id: id.clone(), revision: *revision, body }))
+        };
+        unreadable.iter().filter_map(stand_in).collect()
     }
 
     /// The plugins that have this metadata must still compile with it.

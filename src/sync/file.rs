@@ -22,7 +22,7 @@
 //! - One item that cannot be used is left out with a warning that names it, and its version before stays in force. A whole file
 //!   that cannot be read changes nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -95,6 +95,8 @@ pub struct FileFeed {
     look_every: Duration,
     stamp: Option<Stamp>,
     has: Versions,
+    /// What is in the file, cannot be read, and never could.
+    unreadable: BTreeSet<Key>,
     revision: Revision,
     /// The first batch, until it was asked for.
     first: Option<Batch>,
@@ -123,6 +125,7 @@ impl FileFeed {
             look_every: LOOK_EVERY,
             stamp,
             has: Versions::default(),
+            unreadable: BTreeSet::new(),
             revision: 0,
             first: None,
         };
@@ -141,6 +144,7 @@ impl FileFeed {
     fn batch(&mut self, items: Vec<Item>) -> Batch {
         let revision = self.revision + 1;
         let mut wanted = Versions::default();
+        let mut unreadable = BTreeSet::new();
         let mut bodies: BTreeMap<Key, Body> = BTreeMap::new();
         let mut batch = Batch::default();
         for Item { key, outcome } in items {
@@ -158,8 +162,9 @@ impl FileFeed {
                 Err(Invalid(reason)) => {
                     let (kind, id) = key.clone();
                     batch.unreadable.push(Rejected { kind, id, revision, reason });
-                    if let Some(before) = self.has.get(&key) {
-                        wanted.insert(key, *before);
+                    match self.has.get(&key) {
+                        Some(before) => drop(wanted.insert(key, *before)),
+                        None => drop(unreadable.insert(key)),
                     }
                 }
             }
@@ -167,6 +172,12 @@ impl FileFeed {
         let delta = Delta::between(&self.has, &wanted);
         let gone = delta.deletes.into_iter().map(|(kind, id)| Change::Delete(kind, id));
         batch.changes.extend(gone);
+        // Also of what could never be read the reader hears when it goes: something may stand in its place.
+        let gone = self
+            .unreadable
+            .iter()
+            .filter(|key| !unreadable.contains(*key) && !wanted.contains_key(*key));
+        batch.changes.extend(gone.map(|(kind, id)| Change::Delete(*kind, id.clone())));
         for (key, version) in delta.puts {
             if let Some(body) = bodies.remove(&key) {
                 let (kind, id) = key;
@@ -175,6 +186,7 @@ impl FileFeed {
             }
         }
         self.has = wanted;
+        self.unreadable = unreadable;
         self.revision = revision;
         batch.revision = revision;
         batch

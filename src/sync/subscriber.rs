@@ -279,6 +279,8 @@ struct Incoming {
     /// The names of its deletions, also of those that have no name here.
     names_gone: Vec<(String, String)>,
     unreadable: Vec<wire::Refusal>,
+    /// The texts of those unreadable ones that have a name here.
+    opaque: Vec<(Key, Raw)>,
     batch: Batch,
 }
 
@@ -454,6 +456,7 @@ impl<C: Connect> Worker<C> {
             named,
             names_gone,
             unreadable,
+            opaque,
             mut batch,
             ..
         } = incoming;
@@ -500,9 +503,15 @@ impl<C: Connect> Worker<C> {
             }
             self.unreadable.insert((refusal.kind.clone(), refusal.id.clone()), refusal);
         }
+        // What cannot be used and has no version before it stands closed. It is kept as well, so that a start without control
+        // plane finds it and keeps closed what this start does.
+        for (key, raw) in opaque {
+            held.resources.entry(key).or_insert(raw);
+        }
         // What is not refused (any more) is in force.
         for (key, raw) in mem::take(&mut self.waiting) {
             if self.refused.contains_key(&key) {
+                held.resources.entry(key.clone()).or_insert_with(|| raw.clone());
                 self.waiting.insert(key, raw);
             } else {
                 held.resources.insert(key, raw);
@@ -560,8 +569,9 @@ impl Incoming {
                 self.puts.push((key, raw));
             }
             Err(Invalid(reason)) => {
-                let (kind, id) = key;
+                let (kind, id) = key.clone();
                 let revision = raw.version.revision;
+                self.opaque.push((key, raw));
                 self.unreadable.push(wire::Refusal {
                     kind: kind.name().into(),
                     id: id.to_string(),

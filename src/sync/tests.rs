@@ -704,8 +704,10 @@ async fn what_comes_into_force_by_another_resource_is_no_longer_refused_and_is_t
     edge.refuses.insert(("routes/1".into(), revision));
     edge.step().await;
     assert_eq!(world.applied(revision).await.data_planes[0].rejected.len(), 1);
-    assert!(saved(&path, "x", |saved| saved.revision == revision).await.resources.is_empty());
+    // It stands closed, and is kept: a start from the copy must find its place closed, too.
     let one = (Kind::Routes, Id::parse("1").unwrap());
+    let copy = saved(&path, "x", |saved| saved.revision == revision).await;
+    assert!(copy.resources.contains_key(&one));
     edge.restores.push(one.clone());
     let later = world.put("global_rules/1", json!({"plugins": {}})).await;
     edge.step().await;

@@ -82,7 +82,9 @@ async fn answers_without_a_body_leave_the_connection_ready_for_the_next_request(
                 ("HEAD", _) => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
                 (_, "/204") => stream.send("HTTP/1.1 204 No Content\r\n\r\n"),
                 (_, "/304") => {
-                    stream.send("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"x\"\r\n\r\n");
+                    stream.send(
+                        "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"x\"\r\n\r\n",
+                    );
                 }
                 _ => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
             }
@@ -113,7 +115,9 @@ async fn http_1_0_gets_what_it_can_read() {
         while let Some(head) = stream.request() {
             assert!(head.contains(" HTTP/1.1\r\n"), "towards the app it is HTTP/1.1: {head}");
             if head.contains("/chunked") {
-                stream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+                stream.send(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                );
             } else {
                 stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
             }
@@ -145,8 +149,10 @@ async fn who_expects_100_continue_is_asked_for_the_body_only_when_somebody_reads
     let mesh = Mesh::before(&format!("http://{}", app.address));
     for door in DOORS {
         let mut wire = mesh.wire(door).await;
-        wire.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
-            .await;
+        wire.send(
+            "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .await;
         let asked = Instant::now();
         assert_eq!(wire.head().await.unwrap().status, 100, "{door:?}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{door:?}: {:?}", asked.elapsed());
@@ -174,7 +180,9 @@ async fn interim_answers_come_through_at_once_and_a_flood_of_them_is_a_fault() {
             if head.contains("/flood") {
                 stream.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(9));
             } else {
-                stream.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+                stream.send(
+                    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+                );
                 wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             }
             stream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
@@ -254,7 +262,11 @@ async fn nothing_but_a_websocket_on_a_route_that_says_so_takes_over_a_connection
     for door in DOORS {
         for request in [h2c, &both, &with_body, &unnamed, &old] {
             let answer = mesh.wire(door).await.ask(request).await;
-            assert_eq!((answer.status, answer.text().as_str()), (200, "plain"), "{door:?} {request}");
+            assert_eq!(
+                (answer.status, answer.text().as_str()),
+                (200, "plain"),
+                "{door:?} {request}"
+            );
         }
     }
     let plain = Mesh::with(&app.url(), &json!({}), &json!({}));

@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod bad_input;
+mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod http1;
 mod mesh;
 mod plugins;
+mod policy;
 mod world;
