@@ -245,6 +245,9 @@ impl Keeper {
 
     /// What stands in the place of resources that are there and cannot be read, where no previous version does: a policy
     /// that refuses everybody, a global rule that answers 503. Nobody knows what they would have kept out.
+    ///
+    /// # Panics
+    /// Never: the stand-ins are of their kinds' shapes.
     pub fn stand_ins(&self, unreadable: &[Rejected]) -> Vec<Change> {
         let stand_in = |rejected: &Rejected| {
             let Rejected { kind, id, revision, .. } = rejected;
