@@ -69,29 +69,21 @@ pub struct ResponseFacts {
 /// # Errors
 /// It is larger than [`MAX_HEAD`], or a line ends with a bare LF.
 fn end_of_head(bytes: &[u8], scanned: usize) -> Result<Option<usize>, Refused> {
+    const TOO_LARGE: Refused = Refused { status: 431, sentence: "the head is too large" };
+    // Line ends that were looked at before are not looked at again; the last one may have been the first of two.
     let from = scanned.saturating_sub(3);
-    match memchr::memmem::find(&bytes[from..], b"\r\n\r\n") {
-        Some(at) if from + at + 4 <= MAX_HEAD => {}
-        None if bytes.len() < MAX_HEAD => {
-            // A bare LF can never become part of a lawful head: refuse it before its end, which may never come.
-            return match bare_line_feed(bytes, from) {
-                true => Err(bad("a line ends with a bare LF")),
-                false => Ok(None),
-            };
+    for at in memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at) {
+        if at >= MAX_HEAD {
+            return Err(TOO_LARGE);
         }
-        _ => return Err(Refused { status: 431, sentence: "the head is too large" }),
+        if at == 0 || bytes[at - 1] != b'\r' {
+            return Err(bad("a line ends with a bare LF"));
+        }
+        if at >= 3 && bytes[at - 3..at] == *b"\r\n\r" {
+            return Ok(Some(at + 1));
+        }
     }
-    let end = from + memchr::memmem::find(&bytes[from..], b"\r\n\r\n").unwrap_or_default() + 4;
-    if bare_line_feed(&bytes[..end], 0) {
-        Err(bad("a line ends with a bare LF"))
-    } else {
-        Ok(Some(end))
-    }
-}
-
-fn bare_line_feed(bytes: &[u8], from: usize) -> bool {
-    memchr::memchr_iter(b'\n', &bytes[from..])
-        .any(|at| from + at == 0 || bytes[from + at - 1] != b'\r')
+    if bytes.len() >= MAX_HEAD { Err(TOO_LARGE) } else { Ok(None) }
 }
 
 fn parse_error(error: httparse::Error) -> Refused {
