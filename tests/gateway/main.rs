@@ -8,5 +8,6 @@
 mod etcd_server;
 mod world;
 
+mod headers;
 mod http1;
 mod mesh;
