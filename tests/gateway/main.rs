@@ -11,3 +11,4 @@ mod world;
 mod headers;
 mod http1;
 mod mesh;
+mod upstream;
