@@ -514,3 +514,203 @@ async fn an_answer_before_the_end_of_the_body_arrives_and_ends_the_connection() 
         wire.end().await;
     }
 }
+
+/// Requests that RFC 9112 calls invalid or ambiguous, and what answers them. By zero-trust's numbers where it has one.
+fn hostile_heads() -> Vec<(&'static str, u16, String)> {
+    let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\nabcde");
+    let get = |line: &str, host: &str| format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let many = "A: 1\r\n".repeat(5000);
+    vec![
+        ("1 both framings", 400, post("Content-Length: 5\r\nTransfer-Encoding: chunked")),
+        ("1 in the other order", 400, post("Transfer-Encoding: chunked\r\nContent-Length: 5")),
+        ("2 two lengths", 400, post("Content-Length: 5\r\nContent-Length: 6")),
+        ("3 two equal lengths", 400, post("Content-Length: 5\r\nContent-Length: 5")),
+        ("3 a list of lengths", 400, post("Content-Length: 5, 5")),
+        ("4 a plus", 400, post("Content-Length: +5")),
+        ("4 a minus", 400, post("Content-Length: -5")),
+        ("4 hexadecimal", 400, post("Content-Length: 0x5")),
+        ("4 an underscore", 400, post("Content-Length: 5_0")),
+        ("4 no number", 400, post("Content-Length:")),
+        ("4 too large a number", 400, post("Content-Length: 18446744073709551616")),
+        ("5 twice", 400, post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked")),
+        ("5 identity first", 400, post("Transfer-Encoding: identity, chunked")),
+        ("5 gzip last", 400, post("Transfer-Encoding: chunked, gzip")),
+        ("5 gzip first", 400, post("Transfer-Encoding: gzip, chunked")),
+        ("5 another coding", 400, post("Transfer-Encoding: xchunked")),
+        ("5 a tab behind", 400, post("Transfer-Encoding: Chunked\t")),
+        ("5 quoted", 400, post("Transfer-Encoding: \"chunked\"")),
+        ("5 a vertical tab", 400, post("Transfer-Encoding: \x0bchunked")),
+        ("8 a bare LF", 400, "GET / HTTP/1.1\nHost: a\r\n\r\n".to_owned()),
+        ("8 a bare LF before it", 400, "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        ("8 a bare LF at the end", 400, "GET / HTTP/1.1\r\nHost: a\r\n\n".to_owned()),
+        ("8 a bare CR", 400, "GET / HTTP/1.1\r\nHost: a\r\nA: 1\rB: 2\r\n\r\n".to_owned()),
+        ("8 a folded line", 400, post("A: 1\r\n folded")),
+        ("8 a folded first line", 400, "GET / HTTP/1.1\r\n Host: a\r\n\r\n".to_owned()),
+        ("8 a space before the colon", 400, post("Content-Length : 5")),
+        ("10 chunks in 1.0", 400, "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned()),
+        ("13 CONNECT", 405, get("CONNECT a:80", "a:80")),
+        ("13 CONNECT with a path", 405, get("CONNECT /", "a")),
+        ("20 another host in the line", 400, get("GET http://b/", "a")),
+        ("20 another port in the line", 400, get("GET http://a:81/", "a")),
+        ("20 a user in the line", 400, get("GET http://u@a/", "a")),
+        ("21 no Host", 400, "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        ("21 two Hosts", 400, "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_owned()),
+        ("22 a user", 400, get("GET /", "u@a")),
+        ("22 a space", 400, get("GET /", "a b")),
+        ("22 a comma", 400, get("GET /", "a,b")),
+        ("22 a control byte", 400, get("GET /", "a\x01")),
+        ("22 a path", 400, get("GET /", "a/b")),
+        ("22 a port that is none", 400, get("GET /", "a:b")),
+        ("22 a port too large", 400, get("GET /", "a:65536")),
+        ("23 a name that is no token", 400, post("A(b): 1")),
+        ("23 a name with a space", 400, post("A b: 1")),
+        ("23 no name", 400, post(": 1")),
+        ("23 no colon", 400, post("A")),
+        ("23 NUL in a value", 400, post("A: a\0b")),
+        ("48 a fragment", 400, get("GET /a#b", "a")),
+        ("50 a broken escape", 400, get("GET /%zz", "a")),
+        ("50 %u", 400, get("GET /%u002f", "a")),
+        ("50 an escaped NUL", 400, get("GET /a%00b", "a")),
+        ("50 a raw byte", 400, get("GET /ä", "a")),
+        ("115 a huge value", 431, post(&format!("A: {}", "a".repeat(100_000)))),
+        ("115 5000 fields", 431, format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")),
+        ("a target without slash", 400, get("GET admin", "a")),
+        ("a star for GET", 400, get("GET *", "a")),
+        ("two spaces", 400, get("GET  /", "a")),
+        ("no method", 400, get(" /", "a")),
+        ("no version", 400, "GET /\r\n\r\n".to_owned()),
+        ("another version", 505, "GET / HTTP/2.0\r\nHost: a\r\n\r\n".to_owned()),
+        ("lower case", 505, "GET / http/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        ("an unknown expectation", 417, post("Expect: magic")),
+        ("TLS on the plain door", 400, "\x16\x03\x01\0\u{0}\n\n\n\n".to_owned()),
+    ]
+}
+
+#[tokio::test]
+async fn a_head_that_can_be_read_in_two_ways_is_refused_and_ends_the_connection() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    for door in DOORS {
+        for (name, status, bytes) in hostile_heads() {
+            let mut wire = mesh.wire(door).await;
+            wire.send(&bytes).await;
+            let answer = wire.response_to("GET").await;
+            let answer = answer.unwrap_or_else(|| panic!("{door:?} {name}: no answer"));
+            assert_eq!(answer.status, status, "{door:?} {name}: {}", answer.text());
+            assert_eq!(answer.field("connection"), Some("close"), "{door:?} {name}");
+            wire.end().await;
+        }
+    }
+    assert_eq!(app.requests(), 0, "none of it reached the app");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_its_framing_is_refused_and_never_whole_for_the_app() {
+    let (seen, sees) = mpsc::channel();
+    let app = RawApp::serving(move |stream| {
+        if stream.head().is_some() {
+            seen.send(String::from_utf8(stream.rest()).unwrap()).unwrap();
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    let long = format!("1;{}\r\na\r\n0\r\n\r\n", "e".repeat(5000));
+    let trailers = format!("1\r\na\r\n0\r\nA: {}\r\n\r\n", "a".repeat(20_000));
+    for door in DOORS {
+        for (name, body) in [
+            ("6 a size of 17 digits", "10000000000000000\r\na\r\n0\r\n\r\n"),
+            ("6 a size beyond 63 bits", "ffffffffffffffff\r\na\r\n0\r\n\r\n"),
+            ("a sign", "+1\r\na\r\n0\r\n\r\n"),
+            ("no digit", "\r\na\r\n0\r\n\r\n"),
+            ("a prefix", "0x1\r\na\r\n0\r\n\r\n"),
+            ("7 a long extension", &long),
+            ("7 a bare LF in an extension", "1;a\nb\r\na\r\n0\r\n\r\n"),
+            ("a bare LF", "1\na\r\n0\r\n\r\n"),
+            ("data without end", "1\r\nab\r\n0\r\n\r\n"),
+            ("trailers without bound", &trailers),
+            ("a trailer that is none", "1\r\na\r\n0\r\nA b: 1\r\n\r\n"),
+        ] {
+            let mut wire = mesh.wire(door).await;
+            let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+            wire.send(format!("{head}{body}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            let answer = wire.response_to("POST").await;
+            let answer = answer.unwrap_or_else(|| panic!("{door:?} {name}: no answer"));
+            assert_eq!(answer.status, 400, "{door:?} {name}");
+            wire.end().await;
+            // The app may have seen the start of it, but no end.
+            while let Ok(rest) = sees.try_recv() {
+                assert!(!rest.contains("0\r\n\r\n"), "{door:?} {name}: {rest:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_the_rules_is_a_bad_gateway_and_its_connection_is_not_used_again() {
+    let app = RawApp::serving(|stream| {
+        if let Some(head) = stream.request() {
+            let number: usize = field(&head, "x-case").unwrap().parse().unwrap();
+            stream.send(&HOSTILE_RESPONSES[number].1);
+            stream.rest();
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for (number, (name, _)) in HOSTILE_RESPONSES.iter().enumerate() {
+            let before = app.connections();
+            // A method that is not tried again: each answer is the app's first and only one.
+            let request = format!("POST / HTTP/1.1\r\nHost: a\r\nX-Case: {number}\r\n\r\n");
+            let answer = wire.ask(request).await;
+            assert_eq!(answer.status, 502, "{door:?} {name}");
+            assert_eq!(app.connections(), before + 1, "{door:?} {name}");
+        }
+    }
+}
+
+const HOSTILE_RESPONSES: &[(&str, &str)] = &[
+    ("17 both framings", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
+    ("a length that is none", "HTTP/1.1 200 OK\r\nContent-Length: 3a\r\n\r\nabc"),
+    ("another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    ("chunks in 1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("a folded line", "HTTP/1.1 200 OK\r\nA: 1\r\n 2\r\nContent-Length: 0\r\n\r\n"),
+    ("a bare LF", "HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n"),
+    ("a NUL", "HTTP/1.1 200 OK\r\nA: \0\r\nContent-Length: 0\r\n\r\n"),
+    ("a status that is none", "HTTP/1.1 99 Odd\r\nContent-Length: 0\r\n\r\n"),
+    ("another protocol", "SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+    ("HTTP/0.9", "<html>hello</html>\r\n\r\n"),
+];
+
+#[tokio::test]
+async fn a_body_behind_an_answer_without_one_is_nobodys_answer() {
+    let app = RawApp::serving(|stream| {
+        while let Some(head) = stream.request() {
+            match head.split(' ').next().unwrap() {
+                "HEAD" => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"),
+                _ => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nclean"),
+            }
+        }
+    });
+    let mesh = Mesh::before(&app.url());
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        for _ in 0..5 {
+            assert_eq!(wire.ask("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").await.status, 200);
+            let answer = wire.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            assert_eq!(answer.text(), "clean", "{door:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_absolute_form_and_options_for_the_whole_server_are_understood() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    for door in DOORS {
+        let mut wire = mesh.wire(door).await;
+        let answer = wire.ask("GET http://A:80/x?y=%20 HTTP/1.1\r\nHost: a:80\r\n\r\n").await.json();
+        assert_eq!((&answer["path"], &answer["headers"]["host"]), (&json!("/x?y=%20"), &json!("A:80")));
+        let answer = wire.ask("FROB /a;b=c//d/../e HTTP/1.1\r\nHost: a\r\n\r\n").await.json();
+        assert_eq!((&answer["method"], &answer["path"]), (&json!("FROB"), &json!("/a;b=c//d/../e")));
+    }
+}

@@ -10,8 +10,10 @@ mod bad_input;
 mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod headers;
 mod http1;
 mod mesh;
 mod plugins;
 mod policy;
+mod upstream;
 mod world;

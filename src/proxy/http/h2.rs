@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 
 use super::flow;
 use super::h1::RequestLine;
-use super::origin::{Answer, early_end};
+use super::origin::{Answer, MAX_INTERIM, early_end};
 use super::{BodyLength, Broken, Downstream, Piece, Side};
 use crate::pipeline::{Client, Exchange, Head, Known};
 use crate::proxy::connection::Served;
@@ -185,12 +185,23 @@ pub(in crate::proxy) struct UpstreamHttp2 {
     receiving: Option<Receiving>,
     te_trailers: bool,
     secure: bool,
+    interim: u8,
+}
+
+/// A response's head as ours.
+fn adopt(head: &mut Head, parts: &http::response::Parts) {
+    head.clear();
+    head.set_status(parts.status.as_u16());
+    for (name, value) in &parts.headers {
+        head.append(name.as_str(), value.as_bytes());
+    }
 }
 
 impl UpstreamHttp2 {
     /// A stream to be opened on a shared connection that is ready for one.
     pub(in crate::proxy) fn new(send: SendRequest<Bytes>, te_trailers: bool, secure: bool) -> Self {
-        Self { send, response: None, sending: None, receiving: None, te_trailers, secure }
+        let (response, sending, receiving) = (None, None, None);
+        Self { send, response, sending, receiving, te_trailers, secure, interim: 0 }
     }
 
     pub(in crate::proxy) fn send(
@@ -233,14 +244,19 @@ impl UpstreamHttp2 {
         head: &mut Head,
     ) -> Poll<Result<Answer, Broken>> {
         let Some(response) = &mut self.response else { return Poll::Ready(Err(early_end())) };
+        if let Poll::Ready(Some(interim)) = response.poll_informational(context) {
+            let (parts, ()) = interim?.into_parts();
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Poll::Ready(Err(Broken::Protocol("too many interim responses".into())));
+            }
+            adopt(head, &parts);
+            return Poll::Ready(Ok(Answer::Interim));
+        }
         let response = ready!(Pin::new(response).poll(context))?;
         self.response = None;
         let (parts, stream) = response.into_parts();
-        head.clear();
-        head.set_status(parts.status.as_u16());
-        for (name, value) in &parts.headers {
-            head.append(name.as_str(), value.as_bytes());
-        }
+        adopt(head, &parts);
         let length = length_of(head, stream.is_end_stream());
         self.receiving = Some(Receiving::new(stream));
         Poll::Ready(Ok(Answer::Final(length)))
@@ -497,10 +513,24 @@ fn read_request(parts: &http::request::Parts, head: &mut Head) -> Result<(), &'s
         return Err("more than one content-length");
     }
     head.set_authority(std::str::from_utf8(authority).map_err(|_| "the host is not a host")?);
+    let mut crumbs = parts.headers.get_all(http::header::COOKIE).iter();
+    let mut cookie = crumbs.next().map(|first| first.as_bytes().to_vec());
+    for crumb in crumbs {
+        let cookie = cookie.get_or_insert_default();
+        cookie.extend_from_slice(b"; ");
+        cookie.extend_from_slice(crumb.as_bytes());
+    }
     for (name, value) in &parts.headers {
         let known = Known::of(name.as_str().as_bytes());
         match known {
             Known::Host => continue,
+            // RFC 9113 section 8.2.3: what was split for compression is one field for everybody behind.
+            Known::Other if name == http::header::COOKIE => {
+                if let Some(whole) = cookie.take() {
+                    head.append("cookie", &whole);
+                }
+                continue;
+            }
             Known::Te if value.as_bytes().eq_ignore_ascii_case(b"trailers") => {}
             known if known.is_hop_by_hop() => return Err("a field that belongs to HTTP/1.1"),
             _ => {}

@@ -8,6 +8,9 @@ use super::h2::UpstreamHttp2;
 use super::{BodyLength, Broken, Piece, Side};
 use crate::pipeline::Head;
 
+/// Interim responses that one request may get.
+pub(super) const MAX_INTERIM: u8 = 8;
+
 /// What an upstream answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum Answer {

@@ -6,11 +6,8 @@ use super::connection::{Http1, Incoming, Outgoing};
 use super::head::{Framing, ResponseFacts, read_response};
 use super::write::{self, RequestLine};
 use crate::pipeline::Head;
-use crate::proxy::http::origin::{Answer, early_end};
+use crate::proxy::http::origin::{Answer, MAX_INTERIM, early_end};
 use crate::proxy::http::{BodyLength, Broken};
-
-/// Interim responses that one request may get.
-const MAX_INTERIM: u8 = 8;
 
 /// The upstream's side of one exchange over HTTP/1.1.
 pub(in crate::proxy) struct UpstreamHttp1 {
