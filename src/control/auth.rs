@@ -182,8 +182,14 @@ impl AdminKeys {
 
 fn generate() -> Result<String, Error> {
     let mut bytes = [0; 32];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Random)?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
+    loop {
+        SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Random)?;
+        let key = URL_SAFE_NO_PAD.encode(bytes);
+        // Given to a command as `--key KEY`, a key that begins with a dash would be taken for another switch.
+        if key.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+            return Ok(key);
+        }
+    }
 }
 
 /// One round of SHA-256: enough for a key of 256 random bits, and for settings that are in clear beside it anyway.

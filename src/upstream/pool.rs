@@ -12,6 +12,9 @@ use tokio::time::Instant;
 use super::{Endpoint, Stream};
 use crate::model::KeepalivePool;
 
+/// Seconds before the end of its proof in which a connection is not used again: the other side closes it then.
+const MARGIN: i64 = 5;
+
 /// A connection and how it may be used again.
 #[derive(Debug)]
 pub struct Idle {
@@ -65,7 +68,7 @@ impl Pool {
     ) -> Option<Idle> {
         let place = self.places.get_mut(&endpoint.key)?;
         while let Some((idle, _)) = place.idle.pop() {
-            let proved = idle.reuse.identity == identity && idle.reuse.not_after > now;
+            let proved = idle.reuse.identity == identity && idle.reuse.not_after > now + MARGIN;
             if proved && idle.stream.poll_arrived(context).is_pending() {
                 return Some(idle);
             }

@@ -517,7 +517,8 @@ async fn an_answer_before_the_end_of_the_body_arrives_and_ends_the_connection() 
 
 /// Requests that RFC 9112 calls invalid or ambiguous, and what answers them. By zero-trust's numbers where it has one.
 fn hostile_heads() -> Vec<(&'static str, u16, String)> {
-    let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\nabcde");
+    let post =
+        |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\nabcde");
     let get = |line: &str, host: &str| format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
     let many = "A: 1\r\n".repeat(5000);
     vec![
@@ -547,7 +548,11 @@ fn hostile_heads() -> Vec<(&'static str, u16, String)> {
         ("8 a folded line", 400, post("A: 1\r\n folded")),
         ("8 a folded first line", 400, "GET / HTTP/1.1\r\n Host: a\r\n\r\n".to_owned()),
         ("8 a space before the colon", 400, post("Content-Length : 5")),
-        ("10 chunks in 1.0", 400, "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned()),
+        (
+            "10 chunks in 1.0",
+            400,
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+        ),
         ("13 CONNECT", 405, get("CONNECT a:80", "a:80")),
         ("13 CONNECT with a path", 405, get("CONNECT /", "a")),
         ("20 another host in the line", 400, get("GET http://b/", "a")),
@@ -649,7 +654,7 @@ async fn a_response_that_breaks_the_rules_is_a_bad_gateway_and_its_connection_is
     let app = RawApp::serving(|stream| {
         if let Some(head) = stream.request() {
             let number: usize = field(&head, "x-case").unwrap().parse().unwrap();
-            stream.send(&HOSTILE_RESPONSES[number].1);
+            stream.send(HOSTILE_RESPONSES[number].1);
             stream.rest();
         }
     });
@@ -668,7 +673,10 @@ async fn a_response_that_breaks_the_rules_is_a_bad_gateway_and_its_connection_is
 }
 
 const HOSTILE_RESPONSES: &[(&str, &str)] = &[
-    ("17 both framings", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    (
+        "17 both framings",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
     ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
     ("a length that is none", "HTTP/1.1 200 OK\r\nContent-Length: 3a\r\n\r\nabc"),
     ("another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
@@ -708,9 +716,16 @@ async fn the_absolute_form_and_options_for_the_whole_server_are_understood() {
     let mesh = Mesh::before(&format!("http://{}", app.address));
     for door in DOORS {
         let mut wire = mesh.wire(door).await;
-        let answer = wire.ask("GET http://A:80/x?y=%20 HTTP/1.1\r\nHost: a:80\r\n\r\n").await.json();
-        assert_eq!((&answer["path"], &answer["headers"]["host"]), (&json!("/x?y=%20"), &json!("A:80")));
+        let answer =
+            wire.ask("GET http://A:80/x?y=%20 HTTP/1.1\r\nHost: a:80\r\n\r\n").await.json();
+        assert_eq!(
+            (&answer["path"], &answer["headers"]["host"]),
+            (&json!("/x?y=%20"), &json!("A:80"))
+        );
         let answer = wire.ask("FROB /a;b=c//d/../e HTTP/1.1\r\nHost: a\r\n\r\n").await.json();
-        assert_eq!((&answer["method"], &answer["path"]), (&json!("FROB"), &json!("/a;b=c//d/../e")));
+        assert_eq!(
+            (&answer["method"], &answer["path"]),
+            (&json!("FROB"), &json!("/a;b=c//d/../e"))
+        );
     }
 }
