@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn a_generated_key_can_be_given_on_a_command_line() {
+        for _ in 0..500 {
+            let key = generate().unwrap();
+            assert_eq!(key.len(), 43);
+            assert!(key.as_bytes()[0].is_ascii_alphanumeric(), "{key}");
+        }
+    }
+
+    #[test]
     fn the_generated_key_is_shown_once_and_kept_as_a_hash() {
         let folder = folder();
         let (keys, key) = AdminKeys::open(&[], &folder).unwrap();
