@@ -16,6 +16,7 @@ use crate::pipeline::{Client, Exchange, Head, Reply};
 use crate::proxy::connection::Served;
 use crate::proxy::http::flow::{self, After};
 use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
+use crate::proxy::proof::Proof;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream::Stream;
@@ -143,7 +144,7 @@ pub(in crate::proxy) async fn serve(
     stream: Stream,
     client: Arc<Client>,
     early: &[u8],
-    not_after: Option<i64>,
+    mut proof: Proof,
 ) -> Served {
     let mut http = Http1::new(stream);
     if !early.is_empty() {
@@ -158,6 +159,10 @@ pub(in crate::proxy) async fn serve(
         let first = served.requests == 0;
         let next = next_head(worker, &mut http, &client, &mut watchdog, draining.as_mut(), first);
         match next.await {
+            Next::Request(_, exchange) if proof.has_fallen() => {
+                worker.take_back(exchange);
+                return served;
+            }
             Next::Request(facts, mut exchange) => {
                 served.requests += 1;
                 let mut caller = Caller {
@@ -165,7 +170,7 @@ pub(in crate::proxy) async fn serve(
                     http: &mut http,
                     worker,
                     facts,
-                    close: not_after.is_some_and(|end| crate::rt::unix_seconds() >= end),
+                    close: proof.is_expired(),
                     invited: false,
                 };
                 let upgrade = facts.upgrade;
