@@ -4,9 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod audit;
 mod bad_input;
 mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod issuer;
 mod policy;
 mod world;
