@@ -37,7 +37,7 @@ const INTERMEDIATE_SECONDS: i64 = 90 * DAY;
 const RENEW_INTERMEDIATE_AFTER: i64 = 60 * DAY;
 /// Clocks of workloads may lag behind ours.
 const BACKDATED_SECONDS: i64 = 30;
-const MAX_TTL: Duration = Duration::from_secs(86_400);
+pub(super) const MAX_TTL: Duration = Duration::from_secs(86_400);
 
 const ROOT: &str = "root.pem";
 const ROOT_KEY: &str = "root-key.pem";

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::authority::MAX_TTL;
 use super::{DEFAULT_TTL, Error, Selector};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::model::Workload;
@@ -43,6 +44,9 @@ impl RegistrationEntry {
         }
         let selectors = workload.selectors.iter().map(|text| text.parse());
         let ttl = workload.ttl.map_or(DEFAULT_TTL, |seconds| Duration::from_secs(seconds.into()));
+        if ttl.is_zero() || ttl > MAX_TTL {
+            return Err(wrong("ttl", format!("{} s: expected 1 s to 24 h", ttl.as_secs())));
+        }
         let dns_names = workload.dns_names.clone();
         Ok(Self { spiffe_id, selectors: selectors.collect::<Result<_, _>>()?, ttl, dns_names })
     }

@@ -8,11 +8,13 @@ use tokio::net::TcpStream;
 
 use super::http::{h1, h2};
 use super::listener::Listener;
+use super::proof::Proof;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
 use crate::mtls::{Acceptor, PublicAcceptor};
 use crate::observe::HandshakeRefusedRecord;
 use crate::pipeline::Client;
+use crate::rt::Live;
 use crate::upstream::Stream;
 
 /// What protects a door.
@@ -54,7 +56,8 @@ pub(in crate::proxy) async fn run(
 ) {
     let Ok(local) = tcp.local_addr() else { return };
     let _ = tcp.set_nodelay(true);
-    let me = listener.me.as_ref().map(|identity| identity.load().id().clone());
+    let before = listener.me.as_ref().map(Live::load);
+    let me = before.as_ref().map(|identity| identity.id().clone());
     let handshake = Box::pin(shake_hands(&listener.security, tcp));
     let limit = worker.limits.handshake_within.max(worker.limits.head_within);
     let within = match listener.security {
@@ -84,7 +87,7 @@ pub(in crate::proxy) async fn run(
             return;
         }
     };
-    let not_after = shaken.peer.as_ref().map(|peer| peer.not_after);
+    let proof = Proof::new(shaken.peer.as_deref(), listener.me.as_ref(), before);
     let client = Arc::new(Client {
         connection: number,
         door: listener.door,
@@ -96,9 +99,9 @@ pub(in crate::proxy) async fn run(
         sni: shaken.sni,
     });
     let served = if shaken.http2 {
-        Box::pin(h2::serve(worker, shaken.stream, client, not_after)).await
+        Box::pin(h2::serve(worker, shaken.stream, client, proof)).await
     } else {
-        h1::serve(worker, shaken.stream, client, &[], not_after).await
+        h1::serve(worker, shaken.stream, client, &[], proof).await
     };
     worker.metrics.served(served);
 }

@@ -7,6 +7,7 @@ mod data_plane;
 pub mod http;
 mod listener;
 mod metrics;
+mod proof;
 mod worker;
 
 pub use connection::DoorSecurity;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
-use crate::identity::SpiffePattern;
-use crate::model::{Change, Id, Invalid, Kind, Resource};
+use crate::identity::{SpiffePattern, TrustDomain};
+use crate::issuer::RegistrationEntry;
+use crate::model::{Body, Change, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
 use crate::snapshot::Keeper;
@@ -61,11 +62,18 @@ impl PluginCatalog for Catalog {
 /// Tries writes with the data plane's own compiler.
 pub(super) struct KeeperTrial {
     pub(super) table: &'static [Entry],
+    /// Whose identities the issuer can give.
+    pub(super) domain: TrustDomain,
     pub(super) registry: Registry,
 }
 
 impl Trial for KeeperTrial {
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid> {
+        // Data planes know nothing of registration entries: the issuer does.
+        if let Body::Workload(workload) = &candidate.body {
+            let entry = RegistrationEntry::new(workload, &self.domain);
+            return entry.map(drop).map_err(|error| Invalid(error.to_string()));
+        }
         let mut keeper = Keeper::new(self.table, None, self.registry.clone());
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))

@@ -115,6 +115,7 @@ impl ControlPlaneRole {
             catalog: Arc::new(Catalog { table: shared.plugins, registry: shared.registry.clone() }),
             trial: Arc::new(KeeperTrial {
                 table: shared.plugins,
+                domain: settings.trust_domain()?,
                 registry: shared.registry.clone(),
             }),
             audit: Arc::new(Trail(shared.audit.control().clone())),

@@ -248,15 +248,21 @@ impl Running {
         self.shared.metrics.watch_identity(move || current.load().svid.not_after, Clock::system());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
-            let mut event = "first";
+            let mut before: Option<Arc<crate::identity::Identity>> = None;
             loop {
                 let now = identity.load();
                 if now.is_withdrawn() {
-                    event = "withdrawn";
                     gate.shut("our identity was taken away by its source");
                 } else {
                     gate.open();
                 }
+                let event = match &before {
+                    None => "first",
+                    Some(_) if now.is_withdrawn() => "withdrawn",
+                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
+                    Some(before) if before.is_withdrawn() => "restored",
+                    Some(_) => "bundle_changed",
+                };
                 let domains: Vec<&str> =
                     now.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
                 let _ = lane.identity(&IdentityRecord {
@@ -268,8 +274,7 @@ impl Running {
                     detail: None,
                 });
                 tracing::info!(id = %now.id(), serial = %now.svid.serial, event, "identity in use");
-                event = "rotated";
-                drop(now);
+                before = Some(now);
                 if !identity.changed().await {
                     return;
                 }

@@ -6,12 +6,14 @@
 #![allow(clippy::large_futures, reason = "a test has the stack for it")]
 #![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
+mod audit;
 mod bad_input;
 mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod headers;
 mod http1;
+mod issuer;
 mod mesh;
 mod plugins;
 mod policy;

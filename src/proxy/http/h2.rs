@@ -19,6 +19,7 @@ use super::origin::{Answer, MAX_INTERIM, early_end};
 use super::{BodyLength, Broken, Downstream, Piece, Side};
 use crate::pipeline::{Client, Exchange, Head, Known};
 use crate::proxy::connection::Served;
+use crate::proxy::proof::Proof;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream::Stream;
@@ -545,7 +546,7 @@ pub(in crate::proxy) async fn serve(
     worker: &Arc<Worker>,
     stream: Stream,
     client: Arc<Client>,
-    not_after: Option<i64>,
+    mut proof: Proof,
 ) -> Served {
     let mut served = Served::default();
     let handshake = h2::server::Builder::new()
@@ -581,7 +582,7 @@ pub(in crate::proxy) async fn serve(
                 return Poll::Ready(None);
             }
             if !is_leaving {
-                let ends = not_after.is_some_and(|end| crate::rt::unix_seconds() >= end);
+                let ends = proof.is_expired() || proof.has_fallen();
                 if ends || is_idle_for_long || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
                     watchdog.set(Some(tokio::time::Instant::now() + worker.limits.head_within));
@@ -597,7 +598,11 @@ pub(in crate::proxy) async fn serve(
             connection.poll_accept(context)
         })
         .await;
-        let Some(Ok((request, respond))) = next else { return served };
+        let Some(Ok((request, mut respond))) = next else { return served };
+        if proof.has_fallen() {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            continue;
+        }
         served.requests += 1;
         watchdog.set(None);
         let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());

@@ -16,6 +16,7 @@ use crate::pipeline::{Client, Exchange, Head, Reply};
 use crate::proxy::connection::Served;
 use crate::proxy::http::flow::{self, After};
 use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
+use crate::proxy::proof::Proof;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream::Stream;
@@ -140,16 +141,13 @@ enum Next {
     Refused(Refused),
 }
 
-/// A proof that ends later than this ends after any connection of ours; keeps odd certificates out of the clock's arithmetic.
-const PROOF: u64 = 10 * 365 * 24 * 3600;
-
 /// Serves one connection until its end.
 pub(in crate::proxy) async fn serve(
     worker: &Arc<Worker>,
     stream: Stream,
     client: Arc<Client>,
     early: &[u8],
-    not_after: Option<i64>,
+    mut proof: Proof,
 ) -> Served {
     let mut http = Http1::new(stream);
     if !early.is_empty() {
@@ -160,9 +158,7 @@ pub(in crate::proxy) async fn serve(
     let mut standing = flow::ConnectionStanding::new(&client);
     let mut served = Served::default();
     // The connection lives no longer than what proved the caller.
-    let left = |end: i64| u64::try_from(end - crate::rt::unix_seconds()).unwrap_or(0);
-    let proved_until =
-        not_after.map(|end| Instant::now() + Duration::from_secs(left(end).min(PROOF)));
+    let proved_until = proof.ends_at();
     let mut draining = std::pin::pin!(worker.draining());
     loop {
         let first = served.requests == 0;
@@ -176,6 +172,10 @@ pub(in crate::proxy) async fn serve(
             first,
         );
         match next.await {
+            Next::Request(_, exchange) if proof.has_fallen() => {
+                worker.take_back(exchange);
+                return served;
+            }
             Next::Request(facts, mut exchange) => {
                 served.requests += 1;
                 let mut caller = Caller {
@@ -183,7 +183,7 @@ pub(in crate::proxy) async fn serve(
                     http: &mut http,
                     worker,
                     facts,
-                    close: false,
+                    close: proof.is_expired(),
                     aborted: false,
                     invited: false,
                 };
