@@ -142,7 +142,7 @@ pub struct Rewritten {
     pub method: Option<String>,
 }
 
-/// One request and its answer. Reused by its connection: `start` begins the next one.
+/// One request and its answer. Reused: `forget` empties it for the next one.
 pub struct Exchange {
     /// The request as received, with what plugins changed of its fields, and without the credentials that they took out.
     pub request: Head,
@@ -210,8 +210,8 @@ impl Exchange {
         }
     }
 
-    /// Begins the next exchange of the connection: forgets the last one and keeps its memory.
-    pub fn start(&mut self) {
+    /// Forgets the last exchange and keeps its memory.
+    pub fn forget(&mut self) {
         self.request.clear();
         self.response.clear();
         self.route = None;
@@ -222,7 +222,7 @@ impl Exchange {
         self.rewritten = Rewritten::default();
         self.notes.0.clear();
         self.verdicts.clear();
-        self.times = Times { started: Instant::now(), forwarded: None, answered: None };
+        (self.times.forwarded, self.times.answered) = (None, None);
         self.source = ResponseSource::Gateway;
         self.endpoint = None;
         self.upstream_statuses.clear();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::buffer::Buffers;
 use super::metrics::ProxyMetrics;
@@ -108,7 +109,7 @@ impl Worker {
         match self.exchanges.lock().pop() {
             Some(mut exchange) => {
                 exchange.client = client.clone();
-                exchange.start();
+                exchange.times.started = Instant::now();
                 exchange
             }
             None => Box::new(Exchange::new(client.clone())),
@@ -121,7 +122,7 @@ impl Worker {
         exchange.response.shrink();
         // Nothing of a finished exchange may hold on to an old snapshot.
         exchange.consumers = None;
-        exchange.start();
+        exchange.forget();
         let mut exchanges = self.exchanges.lock();
         if exchanges.len() < SPARE_EXCHANGES {
             exchanges.push(exchange);
