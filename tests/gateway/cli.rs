@@ -330,6 +330,25 @@ async fn probes_tell_alive_from_ready_and_metrics_count() {
     assert!(metrics.contains("wardgate_"), "{metrics}");
 }
 
+#[test]
+fn the_role_of_the_command_line_wins_and_logs_are_json_on_request() {
+    let world = World::new();
+    let part = world.sidecar("/a").resources(&json!({})).set("role", &json!("control"));
+    let mut command = wardgate();
+    command.args(["run", "--role", "sidecar", "--json-logs"]).env("WARDGATE_LOG", "info");
+    command.env("WARDGATE_CONFIG", part.settings_file());
+    let mut sidecar = Process::launch("a", command, &world.folder);
+    sidecar.wait_ready();
+    assert_ne!(sidecar.address("inbound").port(), 0);
+    assert!(sidecar.end().success());
+    assert_eq!(sidecar.lines().last().unwrap(), "stopped");
+    let log = sidecar.errors();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "no JSON: {line}");
+    }
+}
+
 // ---- help, completion, schema ----
 
 const COMMANDS: [&str; 9] =

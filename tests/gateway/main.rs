@@ -3,6 +3,8 @@
 //! `world.rs` starts the processes; each other file holds one side of the program to what was promised.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(clippy::large_futures, reason = "a test has the stack for it")]
+#![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
 mod audit;
 mod bad_input;
