@@ -140,7 +140,7 @@ fn look_at_planes(state: &Value, findings: &mut Vec<Finding>) {
     }
     for plane in planes {
         let name = plane["id"].as_str().unwrap_or("?");
-        let applied = plane["applied"].as_u64().unwrap_or_default();
+        let applied = plane["revision"].as_u64().unwrap_or_default();
         findings.push(finding("feed", Grade::Good, format!("{name} runs revision {applied}")));
         for rejected in plane["rejected"].as_array().into_iter().flatten() {
             findings.push(finding("feed", Grade::Problem, format!("{name} refuses {rejected}")));

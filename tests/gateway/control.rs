@@ -100,6 +100,39 @@ async fn the_control_plane_going_away_and_coming_back_stops_no_traffic() {
 }
 
 #[tokio::test]
+async fn a_control_plane_that_begins_anew_is_followed_although_its_revisions_do() {
+    let world = World::new();
+    let part = world.control();
+    let mut control = part.start();
+    let admin = control.admin();
+    let ingress = world.ingress().fed_by(&control).start();
+    let (old, new) = (App::echo("old"), App::echo("new"));
+    for number in 0..5 {
+        let mut route = to(&old);
+        route["uri"] = json!(format!("/{number}"));
+        admin.put(&format!("/routes/{number}"), &route).await;
+    }
+    admin.applied(admin.put("/routes/all", &to(&old)).await, 1).await;
+    assert_eq!(get(ingress.address("ingress"), "/0").await.json()["app"], "old");
+
+    let feed = json!(control.address("feed").to_string());
+    control.kill();
+    std::fs::remove_file(part.state.join("store.redb")).unwrap();
+    let control = part.set("control.feed", &feed).start();
+    let admin = Admin { address: control.address("admin"), key: admin.key };
+    let mut route = to(&new);
+    route["uri"] = json!("/1");
+    admin.put("/routes/1", &route).await;
+    let door = ingress.address("ingress");
+    eventually_async("the new state", || async {
+        let answer = get(door, "/1").await;
+        (answer.status == 200 && answer.json()["app"] == "new").then_some(())
+    })
+    .await;
+    assert_eq!(get(door, "/0").await.status, 404, "what is declared no more is gone");
+}
+
+#[tokio::test]
 async fn a_data_plane_restarted_without_control_plane_serves_the_last_good_copy() {
     let world = World::new();
     let app = App::echo("app");

@@ -8,6 +8,7 @@
 
 mod audit;
 mod bad_input;
+mod cli;
 mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
