@@ -10,5 +10,6 @@ mod world;
 
 mod headers;
 mod http1;
+mod http2;
 mod mesh;
 mod upstream;
