@@ -8,6 +8,7 @@
 mod etcd_server;
 mod world;
 
+mod grpc;
 mod headers;
 mod http1;
 mod http2;
