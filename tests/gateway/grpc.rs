@@ -384,5 +384,6 @@ async fn a_denial_and_a_failure_are_statuses_that_a_grpc_client_reads() {
         let mut client = Client::of(shop.address("outbound"), &format!("http://{host}")).await;
         let status = client.ask("you").await.unwrap_err();
         assert_eq!(status.code(), code, "{host}: {status:?}");
+        assert!(!status.message().contains("protocol"), "{host}: {status:?}");
     }
 }
