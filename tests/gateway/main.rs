@@ -13,4 +13,5 @@ mod headers;
 mod http1;
 mod http2;
 mod mesh;
+mod tls_edge;
 mod upstream;
