@@ -12,11 +12,14 @@ mod cli;
 mod control;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod grpc;
 mod headers;
 mod http1;
+mod http2;
 mod issuer;
 mod mesh;
 mod plugins;
 mod policy;
+mod tls_edge;
 mod upstream;
 mod world;

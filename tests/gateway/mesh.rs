@@ -203,10 +203,18 @@ impl Wire {
 
     /// So many bytes, as they come.
     pub async fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let bytes = self.try_bytes(count).await;
+        bytes.unwrap_or_else(|| panic!("only {} of {count} bytes came", self.buffer.len()))
+    }
+
+    /// So many bytes; `None` when the connection ends before.
+    pub async fn try_bytes(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < count {
-            assert!(self.fill().await, "only {} of {count} bytes came", self.buffer.len());
+            if !self.fill().await {
+                return None;
+            }
         }
-        self.buffer.drain(..count).collect()
+        Some(self.buffer.drain(..count).collect())
     }
 
     /// The head of a response; `None` when the connection ends before it does.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
 use super::forward::{self, Upstreamed};
@@ -479,6 +480,8 @@ async fn reply_with<D: Downstream>(
     reply: Reply,
 ) -> After {
     exchange.source = ResponseSource::Gateway;
+    let refuses = reply.status >= 400 && is_grpc(exchange);
+    let reply = if refuses { translated(reply) } else { reply };
     answer(exchange, caller, chains, watchdog, worker, reply).await
 }
 
@@ -585,6 +588,22 @@ fn grpc(code: u8, message: &str) -> Reply {
         .with("Content-Type", "application/grpc")
         .with("grpc-status", itoa::Buffer::new().format(code))
         .with("grpc-message", message)
+}
+
+/// A refusal that a gRPC client can read: its status as a code, its sentence as the message, its other fields as metadata.
+fn translated(reply: Reply) -> Reply {
+    const UNSAFE: &AsciiSet = &CONTROLS.add(b'%');
+    let sentence = serde_json::from_slice::<serde_json::Value>(&reply.body).ok().and_then(|body| {
+        let found = body.get("message").or_else(|| body.get("error_msg"))?;
+        found.as_str().map(str::to_owned)
+    });
+    let text = sentence.unwrap_or_else(|| String::from_utf8_lossy(&reply.body).trim().to_owned());
+    let end = text.char_indices().nth(1000).map_or(text.len(), |(at, _)| at);
+    let message = utf8_percent_encode(&text[..end], UNSAFE).to_string();
+    let mut answer = grpc(grpc_code(reply.status), &message);
+    let kept = reply.fields.into_iter();
+    answer.fields.extend(kept.filter(|(name, _)| !name.eq_ignore_ascii_case("content-type")));
+    answer
 }
 
 /// The gRPC code of an HTTP status, as the gRPC specification maps them.

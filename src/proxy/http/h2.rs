@@ -330,6 +330,8 @@ pub(in crate::proxy) async fn originate(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_FIELDS)
         .max_send_buffer_size(SEND_BUFFER)
+        // Until the peer says how many it takes: a burst on a new connection must not run into its limits.
+        .initial_max_send_streams(100)
         .enable_push(false)
         .handshake(stream)
         .await?;
@@ -598,11 +600,22 @@ pub(in crate::proxy) async fn serve(
             connection.poll_accept(context)
         })
         .await;
+<<<<<<< HEAD
         let Some(Ok((request, mut respond))) = next else { return served };
         if proof.has_fallen() {
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
+=======
+        let (request, respond) = match next {
+            Some(Ok(accepted)) => accepted,
+            Some(Err(error)) => {
+                worker.note_malformed(&client, &format!("HTTP/2: {error}"));
+                return served;
+            }
+            None => return served,
+        };
+>>>>>>> t2
         served.requests += 1;
         watchdog.set(None);
         let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());
@@ -658,10 +671,8 @@ async fn serve_stream(
     let _ = flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, false)
         .await;
     let is_answered = caller.sending.as_ref().is_some_and(|sending| sending.is_over);
-    // A caller that still sends what nobody reads is told to stop; the response is whole.
-    if is_answered && !caller.receiving.stream.is_end_stream() {
-        caller.respond.send_reset(Reason::NO_ERROR);
-    }
+    // A caller that still sends what nobody reads is told to stop when the response has gone out and the stream is dropped;
+    // resetting it here would drop the response.
     let mut context = Context::from_waker(std::task::Waker::noop());
     if !is_answered && caller.poll_gone(&mut context).is_ready() {
         cancelled.0.fetch_add(1, Ordering::Relaxed);
