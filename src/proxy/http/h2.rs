@@ -600,14 +600,7 @@ pub(in crate::proxy) async fn serve(
             connection.poll_accept(context)
         })
         .await;
-<<<<<<< HEAD
-        let Some(Ok((request, mut respond))) = next else { return served };
-        if proof.has_fallen() {
-            respond.send_reset(Reason::REFUSED_STREAM);
-            continue;
-        }
-=======
-        let (request, respond) = match next {
+        let (request, mut respond) = match next {
             Some(Ok(accepted)) => accepted,
             Some(Err(error)) => {
                 worker.note_malformed(&client, &format!("HTTP/2: {error}"));
@@ -615,7 +608,10 @@ pub(in crate::proxy) async fn serve(
             }
             None => return served,
         };
->>>>>>> t2
+        if proof.has_fallen() {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            continue;
+        }
         served.requests += 1;
         watchdog.set(None);
         let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());
