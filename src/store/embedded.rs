@@ -4,6 +4,8 @@
 //! database's own check of all its pages is refused as it is.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -275,7 +277,11 @@ fn create(path: &Path) -> Result<Database, Error> {
 }
 
 fn make(path: &Path, new: &Path) -> Result<(), Error> {
-    let database = Database::create(new).map_err(|error| failed(path, error))?;
+    // Keys and credentials of consumers are in it: it is for its owner alone.
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(new);
+    let file = file.map_err(|why| Error::File { path: path.to_owned(), why: why.to_string() })?;
+    let database = Database::builder().create_file(file).map_err(|error| failed(path, error))?;
     let transaction = database.begin_write().map_err(|error| failed(path, error))?;
     {
         transaction.open_table(ENTRIES).map_err(|error| failed(path, error))?;

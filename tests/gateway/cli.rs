@@ -173,7 +173,7 @@ async fn dev_puts_a_sidecar_and_an_ingress_before_an_application_and_keeps_what_
     assert!(verified.contains("the chain is whole"), "{verified}");
     let checked = bash(&format!("{export}\nwardgate check"), &folder.0).good();
     assert!(checked.contains("0 problems"), "{checked}");
-    for secret in ["admin.key", "store.redb", "audit.jsonl", "authority/root-key.pem"] {
+    for secret in ["admin.key", "store.redb", "last-good-app", "authority/root-key.pem"] {
         use std::os::unix::fs::PermissionsExt;
         let path = folder.0.join(".wardgate").join(secret);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
