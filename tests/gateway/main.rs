@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 #![allow(clippy::large_futures, reason = "a test has the stack for it")]
+#![allow(clippy::cast_possible_truncation, reason = "bytes of made-up frames and bodies")]
 #![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
 mod audit;
