@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -281,7 +282,9 @@ fn make(path: &Path, new: &Path) -> Result<(), Error> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(new);
     let file = file.map_err(|why| Error::File { path: path.to_owned(), why: why.to_string() })?;
-    let database = Database::builder().create_file(file).map_err(|error| failed(path, error))?;
+    let backend = FileBackend::new(file).map_err(|error| failed(path, error))?;
+    let backed = Database::builder().create_with_backend(backend);
+    let database = backed.map_err(|error| failed(path, error))?;
     let transaction = database.begin_write().map_err(|error| failed(path, error))?;
     {
         transaction.open_table(ENTRIES).map_err(|error| failed(path, error))?;

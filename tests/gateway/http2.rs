@@ -19,33 +19,33 @@ use crate::world::{App, PATIENCE, World, send, soon};
 
 /// A client of one HTTP/2 connection.
 #[derive(Clone)]
-pub struct Client {
+pub(crate) struct Client {
     send: SendRequest<Bytes>,
     _driver: Arc<wardgate::rt::Tasks>,
 }
 
 /// A response, read to its end.
 #[derive(Debug)]
-pub struct Whole {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Vec<u8>,
-    pub trailers: HeaderMap,
+pub(crate) struct Whole {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: HeaderMap,
 }
 
 impl Whole {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
     }
 }
 
 impl Client {
-    pub async fn to(mesh: &Mesh, door: Door) -> Self {
+    pub(crate) async fn to(mesh: &Mesh, door: Door) -> Self {
         let stream = mesh.stream(door, Alpn::Http2).await;
         Self::over(stream).await
     }
 
-    pub async fn over<S: crate::mesh::Stream + 'static>(stream: S) -> Self {
+    pub(crate) async fn over<S: crate::mesh::Stream + 'static>(stream: S) -> Self {
         let mut builder = h2::client::Builder::new();
         // As lawful clients do while they do not know the server's limit.
         builder.initial_max_send_streams(100);
@@ -58,7 +58,7 @@ impl Client {
     }
 
     /// Opens a stream.
-    pub async fn open(
+    pub(crate) async fn open(
         &self,
         request: Request<()>,
         ended: bool,
@@ -67,7 +67,7 @@ impl Client {
         ready.send_request(request, ended)
     }
 
-    pub async fn try_send(
+    pub(crate) async fn try_send(
         &self,
         request: Request<()>,
         body: &[u8],
@@ -96,12 +96,12 @@ impl Client {
         Ok(whole)
     }
 
-    pub async fn get(&self, path: &str) -> Whole {
+    pub(crate) async fn get(&self, path: &str) -> Whole {
         self.try_send(request("GET", path, &[]), b"", None).await.unwrap()
     }
 }
 
-pub fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Request<()> {
+pub(crate) fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Request<()> {
     let uri = format!("http://a{path}");
     let mut request = Request::builder().method(method).uri(uri).version(http::Version::HTTP_2);
     for (name, value) in fields {
@@ -137,13 +137,13 @@ async fn pull(stream: &mut RecvStream, into: &mut Vec<u8>) -> Result<(), h2::Err
 }
 
 /// An app on HTTP/2 that has each stream in its own hands.
-pub struct H2App {
-    pub address: SocketAddr,
+pub(crate) struct H2App {
+    pub(crate) address: SocketAddr,
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
 impl H2App {
-    pub fn serving<F, R>(answer: F) -> Self
+    pub(crate) fn serving<F, R>(answer: F) -> Self
     where
         F: Fn(Request<RecvStream>, SendResponse<Bytes>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
@@ -177,7 +177,7 @@ impl H2App {
         Self { address, _stop: stop }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("grpc://{}", self.address)
     }
 }
