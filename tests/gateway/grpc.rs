@@ -103,7 +103,9 @@ impl ServerStreamingService<Note> for Choir {
                     let _ = &open;
                     item
                 })),
-                3 => Box::pin(notes.chain(tokio_stream::once(Err(Status::data_loss("after three"))))),
+                3 => {
+                    Box::pin(notes.chain(tokio_stream::once(Err(Status::data_loss("after three")))))
+                }
                 _ => Box::pin(notes),
             };
             Ok(Response::new(end))
@@ -133,7 +135,8 @@ impl StreamingService<Note> for Choir {
     type Future = BoxFuture<'static, Result<Response<Notes>, Status>>;
     fn call(&mut self, request: Request<Streaming<Note>>) -> Self::Future {
         Box::pin(async move {
-            let echo = request.into_inner().map(|item| item.map(|heard| note(heard.text.to_uppercase())));
+            let echo =
+                request.into_inner().map(|item| item.map(|heard| note(heard.text.to_uppercase())));
             Ok(Response::new(Box::pin(echo) as Notes))
         })
     }
@@ -250,14 +253,18 @@ async fn every_kind_of_call_goes_through_both_sidecars_and_the_ingress() {
         let notes = tokio_stream::iter((0..50).map(|_| note("x".repeat(10_000))));
         let path = PathAndQuery::from_static("/test.Choir/ClientStream");
         let sent = client.0.client_streaming(Request::new(notes), path, Codec::default());
-        assert_eq!(soon("an answer", sent).await.unwrap().into_inner().text, "50 notes, 500000 bytes");
+        assert_eq!(
+            soon("an answer", sent).await.unwrap().into_inner().text,
+            "50 notes, 500000 bytes"
+        );
 
         // A conversation: each note is answered before the next one is sent.
         client.ready().await;
         let (say, said) = mpsc::channel(1);
         say.send(note("first")).await.unwrap();
         let path = PathAndQuery::from_static("/test.Choir/Both");
-        let talk = client.0.streaming(Request::new(ReceiverStream::new(said)), path, Codec::default());
+        let talk =
+            client.0.streaming(Request::new(ReceiverStream::new(said)), path, Codec::default());
         let mut answers = soon("a stream", talk).await.unwrap().into_inner();
         assert_eq!(soon("an answer", answers.message()).await.unwrap().unwrap().text, "FIRST");
         for number in 0..20 {
@@ -277,7 +284,10 @@ async fn an_error_keeps_its_code_message_details_and_metadata() {
     let mut client = Client::at(mesh.address(Door::Outbound)).await;
     let status = client.ask("fail").await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "not now, é %"));
-    assert_eq!((status.details(), status.metadata().get("x-extra").unwrap().to_str().unwrap()), (&b"details"[..], "1"));
+    assert_eq!(
+        (status.details(), status.metadata().get("x-extra").unwrap().to_str().unwrap()),
+        (&b"details"[..], "1")
+    );
 
     let mut stream = client.server_stream(3).await.unwrap();
     for number in 0..3 {
@@ -288,7 +298,8 @@ async fn an_error_keeps_its_code_message_details_and_metadata() {
 
     client.ready().await;
     let path = PathAndQuery::from_static("/test.Choir/Nothing");
-    let status = client.0.unary::<Note, Note, Codec>(Request::new(note("")), path, Codec::default()).await;
+    let status =
+        client.0.unary::<Note, Note, Codec>(Request::new(note("")), path, Codec::default()).await;
     assert_eq!(status.unwrap_err().code(), Code::Unimplemented);
 }
 
@@ -302,7 +313,8 @@ async fn a_deadline_reaches_the_app_and_ends_the_call_in_time() {
         request.set_timeout(limit);
         request
     };
-    let seen = client.unary(within("deadline", Duration::from_secs(9))).await.unwrap().into_inner().text;
+    let seen =
+        client.unary(within("deadline", Duration::from_secs(9))).await.unwrap().into_inner().text;
     assert!(seen.ends_with('u') || seen.ends_with('m') || seen.ends_with('n'), "{seen:?}");
     let started = Instant::now();
     let status = client.unary(within("sleep", Duration::from_millis(300))).await.unwrap_err();

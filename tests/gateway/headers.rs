@@ -15,12 +15,29 @@ async fn claims_of_identity_are_taken_off_in_every_spelling_and_ours_is_put_on()
     let app = App::echo("app");
     let mesh = Mesh::before(&format!("http://{}", app.address));
     let forged = [
-        "X-Forwarded-Client-Cert", "x-forwarded-client-cert", "X-FORWARDED-CLIENT-CERT",
-        "X_Forwarded_Client_Cert", "x-forwarded_client-cert", "Client-Cert", "client_cert",
-        "Client-Cert-Chain", "X-Client-Cert", "X-Client-Cert-Hash", "X-SSL-Client-Verify",
-        "x_ssl_client_s_dn", "SSL_CLIENT_CERT", "Ssl-Client-Verify", "X-SPIFFE-ID", "x_spiffe_id",
-        "l5d-client-id", "L5d-Client-Id", "X-Wardgate-Peer", "X-Consumer-Username",
-        "x_consumer_custom_id", "X-Credential-Identifier", "X-Userinfo",
+        "X-Forwarded-Client-Cert",
+        "x-forwarded-client-cert",
+        "X-FORWARDED-CLIENT-CERT",
+        "X_Forwarded_Client_Cert",
+        "x-forwarded_client-cert",
+        "Client-Cert",
+        "client_cert",
+        "Client-Cert-Chain",
+        "X-Client-Cert",
+        "X-Client-Cert-Hash",
+        "X-SSL-Client-Verify",
+        "x_ssl_client_s_dn",
+        "SSL_CLIENT_CERT",
+        "Ssl-Client-Verify",
+        "X-SPIFFE-ID",
+        "x_spiffe_id",
+        "l5d-client-id",
+        "L5d-Client-Id",
+        "X-Wardgate-Peer",
+        "X-Consumer-Username",
+        "x_consumer_custom_id",
+        "X-Credential-Identifier",
+        "X-Userinfo",
     ];
     let fields: String = forged.iter().map(|name| format!("{name}: forged\r\n")).collect();
     for door in DOORS {
@@ -54,7 +71,9 @@ async fn what_belongs_to_one_hop_ends_there_in_requests() {
             TE: trailers, deflate\r\nTrailer: X-Sum\r\nUpgrade: h2c\r\n\
             X-End: 1\r\nX-End: 2\r\nAccept: a\r\nCookie: b=c\r\n\r\n";
         let found = headers(&mesh.wire(door).await.ask(request).await);
-        for gone in ["x-own", "x-other", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"] {
+        for gone in
+            ["x-own", "x-other", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"]
+        {
             assert_eq!(found.get(gone), None, "{door:?} {gone}");
         }
         assert_eq!(found.get("connection"), None, "{door:?}");

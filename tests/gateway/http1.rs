@@ -82,7 +82,9 @@ async fn answers_without_a_body_leave_the_connection_ready_for_the_next_request(
                 ("HEAD", _) => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
                 (_, "/204") => stream.send("HTTP/1.1 204 No Content\r\n\r\n"),
                 (_, "/304") => {
-                    stream.send("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"x\"\r\n\r\n");
+                    stream.send(
+                        "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"x\"\r\n\r\n",
+                    );
                 }
                 _ => stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
             }
@@ -113,7 +115,9 @@ async fn http_1_0_gets_what_it_can_read() {
         while let Some(head) = stream.request() {
             assert!(head.contains(" HTTP/1.1\r\n"), "towards the app it is HTTP/1.1: {head}");
             if head.contains("/chunked") {
-                stream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+                stream.send(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                );
             } else {
                 stream.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
             }
@@ -145,8 +149,10 @@ async fn who_expects_100_continue_is_asked_for_the_body_only_when_somebody_reads
     let mesh = Mesh::before(&format!("http://{}", app.address));
     for door in DOORS {
         let mut wire = mesh.wire(door).await;
-        wire.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
-            .await;
+        wire.send(
+            "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .await;
         let asked = Instant::now();
         assert_eq!(wire.head().await.unwrap().status, 100, "{door:?}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{door:?}: {:?}", asked.elapsed());
@@ -174,7 +180,9 @@ async fn interim_answers_come_through_at_once_and_a_flood_of_them_is_a_fault() {
             if head.contains("/flood") {
                 stream.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(9));
             } else {
-                stream.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+                stream.send(
+                    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+                );
                 wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             }
             stream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
@@ -254,7 +262,11 @@ async fn nothing_but_a_websocket_on_a_route_that_says_so_takes_over_a_connection
     for door in DOORS {
         for request in [h2c, &both, &with_body, &unnamed, &old] {
             let answer = mesh.wire(door).await.ask(request).await;
-            assert_eq!((answer.status, answer.text().as_str()), (200, "plain"), "{door:?} {request}");
+            assert_eq!(
+                (answer.status, answer.text().as_str()),
+                (200, "plain"),
+                "{door:?} {request}"
+            );
         }
     }
     let plain = Mesh::with(&app.url(), &json!({}), &json!({}));
@@ -505,7 +517,8 @@ async fn an_answer_before_the_end_of_the_body_arrives_and_ends_the_connection() 
 
 /// Requests that RFC 9112 calls invalid or ambiguous, and what answers them. By zero-trust's numbers where it has one.
 fn hostile_heads() -> Vec<(&'static str, u16, String)> {
-    let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\nabcde");
+    let post =
+        |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\nabcde");
     let get = |line: &str, host: &str| format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
     let many = "A: 1\r\n".repeat(5000);
     vec![
@@ -535,7 +548,11 @@ fn hostile_heads() -> Vec<(&'static str, u16, String)> {
         ("8 a folded line", 400, post("A: 1\r\n folded")),
         ("8 a folded first line", 400, "GET / HTTP/1.1\r\n Host: a\r\n\r\n".to_owned()),
         ("8 a space before the colon", 400, post("Content-Length : 5")),
-        ("10 chunks in 1.0", 400, "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned()),
+        (
+            "10 chunks in 1.0",
+            400,
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+        ),
         ("13 CONNECT", 405, get("CONNECT a:80", "a:80")),
         ("13 CONNECT with a path", 405, get("CONNECT /", "a")),
         ("20 another host in the line", 400, get("GET http://b/", "a")),
@@ -656,7 +673,10 @@ async fn a_response_that_breaks_the_rules_is_a_bad_gateway_and_its_connection_is
 }
 
 const HOSTILE_RESPONSES: &[(&str, &str)] = &[
-    ("17 both framings", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    (
+        "17 both framings",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
     ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
     ("a length that is none", "HTTP/1.1 200 OK\r\nContent-Length: 3a\r\n\r\nabc"),
     ("another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
@@ -696,9 +716,16 @@ async fn the_absolute_form_and_options_for_the_whole_server_are_understood() {
     let mesh = Mesh::before(&format!("http://{}", app.address));
     for door in DOORS {
         let mut wire = mesh.wire(door).await;
-        let answer = wire.ask("GET http://A:80/x?y=%20 HTTP/1.1\r\nHost: a:80\r\n\r\n").await.json();
-        assert_eq!((&answer["path"], &answer["headers"]["host"]), (&json!("/x?y=%20"), &json!("A:80")));
+        let answer =
+            wire.ask("GET http://A:80/x?y=%20 HTTP/1.1\r\nHost: a:80\r\n\r\n").await.json();
+        assert_eq!(
+            (&answer["path"], &answer["headers"]["host"]),
+            (&json!("/x?y=%20"), &json!("A:80"))
+        );
         let answer = wire.ask("FROB /a;b=c//d/../e HTTP/1.1\r\nHost: a\r\n\r\n").await.json();
-        assert_eq!((&answer["method"], &answer["path"]), (&json!("FROB"), &json!("/a;b=c//d/../e")));
+        assert_eq!(
+            (&answer["method"], &answer["path"]),
+            (&json!("FROB"), &json!("/a;b=c//d/../e"))
+        );
     }
 }

@@ -83,8 +83,12 @@ impl Client {
             }
         }
         let (head, mut body) = soon("a response", response).await?.into_parts();
-        let mut whole =
-            Whole { status: head.status.as_u16(), headers: head.headers, body: vec![], trailers: HeaderMap::new() };
+        let mut whole = Whole {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: vec![],
+            trailers: HeaderMap::new(),
+        };
         pull(&mut body, &mut whole.body).await?;
         if let Some(trailers) = soon("trailers", body.trailers()).await? {
             whole.trailers = trailers;
@@ -189,7 +193,13 @@ async fn requests_reach_apps_of_both_versions_whole_and_answers_come_back() {
         let mesh = Mesh::before(&format!("{scheme}://{}", app.address));
         for door in DOORS {
             let client = Client::to(&mesh, door).await;
-            let fields = [("x-a", "1"), ("x-a", "2"), ("cookie", "a=b"), ("cookie", "c=d"), ("te", "trailers")];
+            let fields = [
+                ("x-a", "1"),
+                ("x-a", "2"),
+                ("cookie", "a=b"),
+                ("cookie", "c=d"),
+                ("te", "trailers"),
+            ];
             let asked = request("POST", "/x/%20?y", &fields);
             let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", "7".parse().unwrap());
@@ -242,7 +252,10 @@ async fn a_thousand_streams_at_once_are_all_answered_on_one_connection() {
                 let path = format!("/{number}");
                 let answer = client.try_send(request("POST", &path, &[]), body.as_bytes(), None);
                 let echo = answer.await.unwrap().json();
-                assert_eq!((echo["path"].as_str(), echo["body"].as_str()), (Some(&*path), Some(&*body)));
+                assert_eq!(
+                    (echo["path"].as_str(), echo["body"].as_str()),
+                    (Some(&*path), Some(&*body))
+                );
             }
         });
         futures_util::future::join_all(asked).await;
@@ -347,9 +360,20 @@ async fn trailers_come_through_except_those_that_must_not_come_late() {
 
 /// One lawful trailer among those of zero-trust's row 19.
 fn trailers() -> HeaderMap {
-    let names = ["host", "content-length", "authorization", "set-cookie", "x-forwarded-client-cert",
-        "x_spiffe_id", "x-sum", "x-ssl-client-verify"];
-    names.into_iter().map(|name| (name.parse().unwrap(), "7".parse().unwrap())).collect::<HeaderMap>()
+    let names = [
+        "host",
+        "content-length",
+        "authorization",
+        "set-cookie",
+        "x-forwarded-client-cert",
+        "x_spiffe_id",
+        "x-sum",
+        "x-ssl-client-verify",
+    ];
+    names
+        .into_iter()
+        .map(|name| (name.parse().unwrap(), "7".parse().unwrap()))
+        .collect::<HeaderMap>()
 }
 
 #[tokio::test]
@@ -377,7 +401,8 @@ async fn a_stream_that_its_caller_gives_up_is_given_up_at_the_app() {
     for door in DOORS {
         let client = Client::to(&mesh, door).await;
         for path in ["/waiting", "/streaming"] {
-            let (response, mut stream) = client.open(request("POST", path, &[]), false).await.unwrap();
+            let (response, mut stream) =
+                client.open(request("POST", path, &[]), false).await.unwrap();
             stream.send_data("x".into(), path == "/waiting").unwrap();
             assert_eq!(receive(&sees).await, "asked", "{door:?} {path}");
             let body = match path {
@@ -576,8 +601,10 @@ struct Frames(Wire);
 impl Frames {
     async fn to(mesh: &Mesh, door: Door) -> Self {
         let mut wire = Wire::over(mesh.stream(door, Alpn::Http2).await);
-        wire.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat())
-            .await;
+        wire.send(
+            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat(),
+        )
+        .await;
         Self(wire)
     }
 
@@ -591,7 +618,9 @@ impl Frames {
 
     async fn outcome(&mut self, stream: u32) -> Outcome {
         loop {
-            let Some((kind, flags, of, payload)) = self.next().await else { return Outcome::Closed };
+            let Some((kind, flags, of, payload)) = self.next().await else {
+                return Outcome::Closed;
+            };
             let number = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
             match kind {
                 SETTINGS if flags & ACK == 0 => self.0.send(frame(SETTINGS, ACK, 0, &[])).await,
@@ -624,7 +653,11 @@ const GET: [(&str, &str); 4] =
 /// `GET` with one pseudo-header field replaced, or left out.
 fn with(name: &str, value: Option<&'static str>) -> Vec<(&'static str, &'static str)> {
     GET.iter()
-        .filter_map(|&(found, old)| if found == name { value.map(|new| (found, new)) } else { Some((found, old)) })
+        .filter_map(
+            |&(found, old)| {
+                if found == name { value.map(|new| (found, new)) } else { Some((found, old)) }
+            },
+        )
         .collect()
 }
 
@@ -691,7 +724,11 @@ async fn a_malformed_request_harms_its_stream_only_and_never_reaches_the_app() {
             assert!(refused.contains(&outcome), "{door:?} {name}: {outcome:?}");
             if !matches!(outcome, Outcome::GoAway(_)) {
                 frames.0.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, &block(&GET))).await;
-                assert_eq!(frames.outcome(3).await, Outcome::Answered(0x88), "{door:?} after {name}");
+                assert_eq!(
+                    frames.outcome(3).await,
+                    Outcome::Answered(0x88),
+                    "{door:?} after {name}"
+                );
             }
         }
     }
@@ -719,7 +756,10 @@ async fn a_body_that_disagrees_with_its_length_is_reset_and_never_whole_for_the_
             frames.0.send(frame(HEADERS, END_HEADERS, 1, &block(&fields))).await;
             frames.0.send(frame(DATA, END_STREAM, 1, body)).await;
             let outcome = frames.outcome(1).await;
-            assert!(matches!(outcome, Outcome::Reset(_) | Outcome::GoAway(1)), "{door:?}: {outcome:?}");
+            assert!(
+                matches!(outcome, Outcome::Reset(_) | Outcome::GoAway(1)),
+                "{door:?}: {outcome:?}"
+            );
             while let Ok(rest) = sees.recv_timeout(Duration::from_millis(50)) {
                 assert!(rest.len() < 5, "{door:?}: {rest:?}");
             }
@@ -732,7 +772,10 @@ async fn punished(mesh: &Mesh, door: Door, what: &str, bytes: &[u8]) -> Outcome 
     let mut frames = Frames::to(mesh, door).await;
     frames.0.send(bytes).await;
     let outcome = frames.outcome(0).await;
-    assert!(matches!(outcome, Outcome::GoAway(_) | Outcome::Closed), "{door:?} {what}: {outcome:?}");
+    assert!(
+        matches!(outcome, Outcome::GoAway(_) | Outcome::Closed),
+        "{door:?} {what}: {outcome:?}"
+    );
     outcome
 }
 
@@ -769,7 +812,11 @@ async fn a_flood_ends_its_own_connection_in_bounded_memory_and_nobody_elses() {
             ("32 a window too large", &overflow),
         ] {
             let outcome = punished(&mesh, door, what, bytes).await;
-            assert!(what != "25 rapid reset" || outcome == Outcome::GoAway(11) || outcome == Outcome::Closed);
+            assert!(
+                what != "25 rapid reset"
+                    || outcome == Outcome::GoAway(11)
+                    || outcome == Outcome::Closed
+            );
             assert_eq!(others.get("/").await.status, 200, "{door:?} after {what}");
         }
         for (process, before) in [(&mesh.shop, before[0]), (&mesh.billing, before[1])] {
@@ -852,7 +899,8 @@ async fn what_alpn_agreed_on_is_what_must_be_spoken() {
         drop(byte);
     }
     let mut wire = Wire::over(mesh.stream(Door::Inbound, Alpn::Http1).await);
-    wire.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()).await;
+    wire.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat())
+        .await;
     assert_eq!(wire.response_to("PRI").await.unwrap().status, 505);
     let mut wire = mesh.wire(Door::Outbound).await;
     // The start of HTTP/2's preface, and then something else.

@@ -8,6 +8,7 @@
 mod etcd_server;
 mod world;
 
+mod drain;
 mod grpc;
 mod headers;
 mod http1;

@@ -103,7 +103,8 @@ struct Shaken(String);
 impl Shaken {
     /// Is it this certificate that was shown?
     fn shows(&self, certificate: &Certificate) -> bool {
-        let body: String = certificate.chain.lines().filter(|line| !line.starts_with('-')).collect();
+        let body: String =
+            certificate.chain.lines().filter(|line| !line.starts_with('-')).collect();
         let shown: String = self
             .0
             .lines()
@@ -217,7 +218,9 @@ async fn both_versions_of_http_are_agreed_on_by_alpn_and_carry_requests() {
         }
     }
     let name = ["-servername", "shop.example", "-alpn"];
-    for (offered, agreed) in [("h2,http/1.1", "h2"), ("http/1.1", "http/1.1"), ("http/1.1,h2", "h2")] {
+    for (offered, agreed) in
+        [("h2,http/1.1", "h2"), ("http/1.1", "http/1.1"), ("http/1.1,h2", "h2")]
+    {
         let shaken = edge.handshake(&[name[0], name[1], name[2], offered]);
         let expected = format!("ALPN protocol: {agreed}");
         assert!(shaken.0.contains(&expected), "{offered}: {}", shaken.0);
@@ -299,7 +302,11 @@ async fn what_is_no_handshake_gets_no_answer_in_http() {
     let edge = Edge::new().await;
     let certificate = Certificate::of(&["shop.example"]);
     edge.put("/ssls/1", &certificate.resource(&["shop.example"])).await;
-    for bytes in [&b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0; 600]] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n"[..],
+        &[0x16, 3, 1, 0xff, 0xff, 1],
+        &[0; 600],
+    ] {
         let mut wire = Wire::to(edge.address()).await;
         wire.send(bytes).await;
         wire.half_close().await;

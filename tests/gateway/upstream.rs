@@ -20,7 +20,10 @@ fn route(upstream: &Value) -> Value {
 
 /// An app that answers with its name, on whatever connection.
 fn named(name: &'static str) -> RawApp {
-    RawApp::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len()), false)
+    RawApp::answering(
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len()),
+        false,
+    )
 }
 
 #[tokio::test]
@@ -45,10 +48,7 @@ async fn a_node_that_is_down_costs_no_request_whatever_its_method() {
     let world = World::new();
     let up = App::echo("up");
     let down = format!("127.0.0.1:{}", free_port());
-    let ingress = ingress(
-        &world,
-        &json!({ "nodes": { &down: 1, up.address.to_string(): 1 } }),
-    );
+    let ingress = ingress(&world, &json!({ "nodes": { &down: 1, up.address.to_string(): 1 } }));
     for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
         for _ in 0..2 {
             let body = if method == "GET" { "" } else { "body" };
@@ -69,7 +69,8 @@ fn rude(seen: &Arc<Mutex<Vec<String>>>) -> RawApp {
 }
 
 #[tokio::test]
-async fn a_node_that_took_a_request_and_broke_is_followed_by_another_only_when_the_request_may_be_repeated() {
+async fn a_node_that_took_a_request_and_broke_is_followed_by_another_only_when_the_request_may_be_repeated()
+ {
     let world = World::new();
     let seen = Arc::<Mutex<Vec<String>>>::default();
     let (rude, polite) = (rude(&seen), App::echo("polite"));
@@ -103,7 +104,8 @@ async fn so_many_further_nodes_are_tried_as_the_upstream_says() {
     let apps: Vec<RawApp> = (0..4).map(|_| rude(&seen)).collect();
     let nodes: serde_json::Map<String, Value> =
         apps.iter().map(|app| (app.address.to_string(), json!(1))).collect();
-    for (name, retries, tries) in [("none", Some(0), 1), ("two", Some(2), 3), ("default", None, 4)] {
+    for (name, retries, tries) in [("none", Some(0), 1), ("two", Some(2), 3), ("default", None, 4)]
+    {
         let mut upstream = json!({ "nodes": nodes });
         if let Some(retries) = retries {
             upstream["retries"] = json!(retries);
@@ -130,7 +132,11 @@ async fn when_no_node_answers_the_caller_is_told_so() {
         for _ in 0..2 {
             let answer = wire.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
             assert_eq!(answer.status, status, "{name}: {}", answer.text());
-            assert!(!answer.text().contains("127.0.0.1"), "{name}: no internals: {}", answer.text());
+            assert!(
+                !answer.text().contains("127.0.0.1"),
+                "{name}: no internals: {}",
+                answer.text()
+            );
         }
     }
 }
@@ -209,12 +215,17 @@ async fn the_host_that_the_app_reads_is_the_one_that_the_upstream_says() {
     for (name, more, host) in [
         ("pass", json!({}), "Client.example:99"),
         ("node", json!({ "pass_host": "node" }), node.as_str()),
-        ("rewrite", json!({ "pass_host": "rewrite", "upstream_host": "app.internal" }), "app.internal"),
+        (
+            "rewrite",
+            json!({ "pass_host": "rewrite", "upstream_host": "app.internal" }),
+            "app.internal",
+        ),
     ] {
         let upstream = crate::mesh::merged(json!({ "nodes": { &node: 1 } }), &more);
         let ingress = world.ingress().named(name).resources(&route(&upstream)).start();
         let answer =
-            send(ingress.address("ingress"), "GET", "/", &[("host", "Client.example:99")], "").await;
+            send(ingress.address("ingress"), "GET", "/", &[("host", "Client.example:99")], "")
+                .await;
         assert_eq!(answer.json()["headers"]["host"], host, "{name}");
         assert_eq!(answer.json()["headers"]["x-forwarded-host"], "Client.example:99", "{name}");
     }
@@ -294,7 +305,9 @@ async fn a_peer_with_another_identity_than_expected_gets_no_request() {
     let impostor = world
         .sidecar("/impostor")
         .app(&app)
-        .resources(&json!({ "identity_policies": [allow("p", &[&world.id("/impostor")], &everybody)] }))
+        .resources(
+            &json!({ "identity_policies": [allow("p", &[&world.id("/impostor")], &everybody)] }),
+        )
         .start();
     let node = impostor.address("inbound").to_string();
     for (name, ids, status) in [
