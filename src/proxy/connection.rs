@@ -64,7 +64,17 @@ pub(in crate::proxy) async fn run(
         DoorSecurity::Plain => limit,
         DoorSecurity::Mesh(_) | DoorSecurity::Public(_) => worker.limits.handshake_within,
     };
-    let shaken = match tokio::time::timeout(within, handshake).await {
+    // As long as it has not said anything it is idle, and a drain gives it as long as any idle connection.
+    let leaving = async {
+        worker.draining().await;
+        tokio::time::sleep(worker.limits.drain_idle).await;
+    };
+    let shaken = tokio::select! {
+        biased;
+        shaken = tokio::time::timeout(within, handshake) => shaken,
+        () = leaving => return,
+    };
+    let shaken = match shaken {
         Ok(Ok(shaken)) => shaken,
         Ok(Err(Refused { reason, code, presented, serial })) => {
             worker.note_handshake(address, &reason);

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -115,7 +116,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
         let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
-        if !fault.retry || upload.has_begun() || attempts > cluster.retries || !in_time {
+        if !fault.retry || attempts > cluster.retries || !in_time {
             return Err(Failure::Fault(fault));
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
@@ -185,17 +186,26 @@ impl Attempt<'_> {
             let http2 = self.speaks_http2(caller);
             let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
             self.send(exchange, caller, &mut origin)?;
-            if !upload.has_begun() {
-                // An earlier attempt may have finished an empty body: this origin has seen nothing of it.
-                upload.begin_again();
-            }
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, watchdog).await {
                 Ok(answer) => return Ok((origin, answer, reuse)),
-                // The other side closed an idle connection while we took it: that says nothing about the endpoint.
-                Err(Failure::Fault(fault)) if reused && fault.retry && !upload.has_begun() => {
-                    self.forget_http2(http2);
+                Err(Failure::Fault(mut fault)) if fault.retry => {
+                    match upload.has_begun() {
+                        // It may have finished an empty body: the next origin has seen nothing of it.
+                        false => upload.begin_again(Bytes::new()),
+                        true => match origin.hand_back() {
+                            Some(taken) => upload.begin_again(taken),
+                            None => fault.retry = false,
+                        },
+                    }
+                    if reused || fault.status == 504 {
+                        self.forget_http2(http2);
+                    }
+                    if !fault.retry || !reused || fault.status == 504 {
+                        return Err(Failure::Fault(fault));
+                    }
+                    // The other side closed a kept connection while we took it: that says nothing about the endpoint.
                     may_reuse = false;
                 }
                 Err(Failure::Fault(fault)) if fault.status == 504 => {

@@ -36,7 +36,9 @@ const SEND_BUFFER: usize = 128 * 1024;
 
 impl From<h2::Error> for Broken {
     fn from(error: h2::Error) -> Self {
-        if error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM) {
+        // RFC 9113 sections 6.8 and 8.7: a goodbye fails only the streams that were not looked at.
+        let refused = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
+        if error.is_remote() && refused {
             return Self::Refused;
         }
         Self::Protocol(error.to_string())
@@ -83,7 +85,12 @@ struct Sending {
     /// Bytes that are still to come, where that was announced.
     left: Option<u64>,
     is_over: bool,
+    /// What was sent, as long as it may have to be sent again.
+    kept: Option<Vec<Bytes>>,
 }
+
+/// Bytes of a request's body that are kept until the answer begins: the stream may be refused untouched.
+const KEPT: usize = 64 * 1024;
 
 impl Sending {
     fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
@@ -108,7 +115,15 @@ impl Sending {
             *left -= count as u64;
             self.is_over = *left == 0;
         }
-        self.stream.send_data(Bytes::copy_from_slice(&data[..count]), self.is_over)?;
+        let piece = Bytes::copy_from_slice(&data[..count]);
+        if let Some(kept) = &mut self.kept {
+            if kept.iter().map(Bytes::len).sum::<usize>() + count <= KEPT && kept.len() < 64 {
+                kept.push(piece.clone());
+            } else {
+                self.kept = None;
+            }
+        }
+        self.stream.send_data(piece, self.is_over)?;
         Poll::Ready(Ok(count))
     }
 
@@ -233,9 +248,18 @@ impl UpstreamHttp2 {
             BodyLength::Known(length) => Some(length),
             BodyLength::None | BodyLength::Unknown => None,
         };
-        self.sending = Some(Sending { stream, left, is_over: ended });
+        self.sending = Some(Sending { stream, left, is_over: ended, kept: Some(Vec::new()) });
         self.response = Some(response);
         Ok(())
+    }
+
+    /// What was sent of the body, where all of it is still there.
+    pub(in crate::proxy) fn hand_back(&mut self) -> Option<Bytes> {
+        let kept = self.sending.as_mut()?.kept.take()?;
+        Some(match &*kept {
+            [only] => only.clone(),
+            several => several.concat().into(),
+        })
     }
 
     pub(in crate::proxy) fn poll_head(
@@ -256,6 +280,9 @@ impl UpstreamHttp2 {
         }
         let response = ready!(Pin::new(response).poll(context))?;
         self.response = None;
+        if let Some(sending) = &mut self.sending {
+            sending.kept = None;
+        }
         let (parts, stream) = response.into_parts();
         adopt(head, &parts);
         let length = length_of(head, stream.is_end_stream());
@@ -439,7 +466,7 @@ impl Downstream for Caller {
             BodyLength::Known(length) if !ended => Some(length),
             _ => None,
         };
-        self.sending = Some(Sending { stream, left, is_over: ended });
+        self.sending = Some(Sending { stream, left, is_over: ended, kept: None });
         Ok(())
     }
 

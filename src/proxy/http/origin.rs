@@ -3,6 +3,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+
 use super::h1::{Http1, RequestLine, UpstreamHttp1};
 use super::h2::UpstreamHttp2;
 use super::{BodyLength, Broken, Piece, Side};
@@ -58,6 +60,14 @@ impl Origin {
         match self {
             Self::Http1(origin) => origin.poll_head(context, method, head),
             Self::Http2(origin) => origin.poll_head(context, method, head),
+        }
+    }
+
+    /// All that was taken of the request's body, for another try; `None` when that is not kept.
+    pub(in crate::proxy) fn hand_back(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(origin) => origin.hand_back(),
         }
     }
 

@@ -25,7 +25,7 @@ pub(in crate::proxy) struct Pump {
     pub(in crate::proxy) moved: u64,
     is_over: bool,
     trailers: Option<http::HeaderMap>,
-    /// What a filter made and the sink has not taken.
+    /// What a filter made, or another sink had taken before, and this sink has not.
     held: Bytes,
     is_finished: bool,
     is_stuck: bool,
@@ -44,9 +44,9 @@ impl Pump {
         self.is_stuck = true;
     }
 
-    /// Another sink takes the body from its start; lawful only as long as nothing has begun.
-    pub(in crate::proxy) fn begin_again(&mut self) {
-        debug_assert!(!self.has_begun());
+    /// Another sink takes the body from its start; `taken` is what the last one had taken, all of it.
+    pub(in crate::proxy) fn begin_again(&mut self, taken: Bytes) {
+        (self.moved, self.held) = (0, taken);
         (self.is_finished, self.is_stuck) = (false, false);
     }
 
@@ -70,6 +70,11 @@ impl Pump {
         source: &mut impl Side,
         sink: &mut impl Side,
     ) -> Poll<Result<(), Failed>> {
+        while !self.held.is_empty() {
+            let taken = ready!(sink.poll_send(context, &self.held)).map_err(Failed::Sink)?;
+            let _ = self.held.split_to(taken);
+            self.moved += taken as u64;
+        }
         while !self.is_over {
             let piece = source.poll_data(context);
             self.is_starved = piece.is_pending();
@@ -138,7 +143,7 @@ impl Pump {
         sink: &mut impl Side,
     ) -> Poll<Result<(), Failed>> {
         if !self.is_finished {
-            ready!(sink.poll_finish(context, self.trailers.take())).map_err(Failed::Sink)?;
+            ready!(sink.poll_finish(context, self.trailers.clone())).map_err(Failed::Sink)?;
             self.is_finished = true;
         }
         Poll::Ready(Ok(()))

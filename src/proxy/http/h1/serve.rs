@@ -226,6 +226,8 @@ pub(in crate::proxy) async fn serve(
                         Refused { status: 408, sentence: "the request's head took too long" };
                     refuse(worker, &mut http, late).await;
                 }
+                // TLS' farewell tells it from a connection that was broken off.
+                let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
                 return served;
             }
             Next::Refused(refused) => {
@@ -325,10 +327,13 @@ async fn refuse(worker: &Worker, http: &mut Http1, refused: Refused) {
     let _ = tokio::time::timeout(Duration::from_secs(5), flush).await;
 }
 
+/// For the last bytes of a connection to be taken by the system.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Closes so that the last response arrives: what the client still sends is read and thrown away for a moment,
 /// since closing with unread bytes makes the system reset the connection.
 async fn linger(worker: &Worker, mut http: Http1) {
-    let _ = http.stream.shutdown().await;
+    let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
     if !http.ended {
         let mut left = 256 * 1024_usize;
         let drain = poll_fn(|context| {
@@ -342,7 +347,7 @@ async fn linger(worker: &Worker, mut http: Http1) {
                 }
             }
         });
-        let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+        let _ = tokio::time::timeout(FAREWELL, drain).await;
     }
     let unused = http.input.data().len();
     http.input.consume(unused);
