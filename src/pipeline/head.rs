@@ -281,6 +281,13 @@ impl Head {
         self.authority = self.keep(authority.as_bytes());
     }
 
+    /// Sets a field to the authority; nothing is copied.
+    pub(crate) fn set_authority_as(&mut self, known: Known, name: &str) {
+        self.remove_known(known);
+        let name = self.keep(name.as_bytes());
+        self.fields.push(Entry { name, value: self.authority, known, gone: false });
+    }
+
     /// Takes the authority from bytes of `raw`, see `adopt`.
     pub(crate) fn adopt_authority(&mut self, raw: &[u8], authority: &[u8]) {
         self.authority = within(raw, authority);
@@ -354,6 +361,23 @@ impl Head {
                 match place {
                     None => place = Some(at),
                     Some(_) => self.fields[at].gone = true,
+                }
+            }
+        }
+        match place {
+            Some(at) => self.fields[at].value = self.keep(lawful(value)),
+            None => self.append(name, value),
+        }
+    }
+
+    /// As [`Head::set`], for a field that `name` is known as: found without comparing names.
+    pub fn set_known(&mut self, known: Known, name: &str, value: &[u8]) {
+        let mut place = None;
+        for (at, entry) in self.fields.iter_mut().enumerate() {
+            if !entry.gone && entry.known == known {
+                match place {
+                    None => place = Some(at),
+                    Some(_) => entry.gone = true,
                 }
             }
         }

@@ -37,7 +37,7 @@ pub(in crate::proxy) enum After {
 #[derive(Clone)]
 pub(in crate::proxy) struct ConnectionStanding {
     ends: Arc<Ends>,
-    client_certificate: Option<Arc<str>>,
+    told: Arc<headers::Told>,
     /// Worked out once for each revision of the policy.
     standing: Option<Standing>,
 }
@@ -56,8 +56,8 @@ impl ConnectionStanding {
             dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
             dst_port: client.local.port(),
         });
-        let client_certificate = headers::client_certificate(client).map(Into::into);
-        Self { ends: Arc::new(ends), client_certificate, standing: None }
+        let told = Arc::new(headers::Told::new(client));
+        Self { ends: Arc::new(ends), told, standing: None }
     }
 
     fn of(&mut self, policy: &Policy, exchange: &Exchange) -> &Standing {
@@ -150,7 +150,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     };
     let after = match course {
         Course::Forward => {
-            headers::send(exchange, standing.client_certificate.as_deref());
+            headers::send(exchange, &standing.told);
             forwarded(worker, exchange, caller, &chains, watchdog, &hop).await
         }
         Course::Reply(reply) => {

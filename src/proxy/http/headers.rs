@@ -82,7 +82,7 @@ pub(in crate::proxy) fn receive_response(head: &mut Head) {
 /// The `x-forwarded-client-cert` of a connection, as Envoy writes it; `None` without a peer.
 ///
 /// SPIFFE IDs and digests have no byte that would need quoting.
-pub(in crate::proxy) fn client_certificate(client: &Client) -> Option<String> {
+fn client_certificate(client: &Client) -> Option<String> {
     let peer = client.peer.as_ref()?;
     let mut field = String::new();
     if let Some(me) = &client.me {
@@ -92,33 +92,54 @@ pub(in crate::proxy) fn client_certificate(client: &Client) -> Option<String> {
     Some(field)
 }
 
+/// What every request of a connection tells the upstream about its caller: written once.
+#[derive(Clone, Debug)]
+pub(in crate::proxy) struct Told {
+    client_certificate: Option<String>,
+    address: String,
+    port: String,
+}
+
+impl Told {
+    /// For a connection whose handshake is over.
+    pub(in crate::proxy) fn new(client: &Client) -> Self {
+        Self {
+            client_certificate: client_certificate(client),
+            address: client.address.ip().to_string(),
+            port: client.local.port().to_string(),
+        }
+    }
+}
+
 /// Puts on what tells the upstream about the caller.
-pub(in crate::proxy) fn send(exchange: &mut Exchange, client_certificate: Option<&str>) {
-    if let Some(value) = client_certificate {
-        exchange.request.append("x-forwarded-client-cert", value.as_bytes());
+pub(in crate::proxy) fn send(exchange: &mut Exchange, told: &Told) {
+    let request = &mut exchange.request;
+    if let Some(value) = &told.client_certificate {
+        request.append("x-forwarded-client-cert", value.as_bytes());
     }
     if exchange.client.door != Listeners::Ingress {
         return;
     }
     // At the edge nobody before us is trusted: what a client says of the way it came is replaced or continued.
-    let mut text = String::with_capacity(64);
-    let _ = write!(text, "{}", exchange.client.address.ip());
-    exchange.request.set("X-Real-IP", text.as_bytes());
-    let before: Vec<&[u8]> = exchange.request.all("X-Forwarded-For").collect();
-    let mut chain = before.join(&b", "[..]);
-    if !chain.is_empty() {
-        chain.extend_from_slice(b", ");
+    let address = told.address.as_bytes();
+    request.set_known(Known::RealIp, "X-Real-IP", address);
+    match request.known(Known::ForwardedFor) {
+        None => request.append("X-Forwarded-For", address),
+        Some(_) => {
+            let mut way: Vec<u8> = Vec::new();
+            for hop in request.all("X-Forwarded-For") {
+                way.extend_from_slice(hop);
+                way.extend_from_slice(b", ");
+            }
+            way.extend_from_slice(address);
+            request.set_known(Known::ForwardedFor, "X-Forwarded-For", &way);
+        }
     }
-    chain.extend_from_slice(text.as_bytes());
-    exchange.request.set("X-Forwarded-For", &chain);
     let scheme: &[u8] = if exchange.client.tls { b"https" } else { b"http" };
-    exchange.request.set("X-Forwarded-Proto", scheme);
-    let host = exchange.request.authority().as_bytes().to_vec();
-    exchange.request.set("X-Forwarded-Host", &host);
-    text.clear();
-    let _ = write!(text, "{}", exchange.client.local.port());
-    exchange.request.set("X-Forwarded-Port", text.as_bytes());
-    exchange.request.remove_known(Known::Forwarded);
+    request.set_known(Known::ForwardedProto, "X-Forwarded-Proto", scheme);
+    request.set_known(Known::ForwardedPort, "X-Forwarded-Port", told.port.as_bytes());
+    request.set_authority_as(Known::ForwardedHost, "X-Forwarded-Host");
+    request.remove_known(Known::Forwarded);
 }
 
 #[cfg(test)]
