@@ -729,3 +729,36 @@ async fn the_absolute_form_and_options_for_the_whole_server_are_understood() {
         );
     }
 }
+
+/// The one test that has to wait: half a minute for a head is what the program promises.
+#[tokio::test]
+async fn who_never_ends_what_it_began_is_told_so_or_closed_in_time() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    let started = Instant::now();
+    let (mut head, mut dripping) = (mesh.wire(Door::Inbound).await, mesh.wire(Door::Outbound).await);
+    let mut preface = mesh.wire(Door::Ingress).await;
+    let mut silent = mesh.wire(Door::Ingress).await;
+    let mut handshake = Wire::to(mesh.address(Door::Inbound)).await;
+    head.send("GET / HTTP/1.1\r\nHost: a\r\n").await;
+    dripping.send("GET / HTTP/1.1\r\n").await;
+    preface.send("PRI * HTTP/2.0\r\n").await;
+    handshake.send([0x16, 3, 1]).await;
+    handshake.end().await;
+    assert!(started.elapsed() < Duration::from_secs(15), "a handshake has less time");
+    while started.elapsed() < Duration::from_secs(25) {
+        dripping.send("A: b\r\n").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    // More time has passed than is left: nobody's patience ends before the program's.
+    for wire in [&mut head, &mut dripping] {
+        let answer = wire.response_to("GET").await.expect("an answer");
+        assert_eq!((answer.status, answer.field("connection")), (408, Some("close")));
+        wire.end().await;
+    }
+    preface.end().await;
+    silent.end().await;
+    let took = started.elapsed();
+    assert!((Duration::from_secs(29)..Duration::from_secs(50)).contains(&took), "{took:?}");
+    assert_eq!(app.requests(), 0);
+}
