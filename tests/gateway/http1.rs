@@ -736,7 +736,8 @@ async fn who_never_ends_what_it_began_is_told_so_or_closed_in_time() {
     let app = App::echo("app");
     let mesh = Mesh::before(&format!("http://{}", app.address));
     let started = Instant::now();
-    let (mut head, mut dripping) = (mesh.wire(Door::Inbound).await, mesh.wire(Door::Outbound).await);
+    let (mut head, mut dripping) =
+        (mesh.wire(Door::Inbound).await, mesh.wire(Door::Outbound).await);
     let mut preface = mesh.wire(Door::Ingress).await;
     let mut silent = mesh.wire(Door::Ingress).await;
     let mut handshake = Wire::to(mesh.address(Door::Inbound)).await;
