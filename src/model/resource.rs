@@ -149,6 +149,28 @@ pub enum Body {
 }
 
 impl Body {
+    /// What stands in the place of a route that cannot be read: the same hosts and paths, as far as they can be read, and a
+    /// plugin that nobody has. The data plane answers 503 there, so that no broader and more open route takes the requests.
+    ///
+    /// `None` for other kinds, and for a route whose paths are what cannot be read.
+    pub fn closed_route(kind: Kind, value: &Value) -> Option<Self> {
+        const PLACE: [&str; 7] =
+            ["uri", "uris", "host", "hosts", "methods", "priority", "workload_selector"];
+        if kind != Kind::Routes {
+            return None;
+        }
+        let mut closed = serde_json::json!({ "plugins": { "unreadable": {} } });
+        for field in PLACE {
+            let Some(part) = value.get(field) else { continue };
+            closed[field] = part.clone();
+            if Self::parse(kind, &closed).is_err() {
+                closed.as_object_mut()?.remove(field);
+            }
+        }
+        let placed = closed.get("uri").or_else(|| closed.get("uris")).is_some();
+        placed.then(|| Self::parse(kind, &closed).ok()).flatten()
+    }
+
     /// Parses what the store or a feed holds.
     ///
     /// # Errors

@@ -147,7 +147,7 @@ impl FileFeed {
         let mut unreadable = BTreeSet::new();
         let mut bodies: BTreeMap<Key, Body> = BTreeMap::new();
         let mut batch = Batch::default();
-        for Item { key, outcome } in items {
+        for Item { key, outcome, closed } in items {
             match outcome {
                 Ok((fingerprint, body)) => {
                     // An item that says what it said has the revision that it had.
@@ -161,6 +161,10 @@ impl FileFeed {
                 }
                 Err(Invalid(reason)) => {
                     let (kind, id) = key.clone();
+                    if let Some(body) = closed.filter(|_| !self.has.contains_key(&key)) {
+                        let id = id.clone();
+                        batch.changes.push(Change::Put(Resource { kind, id, revision, body }));
+                    }
                     batch.unreadable.push(Rejected { kind, id, revision, reason });
                     match self.has.get(&key) {
                         Some(before) => drop(wanted.insert(key, *before)),
@@ -250,6 +254,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
 struct Item {
     key: Key,
     outcome: Result<(u64, Body), Invalid>,
+    /// What stands in its place when it cannot be read.
+    closed: Option<Body>,
 }
 
 fn read(path: &Path, environment: &Environment) -> Result<Vec<Item>, Error> {
@@ -336,7 +342,8 @@ fn item(
         None => Body::parse(key.0, &value)
             .map(|body| (Version::of(0, value.to_string().as_bytes()).fingerprint, body)),
     };
-    Ok(Item { key, outcome })
+    let closed = outcome.is_err().then(|| Body::closed_route(key.0, &value)).flatten();
+    Ok(Item { key, outcome, closed })
 }
 
 fn name(kind: Kind, place: usize, fields: &mut Map<String, Value>) -> Result<Key, Invalid> {

@@ -713,3 +713,33 @@ async fn a_client_that_says_nothing_is_let_go_and_holds_nobody_up() {
     assert_eq!(answer.await.expect("within five seconds").status, 200);
     drop(silent);
 }
+
+#[tokio::test]
+async fn a_route_that_cannot_be_read_answers_503_in_its_place_and_no_broader_route_takes_its_requests()
+ {
+    let world = World::new();
+    let app = App::echo("app");
+    let upstream = json!({ "nodes": { app.address.to_string(): 1 } });
+    let open = json!({ "id": "open", "uri": "/*", "upstream": upstream });
+    let mut admin = json!({ "id": "admin", "uri": "/admin/*", "upstream": upstream,
+        "plugins": { "ip-restriction": { "whitelist": ["10.9.8.7"] } } });
+    admin["prioritty"] = json!(1);
+    let ingress = world.ingress().resources(&json!({ "routes": [open, admin] })).start();
+    let address = ingress.address("ingress");
+    assert_eq!(get(address, "/else").await.status, 200);
+    assert_eq!(get(address, "/admin/keys").await.status, 503);
+
+    // Corrected, it serves; gone, the broader route has its requests again.
+    admin.as_object_mut().unwrap().remove("prioritty");
+    ingress.write_resources(&json!({ "routes": [open, admin] }));
+    eventually_async("the corrected route", || async {
+        (get(address, "/admin/keys").await.status == 403).then_some(())
+    })
+    .await;
+    ingress.write_resources(&json!({ "routes": [open] }));
+    eventually_async("the broader route", || async {
+        (get(address, "/admin/keys").await.status == 200).then_some(())
+    })
+    .await;
+    assert!(app.requests() >= 2);
+}
