@@ -276,7 +276,7 @@ async fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_end() {
     });
     let mesh = Mesh::before(&app.url());
     let before = [peak_memory(&mesh.shop), peak_memory(&mesh.billing)];
-    let body: Vec<u8> = (0..SIZE).map(|at| (at / 251 + at % 251) as u8).collect();
+    let body: Vec<u8> = (0..SIZE).map(|at| u8::try_from((at / 251 + at) % 251).unwrap()).collect();
     let client = Client::to(&mesh, Door::Outbound).await;
     let answer = client.try_send(request("POST", "/", &[]), &body, None).await.unwrap();
     assert!(answer.body == body, "{} bytes came back", answer.body.len());
@@ -563,17 +563,18 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     let text = |block: &mut Vec<u8>, text: &str| {
+        let byte = |number: usize| u8::try_from(number).unwrap();
         let length = text.len();
         if length < 127 {
-            block.push(length as u8);
+            block.push(byte(length));
         } else {
             block.push(127);
             let mut left = length - 127;
             while left >= 128 {
-                block.push((left % 128 + 128) as u8);
+                block.push(byte(left % 128 + 128));
                 left /= 128;
             }
-            block.push(left as u8);
+            block.push(byte(left));
         }
         block.extend(text.bytes());
     };

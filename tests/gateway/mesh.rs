@@ -191,12 +191,12 @@ impl Wire {
         if self.ended.is_some() {
             return false;
         }
-        let mut piece = [0; 16 * 1024];
+        self.buffer.reserve(16 * 1024);
         let seen = String::from_utf8_lossy(&self.buffer[..self.buffer.len().min(500)]).into_owned();
-        match soon(&format!("more behind {seen:?}"), self.stream.read(&mut piece)).await {
+        match soon(&format!("more behind {seen:?}"), self.stream.read_buf(&mut self.buffer)).await {
             Ok(0) => self.ended = Some(End::Clean),
             Err(_) => self.ended = Some(End::Cut),
-            Ok(count) => self.buffer.extend_from_slice(&piece[..count]),
+            Ok(_) => {}
         }
         self.ended.is_none()
     }
