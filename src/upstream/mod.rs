@@ -9,4 +9,4 @@ mod pool;
 pub use cluster::{Cluster, Tried};
 pub use connect::{Connect, Error, Established, Protocol, Stream};
 pub use endpoint::{Busy, Endpoint, Security};
-pub use pool::{Idle, Pool, Reuse, Shared};
+pub use pool::{Idle, Multiplexed, Pool, Reuse, Shared};

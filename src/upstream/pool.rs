@@ -39,12 +39,35 @@ pub struct Reuse {
 struct Place {
     idle: Vec<(Idle, Instant)>,
     limits: KeepalivePool,
-    /// The one HTTP/2 connection; the lock is held while it is made, so that a burst makes one.
+    /// The lock is held while a connection is made, so that a burst makes one.
     http2: Shared,
 }
 
-/// The HTTP/2 connection to one endpoint that a worker's exchanges share.
-pub type Shared = Arc<tokio::sync::Mutex<Option<(SendRequest<Bytes>, Reuse)>>>;
+/// The HTTP/2 connections to one endpoint that a worker's exchanges share: one, and more when the peer's limit of streams is
+/// reached.
+pub type Shared = Arc<tokio::sync::Mutex<Vec<Multiplexed>>>;
+
+/// An HTTP/2 connection that exchanges share.
+#[derive(Debug)]
+pub struct Multiplexed {
+    /// Opens streams.
+    pub send: SendRequest<Bytes>,
+    /// How it may be used again.
+    pub reuse: Reuse,
+    /// Held by each exchange under way on it; tells connections apart.
+    pub streams: Arc<()>,
+}
+
+impl Multiplexed {
+    /// Does the peer take one more stream at once? Behind long ones a queued stream could wait for ever.
+    pub fn has_room(&self) -> bool {
+        Arc::strong_count(&self.streams) <= self.send.current_max_send_streams()
+    }
+
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.streams) == 1
+    }
+}
 
 /// A worker's idle connections.
 #[derive(Default)]
@@ -90,7 +113,7 @@ impl Pool {
         place.idle.push((idle, Instant::now()));
     }
 
-    /// The HTTP/2 connection to `endpoint` that exchanges share.
+    /// The HTTP/2 connections to `endpoint` that exchanges share.
     pub fn shared(&mut self, endpoint: &Endpoint) -> Shared {
         self.places.entry(endpoint.key).or_default().http2.clone()
     }
@@ -102,13 +125,16 @@ impl Pool {
             let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
-            if let Ok(mut shared) = place.http2.try_lock()
-                && shared.as_mut().is_some_and(|(send, _)| is_closed(send))
-            {
-                *shared = None;
+            if let Ok(mut shared) = place.http2.try_lock() {
+                // One may wait for the next burst; the others have done their part.
+                let mut waits = false;
+                shared.retain_mut(|each| {
+                    let spare = each.is_idle() && std::mem::replace(&mut waits, true);
+                    !spare && !is_closed(&mut each.send)
+                });
             }
             let shares = Arc::strong_count(&place.http2) > 1
-                || place.http2.try_lock().map_or(true, |shared| shared.is_some());
+                || place.http2.try_lock().map_or(true, |shared| !shared.is_empty());
             !place.idle.is_empty() || shares
         });
     }

@@ -21,7 +21,9 @@ use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::snapshot::CompiledRoute;
-use crate::upstream::{Busy, Cluster, Endpoint, Idle, Protocol, Reuse, Security, Tried};
+use crate::upstream::{
+    Busy, Cluster, Endpoint, Idle, Multiplexed, Protocol, Reuse, Security, Tried,
+};
 
 /// Why there is no answer from an upstream.
 pub(in crate::proxy) enum Failure {
@@ -200,7 +202,7 @@ impl Attempt<'_> {
                         },
                     }
                     if reused || fault.status == 504 {
-                        self.forget_http2(http2);
+                        self.forget_http2(&origin);
                     }
                     if !fault.retry || !reused || fault.status == 504 {
                         return Err(Failure::Fault(fault));
@@ -210,7 +212,7 @@ impl Attempt<'_> {
                 }
                 Err(Failure::Fault(fault)) if fault.status == 504 => {
                     // The host behind a shared connection may be gone without a word: the next request tries a new one.
-                    self.forget_http2(http2);
+                    self.forget_http2(&origin);
                     return Err(Failure::Fault(fault));
                 }
                 Err(failure) => return Err(failure),
@@ -286,35 +288,40 @@ impl Attempt<'_> {
         };
         let identity = self.worker.connect.identity_revision();
         let secure = !matches!(self.endpoint.security, Security::Plain);
-        if let Some((send, reuse)) = place.as_ref() {
-            let proved = reuse.identity == identity && reuse.not_after > crate::rt::unix_seconds();
-            if may_reuse
-                && proved
-                && let Ok(ready) = send.clone().ready().await
-            {
-                let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
-                return Ok((Origin::Http2(Box::new(origin)), *reuse, true));
+        let origin = |ready, streams| {
+            let origin = UpstreamHttp2::new(ready, streams, self.hop.te_trailers, secure);
+            Origin::Http2(Box::new(origin))
+        };
+        let now = crate::rt::unix_seconds();
+        // What is no longer proved finishes the streams that it has, and gets no new ones.
+        place.retain(|each| each.reuse.identity == identity && each.reuse.not_after > now);
+        let mut at = 0;
+        while let Some(each) = place.get(at).filter(|_| may_reuse) {
+            if !each.has_room() {
+                at += 1;
+                continue;
+            }
+            match each.send.clone().ready().await {
+                Ok(ready) => return Ok((origin(ready, each.streams.clone()), each.reuse, true)),
+                Err(_) => drop(place.remove(at)),
             }
         }
-        *place = None;
         let (stream, reuse) = self.connect(Protocol::Http2).await?;
         let send =
             originate(self.worker, stream).await.map_err(|broken| failed(broken.to_string()))?;
-        *place = Some((send.clone(), reuse));
+        let streams = Arc::new(());
+        place.push(Multiplexed { send: send.clone(), reuse, streams: streams.clone() });
         drop(place);
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
-        let origin = UpstreamHttp2::new(ready, self.hop.te_trailers, secure);
-        Ok((Origin::Http2(Box::new(origin)), reuse, false))
+        Ok((origin(ready, streams), reuse, false))
     }
 
-    /// Nobody else shall wait on the connection that this endpoint's streams share; those under way keep it.
-    fn forget_http2(&self, http2: bool) {
-        if !http2 {
-            return;
-        }
+    /// Nobody else shall wait on the shared connection that failed; streams under way keep it.
+    fn forget_http2(&self, origin: &Origin) {
+        let Origin::Http2(origin) = origin else { return };
         let shared = self.worker.pool.lock().shared(self.endpoint);
         if let Ok(mut place) = shared.try_lock() {
-            *place = None;
+            place.retain(|each| !origin.is_on(&each.streams));
         }
     }
 

@@ -202,6 +202,8 @@ pub(in crate::proxy) struct UpstreamHttp2 {
     te_trailers: bool,
     secure: bool,
     interim: u8,
+    /// Counts this stream on its connection.
+    connection: Arc<()>,
 }
 
 /// A response's head as ours.
@@ -215,9 +217,19 @@ fn adopt(head: &mut Head, parts: &http::response::Parts) {
 
 impl UpstreamHttp2 {
     /// A stream to be opened on a shared connection that is ready for one.
-    pub(in crate::proxy) fn new(send: SendRequest<Bytes>, te_trailers: bool, secure: bool) -> Self {
+    pub(in crate::proxy) fn new(
+        send: SendRequest<Bytes>,
+        connection: Arc<()>,
+        te_trailers: bool,
+        secure: bool,
+    ) -> Self {
         let (response, sending, receiving) = (None, None, None);
-        Self { send, response, sending, receiving, te_trailers, secure, interim: 0 }
+        Self { send, response, sending, receiving, te_trailers, secure, interim: 0, connection }
+    }
+
+    /// Is it a stream of that connection?
+    pub(in crate::proxy) fn is_on(&self, connection: &Arc<()>) -> bool {
+        Arc::ptr_eq(&self.connection, connection)
     }
 
     pub(in crate::proxy) fn send(
