@@ -763,3 +763,60 @@ async fn who_never_ends_what_it_began_is_told_so_or_closed_in_time() {
     assert!((Duration::from_secs(29)..Duration::from_secs(50)).contains(&took), "{took:?}");
     assert_eq!(app.requests(), 0);
 }
+
+#[tokio::test]
+async fn thousands_of_pipelined_requests_are_answered_in_order_in_bounded_memory() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    let before = [peak_memory(&mesh.shop), peak_memory(&mesh.billing)];
+    let (reads, mut writes) =
+        tokio::io::split(mesh.stream(Door::Outbound, wardgate::mtls::Alpn::Http1).await);
+    let all: String =
+        (0..5000).map(|number| format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    let send = async { tokio::io::AsyncWriteExt::write_all(&mut writes, all.as_bytes()).await };
+    let read = async {
+        let mut wire = Wire::over(tokio::io::join(reads, tokio::io::sink()));
+        for number in 0..5000 {
+            let answer = wire.response_to("GET").await.unwrap().json();
+            assert_eq!(answer["path"], format!("/{number}"));
+        }
+    };
+    let (sent, ()) = tokio::join!(send, read);
+    sent.unwrap();
+    for (process, before) in [(&mesh.shop, before[0]), (&mesh.billing, before[1])] {
+        let grown = peak_memory(process).saturating_sub(before);
+        assert!(grown < 8 * 1024, "{} grew by {grown} KiB", process.name);
+    }
+}
+
+#[tokio::test]
+async fn no_bytes_at_all_end_the_process_or_reach_the_app_by_chance() {
+    let app = App::echo("app");
+    let mesh = Mesh::before(&format!("http://{}", app.address));
+    let mut random = fastrand::Rng::with_seed(7);
+    let starts: [&[u8]; 6] = [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x10\x01\x05\0\0\0\x01",
+        b"\x16\x03\x01",
+    ];
+    for door in [Door::Outbound, Door::Ingress, Door::Inbound] {
+        for round in 0..120 {
+            let mut wire = match (door, round % 2) {
+                // Half of them behind a handshake.
+                (Door::Inbound, 0) => Wire::to(mesh.address(door)).await,
+                _ => mesh.wire(door).await,
+            };
+            wire.send(starts[round % starts.len()]).await;
+            let count = random.usize(1..600);
+            wire.send((0..count).map(|_| random.u8(..)).collect::<Vec<u8>>()).await;
+            wire.half_close().await;
+            while wire.try_bytes(1).await.is_some() {}
+        }
+        let answer = mesh.wire(door).await.ask("GET /well HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(answer.json()["path"], "/well", "{door:?}");
+    }
+    assert_eq!(app.requests(), 3);
+}

@@ -536,6 +536,28 @@ async fn answers_without_a_body_and_early_ones_end_their_streams() {
     }
 }
 
+#[tokio::test]
+async fn long_streams_beyond_what_one_connection_takes_get_another_one() {
+    let app = H2App::serving(|_, mut respond| async move {
+        let mut stream = respond.send_response(ok(), false).unwrap();
+        let _ = poll_fn(|context| stream.poll_reset(context)).await;
+    });
+    let mesh = Mesh::before(&app.url());
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Client::to(&mesh, Door::Outbound).await);
+    }
+    let open = (0..600).map(|number| {
+        let client = clients[number % 3].clone();
+        async move {
+            let (response, stream) = client.open(request("GET", "/", &[]), true).await.unwrap();
+            (soon("a response", response).await.unwrap(), stream)
+        }
+    });
+    let open = futures_util::future::join_all(open).await;
+    assert!(open.iter().all(|(response, _)| response.status() == 200));
+}
+
 // --- in frames ---
 
 const DATA: u8 = 0;
