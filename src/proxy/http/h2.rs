@@ -647,7 +647,7 @@ pub(in crate::proxy) async fn serve(
             }
             None => return served,
         };
-        if proof.has_fallen() {
+        if proof.has_fallen() || proof.is_expired() {
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
