@@ -161,14 +161,14 @@ fn a_line_says_who_did_what_to_whom_and_why() {
     .unwrap();
     let ends = ends(7);
     lane.connection(&ConnectionRecord {
-        ends: &ends,
-        event: "forced_close",
-        reason: Some("expiry"),
+        side: Some("accepted"),
+        reason: Some("peer_expired"),
         protocol: Some("h2"),
         requests: Some(3),
         bytes_in: Some(1),
         bytes_out: Some(2),
         duration_ms: Some(1000),
+        ..ConnectionRecord::of(&ends, "forced_close")
     })
     .unwrap();
     let control = audit.control();

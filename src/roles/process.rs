@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::connections::Connections;
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
@@ -126,6 +127,7 @@ pub struct Running {
     data_planes: Vec<DataPlaneRole>,
     control: Option<ControlPlaneRole>,
     issuer: Option<IssuerRole>,
+    connections: Connections,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
     drain_within: Duration,
@@ -150,6 +152,7 @@ impl Running {
             data_planes: Vec::new(),
             control: None,
             issuer: None,
+            connections: Connections::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
             drain_within: Duration::from_secs(settings.drain_seconds),
@@ -171,7 +174,14 @@ impl Running {
     fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(address)?;
-        let app = router(&self.shared.readiness, &self.shared.registry);
+        let mut app = router(&self.shared.readiness, &self.shared.registry);
+        if settings.proof.list_connections {
+            if !address.ip().is_loopback() {
+                let problem = "needs a status port on loopback: it tells who is connected to whom";
+                return Err(missing("proof.list_connections", problem).into());
+            }
+            app = app.merge(self.connections.router());
+        }
         self._tasks.add(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
@@ -288,7 +298,8 @@ impl Running {
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let mut plan = Plan { workers: settings.worker_count(), ..Plan::default() };
+        let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
+        let mut plan = Plan { workers, proof, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
@@ -321,6 +332,7 @@ impl Running {
         let feed = feed(settings, feed_role, part, identity.as_ref())?;
         let role = DataPlaneRole::start(&plan, identity, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
+        self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
     }
