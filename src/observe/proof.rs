@@ -226,7 +226,7 @@ fn a_line_says_who_did_what_to_whom_and_why() {
     assert_eq!(denied["nearest"]["clause"], "methods");
     assert_eq!((&denied["status"], &denied["config_revision"]), (&403.into(), &42.into()));
     assert_eq!(find("handshake_refused")["src"]["presented_id"], "spiffe://elsewhere/web");
-    assert_eq!(find("connection")["reason"], "expiry");
+    assert_eq!(find("connection")["reason"], "peer_expired");
     assert_eq!(find("identity")["trust_domains"], "shop");
     assert_eq!(find("config")["reason"], "uri: is missing");
     assert_eq!(find("admin")["principal"], "admin");

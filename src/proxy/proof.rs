@@ -49,6 +49,13 @@ impl Default for ProofLimits {
     }
 }
 
+impl ProofLimits {
+    /// For what is under way when this condition falls.
+    pub(in crate::proxy) fn within(&self, lapse: Lapse) -> Duration {
+        if lapse.is_taken() { self.drain_within } else { self.expiry_drain_within }
+    }
+}
+
 /// Of an age that may be reached, the part that chance takes away: connections that began together do not end together.
 const JITTER: f64 = 0.1;
 /// Connections that are looked at in one go, and for how long at most: requests wait meanwhile.
@@ -229,10 +236,7 @@ impl Watch {
             reason = lapse.code(),
             "a connection has lost its proof"
         );
-        let within = match lapse.is_taken() {
-            true => self.limits.drain_within,
-            false => self.limits.expiry_drain_within,
-        };
+        let within = self.limits.within(lapse);
         let mut leaving = self.leaving.lock();
         leaving.pooled |= proof.begun.opening == Opening::Originated;
         let at = (Instant::now() + within, Arc::downgrade(proof));
@@ -471,8 +475,6 @@ mod tests {
     use crate::rt::Publisher;
     use crate::snapshot::Keeper;
 
-    const NOW: i64 = 1_900_000_000;
-
     /// A worker's watch, and the ends of what it follows.
     struct World {
         forge: Forge,
@@ -480,6 +482,8 @@ mod tests {
         keeper: Keeper,
         snapshots: Publisher<Snapshot>,
         clock: Clock,
+        /// When it began.
+        begun: i64,
         watch: Arc<Watch>,
         registry: Registry,
         _audit: AuditLog,
@@ -494,11 +498,23 @@ mod tests {
             let mut keeper = Keeper::new(&[], Some(me), registry.clone());
             let (snapshots, _) = Publisher::of(keeper.apply(Vec::new(), 1).snapshot);
             let audit = AuditLog::open(AuditSettings::default(), &Posture::default()).unwrap();
-            let clock = Clock::fixed(NOW);
+            // The certificates are good for an hour from now.
+            let begun = crate::rt::unix_seconds();
+            let clock = Clock::fixed(begun);
             let metrics = ProxyMetrics::new(&registry);
             let watch = Watch::new(limits, clock.clone(), Some(live), audit.lane(), metrics);
             let watch = Arc::new(watch);
-            Self { forge, identity, keeper, snapshots, clock, watch, registry, _audit: audit }
+            Self {
+                forge,
+                identity,
+                keeper,
+                snapshots,
+                clock,
+                begun,
+                watch,
+                registry,
+                _audit: audit,
+            }
         }
 
         /// Watches beside the test.
@@ -522,15 +538,14 @@ mod tests {
         }
 
         fn connect(&self, peer: &Arc<Peer>) -> Arc<Proof> {
-            let address = SocketAddr::from(([127, 0, 0, 1], 1));
-            let before = self.identity.live().load();
-            self.watch.accepted(
-                1,
-                Listeners::Inbound,
-                (address, address),
-                Some(peer),
-                Some(&before),
-            )
+            self.connect_since(&self.identity.live().load(), peer)
+        }
+
+        /// A connection whose handshake began when our identity was `before`.
+        fn connect_since(&self, before: &Identity, peer: &Arc<Peer>) -> Arc<Proof> {
+            let ends =
+                (SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2)));
+            self.watch.accepted(1, Listeners::Inbound, ends, Some(peer), Some(before))
         }
 
         fn trust(&self, roots: &[&Forge]) {
@@ -599,13 +614,15 @@ mod tests {
         let other = Forge::new("a.test");
         world.trust(&[&world.forge, &other]);
         let peer = world.peer(&other, "/web", i64::MAX);
+        let before = world.identity.live().load();
         let proof = world.connect(&peer);
         world.trust(&[&world.forge]);
         assert_eq!(proof.lapse(), None);
         world.watch.look();
         assert_eq!(world.watch.lapse(&proof), Some(Lapse::BundleChanged));
         // A handshake that trust overtook is judged when it is over.
-        assert_eq!(world.connect(&peer).lapse(), Some(Lapse::BundleChanged));
+        let overtaken = world.connect_since(&before, &peer);
+        assert_eq!(overtaken.lapse(), Some(Lapse::BundleChanged));
     }
 
     #[tokio::test]
@@ -613,7 +630,8 @@ mod tests {
         let expiry_drain_within = Duration::from_secs(3600);
         let max_age = Some(Duration::from_secs(100));
         let world = World::new(ProofLimits { expiry_drain_within, max_age, ..at_once() });
-        let peers = [NOW + 10, NOW + 1_000].map(|end| world.peer(&world.forge, "/web", end));
+        let peers = [world.begun + 10, world.begun + 1_000]
+            .map(|end| world.peer(&world.forge, "/web", end));
         let [short, old] = peers.each_ref().map(|peer| world.connect(peer));
         let look = || {
             world.watch.tidy(&|| {});
@@ -633,7 +651,7 @@ mod tests {
         let world = World::new(at_once());
         let peer = world.peer(&world.forge, "/web", i64::MAX);
         let mut ending = world.forge.identity("/me", &[]);
-        ending.svid.not_after = NOW + 5;
+        ending.svid.not_after = world.begun + 5;
         world.identity.set(ending);
         let old = world.connect(&peer);
         world.trust(&[&world.forge]);

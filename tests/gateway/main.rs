@@ -22,6 +22,7 @@ mod issuer;
 mod mesh;
 mod plugins;
 mod policy;
+mod proof;
 mod tls_edge;
 mod upstream;
 mod world;
