@@ -122,6 +122,38 @@ pub enum Flaw {
     /// Rule 48.
     #[error("a signature algorithm in the chain is not accepted")]
     Algorithm,
+    /// Rule 33, in strict mode.
+    #[error("the leaf's key usage is not marked critical, as strict mode asks")]
+    KeyUsageNotCritical,
+    /// Rule 41, in strict mode.
+    #[error("the subject is empty and the names are not marked critical, as strict mode asks")]
+    NamesNotCritical,
+    /// Rule 44: an authority's URI begins as a SPIFFE ID and is none.
+    #[error("an intermediate's URI name is not a SPIFFE ID: {0}")]
+    AuthorityId(InvalidSpiffeId),
+    /// An authentic revocation list names the leaf.
+    #[error("the certificate was revoked")]
+    Revoked,
+    /// An authentic revocation list names an intermediate.
+    #[error("an authority in the chain was revoked")]
+    AuthorityRevoked,
+    /// Mode hard: no authentic revocation list speaks for a certificate of the chain.
+    #[error(
+        "no revocation list speaks for a certificate of the chain, and the trust domain asks for one"
+    )]
+    RevocationUnknown,
+    /// Mode hard: every list that speaks for a certificate of the chain is out of date or of the future.
+    #[error("the revocation list for a certificate of the chain is out of date")]
+    RevocationExpired,
+    /// The deny list has the serial number of a certificate of the chain.
+    #[error("the deny list names a serial number in the chain")]
+    DeniedSerial,
+    /// The deny list has the public key of a certificate of the chain, or of its root.
+    #[error("the deny list names a public key in the chain")]
+    DeniedKey,
+    /// The deny list has the SPIFFE ID.
+    #[error("the deny list names the SPIFFE ID")]
+    DeniedId,
     /// Too many candidate paths; the search was ended.
     #[error("finding a path through the chain costs too much")]
     PathTooCostly,
@@ -164,6 +196,16 @@ impl Flaw {
             Self::NameConstraint => "name_constraint",
             Self::CriticalExtension => "critical_extension",
             Self::Algorithm => "signature_algorithm",
+            Self::KeyUsageNotCritical => "key_usage_not_critical",
+            Self::NamesNotCritical => "names_not_critical",
+            Self::AuthorityId(_) => "authority_id_invalid",
+            Self::Revoked => "revoked",
+            Self::AuthorityRevoked => "authority_revoked",
+            Self::RevocationUnknown => "revocation_unknown",
+            Self::RevocationExpired => "revocation_expired",
+            Self::DeniedSerial => "denied_serial",
+            Self::DeniedKey => "denied_key",
+            Self::DeniedId => "denied_id",
             Self::PathTooCostly => "path_too_costly",
             Self::Path(_) => "path_validation",
         }

@@ -51,6 +51,8 @@ pub(in crate::identity) struct Leaf {
     pub(in crate::identity) public_key: Vec<u8>,
     pub(in crate::identity) not_before: i64,
     pub(in crate::identity) not_after: i64,
+    /// What strict mode refuses (33, 41).
+    pub(super) lax: Option<Flaw>,
     /// Server and client authentication; `None` without the extension, which allows both (35).
     purposes: Option<(bool, bool)>,
 }
@@ -70,12 +72,16 @@ impl Leaf {
         let mut usage = None;
         let mut purposes = None;
         let mut is_authority = false;
+        let mut lax = None;
         for (at, extension) in certificate.extensions().iter().enumerate() {
             if certificate.extensions()[..at].iter().any(|other| other.oid == extension.oid) {
                 return Err(malformed("the same extension twice"));
             }
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(names) => {
+                    if !extension.critical && certificate.subject().iter().next().is_none() {
+                        lax.get_or_insert(Flaw::NamesNotCritical);
+                    }
                     let found = names.general_names.len();
                     if found > MAX_NAMES {
                         return Err(Flaw::TooManyNames { found });
@@ -89,7 +95,12 @@ impl Leaf {
                         }
                     }
                 }
-                ParsedExtension::KeyUsage(found) => usage = Some(found),
+                ParsedExtension::KeyUsage(found) => {
+                    usage = Some(found);
+                    if !extension.critical {
+                        lax.get_or_insert(Flaw::KeyUsageNotCritical);
+                    }
+                }
                 ParsedExtension::ExtendedKeyUsage(found) => {
                     purposes = Some((found.server_auth, found.client_auth));
                 }
@@ -131,6 +142,7 @@ impl Leaf {
             public_key: spki.subject_public_key.data.to_vec(),
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
+            lax,
             purposes,
         })
     }
@@ -145,9 +157,9 @@ impl Leaf {
         if allowed { Ok(()) } else { Err(Flaw::Purpose { needed }) }
     }
 
-    /// Rules 37 and 38, without leeway (40).
-    pub(in crate::identity) fn is_current(&self, now: i64) -> Result<(), Flaw> {
-        if now < self.not_before {
+    /// Rules 37, 38 and 40: `leeway` seconds before its time, and none after it.
+    pub(in crate::identity) fn is_current(&self, now: i64, leeway: i64) -> Result<(), Flaw> {
+        if now.saturating_add(leeway) < self.not_before {
             return Err(Flaw::NotYetValid);
         }
         if now > self.not_after {
@@ -158,7 +170,7 @@ impl Leaf {
 }
 
 /// A serial number in lower-case hexadecimal, without the sign byte that DER may need.
-fn serial_text(raw: &[u8]) -> String {
+pub(super) fn serial_text(raw: &[u8]) -> String {
     let digits = match raw {
         [0, rest @ ..] if !rest.is_empty() => rest,
         all => all,

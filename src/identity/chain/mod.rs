@@ -6,6 +6,7 @@
 mod flaw;
 mod leaf;
 mod path;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -13,4 +14,5 @@ mod verifier;
 pub use flaw::Flaw;
 pub(super) use leaf::{Leaf, check_sizes};
 pub use leaf::{Presented, Purpose};
+pub(super) use path::ALGORITHMS;
 pub use verifier::ChainVerifier;
