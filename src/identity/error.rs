@@ -77,11 +77,43 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// One bundle of a bundle map.
+    #[error("the bundle of trust domain {domain} in the map cannot be used")]
+    BundleInMap {
+        /// Whose bundle it is.
+        domain: TrustDomain,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// A bundle document older than the one that is in use (67).
+    #[error(
+        "the bundle document has spiffe_sequence {found}, older than {stored}, which is in use"
+    )]
+    SequenceRollback {
+        /// Its sequence, `none` when it has none any more.
+        found: String,
+        /// The sequence of the document in use.
+        stored: u64,
+    },
+    /// Two bundle documents of one sequence (68).
+    #[error(
+        "the bundle document has spiffe_sequence {sequence} as the one in use, and other authorities"
+    )]
+    SequenceReused {
+        /// The sequence of both.
+        sequence: u64,
+    },
     /// A bundle's certificate that is none.
     #[error("authority {position} of the bundle is not a certificate")]
     BundleCertificate {
         /// Counted from 1.
         position: usize,
+    },
+    /// A certificate revocation list that cannot be read, or of a kind that is not taken.
+    #[error("the revocation list cannot be used: {detail}")]
+    RevocationList {
+        /// What is wrong with it.
+        detail: String,
     },
     /// The Workload API's address is missing or wrong.
     #[error(
