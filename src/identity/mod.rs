@@ -17,6 +17,14 @@ mod strict_json;
 mod svid;
 mod trust;
 mod workload_api;
+mod workload_endpoint;
+mod workload_message;
+// The SPIFFE Workload API's messages, client and server. tests/codegen.rs holds it to proto/workload.proto.
+#[rustfmt::skip]
+#[path = "generated/workload.rs"]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, dead_code, clippy::all,
+    clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
+pub(crate) mod workload_proto;
 
 pub use bundle::{BundleDocument, JwtAuthority, Succession, TrustBundle, TrustBundles};
 pub use bundle_map::BundleMap;

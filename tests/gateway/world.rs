@@ -75,7 +75,12 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// The binary, with nothing of the caller's environment that would change what it does.
 pub fn wardgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
+    wardgate_at(Path::new(env!("CARGO_BIN_EXE_wardgate")))
+}
+
+/// The same for a copy of the binary.
+pub fn wardgate_at(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for name in
         ["WARDGATE_LOG", "WARDGATE_ADMIN", "WARDGATE_KEY", "WARDGATE_AUDIT", "WARDGATE_CONFIG"]
     {
@@ -215,7 +220,8 @@ impl World {
             "workers": 1,
             "drain_seconds": 5,
         });
-        Part { world: self, name, id: self.id(path), settings, state }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_wardgate"));
+        Part { world: self, name, id: self.id(path), settings, state, program }
     }
 }
 
@@ -236,6 +242,7 @@ pub struct Part<'w> {
     pub id: String,
     pub settings: Value,
     pub state: PathBuf,
+    program: PathBuf,
 }
 
 impl Part<'_> {
@@ -264,6 +271,12 @@ impl Part<'_> {
         self.settings["state_dir"] = json!(self.state);
         self.settings["node"] = json!(name);
         name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Runs a copy of the binary: attestation can tell it from others.
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
         self
     }
 
@@ -305,7 +318,7 @@ impl Part<'_> {
     /// Starts it and does not wait.
     pub fn launch(&self) -> Process {
         let path = self.settings_file();
-        let mut command = wardgate();
+        let mut command = wardgate_at(&self.program);
         command.arg("run").arg("-c").arg(&path).env("WARDGATE_LOG", "info");
         let mut process = Process::launch(&self.name, command, &self.world.folder);
         process.id.clone_from(&self.id);
