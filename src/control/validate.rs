@@ -360,7 +360,7 @@ fn sensible_certificate(ssl: &Ssl) -> Result<(), Invalid> {
     // Never the cause: it could show a part of the key.
     let key = PrivateKeyDer::from_pem_slice(ssl.key.reveal().as_bytes())
         .map_err(|_| Invalid::new("failed to parse key: expected one PEM private key"))?;
-    let provider = rustls::crypto::ring::default_provider();
+    let provider = crate::mtls::provider();
     rustls::sign::CertifiedKey::from_der(chain, key, &provider)
         .map(|_| ())
         .map_err(|error| Invalid(format!("cert and key cannot be used together: {error}")))

@@ -6,13 +6,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use ring::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, ring as algorithm};
+use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::spiffe_id::Error as InvalidSpiffeId;
 use super::{Peer, SpiffeId, TrustBundles, TrustDomain};
+use crate::rt::crypto::certificates as algorithm;
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// Certificates that a peer may send, bytes of one, bytes of all, and names in the leaf (49).
 const MAX_CERTIFICATES: usize = 6;

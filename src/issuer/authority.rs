@@ -16,7 +16,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
@@ -26,6 +25,7 @@ use zeroize::Zeroizing;
 use super::Error;
 use crate::identity::{SpiffeId, Svid, TrustBundle, TrustDomain};
 use crate::rt::Clock;
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 
 /// How long an SVID lives when nobody says otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);

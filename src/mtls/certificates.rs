@@ -143,7 +143,7 @@ pub fn public_server_config(
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0;
     // Nobody's identity is in a public session, so that resuming it saves two signatures and skips no check.
-    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(Error::Own)?;
+    config.ticketer = crate::rt::crypto::tls_ticketer().map_err(Error::Own)?;
     Ok(Arc::new(config))
 }
 

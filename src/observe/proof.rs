@@ -250,7 +250,7 @@ fn the_hash_is_what_the_documentation_says() {
             line.replace(&format!(",\"hash\":\"{}\"", record["hash"].as_str().unwrap()), "");
         let mut bytes = prev.to_vec();
         bytes.extend_from_slice(without.as_bytes());
-        let hash = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        let hash = digest(&SHA256, &bytes);
         assert_eq!(record["hash"], hex::encode(hash));
         prev.copy_from_slice(hash.as_ref());
     }

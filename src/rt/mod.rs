@@ -2,6 +2,7 @@
 //!
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
+pub mod crypto;
 mod drain;
 mod live;
 pub mod socket;

@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 use super::{Error, Event, Expect, Listing, Store, Stored, Watch};
 use crate::model::{Redacted, Revision};
 use crate::rt::Backoff;
+use crate::rt::crypto::tls_provider;
 
 mod generated {
     #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
@@ -258,7 +259,7 @@ fn tls_config(files: &TlsFiles) -> Result<rustls::ClientConfig, Error> {
     if roots.is_empty() {
         return Err(Error::Settings("etcd tls: no authority to verify etcd by; set tls.ca".into()));
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = tls_provider();
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::Settings(format!("etcd tls: {error}")))?

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{Error, Event, Expect, Listing, Store, Stored, Watch};
 use crate::model::{Kind, Revision};
+use crate::rt::crypto::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 
 /// What a sealed text starts with.
 const MARK: &str = "wardgate-sealed-1:";
