@@ -16,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::identity::{
-    ChainVerifier, Presented, Purpose, SpiffeId, TrustBundle, TrustBundles, TrustDomain,
+    Presented, Purpose, SpiffeId, Trust, TrustBundle, TrustBundles, TrustDomain,
 };
 use crate::roles::Authority;
 use crate::rt::Clock;
@@ -202,7 +202,7 @@ fn inspect(
     let bundle = TrustBundle::from_text(domain, &text)
         .with_context(|| format!("{} cannot be used", path.display()))?;
     let bundles: TrustBundles = [bundle].into_iter().collect();
-    let verifier = ChainVerifier::new(&bundles);
+    let verifier = Trust::from(bundles).verifier().clone();
     let seconds = u64::try_from(clock.now()).unwrap_or(0);
     let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     writeln!(out)?;

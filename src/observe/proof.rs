@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::*;
+use crate::rt::crypto::digest::{SHA256, digest};
 
 const WITHIN: Duration = Duration::from_secs(30);
 

@@ -116,3 +116,41 @@ pub fn ecdsa_key(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the private key is damaged or of another kind")]
 pub struct KeyRejected;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tls_offers_is_what_the_build_promises() {
+        let provider = tls_provider();
+        let groups: Vec<_> =
+            provider.kx_groups.iter().filter_map(|group| group.name().as_str()).collect();
+        let classic = ["X25519", "secp256r1", "secp384r1"];
+        match LIBRARY {
+            "ring" => assert_eq!(groups, classic),
+            "aws-lc" => assert_eq!((groups[0], &groups[1..]), ("X25519MLKEM768", &classic[..])),
+            _ => {
+                assert_eq!(groups[0], "X25519MLKEM768");
+                assert!(!groups.contains(&"X25519"), "not approved alone: {groups:?}");
+                assert!(provider.fips());
+            }
+        }
+        let first = provider.cipher_suites[0].suite();
+        assert_eq!(first, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(check(), Ok(()));
+    }
+
+    #[test]
+    fn a_key_signs_whatever_the_library() {
+        use signature::{
+            ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, UnparsedPublicKey,
+        };
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let key = ecdsa_key(&ECDSA_P256_SHA256_ASN1_SIGNING, pair.serialized_der()).unwrap();
+        let signed = key.sign(&rand::SystemRandom::new(), b"it").unwrap();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, pair.public_key_raw());
+        assert!(public.verify(b"it", signed.as_ref()).is_ok());
+        assert!(ecdsa_key(&ECDSA_P256_SHA256_ASN1_SIGNING, b"no key").is_err());
+    }
+}

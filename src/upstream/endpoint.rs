@@ -56,8 +56,7 @@ impl Endpoint {
             Security::Public { verify } => format!("public {verify}"),
             Security::Mesh(expected) => format!("mesh {expected:?}"),
         };
-        let digest = digest(&SHA256, format!("{host}\n{port}\n{expected}").as_bytes(),
-        );
+        let digest = digest(&SHA256, format!("{host}\n{port}\n{expected}").as_bytes());
         let mut key = [0; 16];
         key.copy_from_slice(&digest.as_ref()[..16]);
         Self {

@@ -51,8 +51,7 @@ async fn claims_of_identity_are_taken_off_in_every_spelling_and_ours_is_put_on()
         // As Envoy writes it, with the certificate that the last hop's handshake proved.
         let caller = if door == Door::Ingress { "/wardgate/ingress" } else { "/shop" };
         let identity = mesh.world.identity(caller);
-        let hash = digest(&SHA256, &identity.svid.chain[0],
-        );
+        let hash = digest(&SHA256, &identity.svid.chain[0]);
         let expected = format!(
             "By={};Hash={};URI={}",
             mesh.world.id("/billing"),

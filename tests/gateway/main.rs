@@ -11,6 +11,7 @@ mod audit;
 mod bad_input;
 mod cli;
 mod control;
+mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
