@@ -5,6 +5,7 @@ mod attest;
 mod authority;
 mod entries;
 mod error;
+mod key;
 // tests/codegen.rs holds it to proto/workload.proto.
 #[rustfmt::skip]
 #[path = "generated/workload.rs"]

@@ -12,6 +12,8 @@ use rustls::crypto::aws_lc_rs as tls_library;
 use rustls::crypto::ring as tls_library;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::ProducesTickets;
+use rustls::sign::SigningKey;
+use rustls_pki_types::PrivateKeyDer;
 use tls_library::cipher_suite as suite;
 use tls_library::kx_group as group;
 
@@ -87,6 +89,14 @@ pub fn tls_provider() -> Arc<CryptoProvider> {
         })
     };
     PROVIDER.get_or_init(build).clone()
+}
+
+/// A private key that signs handshakes. The key is read where it lies: no copy is left behind that nobody wipes.
+///
+/// # Errors
+/// The key is damaged or of a kind that the library does not know.
+pub fn tls_signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    tls_library::sign::any_supported_type(key)
 }
 
 /// What encrypts the session tickets of public listeners.

@@ -5,6 +5,7 @@
 pub mod crypto;
 mod drain;
 mod live;
+pub mod memory;
 pub mod socket;
 mod task;
 mod time;
