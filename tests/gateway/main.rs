@@ -20,6 +20,7 @@ mod headers;
 mod http1;
 mod http2;
 mod issuer;
+mod keys;
 mod mesh;
 mod plugins;
 mod policy;

@@ -76,9 +76,14 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// The binary, with nothing of the caller's environment that would change what it does.
 pub fn wardgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
-    for name in
-        ["WARDGATE_LOG", "WARDGATE_ADMIN", "WARDGATE_KEY", "WARDGATE_AUDIT", "WARDGATE_CONFIG"]
-    {
+    for name in [
+        "WARDGATE_LOG",
+        "WARDGATE_ADMIN",
+        "WARDGATE_KEY",
+        "WARDGATE_AUDIT",
+        "WARDGATE_CONFIG",
+        "WARDGATE_ALLOW_CORE_DUMPS",
+    ] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null());
@@ -215,7 +220,7 @@ impl World {
             "workers": 1,
             "drain_seconds": 5,
         });
-        Part { world: self, name, id: self.id(path), settings, state }
+        Part { world: self, name, id: self.id(path), settings, state, environment: Vec::new() }
     }
 }
 
@@ -236,6 +241,7 @@ pub struct Part<'w> {
     pub id: String,
     pub settings: Value,
     pub state: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Part<'_> {
@@ -264,6 +270,12 @@ impl Part<'_> {
         self.settings["state_dir"] = json!(self.state);
         self.settings["node"] = json!(name);
         name.clone_into(&mut self.name);
+        self
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
         self
     }
 
@@ -307,6 +319,7 @@ impl Part<'_> {
         let path = self.settings_file();
         let mut command = wardgate();
         command.arg("run").arg("-c").arg(&path).env("WARDGATE_LOG", "info");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::launch(&self.name, command, &self.world.folder);
         process.id.clone_from(&self.id);
         process.state.clone_from(&self.state);
