@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use ring::digest::{SHA256, digest};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
@@ -21,6 +20,7 @@ use crate::identity::{
 };
 use crate::roles::Authority;
 use crate::rt::Clock;
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// Make an authority, issue identities from it, look into certificates
 #[derive(Debug, Args)]

@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use ring::digest::{self, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -25,6 +24,7 @@ use tracing::error;
 use super::Batch;
 use super::delta::{Key, Version};
 use crate::model::{Body, Change, Id, Invalid, Kind, Rejected, Resource, Revision};
+use crate::rt::crypto::digest::{self, SHA256};
 use crate::rt::unix_seconds;
 
 /// Why a last good copy cannot be used.

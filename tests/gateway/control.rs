@@ -406,9 +406,8 @@ async fn a_route_that_cannot_be_read_keeps_its_place_closed_before_broader_ones(
     let put = store.put("/apisix/routes/guarded", &broken, Expect::Anything, None).await;
     let state = admin.applied(put.unwrap().modified, 1).await;
     assert!(state.to_string().contains("guarded"), "the control plane tells: {state}");
-    let status = async |ingress: &Process, path: &str| {
-        get(ingress.address("ingress"), path).await.status
-    };
+    let status =
+        async |ingress: &Process, path: &str| get(ingress.address("ingress"), path).await.status;
     assert_eq!(status(&ingress, "/admin/users").await, 503);
     assert_eq!(status(&ingress, "/other").await, 200);
 

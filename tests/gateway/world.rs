@@ -81,9 +81,14 @@ pub fn wardgate() -> Command {
 /// The same for a copy of the binary.
 pub fn wardgate_at(program: &Path) -> Command {
     let mut command = Command::new(program);
-    for name in
-        ["WARDGATE_LOG", "WARDGATE_ADMIN", "WARDGATE_KEY", "WARDGATE_AUDIT", "WARDGATE_CONFIG"]
-    {
+    for name in [
+        "WARDGATE_LOG",
+        "WARDGATE_ADMIN",
+        "WARDGATE_KEY",
+        "WARDGATE_AUDIT",
+        "WARDGATE_CONFIG",
+        "WARDGATE_ALLOW_CORE_DUMPS",
+    ] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null());
@@ -221,7 +226,8 @@ impl World {
             "drain_seconds": 5,
         });
         let program = PathBuf::from(env!("CARGO_BIN_EXE_wardgate"));
-        Part { world: self, name, id: self.id(path), settings, state, program }
+        let id = self.id(path);
+        Part { world: self, name, id, settings, state, program, environment: Vec::new() }
     }
 }
 
@@ -243,6 +249,7 @@ pub struct Part<'w> {
     pub settings: Value,
     pub state: PathBuf,
     program: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Part<'_> {
@@ -277,6 +284,12 @@ impl Part<'_> {
     /// Runs a copy of the binary: attestation can tell it from others.
     pub fn program(mut self, program: &Path) -> Self {
         program.clone_into(&mut self.program);
+        self
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
         self
     }
 
@@ -320,6 +333,7 @@ impl Part<'_> {
         let path = self.settings_file();
         let mut command = wardgate_at(&self.program);
         command.arg("run").arg("-c").arg(&path).env("WARDGATE_LOG", "info");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::launch(&self.name, command, &self.world.folder);
         process.id.clone_from(&self.id);
         process.state.clone_from(&self.state);

@@ -1,6 +1,6 @@
 //! What a presented certificate says about itself: the rules that need no authority.
 
-use ring::digest::{SHA256, digest};
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 

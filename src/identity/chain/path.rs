@@ -3,11 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use ring::digest::{SHA256, digest};
+use crate::rt::crypto::certificates as algorithm;
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{
     CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
 };
-use webpki::{EndEntityCert, KeyUsage, ring as algorithm};
+use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::leaf::{Leaf, serial_text};

@@ -1,7 +1,7 @@
 //! Has a certificate of a path been revoked? A trust domain's revocation lists, compiled.
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 
 use super::Flaw;

@@ -7,7 +7,7 @@ use rcgen::{
     KeyUsagePurpose, OtherNameValue, SanType,
 };
 
-use ring::digest::{SHA256, digest};
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::*;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ring::digest::{SHA256, digest};
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::leaf::{Leaf, check_sizes};
