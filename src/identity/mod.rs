@@ -2,6 +2,8 @@
 
 mod bundle;
 mod chain;
+mod composed;
+mod declared;
 mod error;
 mod files;
 #[cfg(test)]
@@ -17,6 +19,11 @@ mod workload_api;
 
 pub use bundle::{BundleDocument, JwtAuthority, TrustBundle, TrustBundles};
 pub use chain::{ChainVerifier, Flaw, Presented, Purpose};
+pub use composed::{Composed, DeclaredTrust};
+pub use declared::{
+    BundleOrigin, DeclaredDomain, DeclaredRevocation, Denial, Endpoint, EndpointServer,
+    RevocationList, WrongField, fetchable, serial_number,
+};
 pub use error::Error;
 pub use files::{FileSettings, FileSource};
 pub use pattern::SpiffePattern;

@@ -84,6 +84,14 @@ impl Raw {
         let (kind, id) = key.clone();
         Ok(Resource { body: Body::parse(kind, &value)?, kind, id, revision: self.version.revision })
     }
+
+    /// What of a revocation that cannot be read can be read all the same: it goes on refusing.
+    pub(super) fn stand_in(&self, key: &Key) -> Option<Change> {
+        let (kind, id) = key.clone();
+        let value = (kind == Kind::Revocations).then_some(&self.json)?;
+        let body = Body::closed(kind, &serde_json::from_slice(value).ok()?)?;
+        Some(Change::Put(Resource { kind, id, revision: self.version.revision, body }))
+    }
 }
 
 /// Resources by name.
@@ -107,12 +115,15 @@ impl Saved {
         for (key, raw) in &self.resources {
             match raw.parse(key) {
                 Ok(resource) => batch.changes.push(Change::Put(resource)),
-                Err(Invalid(reason)) => batch.unreadable.push(Rejected {
-                    kind: key.0,
-                    id: key.1.clone(),
-                    revision: raw.version.revision,
-                    reason,
-                }),
+                Err(Invalid(reason)) => {
+                    batch.changes.extend(raw.stand_in(key));
+                    batch.unreadable.push(Rejected {
+                        kind: key.0,
+                        id: key.1.clone(),
+                        revision: raw.version.revision,
+                        reason,
+                    });
+                }
             }
         }
         batch

@@ -422,10 +422,11 @@ impl State {
                 let revision = published.version.revision;
                 warn!(%kind, %id, revision, reason, "a resource of the store cannot be read");
                 self.unreadable.insert(key.clone(), Rejected { kind, id, revision, reason });
-                if key.0 != Kind::IdentityPolicies {
+                if !matches!(key.0, Kind::IdentityPolicies | Kind::TrustDomains | Kind::Revocations)
+                {
                     return;
                 }
-                self.scopes.put_unreadable_policy(&key)
+                self.scopes.put_unreadable(&key)
             }
         };
         self.resources.insert(key, published);

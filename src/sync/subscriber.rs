@@ -571,6 +571,7 @@ impl Incoming {
             Err(Invalid(reason)) => {
                 let (kind, id) = key.clone();
                 let revision = raw.version.revision;
+                self.batch.changes.extend(raw.stand_in(&key));
                 self.opaque.push((key, raw));
                 self.unreadable.push(wire::Refusal {
                     kind: kind.name().into(),
