@@ -84,12 +84,13 @@ impl Lapse {
 
 impl From<&Flaw> for Lapse {
     fn from(flaw: &Flaw) -> Self {
-        match flaw.code() {
-            "expired" | "authority_expired" => Self::PeerExpired,
-            "revoked" | "authority_revoked" | "revocation_unknown" | "revocation_expired" => {
-                Self::Revoked
-            }
-            code if code.starts_with("denied_") => Self::DeniedByList,
+        match flaw {
+            Flaw::Expired | Flaw::AuthorityExpired => Self::PeerExpired,
+            Flaw::Revoked
+            | Flaw::AuthorityRevoked
+            | Flaw::RevocationUnknown
+            | Flaw::RevocationExpired => Self::Revoked,
+            Flaw::DeniedSerial | Flaw::DeniedKey | Flaw::DeniedId => Self::DeniedByList,
             _ => Self::BundleChanged,
         }
     }

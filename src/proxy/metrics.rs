@@ -24,6 +24,7 @@ pub struct ProxyMetrics {
     failed: Arc<Counter>,
     denied: [Arc<Counter>; Reason::ALL.len()],
     refused: Mutex<HashMap<&'static str, Arc<Counter>>>,
+    handshakes: Mutex<HashMap<&'static str, Arc<Counter>>>,
     bytes_in: Arc<Counter>,
     bytes_out: Arc<Counter>,
     /// Connections that we made to workloads, idle ones included.
@@ -71,6 +72,7 @@ impl ProxyMetrics {
             failed: counter("wardgate_requests_failed_total", &[]),
             denied: Reason::ALL.map(|reason| shared.denied(reason.code())),
             refused: Mutex::default(),
+            handshakes: Mutex::default(),
             bytes_in: counter("wardgate_bytes_total", &[("direction", "in")]),
             bytes_out: counter("wardgate_bytes_total", &[("direction", "out")]),
             shared,
@@ -105,6 +107,12 @@ impl ProxyMetrics {
     pub(in crate::proxy) fn ended(&self, opening: Opening, lapse: Lapse) {
         let side = usize::from(opening == Opening::Originated);
         self.ended[side][lapse.index()].increment();
+    }
+
+    /// A handshake that went well, by its key exchange.
+    pub(in crate::proxy) fn handshake(&self, group: &'static str) {
+        let mut handshakes = self.handshakes.lock();
+        handshakes.entry(group).or_insert_with(|| self.shared.handshakes(group)).increment();
     }
 
     pub(in crate::proxy) fn decided(&self, outcome: Outcome) {

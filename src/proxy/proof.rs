@@ -469,7 +469,7 @@ fn ended(proof: &Proof, lane: &AuditLane, metrics: &ProxyMetrics) {
 mod tests {
     use super::*;
     use crate::identity::forge::Forge;
-    use crate::identity::{TrustBundle, TrustBundles};
+    use crate::identity::{RevocationLists, Revocations, Rules, TrustBundle, TrustBundles};
     use crate::model::{Body, Change, Id, Kind, Resource};
     use crate::observe::{AuditLog, AuditSettings, Posture, Registry};
     use crate::rt::Publisher;
@@ -606,6 +606,27 @@ mod tests {
         settled("the end of all", || first.is_cut()).await;
         assert_eq!(stand().0, Some(Lapse::Withdrawn));
         running.abort();
+    }
+
+    #[tokio::test]
+    async fn revocation_lists_and_the_deny_list_are_conditions_each_by_its_name() {
+        let world = World::new(at_once());
+        let [web, shop] = ["/web", "/shop"].map(|path| world.peer(&world.forge, path, i64::MAX));
+        let (web, shop) = (world.connect(&web), world.connect(&shop));
+        let trust = |revocation: Revocations| {
+            let trust = Trust::new(world.forge.bundles(), revocation, Rules::default());
+            world.identity.set(Identity::new(world.forge.svid("/me"), trust));
+            world.watch.look();
+            (world.watch.lapse(&web), world.watch.lapse(&shop))
+        };
+        let mut revocation = Revocations::default();
+        revocation.denied.ids.insert(web.begun.peer.as_ref().unwrap().id.clone());
+        assert_eq!(trust(revocation), (Some(Lapse::DeniedByList), None));
+        // Nothing speaks for it, where something must.
+        let lists = RevocationLists { mode: RevocationMode::Hard, lists: Vec::new() };
+        let mut revocation = Revocations::default();
+        revocation.by_domain.insert(world.forge.domain.clone(), lists);
+        assert_eq!(trust(revocation), (Some(Lapse::DeniedByList), Some(Lapse::Revoked)));
     }
 
     #[tokio::test]
