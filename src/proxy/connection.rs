@@ -142,8 +142,8 @@ pub(in crate::proxy) async fn run(
                 h1::serve(worker, stream, client, standing, &proof, served).await;
             }
         });
+        proof.attended().await;
         poll_fn(|context| {
-            proof.attend(context.waker());
             match serving.as_mut().poll(context) {
                 // It was told, and had its turn: whatever it still waits for is over.
                 Poll::Pending if proof.is_cut() => Poll::Ready(()),

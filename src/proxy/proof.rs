@@ -11,12 +11,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::UnixTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::metrics::ProxyMetrics;
-use crate::identity::{Identity, Peer, Purpose, RevocationMode, SpiffeId, Trust};
+use crate::identity::{Identity, Peer, RevocationMode, SpiffeId, Trust};
 use crate::model::Listeners;
 use crate::mtls::{Begun, Lapse, Opening, Proof, Proofs};
 use crate::observe::{AuditLane, ConnectionRecord, Ends, EndsFacts};
@@ -404,23 +404,24 @@ impl Watch {
     }
 }
 
-/// What was found about peers in one go: of ten thousand connections most come from the same few.
+/// What was found about peers in one go, by certificate: of ten thousand connections most come from the same few.
 #[derive(Default)]
-struct Known(HashMap<String, Vec<(Purpose, Arc<[CertificateDer<'static>]>, Option<Lapse>)>>);
+struct Known(HashMap<String, Vec<Judged>>);
+
+/// A peer, and what was found about it.
+type Judged = (Arc<Peer>, Option<Lapse>);
 
 impl Known {
-    fn verdict(&mut self, trust: &Trust, peer: &Peer, now: i64) -> Option<Lapse> {
-        let known = self.0.get(&peer.sha256).into_iter().flatten();
-        let mut same =
-            known.filter(|(purpose, chain, _)| *purpose == peer.purpose && **chain == *peer.chain);
-        if let Some((_, _, verdict)) = same.next() {
+    fn verdict(&mut self, trust: &Trust, peer: &Arc<Peer>, now: i64) -> Option<Lapse> {
+        let is_same = |known: &Peer| known.purpose == peer.purpose && known.chain == peer.chain;
+        let mut known = self.0.get(&peer.sha256).into_iter().flatten();
+        if let Some((_, verdict)) = known.find(|(known, _)| is_same(known)) {
             return *verdict;
         }
         let seconds = u64::try_from(now).unwrap_or_default();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let verdict = trust.verifier().again(peer, now).err().as_ref().map(Lapse::from);
-        let known = self.0.entry(peer.sha256.clone()).or_default();
-        known.push((peer.purpose, peer.chain.clone(), verdict));
+        self.0.entry(peer.sha256.clone()).or_default().push((peer.clone(), verdict));
         verdict
     }
 }
@@ -432,7 +433,7 @@ async fn changed<T>(live: Option<&mut Live<T>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// A connection is gone. Of one that we made and that had lost its proof, this is the record; one that came in writes its own,
@@ -469,7 +470,9 @@ fn ended(proof: &Proof, lane: &AuditLane, metrics: &ProxyMetrics) {
 mod tests {
     use super::*;
     use crate::identity::forge::Forge;
-    use crate::identity::{RevocationLists, Revocations, Rules, TrustBundle, TrustBundles};
+    use crate::identity::{
+        Purpose, RevocationLists, Revocations, Rules, TrustBundle, TrustBundles,
+    };
     use crate::model::{Body, Change, Id, Kind, Resource};
     use crate::observe::{AuditLog, AuditSettings, Posture, Registry};
     use crate::rt::Publisher;
