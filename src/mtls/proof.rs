@@ -241,6 +241,11 @@ impl Proof {
         })
     }
 
+    /// Nobody carries the connection now: the task that did may be gone, and need not be kept in memory.
+    pub fn forget_attendant(&self) {
+        self.waiting.lock().main = None;
+    }
+
     /// A task that carries a part of the connection, as long as the result lives.
     pub fn accompany(self: &Arc<Self>, waker: &Waker) -> Accompanied {
         let mut waiting = self.waiting.lock();

@@ -13,8 +13,12 @@ use super::{Endpoint, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
-/// Seconds before the end of its proof in which a connection is not used again: the other side closes it then.
+/// Seconds before the end of its proof in which a connection is not used again: the other side closes it then. Where
+/// certificates are short, a quarter of the connection's life.
 const MARGIN: i64 = 5;
+
+/// After so long in the pool a connection no longer remembers the task that used it last.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// A connection and how it may be used again.
 #[derive(Debug)]
@@ -42,8 +46,12 @@ impl Reuse {
 
     /// Does it rest on nothing, or on a proof that holds for some time yet?
     fn holds(&self, now: i64, margin: i64, stands: impl Fn(&Arc<Proof>) -> bool) -> bool {
+        let lasts = |proof: &Proof, end: i64| {
+            let quarter = (end - proof.begun.since) / 4;
+            end > now + quarter.max(1).min(margin)
+        };
         self.proof.as_ref().is_none_or(|proof| {
-            stands(proof) && proof.begun.ends().is_none_or(|(end, _)| end > now + margin)
+            stands(proof) && proof.begun.ends().is_none_or(|(end, _)| lasts(proof, end))
         })
     }
 }
@@ -145,6 +153,11 @@ impl Pool {
             let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
+            for (idle, since) in &place.idle {
+                if let Some(proof) = idle.reuse.proof.as_ref().filter(|_| now - *since >= SETTLED) {
+                    proof.forget_attendant();
+                }
+            }
             if let Ok(mut shared) = place.http2.try_lock() {
                 // One may wait for the next burst; the others have done their part.
                 let mut waits = false;
@@ -180,4 +193,45 @@ impl Pool {
 fn is_closed(send: &mut SendRequest<Bytes>) -> bool {
     let mut context = Context::from_waker(std::task::Waker::noop());
     matches!(send.poll_ready(&mut context), std::task::Poll::Ready(Err(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mtls::{Begun, Lapse, Opening, Proofs};
+    use std::net::SocketAddr;
+
+    /// What a connection rests on that began at 1000 and ends then.
+    fn ending(end: i64) -> Reuse {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let begun = Begun {
+            number: 1,
+            opening: Opening::Originated,
+            local: address,
+            remote: address,
+            peer: None,
+            own: None,
+            since: 1000,
+            old_at: Some(end),
+        };
+        Reuse { requests: 1, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
+    }
+
+    #[test]
+    fn a_connection_is_not_used_again_shortly_before_its_proof_ends() {
+        let holds =
+            |reuse: &Reuse, now, margin| reuse.holds(now, margin, |proof| proof.lapse().is_none());
+        let long = ending(5000);
+        assert!(holds(&long, 4994, MARGIN) && !holds(&long, 4995, MARGIN));
+        assert!(holds(&long, 4999, 0) && !holds(&long, 5000, 0));
+        // Of a short life a quarter, and a second at least.
+        let (short, shortest) = (ending(1008), ending(1002));
+        assert!(holds(&short, 1005, MARGIN) && !holds(&short, 1006, MARGIN));
+        assert!(holds(&shortest, 1000, MARGIN) && !holds(&shortest, 1001, MARGIN));
+
+        assert!(!long.has_fallen());
+        long.proof.as_ref().unwrap().falls(Lapse::Withdrawn);
+        assert!(long.has_fallen() && !holds(&long, 1000, MARGIN));
+        assert!(holds(&Reuse { requests: 1, proof: None }, i64::MAX, MARGIN));
+    }
 }
