@@ -5,6 +5,7 @@ mod attest;
 mod authority;
 mod entries;
 mod error;
+mod socket_authority;
 mod source;
 #[cfg(test)]
 mod tests;
