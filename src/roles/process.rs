@@ -259,8 +259,8 @@ impl Running {
                 let event = match &before {
                     None => "first",
                     Some(_) if now.is_withdrawn() => "withdrawn",
-                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
                     Some(before) if before.is_withdrawn() => "restored",
+                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
                     Some(_) => "bundle_changed",
                 };
                 let domains: Vec<&str> =
