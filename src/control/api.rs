@@ -12,7 +12,6 @@ use http::header::{COOKIE, HOST, HeaderValue, ORIGIN, SERVER};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
-use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -22,6 +21,7 @@ use super::listing::{self, Query};
 use super::{AdminRecord, ControlPlane, PluginPart, patch};
 use crate::identity::TrustDomain;
 use crate::model::{Id, Kind, Revision};
+use crate::rt::crypto::digest::{SHA256, digest};
 use crate::store::{self, Expect, Stored};
 
 /// What clients of APISIX probe for, and what it really is.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::identity::SpiffeId;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::Tasks;
+use crate::rt::crypto::digest::{SHA256, digest};
 use crate::store::{Event, Store, Stored};
 
 /// How long a request waits until the index has seen what was written before it.

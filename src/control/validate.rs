@@ -10,6 +10,7 @@ use regex::Regex;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::answer::Answer;
 use super::index::{Fact, auth_key};
@@ -20,6 +21,7 @@ use crate::model::{
     Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
     Ssl, Upstream,
 };
+use crate::rt::crypto::tls_signing_key;
 
 /// What the fields of a kind must look like.
 pub(super) struct Shapes(HashMap<Kind, Checker>);
@@ -374,10 +376,10 @@ fn sensible_certificate(ssl: &Ssl) -> Result<(), Invalid> {
     }
     // Never the cause: it could show a part of the key.
     let key = PrivateKeyDer::from_pem_slice(ssl.key.reveal().as_bytes())
+        .map(Zeroizing::new)
         .map_err(|_| Invalid::new("failed to parse key: expected one PEM private key"))?;
-    let provider = rustls::crypto::ring::default_provider();
-    rustls::sign::CertifiedKey::from_der(chain, key, &provider)
-        .map(|_| ())
+    tls_signing_key(&key)
+        .and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match())
         .map_err(|error| Invalid(format!("cert and key cannot be used together: {error}")))
 }
 

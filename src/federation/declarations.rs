@@ -14,8 +14,8 @@ use super::disk::Shelf;
 use super::lists::{self, Source};
 use super::poll::{self, Fetched};
 use crate::identity::{
-    BundleOrigin, Composed, DeclaredDomain, DeclaredTrust, Denial, EndpointServer, Identity,
-    RevocationList, RevocationLists, RevocationMode, TrustBundle, TrustDomain, WrongField,
+    BundleOrigin, Composed, DatedList, DeclaredDomain, DeclaredTrust, Denial, EndpointServer,
+    Identity, RevocationLists, RevocationMode, TrustBundle, TrustDomain, WrongField,
 };
 use crate::model::{Body, Change, Id, Kind, Rejected, Resource};
 use crate::observe::{AuditLane, IdentityRecord};
@@ -344,7 +344,7 @@ impl Shared {
             if let Some(revocation) = &declared.revocation {
                 let lists = held.lists.iter().flat_map(|source| &source.lists);
                 let young = lists.filter(|list| list.is_younger_than(revocation.max_age, now));
-                let lists = young.map(|list: &RevocationList| list.der.clone()).collect();
+                let lists = young.map(|list: &DatedList| list.der.clone()).collect();
                 let lists = RevocationLists { mode: revocation.mode, lists };
                 trust.revocation.insert(domain.clone(), lists);
             }
@@ -381,7 +381,7 @@ impl Shared {
                 url: endpoint.map(|endpoint| endpoint.url.to_string()),
                 has_bundle: roots.is_some(),
                 roots: roots.unwrap_or_default(),
-                sequence: held.fetched.as_ref().and_then(|fetched| fetched.sequence),
+                sequence: held.fetched.as_ref().and_then(|fetched| fetched.document.sequence),
                 fetched_at: held.fetched.as_ref().map(|fetched| fetched.at),
                 next_at: held.next_at,
                 failures: held.failures,
@@ -475,7 +475,7 @@ impl Shared {
         &self,
         domain: &TrustDomain,
         url: &Uri,
-        outcome: Result<Vec<RevocationList>, super::Error>,
+        outcome: Result<Vec<DatedList>, super::Error>,
     ) {
         let error = outcome.as_ref().err().map(super::Error::report);
         if let (Err(cause), Some(report)) = (&outcome, &error) {
@@ -555,7 +555,7 @@ impl Held {
         match self.declared.as_ref()?.origin.as_ref()? {
             BundleOrigin::Given(bundle) => Some(bundle),
             BundleOrigin::Endpoint(endpoint) => match &self.fetched {
-                Some(fetched) => Some(&fetched.bundle),
+                Some(fetched) => Some(&fetched.document.bundle),
                 None => endpoint.initial.as_ref(),
             },
         }

@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::identity;
+
 /// Why a bundle or a revocation list could not be fetched, or may not be taken. What was held before stays in force.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -44,7 +46,7 @@ pub enum Error {
     #[error("there is no bundle of trust domain {domain} to verify the endpoint's server with")]
     NoBundle {
         /// The server's trust domain.
-        domain: crate::identity::TrustDomain,
+        domain: identity::TrustDomain,
     },
     /// The server does not speak HTTP as it should.
     #[error("the exchange with {host} failed")]
@@ -82,35 +84,9 @@ pub enum Error {
         /// The limit.
         seconds: u64,
     },
-    /// A document whose values stand in one another too often (88).
-    #[error("the document is nested deeper than {max}")]
-    TooDeep {
-        /// The limit.
-        max: usize,
-    },
-    /// The document is no bundle.
+    /// The document is no bundle, or may not take the place of the one that is held (67, 68).
     #[error("the answer cannot be used")]
-    Bundle(#[from] crate::identity::Error),
-    /// An older bundle than the one that is held (67).
-    #[error("the bundle has sequence {found}, and {held} is held: a rollback")]
-    Rollback {
-        /// What came.
-        found: u64,
-        /// What is held.
-        held: u64,
-    },
-    /// A bundle without a sequence where there was one: whether it is older nobody can tell (67).
-    #[error("the bundle has no sequence, and {held} is held: it may be a rollback")]
-    SequenceGone {
-        /// What is held.
-        held: u64,
-    },
-    /// Another bundle under the same number (68).
-    #[error("the bundle has sequence {sequence} as the one that is held, and other authorities")]
-    SameSequence {
-        /// The number.
-        sequence: u64,
-    },
+    Bundle(#[from] identity::Error),
     /// What came is no revocation list.
     #[error("the answer is no revocation list: {why}")]
     List {
@@ -166,10 +142,9 @@ impl Error {
             Self::Redirect { .. } => "redirect",
             Self::TooLarge { .. } => "too_large",
             Self::TooLate { .. } => "too_late",
-            Self::TooDeep { .. } => "too_deep",
+            Self::Bundle(identity::Error::SequenceRollback { .. }) => "rollback",
+            Self::Bundle(identity::Error::SequenceReused { .. }) => "same_sequence",
             Self::Bundle(_) => "no_bundle_document",
-            Self::Rollback { .. } | Self::SequenceGone { .. } => "rollback",
-            Self::SameSequence { .. } => "same_sequence",
             Self::List { .. } => "no_revocation_list",
             Self::OlderList => "older_list",
             Self::Damaged { .. } => "damaged",
@@ -180,12 +155,10 @@ impl Error {
 
     /// Is it a sign of an attack, or of a grave mistake, for somebody to look at now?
     pub fn is_alarm(&self) -> bool {
+        use identity::Error::{SequenceReused, SequenceRollback};
         matches!(
             self,
-            Self::Rollback { .. }
-                | Self::SequenceGone { .. }
-                | Self::SameSequence { .. }
-                | Self::OlderList
+            Self::Bundle(SequenceRollback { .. } | SequenceReused { .. }) | Self::OlderList
         )
     }
 

@@ -36,8 +36,6 @@ impl Limits {
         Self { max_bytes: 8 << 20, within: Duration::from_secs(60), redirects: 3 };
 }
 
-/// The deepest nesting of a bundle document (88).
-const MAX_DEPTH: usize = 16;
 /// The longest head of an answer.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -267,27 +265,6 @@ fn is_private_v6(address: Ipv6Addr) -> bool {
     }
 }
 
-/// Refuses JSON that is nested deeper than a bundle ever is: no parser has to bear it (88).
-pub(super) fn check_depth(json: &[u8]) -> Result<(), Error> {
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in json {
-        match (in_text, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_text = !in_text,
-            (false, b'{' | b'[') => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return Err(Error::TooDeep { max: MAX_DEPTH });
-                }
-            }
-            (false, b'}' | b']') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,15 +341,5 @@ mod tests {
                 "83 {target}"
             );
         }
-    }
-
-    #[test]
-    fn rule_88_bounds_the_depth_without_parsing() {
-        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
-        assert!(check_depth(nested(16).as_bytes()).is_ok(), "88");
-        assert!(matches!(check_depth(nested(17).as_bytes()), Err(Error::TooDeep { .. })), "88");
-        let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(50), "{".repeat(50));
-        assert!(check_depth(text.as_bytes()).is_ok(), "88 in a text");
-        assert!(check_depth("[]".repeat(1000).as_bytes()).is_ok(), "88 beside one another");
     }
 }

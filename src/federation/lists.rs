@@ -5,16 +5,16 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use http::Uri;
-use ring::digest::{SHA256, digest};
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::board::ListReport;
 use super::disk::Shelf;
 use super::{Error, Limits};
-use crate::identity::{RevocationList, TrustBundle};
+use crate::identity::{DatedList, RevocationList, TrustBundle};
 
 /// Where lists come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) enum Origin {
 pub(super) struct Source {
     pub(super) origin: Origin,
     /// The last good ones.
-    pub(super) lists: Vec<RevocationList>,
+    pub(super) lists: Vec<DatedList>,
     pub(super) stamp: Option<Stamp>,
     pub(super) error: Option<String>,
 }
@@ -43,7 +43,7 @@ struct About {
 }
 
 impl Source {
-    pub(super) fn given(lists: Vec<RevocationList>) -> Self {
+    pub(super) fn given(lists: Vec<DatedList>) -> Self {
         Self { origin: Origin::Resource, lists, stamp: None, error: None }
     }
 
@@ -72,7 +72,7 @@ impl Source {
         };
         match shelf.read::<About>(&shelf_name(&url)) {
             Ok(Some((about, bytes))) if about.url == url.to_string() => {
-                match RevocationList::all_from(&bytes) {
+                match DatedList::read(&bytes) {
                     Ok(lists) => source.lists = lists,
                     Err(why) => {
                         tracing::error!(%url, why, "the kept revocation list cannot be used")
@@ -122,7 +122,7 @@ impl Source {
                 Origin::Url(url) => url.to_string(),
             },
             this_update: newest.map(|list| list.this_update),
-            next_update: newest.and_then(|list| list.next_update),
+            next_update: newest.map(|list| list.next_update),
             error: self.error.clone(),
         }
     }
@@ -142,7 +142,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((seen.ino(), seen.size(), seen.mtime(), seen.mtime_nsec()))
 }
 
-fn read(path: &Path) -> Result<Vec<RevocationList>, String> {
+fn read(path: &Path) -> Result<Vec<DatedList>, String> {
     let file = fs::metadata(path).map_err(|error| format!("cannot read it: {error}"))?;
     if !file.is_file() {
         return Err("it is not a file".into());
@@ -156,7 +156,7 @@ fn read(path: &Path) -> Result<Vec<RevocationList>, String> {
     if bytes.len() > Limits::LIST.max_bytes {
         return Err(format!("it has more than {max} bytes"));
     }
-    RevocationList::all_from(&bytes)
+    DatedList::read(&bytes)
 }
 
 /// May what came from `url` take the place of the lists that are held?
@@ -166,10 +166,10 @@ fn read(path: &Path) -> Result<Vec<RevocationList>, String> {
 pub(super) fn succeed(
     url: &Uri,
     bytes: &[u8],
-    held: &[RevocationList],
+    held: &[DatedList],
     bundle: Option<&TrustBundle>,
-) -> Result<Vec<RevocationList>, Error> {
-    let lists = RevocationList::all_from(bytes).map_err(|why| Error::List { why })?;
+) -> Result<Vec<DatedList>, Error> {
+    let lists = DatedList::read(bytes).map_err(|why| Error::List { why })?;
     for list in &lists {
         let signer = signer(list, bundle);
         match signer {
@@ -186,7 +186,7 @@ pub(super) fn succeed(
             }
         }
     }
-    let newest = |lists: &[RevocationList]| lists.iter().map(|list| list.this_update).max();
+    let newest = |lists: &[DatedList]| lists.iter().map(|list| list.this_update).max();
     if newest(&lists) < newest(held) {
         return Err(Error::OlderList);
     }
@@ -202,21 +202,16 @@ enum Signer {
     Unknown,
 }
 
-fn signer(list: &RevocationList, bundle: Option<&TrustBundle>) -> Signer {
-    let Ok((_, list)) = CertificateRevocationList::from_der(&list.der) else {
-        return Signer::Forged;
-    };
-    let mut outcome = Signer::Unknown;
-    for root in bundle.into_iter().flat_map(|bundle| &bundle.roots) {
-        let Ok((_, root)) = X509Certificate::from_der(root) else { continue };
-        if root.subject().as_raw() != list.issuer().as_raw() {
-            continue;
-        }
-        // Roots that follow one another may have the same name.
-        match list.verify_signature(root.public_key()) {
-            Ok(()) => return Signer::Root,
-            Err(_) => outcome = Signer::Forged,
-        }
+fn signer(list: &DatedList, bundle: Option<&TrustBundle>) -> Signer {
+    let Ok(list) = RevocationList::from_der(list.der.clone()) else { return Signer::Forged };
+    let roots = || bundle.into_iter().flat_map(|bundle| &bundle.roots);
+    // Roots that follow one another may have the same name.
+    if roots().any(|root| list.is_signed_by(root)) {
+        return Signer::Root;
     }
-    outcome
+    let has_its_name = |root: &CertificateDer<'_>| {
+        let parsed = X509Certificate::from_der(root);
+        parsed.is_ok_and(|(_, root)| root.subject().to_string() == list.issuer())
+    };
+    if roots().any(|root| has_its_name(root)) { Signer::Forged } else { Signer::Unknown }
 }

@@ -12,7 +12,6 @@ mod error;
 mod fetch;
 mod lists;
 mod poll;
-mod succession;
 #[cfg(test)]
 mod tests;
 

@@ -3,17 +3,16 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use http::Uri;
-use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use super::declarations::Shared;
 use super::disk::Shelf;
 use super::fetch::{self, Order, Server};
-use super::succession::succeeds;
 use super::{Error, Limits, lists};
 use crate::identity::{
-    BundleDocument, Endpoint, EndpointServer, RevocationList, Trust, TrustBundle, TrustBundles,
+    BundleDocument, DatedList, Endpoint, EndpointServer, Trust, TrustBundle, TrustBundles,
     TrustDomain,
 };
 use crate::rt::Clock;
@@ -28,9 +27,7 @@ const LISTS_AT_MOST: Duration = Duration::from_secs(300);
 /// A bundle that was fetched.
 #[derive(Clone, Debug)]
 pub(super) struct Fetched {
-    pub(super) bundle: TrustBundle,
-    pub(super) sequence: Option<u64>,
-    pub(super) refresh_after: Duration,
+    pub(super) document: BundleDocument,
     pub(super) at: i64,
     /// SHA-256 of the declared first bundle from which it came.
     pub(super) initial: Option<String>,
@@ -59,7 +56,7 @@ pub(super) struct BundleOrder {
 /// What a fetch of a revocation list needs.
 pub(super) struct ListOrder {
     pub(super) allow_private: bool,
-    pub(super) held: Vec<RevocationList>,
+    pub(super) held: Vec<DatedList>,
     pub(super) bundle: Option<TrustBundle>,
 }
 
@@ -83,13 +80,9 @@ pub(super) fn kept(shelf: &Shelf, domain: &TrustDomain) -> Option<Fetched> {
         }
     };
     match BundleDocument::parse(domain.clone(), &document) {
-        Ok(document) if about.trust_domain == domain.as_str() => Some(Fetched {
-            bundle: document.bundle,
-            sequence: document.sequence,
-            refresh_after: document.refresh_after,
-            at: about.at,
-            initial: about.initial,
-        }),
+        Ok(document) if about.trust_domain == domain.as_str() => {
+            Some(Fetched { document, at: about.at, initial: about.initial })
+        }
         Ok(_) => {
             tracing::error!(%domain, of = about.trust_domain, "the kept bundle is another domain's");
             shelf.move_aside(&name);
@@ -119,7 +112,7 @@ pub(super) async fn follow_bundle(shared: Weak<Shared>, domain: TrustDomain, has
         let pause = match (&outcome, held, order.refresh_every) {
             (_, _, Some(declared)) => declared,
             (Ok((_, document)), _, None) => document.refresh_after,
-            (Err(_), Some(held), None) => held.refresh_after,
+            (Err(_), Some(held), None) => held.document.refresh_after,
             // Nobody of the domain is trusted until there is a bundle: as often as any hint could ask.
             (Err(_), None, None) if order.endpoint.initial.is_none() => SHORTEST,
             (Err(_), None, None) => DEFAULT,
@@ -129,17 +122,15 @@ pub(super) async fn follow_bundle(shared: Weak<Shared>, domain: TrustDomain, has
         let next_at = now.saturating_add(seconds(pause));
         match outcome {
             Ok((text, document)) => {
-                let sequence = document.sequence;
-                let roots = document.bundle.roots.len();
+                let (sequence, roots) = (document.sequence, document.bundle.roots.len());
                 let fetched = Fetched {
-                    bundle: document.bundle,
-                    sequence,
-                    refresh_after: document.refresh_after,
+                    document,
                     at: now,
                     initial: digest_of(order.endpoint.initial.as_ref()),
                 };
                 keep(&shared, &domain, &order, &fetched, &text);
-                let is_new = held.is_none_or(|held| held.bundle != fetched.bundle);
+                let is_new =
+                    held.is_none_or(|held| held.document.bundle != fetched.document.bundle);
                 if is_new {
                     tracing::info!(%domain, ?sequence, roots, "bundle fetched");
                 }
@@ -199,10 +190,10 @@ async fn bundle(
         limits: Limits::BUNDLE,
     })
     .await?;
-    fetch::check_depth(&body)?;
     let document = BundleDocument::parse(domain.clone(), &body)?;
-    let held = order.held.as_ref().map(|held| (&held.bundle, held.sequence));
-    succeeds(held, &document)?;
+    if let Some(held) = &order.held {
+        document.succeeds(&held.document)?;
+    }
     Ok((body.to_vec(), document))
 }
 
@@ -242,9 +233,9 @@ pub(super) async fn follow_list(shared: Weak<Shared>, domain: TrustDomain, url: 
 }
 
 /// Half of what is left of the list that ends first.
-fn until_next(lists: &[RevocationList], clock: &Clock) -> Duration {
+fn until_next(lists: &[DatedList], clock: &Clock) -> Duration {
     let now = clock.now();
-    let ends = lists.iter().filter_map(|list| list.next_update).min();
+    let ends = lists.iter().map(|list| list.next_update).min();
     let left = ends.map_or(i64::MAX, |end| (end - now) / 2);
     Duration::from_secs(u64::try_from(left).unwrap_or(0)).clamp(SHORTEST, LISTS_AT_MOST)
 }

@@ -10,9 +10,8 @@ use http::Uri;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
 
-use super::{DenyList, RevocationMode, SpiffeId, TrustBundle, TrustDomain};
+use super::{DenyList, RevocationList, RevocationMode, SpiffeId, TrustBundle, TrustDomain};
 use crate::model::{
     BundleEndpoint, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
     RevocationStrictness,
@@ -90,7 +89,7 @@ pub struct DeclaredRevocation {
     /// What they mean.
     pub mode: RevocationMode,
     /// Lists that stand in the resource.
-    pub lists: Vec<RevocationList>,
+    pub lists: Vec<DatedList>,
     /// Files on this host.
     pub files: Vec<PathBuf>,
     /// URLs: `http` or `https`.
@@ -103,47 +102,28 @@ pub struct DeclaredRevocation {
 
 /// A revocation list that could be read, with its times. Nobody has checked its signature yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RevocationList {
+pub struct DatedList {
     /// The list.
     pub der: CertificateRevocationListDer<'static>,
     /// When it was made, seconds since 1970.
     pub this_update: i64,
     /// When the next one is due.
-    pub next_update: Option<i64>,
+    pub next_update: i64,
 }
 
-impl RevocationList {
-    /// From DER.
+impl DatedList {
+    /// All lists that bytes hold, as [`RevocationList::read`].
     ///
     /// # Errors
-    /// The sentence says what is wrong.
-    pub fn from_der(der: &[u8]) -> Result<Self, String> {
-        match CertificateRevocationList::from_der(der) {
-            Ok(([], list)) => Ok(Self {
-                this_update: list.last_update().timestamp(),
-                next_update: list.next_update().map(|time| time.timestamp()),
-                der: CertificateRevocationListDer::from(der.to_vec()),
-            }),
-            Ok(_) => Err("bytes trail behind the revocation list".into()),
-            Err(_) => Err("it is no revocation list (RFC 5280, section 5)".into()),
-        }
-    }
-
-    /// All lists of a text or of bytes: PEM, or one list as DER.
-    ///
-    /// # Errors
-    /// There is none, or one of them cannot be read: then none is taken.
-    pub fn all_from(bytes: &[u8]) -> Result<Vec<Self>, String> {
-        if bytes.first() == Some(&0x30) {
-            return Ok(vec![Self::from_der(bytes)?]);
-        }
-        let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(bytes)
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("damaged PEM: {error}"))?;
-        if found.is_empty() {
-            return Err("expected PEM with at least one X509 CRL section, found none".into());
-        }
-        found.iter().map(|der| Self::from_der(der)).collect()
+    /// There is none, or one of them cannot be read: then none is taken. The sentence says why.
+    pub fn read(content: &[u8]) -> Result<Vec<Self>, String> {
+        let lists = RevocationList::read(content).map_err(|error| error.report())?;
+        let dated = |list: &RevocationList| Self {
+            der: list.der().clone(),
+            this_update: list.this_update(),
+            next_update: list.next_update(),
+        };
+        Ok(lists.iter().map(dated).collect())
     }
 
     /// May it still be counted on at `now`, if it may be so old?
@@ -331,7 +311,7 @@ fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, WrongField> {
 fn revocation(declared: &DomainRevocation) -> Result<DeclaredRevocation, WrongField> {
     let mut lists = Vec::new();
     for (at, text) in declared.lists.iter().enumerate() {
-        let found = RevocationList::all_from(text.as_bytes())
+        let found = DatedList::read(text.as_bytes())
             .map_err(|why| wrong("revocation.lists", format!("item {}: {why}", at + 1)))?;
         lists.extend(found);
     }
@@ -589,7 +569,7 @@ mod tests {
             (
                 "a list that is none",
                 json!({"revocation": {"lists": ["x"]}}),
-                "revocation.lists: item 1: expected PEM",
+                "revocation.lists: item 1: ",
             ),
             (
                 "a relative path",

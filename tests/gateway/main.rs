@@ -11,6 +11,7 @@ mod audit;
 mod bad_input;
 mod cli;
 mod control;
+mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
@@ -19,6 +20,7 @@ mod headers;
 mod http1;
 mod http2;
 mod issuer;
+mod keys;
 mod mesh;
 mod plugins;
 mod policy;
