@@ -5,7 +5,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | face | `cli` > `roles` |
-//! | offices | `control`, `issuer` |
+//! | offices | `control`, `issuer`, `federation` |
 //! | traffic | `proxy` > `snapshot` > `pipeline` > `upstream`; `plugins` > `pipeline` |
 //! | trust | `mtls`, `policy` > `identity`; `observe` beside them |
 //! | declared | `sync` > `store` > `model` |
@@ -15,6 +15,7 @@
 
 pub mod cli;
 pub mod control;
+pub mod federation;
 pub mod identity;
 pub mod issuer;
 pub mod model;

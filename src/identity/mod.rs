@@ -27,16 +27,14 @@ mod workload_message;
 #[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, dead_code, clippy::all,
     clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
 pub(crate) mod workload_proto;
-#[cfg(test)]
-mod workload_tests;
 
 pub use bundle::{BundleDocument, JwtAuthority, Succession, TrustBundle, TrustBundles};
 pub use bundle_map::BundleMap;
 pub use chain::{ChainVerifier, Flaw, Presented, Purpose};
 pub use composed::{Composed, DeclaredTrust};
 pub use declared::{
-    BundleOrigin, DeclaredDomain, DeclaredRevocation, Denial, Endpoint, EndpointServer, WrongField,
-    fetchable, serial_number,
+    BundleOrigin, DatedList, DeclaredDomain, DeclaredRevocation, Denial, Endpoint, EndpointServer,
+    WrongField, fetchable, serial_number,
 };
 pub use error::Error;
 pub use files::{FileSettings, FileSource};

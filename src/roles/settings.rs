@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::auth::KeySettings;
+use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::model::Workload;
 use crate::store;
@@ -249,6 +250,9 @@ pub struct IssuerSettings {
     /// Registration entries beside those of the control plane.
     #[serde(default)]
     pub entries: Vec<Workload>,
+    /// Publishes our trust domain's bundle for others; not opened when not given.
+    #[serde(default)]
+    pub bundle_endpoint: Option<EndpointSettings>,
 }
 
 /// Settings of the decision log.
