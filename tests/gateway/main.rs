@@ -23,6 +23,7 @@ mod issuer;
 mod mesh;
 mod plugins;
 mod policy;
+mod tls_attacks;
 mod tls_edge;
 mod upstream;
 mod world;
