@@ -5,6 +5,7 @@ mod attest;
 mod authority;
 mod entries;
 mod error;
+mod jwt;
 // tests/codegen.rs holds it to proto/workload.proto.
 #[rustfmt::skip]
 #[path = "generated/workload.rs"]
@@ -20,5 +21,6 @@ pub use attest::{Attestor, Caller, Selector, UnixAttestor};
 pub use authority::{Authority, DEFAULT_TTL};
 pub use entries::{Entries, RegistrationEntry};
 pub use error::Error;
+pub use jwt::{IssuedToken, JwtAlgorithm, JwtIssuer, JwtSettings, Keys};
 pub use source::IssuerSource;
 pub use workload_api::WorkloadApi;
