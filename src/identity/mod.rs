@@ -7,13 +7,22 @@ mod files;
 #[cfg(test)]
 pub(crate) mod forge;
 mod jwt;
+mod jwt_bundles;
 mod pattern;
 mod peer;
+// tests/codegen.rs holds it to proto/workload.proto.
+#[rustfmt::skip]
+#[path = "generated/workload.rs"]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, dead_code, clippy::all,
+    clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
+mod proto;
 mod refresh;
 mod revocation;
 mod source;
 mod spiffe_id;
 mod svid;
+#[cfg(test)]
+pub(crate) mod token_forge;
 mod tokens;
 mod trust;
 mod workload_api;
@@ -23,6 +32,7 @@ pub use chain::{ChainVerifier, Flaw, Presented, Purpose};
 pub use error::Error;
 pub use files::{FileSettings, FileSource};
 pub use jwt::{JwtSvid, MAX_LEEWAY, TokenFlaw, TokenRules, TokenText, TokenVerifier};
+pub use jwt_bundles::{JwtBundleSource, JwtSvids, OwnToken};
 pub use pattern::SpiffePattern;
 pub use peer::Peer;
 pub use refresh::{Refresh, Refreshing};
@@ -30,6 +40,6 @@ pub use revocation::{DenyList, RevocationLists, RevocationMode, Revocations};
 pub use source::{Identity, IdentitySource};
 pub use spiffe_id::{SpiffeId, TrustDomain};
 pub use svid::{Svid, renew_after};
-pub use tokens::Tokens;
+pub use tokens::{RefusedToken, Tokens};
 pub use trust::{Rules, Trust};
 pub use workload_api::{WorkloadApiSettings, WorkloadApiSource};

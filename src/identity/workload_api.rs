@@ -293,7 +293,7 @@ fn ends_stream(error: &WorkloadApiError) -> bool {
 }
 
 /// Whoever may write to the socket's directory can be our Workload API. A sticky directory protects what is in it.
-async fn check_directory(socket: &Path) -> Result<(), Error> {
+pub(super) async fn check_directory(socket: &Path) -> Result<(), Error> {
     let Some(directory) = socket.parent() else { return Ok(()) };
     // What cannot be seen is left to the connection attempt, whose error is clearer.
     let Ok(found) = tokio::fs::metadata(directory).await else { return Ok(()) };

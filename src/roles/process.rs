@@ -11,7 +11,7 @@ use super::error::Error;
 use super::feed::FeedConnect;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
-use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
+use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
@@ -39,6 +39,8 @@ pub struct Shared {
     pub readiness: Readiness,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
+    /// Asks the source of the identity that was opened last for newer bundles.
+    pub refresh: Refresh,
 }
 
 impl Shared {
@@ -71,6 +73,7 @@ impl Shared {
             metrics,
             readiness: Readiness::new(),
             plugins: crate::plugins::ALL,
+            refresh: Refresh::default(),
         })
     }
 }
@@ -88,7 +91,8 @@ pub async fn identity_source(
         |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
     match &settings.identity {
         Some(IdentitySettings::WorkloadApi(workload_api)) => {
-            Ok(Box::new(WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?))
+            let source = WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?;
+            Ok(Box::new(JwtBundleSource::over(Box::new(source), workload_api).await?))
         }
         Some(IdentitySettings::Files(files)) => {
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
@@ -236,6 +240,7 @@ impl Running {
         let gate = self.shared.readiness.gate("identity", "no identity yet");
         let source = identity_source(settings, part, issuer).await?;
         let identity = source.identity();
+        self.shared.refresh = source.refresh();
         self._identities.push(source);
         self.watch(&identity, gate);
         Ok(identity)
