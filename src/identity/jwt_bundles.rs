@@ -109,7 +109,9 @@ impl Following {
                 () = refreshing.asked() => {
                     // A new call is answered with the full state as it is now.
                     self.stream.reopen();
-                    if let Ok(news) = timeout(FIRST_WITHIN, self.stream.next()).await {
+                    if !self.stream.never
+                        && let Ok(news) = timeout(FIRST_WITHIN, self.stream.next()).await
+                    {
                         self.take(news);
                     }
                     refreshing.served();

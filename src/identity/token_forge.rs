@@ -43,6 +43,12 @@ impl TokenWorld {
         self.publisher.set(Identity::new(self.forge.svid("/wardgate/ingress"), bundles));
     }
 
+    /// What verifies the tokens now.
+    pub(crate) fn bundle(&self) -> TrustBundle {
+        let identity = self.publisher.live().load();
+        identity.trust.bundles.find(&self.forge.domain).unwrap().clone()
+    }
+
     /// Signed now, for five minutes.
     pub(crate) fn token(&self, subject: &str, audiences: &[&str]) -> String {
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());

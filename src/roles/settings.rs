@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::auth::KeySettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::issuer::JwtSettings;
 use crate::model::Workload;
 use crate::store;
 
@@ -249,6 +250,9 @@ pub struct IssuerSettings {
     /// Registration entries beside those of the control plane.
     #[serde(default)]
     pub entries: Vec<Workload>,
+    /// How JWT-SVIDs are issued.
+    #[serde(default)]
+    pub jwt: JwtSettings,
 }
 
 /// Settings of the decision log.

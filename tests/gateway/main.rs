@@ -19,6 +19,7 @@ mod headers;
 mod http1;
 mod http2;
 mod issuer;
+mod jwt_svid;
 mod mesh;
 mod plugins;
 mod policy;
