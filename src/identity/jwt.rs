@@ -298,8 +298,7 @@ impl TokenVerifier {
         let keys = self.domains.get(&domain).filter(|keys| !keys.is_empty());
         let keys = keys.ok_or(TokenFlaw::UnknownTrustDomain)?;
         let wanted = read.svid.key_id.as_deref();
-        let mut of_id =
-            keys.iter().filter(|key| wanted.is_none_or(|id| key.id == id)).peekable();
+        let mut of_id = keys.iter().filter(|key| wanted.is_none_or(|id| key.id == id)).peekable();
         if of_id.peek().is_none() {
             return Err(TokenFlaw::UnknownKey { domain });
         }
@@ -464,11 +463,11 @@ impl<'t> Token<'t> {
         }
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenFlaw::NotCompact)?;
         let (header, claims) = signed.split_once('.').ok_or(TokenFlaw::NotCompact)?;
-        let in_alphabet =
-            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if [header, claims, signature].iter().any(|part| {
-            part.is_empty() || !part.bytes().all(in_alphabet)
-        }) {
+        let in_alphabet = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        if [header, claims, signature]
+            .iter()
+            .any(|part| part.is_empty() || !part.bytes().all(in_alphabet))
+        {
             return Err(TokenFlaw::NotCompact);
         }
         if header.len() > MAX_HEADER {

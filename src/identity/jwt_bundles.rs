@@ -150,8 +150,7 @@ fn with_keys(below: &Arc<Identity>, keys: &KeySets, previous: &Identity) -> Arc<
         bundles.insert(TrustBundle { jwt_authorities: authorities.clone(), ..bundle });
     }
     let trust = Trust::new(bundles, below.trust.revocation.clone(), below.trust.rules);
-    let trust =
-        if *previous.trust == trust { previous.trust.clone() } else { Arc::new(trust) };
+    let trust = if *previous.trust == trust { previous.trust.clone() } else { Arc::new(trust) };
     Arc::new(Identity { svid: below.svid.clone(), trust })
 }
 
@@ -209,7 +208,10 @@ impl KeyStream {
                 },
                 Ok(None) => {
                     self.open = None;
-                    tracing::warn!(address = self.api.address, "the stream of keys for JWT-SVIDs ended; trying again");
+                    tracing::warn!(
+                        address = self.api.address,
+                        "the stream of keys for JWT-SVIDs ended; trying again"
+                    );
                 }
                 Err(status) => {
                     self.open = None;
@@ -304,10 +306,8 @@ impl JwtSvids {
     /// The address or the SPIFFE ID cannot be used.
     pub fn new(settings: &WorkloadApiSettings, clock: Clock) -> Result<Self, Error> {
         let id = settings.spiffe_id.as_ref().map(|text| {
-            text.parse::<SpiffeId>().map_err(|_| Error::OtherId {
-                found: text.clone(),
-                expected: "a SPIFFE ID".into(),
-            })
+            text.parse::<SpiffeId>()
+                .map_err(|_| Error::OtherId { found: text.clone(), expected: "a SPIFFE ID".into() })
         });
         let id = id.transpose()?;
         Ok(Self { api: Api::new(settings)?, id, clock, kept: Mutex::default() })
@@ -351,9 +351,8 @@ impl JwtSvids {
         };
         let answer = self.api.call(async |mut client| client.fetch_jwtsvid(request).await).await?;
         let first = answer.svids.into_iter().next();
-        let first = first.ok_or_else(|| {
-            self.api.failed(Status::internal("the answer holds no JWT-SVID"))
-        })?;
+        let first = first
+            .ok_or_else(|| self.api.failed(Status::internal("the answer holds no JWT-SVID")))?;
         // What nobody would accept from us is refused here first.
         let svid = read_unproved(&first.svid)?;
         let expected = self.id.as_ref().unwrap_or(&svid.id);

@@ -54,7 +54,8 @@ impl TokenWorld {
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let now = Clock::system().now();
         let header = part(json!({ "alg": "ES256", "kid": "k", "typ": "JWT" }));
-        let claims = json!({ "sub": subject, "aud": audiences, "exp": now + 300, "iat": now, "jti": "j1" });
+        let claims =
+            json!({ "sub": subject, "aud": audiences, "exp": now + 300, "iat": now, "jti": "j1" });
         let text = format!("{header}.{}", part(claims));
         let signature = self.key.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
         format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))

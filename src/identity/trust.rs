@@ -30,7 +30,13 @@ pub struct Trust {
 impl Trust {
     /// Trust in `bundles` under these conditions.
     pub fn new(bundles: TrustBundles, revocation: Revocations, rules: Rules) -> Self {
-        Self { bundles, revocation, rules, verifier: OnceLock::new(), token_verifier: OnceLock::new() }
+        Self {
+            bundles,
+            revocation,
+            rules,
+            verifier: OnceLock::new(),
+            token_verifier: OnceLock::new(),
+        }
     }
 
     /// The verifier of this trust; compiled at the first call.

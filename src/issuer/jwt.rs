@@ -209,11 +209,7 @@ impl JwtIssuer {
     ///
     /// # Errors
     /// The file is damaged, or everybody may read it.
-    pub(super) fn open(
-        domain: TrustDomain,
-        directory: &Path,
-        clock: Clock,
-    ) -> Result<Self, Error> {
+    pub(super) fn open(domain: TrustDomain, directory: &Path, clock: Clock) -> Result<Self, Error> {
         let path = directory.join(FILE);
         let made = Self::of(domain, clock, Some(path.clone()));
         if let Some(seen) = Seen::of(&path)? {
@@ -349,10 +345,8 @@ impl Keys {
             let successor = self.0.get(at + 1);
             successor.is_some_and(|next| next.active_from.saturating_add(kept_for) <= now)
         };
-        let mut keys: Vec<_> = (0..self.0.len())
-            .filter(|at| !is_over(*at))
-            .map(|at| self.0[at].clone())
-            .collect();
+        let mut keys: Vec<_> =
+            (0..self.0.len()).filter(|at| !is_over(*at)).map(|at| self.0[at].clone()).collect();
         let first_from = match keys.last() {
             // Nobody can know it yet, whenever it begins.
             None => Some(now),
@@ -401,11 +395,7 @@ impl SigningKey {
         Self::new(algorithm, active_from, pkcs8).ok_or(Error::Random)
     }
 
-    fn new(
-        algorithm: JwtAlgorithm,
-        active_from: i64,
-        pkcs8: Zeroizing<Vec<u8>>,
-    ) -> Option<Self> {
+    fn new(algorithm: JwtAlgorithm, active_from: i64, pkcs8: Zeroizing<Vec<u8>>) -> Option<Self> {
         let pair =
             EcdsaKeyPair::from_pkcs8(algorithm.of_ring(), &pkcs8, &SystemRandom::new()).ok()?;
         let coordinates = pair.public_key().as_ref().strip_prefix(&[4])?;
@@ -465,7 +455,7 @@ fn read(path: &Path) -> Result<Keys, Error> {
 mod tests {
     use super::*;
     use crate::identity::forge::Folder;
-    use crate::identity::{TokenRules, TokenFlaw, Trust, TrustBundle, TrustBundles};
+    use crate::identity::{TokenFlaw, TokenRules, Trust, TrustBundle, TrustBundles};
 
     const WEB: &str = "spiffe://a.test/web";
     const NOW: i64 = 1_800_000_000;
@@ -526,9 +516,8 @@ mod tests {
         assert!(refused("spiffe://a.test", &["x"]).contains("has no path"));
         assert!(refused(WEB, &[]).contains("audience"));
         assert!(refused(WEB, &["x", ""]).contains("audience"));
-        let short = issuer
-            .issue(&WEB.parse().unwrap(), &["x".into()], Duration::from_secs(60))
-            .unwrap();
+        let short =
+            issuer.issue(&WEB.parse().unwrap(), &["x".into()], Duration::from_secs(60)).unwrap();
         assert_eq!(short.expires_at, NOW + 60);
     }
 
@@ -551,7 +540,11 @@ mod tests {
         step(8_999);
         assert_eq!(count(), 1);
         step(1);
-        assert_eq!((count(), key_of(&issuer, &issue(&issuer))), (2, first.clone()), "only published");
+        assert_eq!(
+            (count(), key_of(&issuer, &issue(&issuer))),
+            (2, first.clone()),
+            "only published"
+        );
         step(999);
         let last = issue(&issuer);
         assert_eq!(key_of(&issuer, &last), first);
@@ -562,10 +555,7 @@ mod tests {
         assert_eq!(prove(&issuer, last.text.reveal()).unwrap().key_id.unwrap(), first);
         step(1);
         assert_eq!(count(), 1, "the first one's tokens have all ended");
-        assert!(matches!(
-            prove(&issuer, last.text.reveal()),
-            Err(TokenFlaw::UnknownKey { .. })
-        ));
+        assert!(matches!(prove(&issuer, last.text.reveal()), Err(TokenFlaw::UnknownKey { .. })));
     }
 
     #[test]
@@ -592,10 +582,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         issuer.tend().unwrap();
         assert_eq!(issuer.authorities().len(), 1);
-        assert!(matches!(
-            prove(&issuer, token.text.reveal()),
-            Err(TokenFlaw::UnknownKey { .. })
-        ));
+        assert!(matches!(prove(&issuer, token.text.reveal()), Err(TokenFlaw::UnknownKey { .. })));
 
         let before = issuer.authorities();
         std::fs::write(&path, "{}").unwrap();

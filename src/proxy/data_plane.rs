@@ -150,9 +150,10 @@ fn thread(
 ) -> std::io::Result<Thread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lane = parts.audit.lane();
-    let tokens = parts.identity.as_ref().map(|identity| {
-        Arc::new(Tokens::new(identity, Clock::system(), parts.refresh.clone()))
-    });
+    let tokens = parts
+        .identity
+        .as_ref()
+        .map(|identity| Arc::new(Tokens::new(identity, Clock::system(), parts.refresh.clone())));
     let worker = Worker::new(
         parts.limits,
         parts.connect.clone(),

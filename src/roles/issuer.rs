@@ -60,10 +60,10 @@ impl IssuerRole {
             .iter()
             .map(|workload| RegistrationEntry::new(workload, &domain))
             .collect::<Result<Vec<_>, _>>()?;
-        issuer.jwt.check().map_err(|problem| super::settings::Error::Setting {
-            field: "issuer.jwt",
-            problem,
-        })?;
+        issuer
+            .jwt
+            .check()
+            .map_err(|problem| super::settings::Error::Setting { field: "issuer.jwt", problem })?;
         authority.jwt().configure(issuer.jwt.clone());
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let federated = Live::fixed(TrustBundles::default());

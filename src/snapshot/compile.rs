@@ -125,7 +125,9 @@ impl Workshop<'_> {
                 return Err(refused(entry, &Invalid::new("an empty key would admit everybody")));
             }
             let pattern = entry.credential_is_pattern.then(|| key.parse());
-            let pattern = pattern.transpose().map_err(|why| refused(entry, &Invalid::new(format!("{key}: {why}"))))?;
+            let pattern = pattern
+                .transpose()
+                .map_err(|why| refused(entry, &Invalid::new(format!("{key}: {why}"))))?;
             let settings = Arc::new(value);
             held.push(Held { plugin: entry.name, key: key.to_owned(), settings, pattern });
         }

@@ -95,10 +95,7 @@ impl<V: Clone> Node<V> {
         if self.any.as_mut().is_some_and(|node| Arc::make_mut(node).prune()) {
             self.any = None;
         }
-        self.exactly.is_empty()
-            && self.any.is_none()
-            && self.here.is_none()
-            && self.below.is_none()
+        self.exactly.is_empty() && self.any.is_none() && self.here.is_none() && self.below.is_none()
     }
 }
 

@@ -8,9 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use spiffe::{JwtSvid, WorkloadApiClient};
 
-use crate::world::{
-    App, Part, Process, World, allow, eventually_async, get, raw_to, send, soon,
-};
+use crate::world::{App, Part, Process, World, allow, eventually_async, get, raw_to, send, soon};
 
 const US: &str = "https://api.shop.test";
 
@@ -56,7 +54,12 @@ async fn client(world: &World) -> WorkloadApiClient {
     WorkloadApiClient::connect_to(address).await.unwrap()
 }
 
-async fn token(client: &WorkloadApiClient, world: &World, path: &str, audiences: &[&str]) -> JwtSvid {
+async fn token(
+    client: &WorkloadApiClient,
+    world: &World,
+    path: &str,
+    audiences: &[&str],
+) -> JwtSvid {
     let id = world.id(path).parse().unwrap();
     soon("a token", client.fetch_jwt_svid(audiences, Some(&id))).await.unwrap()
 }
@@ -125,7 +128,10 @@ async fn a_token_from_the_workload_api_opens_a_route_and_every_other_one_does_no
         assert_eq!(record["token"]["subject"], subject, "{reason}");
     }
     let none = get(ingress.address("ingress"), "/").await;
-    assert_eq!((none.status, none.header("www-authenticate")), (401, Some("Bearer realm=\"spiffe\"")));
+    assert_eq!(
+        (none.status, none.header("www-authenticate")),
+        (401, Some("Bearer realm=\"spiffe\""))
+    );
     assert_eq!(denial_of(&ingress, &none)["reason"], "token_missing");
 
     // 111, 126
@@ -226,7 +232,8 @@ async fn keys_change_without_a_failed_request() {
 async fn workloads_are_consumers_by_their_identity_and_each_has_its_own_limit() {
     let world = World::new();
     let app = App::echo("billing");
-    let limit = json!({ "count": 2, "time_window": 3600, "key": "consumer_name", "rejected_code": 429 });
+    let limit =
+        json!({ "count": 2, "time_window": 3600, "key": "consumer_name", "rejected_code": 429 });
     let consumer = |name: &str, id: &str| {
         json!({
             "username": name,
@@ -270,20 +277,22 @@ async fn workloads_are_consumers_by_their_identity_and_each_has_its_own_limit() 
     let stranger = world.peer("/ns/a/sa/other").get(&billing, "/").await;
     assert_eq!(stranger.status, 403, "{}", stranger.text());
     let record = denial_of(&billing, &stranger);
-    assert_eq!((&record["plugin"], &record["reason"]), (&json!("spiffe-auth"), &json!("identity_of_no_consumer")));
+    assert_eq!(
+        (&record["plugin"], &record["reason"]),
+        (&json!("spiffe-auth"), &json!("identity_of_no_consumer"))
+    );
     assert_eq!(record["src"]["spiffe_id"], json!(world.id("/ns/a/sa/other")));
 }
 
 #[tokio::test]
-async fn two_consumers_never_claim_one_pattern_and_a_route_with_tokens_gets_the_consumers_it_may_find() {
+async fn two_consumers_never_claim_one_pattern_and_a_route_with_tokens_gets_the_consumers_it_may_find()
+ {
     let world = World::new();
     let _issuer = issuer(&world, &json!({})).start();
     let app = App::echo("api");
     let control = world.control().start();
     let admin = control.admin();
-    let consumer = |name: &str, id: &str| {
-        json!({ "username": name, "plugins": { "spiffe-auth": { "spiffe_id": id } } })
-    };
+    let consumer = |name: &str, id: &str| json!({ "username": name, "plugins": { "spiffe-auth": { "spiffe_id": id } } });
     let web = world.id("/*");
     admin.put("/consumers/web", &consumer("web", &web)).await;
     let same = admin.ask("PUT", "/consumers/other", Some(&consumer("other", &web))).await;

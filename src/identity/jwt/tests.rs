@@ -26,7 +26,7 @@ const RSA: [&str; 8] = [
     "uQPEfgmVtjL0Uyyx88GZFF1fOunH3-7cepKmtH4pxhtCoHqpWmT8YAmZxaewHgHAjLYsp1ZSe7zFYHj7C6ul7TjeLQeZD_YwD66t62wDmpe_HlB-TnBA-njbglfIsRLtXlnDzQkv5dTltRJ11BKBBypeeF6689rjcJIDEz9RWdc",
     "BwKfV3Akq5_MFZDFZCnW-wzl-CCo83WoZvnLQwCTeDv8uzluRSnm71I3QCLdhrqE2e9YkxvuxdBfpT_PI7Yz-FOKnu1R6HsJeDCjn12Sk3vmAktV2zb34MCdy7cpdTh_YVr7tss2u6vneTwrA86rZtu5Mbr1C1XsmvkxHQAdYo0",
     "h_96-mK1R_7glhsum81dZxjTnYynPbZpHziZjeeHcXYsXaaMwkOlODsWa7I9xXDoRwbKgB719rrmI2oKr6N3Do9U0ajaHF-NKJnwgjMd2w9cjz3_-kyNlxAr2v4IKhGNpmM5iIgOS1VZnOZ68m6_pbLBSp3nssTdlqvd0tIiTHU",
-    "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuMRM1iNuoUJTyhyvjsNBqjprF7ykGgBHG0ZnS5DoRWL9qKYsAO-tzmBVQ4h3q0T1i0UjR7Rv3r5g2VNEFRN0fPxtAm0kSOYmZbxqLD1aWEvVRxEkTZJ0c8f6P3xLmzs",
+    "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuM9sQLdgjVk2oy26F0EmpScGLq2MowX7fhd_QJQ3ydy5cY7YIBi87w93IKLEdfnbJtoOPLUW0ITrJReOgo1cq9SbsxYawBgfp_gh6A5603k2-ZQwVK0JKSHuLFkuQ3U",
 ];
 
 /// Keys of all kinds, and tokens of any kind.
@@ -48,7 +48,8 @@ impl Mint {
             let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
             EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap()
         };
-        let [n, e, d, p, q, d_p, d_q, q_inv] = RSA.map(|text| URL_SAFE_NO_PAD.decode(text).unwrap());
+        let [n, e, d, p, q, d_p, d_q, q_inv] =
+            RSA.map(|text| URL_SAFE_NO_PAD.decode(text).unwrap());
         let public_key = PublicKeyComponents { n, e };
         let rsa = KeyPairComponents { public_key, d, p, q, dP: d_p, dQ: d_q, qInv: q_inv };
         Self {
@@ -62,7 +63,8 @@ impl Mint {
     /// Three keys for tokens: `es256`, `es384` and `rsa`.
     fn jwks(&self) -> Vec<Value> {
         let curve = |name: &str, id: &str, pair: &EcdsaKeyPair| {
-            let (x, y) = pair.public_key().as_ref()[1..].split_at(pair.public_key().as_ref().len() / 2);
+            let (x, y) =
+                pair.public_key().as_ref()[1..].split_at(pair.public_key().as_ref().len() / 2);
             json!({ "kty": "EC", "crv": name, "kid": id, "use": "jwt-svid", "x": encode(x), "y": encode(y) })
         };
         vec![
@@ -185,17 +187,26 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
     let good = mint.with(json!({}));
     let parts: Vec<&str> = good.split('.').collect();
     let (head, body, signature) = (parts[0], parts[1], parts[2]);
-    let header = |more: Value| {
-        mint.token(merged(header_of("ES256", "es256"), more), claims())
-    };
+    let header = |more: Value| mint.token(merged(header_of("ES256", "es256"), more), claims());
     let with = |more: Value| mint.with(more);
     let text = |claims: &str| mint.raw("ES256", &header_of("ES256", "es256").to_string(), claims);
     let malformed = |part| TokenFlaw::Malformed { part };
     let duplicate = |part| TokenFlaw::Duplicate { part };
     let time = |claim| TokenFlaw::Time { claim };
-    let deep = format!(r#"{{"sub":"{WEB}","aud":"billing","exp":{},"x":{}{}}}"#, NOW + 1, "[".repeat(10_000), "]".repeat(10_000));
-    let deep_object = format!(r#"{{"sub":"{WEB}","aud":"billing","exp":{},"x":{}1{}}}"#, NOW + 1, r#"{"a":"#.repeat(20), "}".repeat(20));
-    let json_form = json!({ "payload": body, "signatures": [{ "protected": head, "signature": signature }] });
+    let deep = format!(
+        r#"{{"sub":"{WEB}","aud":"billing","exp":{},"x":{}{}}}"#,
+        NOW + 1,
+        "[".repeat(10_000),
+        "]".repeat(10_000)
+    );
+    let deep_object = format!(
+        r#"{{"sub":"{WEB}","aud":"billing","exp":{},"x":{}1{}}}"#,
+        NOW + 1,
+        r#"{"a":"#.repeat(20),
+        "}".repeat(20)
+    );
+    let json_form =
+        json!({ "payload": body, "signatures": [{ "protected": head, "signature": signature }] });
     let hmac = {
         // The public key as the secret of an HMAC: whoever lets the token choose is lost.
         let signed = format!("{}.{body}", encode(r#"{"alg":"HS256","kid":"rsa"}"#));
@@ -205,7 +216,8 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
     };
     let jwk = json!({ "kty": "EC", "crv": "P-256", "x": "AA", "y": "AA" });
     let unsigned = |alg: &str| format!("{}.{body}.", encode(json!({ "alg": alg }).to_string()));
-    let unsigned_filled = |alg: &str| format!("{}.{body}.AAAA", encode(json!({ "alg": alg }).to_string()));
+    let unsigned_filled =
+        |alg: &str| format!("{}.{body}.AAAA", encode(json!({ "alg": alg }).to_string()));
     for (rule, token, flaw) in [
         ("114 JSON form", json_form.to_string(), TokenFlaw::NotCompact),
         ("114 no dots", "abc".into(), TokenFlaw::NotCompact),
@@ -216,10 +228,18 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
         ("114 blank", format!(" {good}"), TokenFlaw::NotCompact),
         ("114 line break", format!("{good}\n"), TokenFlaw::NotCompact),
         ("114 not ASCII", format!("{head}.{body}.ä"), TokenFlaw::NotCompact),
-        ("114 trailing bits", format!("{head}.{body}.{}B", &signature[..signature.len() - 1]), malformed("signature")),
+        (
+            "114 trailing bits",
+            format!("{head}.{body}.{}B", &signature[..signature.len() - 1]),
+            malformed("signature"),
+        ),
         ("114 no JSON", format!("{}.{body}.{signature}", encode("hello")), malformed("header")),
         ("114 a list", format!("{}.{body}.{signature}", encode("[]")), malformed("header")),
-        ("114 trailing", format!("{}.{body}.{signature}", encode(r#"{"alg":"ES256"} {}"#)), malformed("header")),
+        (
+            "114 trailing",
+            format!("{}.{body}.{signature}", encode(r#"{"alg":"ES256"} {}"#)),
+            malformed("header"),
+        ),
         ("114 too long", format!("{head}.{}.{signature}", "A".repeat(20_000)), TokenFlaw::TooLong),
         ("115/101 none", unsigned_filled("none"), TokenFlaw::Algorithm),
         ("101 None", unsigned_filled("None"), TokenFlaw::Algorithm),
@@ -230,9 +250,21 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
         ("115 missing", header(json!({ "alg": null })), TokenFlaw::Algorithm),
         ("115 no text", header(json!({ "alg": ["ES256"] })), TokenFlaw::Algorithm),
         ("115/102 HS256 with the public key", hmac, TokenFlaw::Algorithm),
-        ("115 before anything else", header(json!({ "alg": "none", "jku": "x", "typ": 1 })), TokenFlaw::Algorithm),
-        ("116/104 jku", header(json!({ "jku": "https://evil.test/keys" })), TokenFlaw::HeaderMember),
-        ("116/104 x5u", header(json!({ "x5u": "https://evil.test/keys" })), TokenFlaw::HeaderMember),
+        (
+            "115 before anything else",
+            header(json!({ "alg": "none", "jku": "x", "typ": 1 })),
+            TokenFlaw::Algorithm,
+        ),
+        (
+            "116/104 jku",
+            header(json!({ "jku": "https://evil.test/keys" })),
+            TokenFlaw::HeaderMember,
+        ),
+        (
+            "116/104 x5u",
+            header(json!({ "x5u": "https://evil.test/keys" })),
+            TokenFlaw::HeaderMember,
+        ),
         ("116/105 jwk", header(json!({ "jwk": jwk })), TokenFlaw::HeaderMember),
         ("116 x5c", header(json!({ "x5c": ["AA"] })), TokenFlaw::HeaderMember),
         ("116 crit", header(json!({ "crit": ["b64"], "b64": false })), TokenFlaw::HeaderMember),
@@ -240,19 +272,43 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
         ("117/112 a WIT", header(json!({ "typ": "wit+jwt" })), TokenFlaw::Type),
         ("117 at+jwt", header(json!({ "typ": "at+jwt" })), TokenFlaw::Type),
         ("117 no text", header(json!({ "typ": 7 })), TokenFlaw::Type),
-        ("103 kid of a path", header(json!({ "kid": "../../etc/passwd" })), TokenFlaw::UnknownKey { domain: "a.test".parse().unwrap() }),
-        ("103 kid of SQL", header(json!({ "kid": "' OR 1=1 --" })), TokenFlaw::UnknownKey { domain: "a.test".parse().unwrap() }),
+        (
+            "103 kid of a path",
+            header(json!({ "kid": "../../etc/passwd" })),
+            TokenFlaw::UnknownKey { domain: "a.test".parse().unwrap() },
+        ),
+        (
+            "103 kid of SQL",
+            header(json!({ "kid": "' OR 1=1 --" })),
+            TokenFlaw::UnknownKey { domain: "a.test".parse().unwrap() },
+        ),
         ("103 kid of 257 bytes", header(json!({ "kid": "k".repeat(257) })), TokenFlaw::KeyId),
         ("103 kid of 1 MiB", header(json!({ "kid": "k".repeat(1 << 20) })), TokenFlaw::TooLong),
         ("103 kid empty", header(json!({ "kid": "" })), TokenFlaw::KeyId),
         ("103 kid a number", header(json!({ "kid": 1 })), TokenFlaw::KeyId),
         ("118 no sub", with(json!({ "sub": null })), TokenFlaw::Subject(None)),
         ("118 sub no text", with(json!({ "sub": [WEB] })), TokenFlaw::Subject(None)),
-        ("118 no SPIFFE ID", with(json!({ "sub": "https://a.test/web" })), TokenFlaw::Subject(Some(spiffe_id::Error::Scheme))),
-        ("118 dot segment", with(json!({ "sub": "spiffe://a.test/x/../web" })), TokenFlaw::Subject(Some(spiffe_id::Error::DotSegment))),
-        ("118 upper case", with(json!({ "sub": "spiffe://A.test/web" })), TokenFlaw::Subject(Some(spiffe_id::Error::TrustDomainByte))),
+        (
+            "118 no SPIFFE ID",
+            with(json!({ "sub": "https://a.test/web" })),
+            TokenFlaw::Subject(Some(spiffe_id::Error::Scheme)),
+        ),
+        (
+            "118 dot segment",
+            with(json!({ "sub": "spiffe://a.test/x/../web" })),
+            TokenFlaw::Subject(Some(spiffe_id::Error::DotSegment)),
+        ),
+        (
+            "118 upper case",
+            with(json!({ "sub": "spiffe://A.test/web" })),
+            TokenFlaw::Subject(Some(spiffe_id::Error::TrustDomainByte)),
+        ),
         ("118 no path", with(json!({ "sub": "spiffe://a.test" })), TokenFlaw::Subject(None)),
-        ("119 another domain's keys do not count", with(json!({ "sub": "spiffe://b.test/web" })), TokenFlaw::UnknownTrustDomain),
+        (
+            "119 another domain's keys do not count",
+            with(json!({ "sub": "spiffe://b.test/web" })),
+            TokenFlaw::UnknownTrustDomain,
+        ),
         ("120 no aud", with(json!({ "aud": null })), TokenFlaw::NoAudience),
         ("120 aud a number", with(json!({ "aud": 7 })), TokenFlaw::NoAudience),
         ("120 aud of numbers", with(json!({ "aud": ["billing", 7] })), TokenFlaw::NoAudience),
@@ -260,21 +316,65 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
         ("120 aud an empty text", with(json!({ "aud": "" })), TokenFlaw::NoAudience),
         ("122 no exp", with(json!({ "exp": null })), TokenFlaw::NoExpiry),
         ("122/107 exp a text", with(json!({ "exp": "1800000300" })), time("exp")),
-        ("122/107 exp a float", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300.5}}"#)), time("exp")),
-        ("122/107 exp 1e308", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1e308}}"#)), time("exp")),
-        ("122/107 exp 1e999", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1e999}}"#)), malformed("claims")),
+        (
+            "122/107 exp a float",
+            text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300.5}}"#)),
+            time("exp"),
+        ),
+        (
+            "122/107 exp 1e308",
+            text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1e308}}"#)),
+            time("exp"),
+        ),
+        (
+            "122/107 exp 1e999",
+            text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1e999}}"#)),
+            malformed("claims"),
+        ),
         ("122/107 exp negative", with(json!({ "exp": -1 })), time("exp")),
-        ("122/107 exp of 2^64", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":18446744073709551615}}"#)), time("exp")),
+        (
+            "122/107 exp of 2^64",
+            text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":18446744073709551615}}"#)),
+            time("exp"),
+        ),
         ("122 exp true", with(json!({ "exp": true })), time("exp")),
         ("123 nbf a text", with(json!({ "nbf": "0" })), time("nbf")),
-        ("123 iat a float", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300,"iat":1.5}}"#)), time("iat")),
-        ("108 exp twice", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1,"exp":1800000300}}"#)), duplicate("claims")),
-        ("108 sub twice, one escaped", text(&format!(r#"{{"sub":"{WEB}","s\u0075b":"{WEB}","aud":"billing","exp":1800000300}}"#)), duplicate("claims")),
-        ("108 twice within", text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300,"x":{{"a":1,"a":2}}}}"#)), duplicate("claims")),
-        ("108 alg twice", mint.raw("ES256", r#"{"alg":"none","alg":"ES256"}"#, &claims().to_string()), duplicate("header")),
+        (
+            "123 iat a float",
+            text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300,"iat":1.5}}"#)),
+            time("iat"),
+        ),
+        (
+            "108 exp twice",
+            text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1,"exp":1800000300}}"#)),
+            duplicate("claims"),
+        ),
+        (
+            "108 sub twice, one escaped",
+            text(&format!(
+                r#"{{"sub":"{WEB}","s\u0075b":"{WEB}","aud":"billing","exp":1800000300}}"#
+            )),
+            duplicate("claims"),
+        ),
+        (
+            "108 twice within",
+            text(&format!(
+                r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300,"x":{{"a":1,"a":2}}}}"#
+            )),
+            duplicate("claims"),
+        ),
+        (
+            "108 alg twice",
+            mint.raw("ES256", r#"{"alg":"none","alg":"ES256"}"#, &claims().to_string()),
+            duplicate("header"),
+        ),
         ("109 lists 10,000 deep", text(&deep), TokenFlaw::TooLong),
         ("109 objects 20 deep", text(&deep_object), malformed("claims")),
-        ("109 lists 1,000 deep", text(&format!("{}{}", "[".repeat(1000), "]".repeat(1000))), malformed("claims")),
+        (
+            "109 lists 1,000 deep",
+            text(&format!("{}{}", "[".repeat(1000), "]".repeat(1000))),
+            malformed("claims"),
+        ),
         ("124 ES384 with a P-256 key", header(json!({ "alg": "ES384" })), TokenFlaw::Signature),
         ("124 RS256 with a P-256 key", header(json!({ "alg": "RS256" })), TokenFlaw::KeyMismatch),
         ("124 ES256 with an RSA key", header(json!({ "kid": "rsa" })), TokenFlaw::KeyMismatch),
@@ -282,7 +382,14 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
         ("106 signature 0/0", format!("{head}.{body}.{}", encode([0; 64])), TokenFlaw::Signature),
         ("106 too short", format!("{head}.{body}.{}", encode([1; 63])), TokenFlaw::Signature),
         ("106 too long", format!("{head}.{body}.{}", encode([1; 65])), TokenFlaw::Signature),
-        ("106 another token's", format!("{head}.{}.{signature}", encode(merged(claims(), json!({ "sub": "spiffe://a.test/root" })).to_string())), TokenFlaw::Signature),
+        (
+            "106 another token's",
+            format!(
+                "{head}.{}.{signature}",
+                encode(merged(claims(), json!({ "sub": "spiffe://a.test/root" })).to_string())
+            ),
+            TokenFlaw::Signature,
+        ),
     ] {
         let found = mint.prove(&token).map(|svid| svid.id);
         assert_eq!(found, Err(flaw.clone()), "{rule}");
@@ -292,7 +399,8 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
 }
 
 #[test]
-fn rule_117_both_types_and_none_are_taken_and_rule_125_a_token_without_kid_is_tried_with_all_keys() {
+fn rule_117_both_types_and_none_are_taken_and_rule_125_a_token_without_kid_is_tried_with_all_keys()
+{
     let mint = Mint::new();
     for more in [
         json!({ "typ": "JWT" }),
@@ -316,7 +424,9 @@ fn rule_117_both_types_and_none_are_taken_and_rule_125_a_token_without_kid_is_tr
 fn rules_120_to_123_a_genuine_token_must_be_for_us_and_now() {
     let mint = Mint::new();
     let judge = |more: Value, rules: TokenRules, now: i64| {
-        mint.prove(&mint.with(more.clone())).unwrap_or_else(|flaw| panic!("{more} {flaw}")).judge(&rules, now)
+        mint.prove(&mint.with(more.clone()))
+            .unwrap_or_else(|flaw| panic!("{more} {flaw}"))
+            .judge(&rules, now)
     };
     let ours = |more: Value| judge(more, rules(), NOW);
     assert_eq!(ours(json!({})), Ok(()), "120");
@@ -345,11 +455,23 @@ fn rules_120_to_123_a_genuine_token_must_be_for_us_and_now() {
     assert_eq!(ours(json!({ "nbf": NOW })), Ok(()), "123");
     assert_eq!(ours(json!({ "iat": NOW + 1 })), Err(TokenFlaw::IssuedInFuture), "123");
     let lenient = TokenRules { leeway: 5, ..rules() };
-    assert_eq!(judge(json!({ "iat": NOW + 5, "nbf": NOW + 5 }), lenient, NOW), Ok(()), "123 leeway");
+    assert_eq!(
+        judge(json!({ "iat": NOW + 5, "nbf": NOW + 5 }), lenient, NOW),
+        Ok(()),
+        "123 leeway"
+    );
     assert_eq!(ours(json!({ "exp": NOW + 3600 })), Ok(()), "123");
     assert_eq!(ours(json!({ "exp": NOW + 3601 })), Err(TokenFlaw::Lifetime), "123");
-    assert_eq!(ours(json!({ "exp": NOW + 3601, "iat": null })), Err(TokenFlaw::Lifetime), "123 without iat");
-    assert_eq!(ours(json!({ "exp": i64::MAX, "iat": 0 })), Err(TokenFlaw::Lifetime), "123 no overflow");
+    assert_eq!(
+        ours(json!({ "exp": NOW + 3601, "iat": null })),
+        Err(TokenFlaw::Lifetime),
+        "123 without iat"
+    );
+    assert_eq!(
+        ours(json!({ "exp": i64::MAX, "iat": 0 })),
+        Err(TokenFlaw::Lifetime),
+        "123 no overflow"
+    );
 }
 
 #[test]
@@ -390,7 +512,8 @@ fn rules_59_to_64_tell_which_keys_verify_tokens() {
         refresh_after: std::time::Duration::from_secs(300),
     };
     let both = document.to_json().unwrap();
-    let again = BundleDocument::parse("a.test".parse().unwrap(), both.to_string().as_bytes()).unwrap();
+    let again =
+        BundleDocument::parse("a.test".parse().unwrap(), both.to_string().as_bytes()).unwrap();
     assert_eq!(again, document, "both kinds survive");
     assert_eq!(both["keys"][0]["use"], "x509-svid");
     assert_eq!(both["keys"][1]["use"], "jwt-svid");

@@ -41,7 +41,9 @@ impl Subscription {
         let mut entries = self.entitled()?;
         entries.retain(|entry| wanted.as_ref().is_none_or(|id| *id == entry.spiffe_id));
         if entries.is_empty() {
-            return Err(Status::permission_denied("no identity issued: that SPIFFE ID is not yours"));
+            return Err(Status::permission_denied(
+                "no identity issued: that SPIFFE ID is not yours",
+            ));
         }
         let mut svids: Vec<Jwtsvid> = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -171,6 +173,8 @@ impl fmt::Debug for Jwtsvid {
 /// Without its token.
 impl fmt::Debug for ValidateJwtsvidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ValidateJwtsvidRequest").field("audience", &self.audience).finish_non_exhaustive()
+        f.debug_struct("ValidateJwtsvidRequest")
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
     }
 }

@@ -26,7 +26,10 @@ pub(super) struct Credential {
     /// or more. No two consumers have the same one; of several that mean a caller, the one counts that is exact further to
     /// the left.
     #[serde(rename = "spiffe_id", deserialize_with = "pattern")]
-    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^spiffe://[a-z0-9._-]+/[A-Za-z0-9._*/-]+$"))]
+    #[schemars(
+        length(min = 1, max = 2048),
+        regex(pattern = r"^spiffe://[a-z0-9._-]+/[A-Za-z0-9._*/-]+$")
+    )]
     _spiffe_id: String,
 }
 

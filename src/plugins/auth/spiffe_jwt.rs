@@ -80,8 +80,7 @@ const CREDENTIALS: &str = "spiffe-auth";
 impl Plugin for SpiffeJwt {
     const NAME: &'static str = "spiffe-jwt";
     const PRIORITY: i32 = 2512;
-    const EXAMPLE: &'static str =
-        r#"{"audiences": ["https://api.shop.example"], "spiffe_ids": ["spiffe://shop.example/ns/*/sa/web"]}"#;
+    const EXAMPLE: &'static str = r#"{"audiences": ["https://api.shop.example"], "spiffe_ids": ["spiffe://shop.example/ns/*/sa/web"]}"#;
     type Config = Config;
 
     fn compile(config: Config, _: &Build<'_>) -> Result<Hooks, Invalid> {
@@ -141,8 +140,7 @@ impl Plugin for SpiffeJwt {
 #[async_trait]
 impl Rewrite for SpiffeJwt {
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
-        let (Some(tokens), Some(consumers)) =
-            (exchange.tokens.clone(), exchange.consumers.clone())
+        let (Some(tokens), Some(consumers)) = (exchange.tokens.clone(), exchange.consumers.clone())
         else {
             let cause = "without an identity of our own there are no keys to verify tokens with";
             return Err(Fault::gateway("tokens cannot be verified", cause));
@@ -226,7 +224,9 @@ impl SpiffeJwt {
         exchange.notes.leave(refusal);
         let (message, challenge) = match missing {
             true => ("Missing token in request", self.challenge.clone()),
-            false => ("Invalid token in request", format!("{}, error=\"invalid_token\"", self.challenge)),
+            false => {
+                ("Invalid token in request", format!("{}, error=\"invalid_token\"", self.challenge))
+            }
         };
         let reply = Reply::json(401, &json!({ "message": message }));
         Flow::Reply(Box::new(reply.with("WWW-Authenticate", &challenge)))
@@ -275,7 +275,11 @@ mod tests {
             assert!(matches!(chain.rewrite(&mut exchange).await.unwrap(), Flow::Next));
             let svid = exchange.token.clone().unwrap();
             assert_eq!(svid.id.as_str(), "spiffe://shop/web");
-            assert_eq!(exchange.consumer.as_ref().unwrap().name, "web", "by spiffe-auth's credential");
+            assert_eq!(
+                exchange.consumer.as_ref().unwrap().name,
+                "web",
+                "by spiffe-auth's credential"
+            );
             assert_eq!(exchange.request.all("authorization").count(), left, "127");
             // What the token says is never said of the connection.
             assert!(Arc::ptr_eq(&peer, exchange.client.peer.as_ref().unwrap()));
@@ -316,7 +320,8 @@ mod tests {
             ("/", vec![&bearer(&foreign)], "token_unknown_trust_domain"),
             ("/", vec![&bearer("a.b.c")], "token_malformed"),
         ] {
-            let lines: Vec<_> = lines.into_iter().map(|value| ("authorization", &**value)).collect();
+            let lines: Vec<_> =
+                lines.into_iter().map(|value| ("authorization", &**value)).collect();
             let mut exchange = asked(&world, target, &lines);
             let refused = reply(chain.rewrite(&mut exchange).await.unwrap());
             assert_eq!(refused.status, 401, "{reason}");
@@ -347,7 +352,11 @@ mod tests {
             (json!({"trust_domains": ["shop"]}), &other, None),
             (json!({"spiffe_ids": ["spiffe://shop/web"]}), &web, None),
             (json!({"spiffe_ids": ["spiffe://shop/*"]}), &other, None),
-            (json!({"spiffe_ids": ["spiffe://shop/web"]}), &other, Some("token_subject_not_allowed")),
+            (
+                json!({"spiffe_ids": ["spiffe://shop/web"]}),
+                &other,
+                Some("token_subject_not_allowed"),
+            ),
             (json!({"trust_domains": ["elsewhere"]}), &web, Some("token_subject_not_allowed")),
             (
                 json!({"trust_domains": ["shop"], "consumer_required": true}),
@@ -397,7 +406,10 @@ mod tests {
             (json!({"audiences": ["a"], "trust_domains": ["SHOP"]}), "trust_domains"),
             (json!({"audiences": ["a"], "spiffe_ids": ["web"]}), "spiffe_ids"),
             (json!({"audiences": ["a"], "trust_domains": ["s"], "leeway": 61}), "leeway"),
-            (json!({"audiences": ["a"], "trust_domains": ["s"], "max_lifetime": 0}), "max_lifetime"),
+            (
+                json!({"audiences": ["a"], "trust_domains": ["s"], "max_lifetime": 0}),
+                "max_lifetime",
+            ),
             (json!({"audiences": ["a"], "trust_domains": ["s"], "header": "a b"}), "header"),
             (json!({"audiences": ["a"], "trust_domains": ["s"], "realm": "\""}), "realm"),
         ] {
