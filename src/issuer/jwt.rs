@@ -70,7 +70,7 @@ impl JwtAlgorithm {
 }
 
 /// How JWT-SVIDs are issued.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JwtSettings {
     /// Seconds that a token lives; at most a day, and never longer than its registration entry's `ttl`.
@@ -314,7 +314,7 @@ impl JwtIssuer {
                 Err(error) => tracing::error!(%error, "the keys of JWT-SVIDs stay as they were"),
             }
         }
-        let settings = self.settings.lock().clone();
+        let settings = *self.settings.lock();
         let now = self.clock.now();
         let Some(next) = keys.next(&settings, now)? else { return Ok(()) };
         let next = Arc::new(next);
@@ -598,12 +598,10 @@ mod tests {
         let default = JwtSettings::default();
         assert_eq!(default.check(), Ok(()));
         let refused = |settings: JwtSettings| settings.check().unwrap_err();
-        assert!(refused(JwtSettings { ttl_seconds: 0, ..default.clone() }).contains("ttl_seconds"));
-        assert!(
-            refused(JwtSettings { ttl_seconds: 90_000, ..default.clone() }).contains("ttl_seconds")
-        );
+        assert!(refused(JwtSettings { ttl_seconds: 0, ..default }).contains("ttl_seconds"));
+        assert!(refused(JwtSettings { ttl_seconds: 90_000, ..default }).contains("ttl_seconds"));
         for ahead in [0, default.key_seconds] {
-            let wrong = JwtSettings { publish_ahead_seconds: ahead, ..default.clone() };
+            let wrong = JwtSettings { publish_ahead_seconds: ahead, ..default };
             assert!(refused(wrong).contains("publish_ahead_seconds"));
         }
     }

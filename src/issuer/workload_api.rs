@@ -447,6 +447,6 @@ impl SpiffeWorkloadApi for Service {
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
         let subscription = self.subscribe(&request)?;
-        subscription.validate(request.into_inner()).map(Response::new)
+        subscription.validate(request.get_ref()).map(Response::new)
     }
 }

@@ -64,7 +64,7 @@ impl IssuerRole {
             .jwt
             .check()
             .map_err(|problem| super::settings::Error::Setting { field: "issuer.jwt", problem })?;
-        authority.jwt().configure(issuer.jwt.clone());
+        authority.jwt().configure(issuer.jwt);
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let federated = Live::fixed(TrustBundles::default());
         let api = WorkloadApi::bind(&issuer.socket, authority, entries, federated)?;

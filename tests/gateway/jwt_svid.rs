@@ -103,9 +103,11 @@ async fn a_token_from_the_workload_api_opens_a_route_and_every_other_one_does_no
     let elsewhere = token(&client, &world, "/web", &["https://elsewhere"]).await;
     let both = token(&client, &world, "/web", &[US, "https://elsewhere"]).await;
     let other = token(&client, &world, "/batch", &[US]).await;
+    // In the middle of the signature, where each letter stands for six bits of it.
     let mut forged = good.token().to_owned();
-    let last = forged.pop().unwrap();
-    forged.insert(forged.len() - 4, if last == 'A' { 'B' } else { 'A' });
+    let at = forged.len() - 20;
+    let other_letter = if forged[at..].starts_with('A') { "B" } else { "A" };
+    forged.replace_range(at..=at, other_letter);
     for (token, reason, subject) in [
         (elsewhere.token(), "token_other_audience", Some("/web")),
         (both.token(), "token_several_audiences", Some("/web")),

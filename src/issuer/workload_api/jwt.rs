@@ -97,7 +97,7 @@ impl Subscription {
     /// Verifies a token with what the caller may verify with.
     pub(super) fn validate(
         &self,
-        asked: ValidateJwtsvidRequest,
+        asked: &ValidateJwtsvidRequest,
     ) -> Result<ValidateJwtsvidResponse, Status> {
         if asked.audience.is_empty() {
             return Err(Status::invalid_argument("audience: one is expected"));
@@ -178,3 +178,6 @@ impl fmt::Debug for ValidateJwtsvidRequest {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,9 +71,8 @@ impl SpiffeWorkloadApi for Stub {
         assert_eq!(request.get_ref().audience.len(), 1);
         self.calls.fetch_add(1, Ordering::Relaxed);
         let next = self.tokens.lock().pop();
-        next.unwrap_or(Err(Status::unavailable("nothing left"))).map(|svid| {
-            Response::new(JwtsvidResponse { svids: vec![svid] })
-        })
+        next.unwrap_or(Err(Status::unavailable("nothing left")))
+            .map(|svid| Response::new(JwtsvidResponse { svids: vec![svid] }))
     }
     async fn fetch_jwt_bundles(
         &self,
@@ -82,7 +81,8 @@ impl SpiffeWorkloadApi for Stub {
         assert_eq!(request.metadata().get("workload.spiffe.io").unwrap(), "true", "90");
         self.calls.fetch_add(1, Ordering::Relaxed);
         let mut script = self.script.lock();
-        let next = if script.is_empty() { Err(Status::unavailable("later")) } else { script.remove(0) };
+        let next =
+            if script.is_empty() { Err(Status::unavailable("later")) } else { script.remove(0) };
         next.map(|answers| Response::new(Box::pin(ReceiverStream::new(answers)) as Answers))
     }
     async fn validate_jwtsvid(
@@ -106,7 +106,8 @@ impl Api {
         let folder = Folder::new();
         let listener = UnixListener::bind(folder.path().join("api.sock")).unwrap();
         let (script, calls) = (Script::default(), Arc::<AtomicUsize>::default());
-        let stub = Stub { script: script.clone(), calls: calls.clone(), tokens: Mutex::new(tokens) };
+        let stub =
+            Stub { script: script.clone(), calls: calls.clone(), tokens: Mutex::new(tokens) };
         let mut serving = Tasks::new();
         serving.add(async move {
             let server = Server::builder().add_service(SpiffeWorkloadApiServer::new(stub));
@@ -156,7 +157,8 @@ impl IdentitySource for Base {
 }
 
 fn bundles(sets: &[(&str, serde_json::Value)]) -> JwtBundlesResponse {
-    let sets = sets.iter().map(|(domain, keys)| ((*domain).to_owned(), keys.to_string().into_bytes()));
+    let sets =
+        sets.iter().map(|(domain, keys)| ((*domain).to_owned(), keys.to_string().into_bytes()));
     JwtBundlesResponse { bundles: sets.collect() }
 }
 
@@ -192,7 +194,13 @@ async fn until(live: &mut Live<Identity>, wanted: &str) -> Arc<Identity> {
 async fn rules_100_101_104_each_message_is_the_full_state_and_a_bad_one_is_none() {
     let api = Api::start(Vec::new());
     let stream = api.opens();
-    stream.send(Ok(bundles(&[("spiffe://a.test", keys(&["one"])), ("spiffe://b.test", keys(&["two"]))]))).await.unwrap();
+    stream
+        .send(Ok(bundles(&[
+            ("spiffe://a.test", keys(&["one"])),
+            ("spiffe://b.test", keys(&["two"])),
+        ])))
+        .await
+        .unwrap();
     let base = Base::new();
     let (publisher, svid) = (base.0.live(), base.0.live().load().svid.serial.clone());
     let source = JwtBundleSource::over(Box::new(base), &api.settings()).await.unwrap();
@@ -203,7 +211,11 @@ async fn rules_100_101_104_each_message_is_the_full_state_and_a_bad_one_is_none(
         identity.trust.bundles.find(&domain.parse().unwrap()).cloned()
     };
     assert_eq!(bundle(&first, "a.test").unwrap().roots.len(), 1, "110 the roots stay");
-    assert_eq!(bundle(&first, "b.test").unwrap().roots.len(), 0, "110 keys for tokens are no roots");
+    assert_eq!(
+        bundle(&first, "b.test").unwrap().roots.len(),
+        0,
+        "110 keys for tokens are no roots"
+    );
 
     for (bad, rule) in [
         (bundles(&[]), "104 empty"),
@@ -261,7 +273,8 @@ async fn a_renewed_identity_keeps_the_keys_and_a_withdrawn_one_trusts_nobody() {
 }
 
 #[tokio::test]
-async fn rules_98_99_103_a_lost_stream_is_opened_again_a_denial_counts_and_some_answers_are_final() {
+async fn rules_98_99_103_a_lost_stream_is_opened_again_a_denial_counts_and_some_answers_are_final()
+{
     let api = Api::start(Vec::new());
     let first = api.opens();
     first.send(Ok(bundles(&[("spiffe://a.test", keys(&["one"]))]))).await.unwrap();
@@ -307,7 +320,8 @@ async fn rule_125_a_forced_refresh_is_a_new_call() {
 }
 
 #[tokio::test]
-async fn a_token_of_our_own_is_kept_until_half_of_its_life_and_used_until_its_end_when_there_is_no_other() {
+async fn a_token_of_our_own_is_kept_until_half_of_its_life_and_used_until_its_end_when_there_is_no_other()
+ {
     let world = TokenWorld::new("a.test");
     let own = |subject: &str| {
         Ok(Jwtsvid {
