@@ -156,13 +156,13 @@ impl IdentitySource for Base {
     }
 }
 
-fn bundles(sets: &[(&str, serde_json::Value)]) -> JwtBundlesResponse {
+fn bundles(sets: &[(&str, Value)]) -> JwtBundlesResponse {
     let sets =
         sets.iter().map(|(domain, keys)| ((*domain).to_owned(), keys.to_string().into_bytes()));
     JwtBundlesResponse { bundles: sets.collect() }
 }
 
-fn keys(ids: &[&str]) -> serde_json::Value {
+fn keys(ids: &[&str]) -> Value {
     let key = |id: &&str| json!({ "kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": id });
     json!({ "keys": ids.iter().map(key).collect::<Vec<_>>() })
 }
@@ -250,8 +250,8 @@ async fn a_renewed_identity_keeps_the_keys_and_a_withdrawn_one_trusts_nobody() {
             self.0.live()
         }
     }
-    let source = JwtBundleSource::over(Box::new(Shared(publisher.clone())), &api.settings());
-    let source = source.await.unwrap();
+    let below = Box::new(Shared(publisher.clone()));
+    let source = JwtBundleSource::over(below, &api.settings()).await.unwrap();
     let mut live = source.identity();
     let first = until(&mut live, "a.test: one").await;
 
