@@ -79,6 +79,17 @@ pub struct Nearest<'a> {
     pub clause: &'a str,
 }
 
+/// A token, by what may be written down of it: never its text.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenFacts<'a> {
+    /// The start of its SHA-256, lower-case hexadecimal.
+    pub hash: &'a str,
+    /// Whom it names; only when its signature was good.
+    pub subject: Option<&'a str>,
+    /// Its `jti`; only when its signature was good.
+    pub id: Option<&'a str>,
+}
+
 /// What would have been decided if observed policies were enforced.
 #[derive(Clone, Copy, Debug)]
 pub struct WouldBe<'a> {
@@ -139,6 +150,10 @@ pub struct DecisionRecord<'a> {
     pub nearest: Option<Nearest<'a>>,
     /// The revision of the configuration that decided.
     pub config_revision: u64,
+    /// The plugin that decided, when it was no policy.
+    pub plugin: Option<&'a str>,
+    /// The token that the caller presented.
+    pub token: Option<TokenFacts<'a>>,
     /// The request's id, if it bears one.
     pub request_id: Option<&'a str>,
 }
@@ -165,6 +180,8 @@ impl<'a> DecisionRecord<'a> {
             denial_id: None,
             nearest: None,
             config_revision: 0,
+            plugin: None,
+            token: None,
             request_id: None,
         }
     }
@@ -361,6 +378,14 @@ impl Record for DecisionRecord<'_> {
                 fields.text("policy_id", nearest.policy_id);
                 fields.text("rule", nearest.rule);
                 fields.text("clause", nearest.clause);
+            });
+        }
+        fields.some_text("plugin", self.plugin);
+        if let Some(token) = &self.token {
+            fields.object("token", |fields| {
+                fields.text("hash", token.hash);
+                fields.some_text("subject", token.subject);
+                fields.some_text("id", token.id);
             });
         }
         fields.some_text("request_id", self.request_id);

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::buffer::Buffers;
 use super::metrics::ProxyMetrics;
+use crate::identity::Tokens;
 use crate::observe::AuditLane;
 use crate::pipeline::{Client, Exchange};
 use crate::rt::{Cached, Live};
@@ -64,6 +65,8 @@ pub(in crate::proxy) struct Worker {
     pub(in crate::proxy) lane: AuditLane,
     pub(in crate::proxy) metrics: Arc<ProxyMetrics>,
     snapshot: Mutex<Cached<Snapshot>>,
+    /// Where this worker's tokens are verified; nowhere without an identity.
+    tokens: Option<Arc<Tokens>>,
     #[expect(clippy::vec_box, reason = "too large to be moved between a connection and this list")]
     exchanges: Mutex<Vec<Box<Exchange>>>,
     is_draining: AtomicBool,
@@ -77,6 +80,7 @@ impl Worker {
         lane: AuditLane,
         metrics: Arc<ProxyMetrics>,
         snapshot: &Live<Snapshot>,
+        tokens: Option<Arc<Tokens>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             buffers: Buffers::default(),
@@ -86,6 +90,7 @@ impl Worker {
             lane,
             metrics,
             snapshot: Mutex::new(snapshot.cached()),
+            tokens,
             exchanges: Mutex::new(Vec::new()),
             is_draining: AtomicBool::new(false),
             drain: Notify::new(),
@@ -112,7 +117,11 @@ impl Worker {
                 exchange.times.started = Instant::now();
                 exchange
             }
-            None => Box::new(Exchange::new(client.clone())),
+            None => {
+                let mut exchange = Box::new(Exchange::new(client.clone()));
+                exchange.tokens.clone_from(&self.tokens);
+                exchange
+            }
         }
     }
 

@@ -95,6 +95,7 @@ impl DataPlaneRole {
             snapshot: snapshot.clone(),
             connect: Connect::new(identity.clone().map(Connector::new)),
             identity,
+            refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
             limits: Limits::default(),

@@ -15,7 +15,7 @@ use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use super::trust::federation;
 use crate::federation::{Board, Federation, Reach};
-use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
+use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
@@ -45,6 +45,8 @@ pub struct Shared {
     pub board: Board,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
+    /// Asks the source of the identity that was opened last for newer bundles.
+    pub refresh: Refresh,
 }
 
 impl Shared {
@@ -78,6 +80,7 @@ impl Shared {
             metrics,
             readiness: Readiness::new(),
             plugins: crate::plugins::ALL,
+            refresh: Refresh::default(),
         })
     }
 }
@@ -95,7 +98,8 @@ pub async fn identity_source(
         |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
     match &settings.identity {
         Some(IdentitySettings::WorkloadApi(workload_api)) => {
-            Ok(Box::new(WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?))
+            let source = WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?;
+            Ok(Box::new(JwtBundleSource::over(Box::new(source), workload_api).await?))
         }
         Some(IdentitySettings::Files(files)) => {
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
@@ -252,6 +256,7 @@ impl Running {
     ) -> Result<Federation, Error> {
         let gate = self.shared.readiness.gate("identity", "no identity yet");
         let source = identity_source(settings, part, issuer).await?;
+        self.shared.refresh = source.refresh();
         let trust = federation(settings, part, reach, source.identity(), &self.shared);
         self._identities.push(source);
         self.watch(&trust.identity(), gate);

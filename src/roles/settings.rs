@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::issuer::JwtSettings;
 use crate::model::Workload;
 use crate::store;
 
@@ -253,6 +254,9 @@ pub struct IssuerSettings {
     /// Publishes our trust domain's bundle for others; not opened when not given.
     #[serde(default)]
     pub bundle_endpoint: Option<EndpointSettings>,
+    /// How JWT-SVIDs are issued.
+    #[serde(default)]
+    pub jwt: JwtSettings,
 }
 
 /// Settings of the decision log.

@@ -21,6 +21,7 @@ mod headers;
 mod http1;
 mod http2;
 mod issuer;
+mod jwt_svid;
 mod keys;
 mod mesh;
 mod plugins;
