@@ -118,9 +118,8 @@ fn web_door(forge: &Forge, name: &str) -> Door {
     let mut params = leaf("spiffe://web.test/server");
     params.subject_alt_names = vec![dns(name)];
     let signed = forge.sign(&params);
-    let pem = |der: &[u8]| {
-        TrustBundle::new(forge.domain.clone(), vec![der.to_vec().into()]).to_pem()
-    };
+    let pem =
+        |der: &[u8]| TrustBundle::new(forge.domain.clone(), vec![der.to_vec().into()]).to_pem();
     let chain: String = signed.chain.iter().map(|der| pem(der)).collect();
     let key = signed.key.serialize_pem();
     let certificate = PublicCertificate::from_pem(["*"], chain.as_bytes(), key.as_bytes()).unwrap();

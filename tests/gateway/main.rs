@@ -15,6 +15,7 @@ mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod federation;
 mod grpc;
 mod headers;
 mod http1;
@@ -24,6 +25,7 @@ mod keys;
 mod mesh;
 mod plugins;
 mod policy;
+mod revocation;
 mod tls_edge;
 mod upstream;
 mod world;
