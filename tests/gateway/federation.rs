@@ -39,11 +39,14 @@ fn public(world: &World) -> [PathBuf; 3] {
         ["web-ca.pem", "web.pem", "web-key.pem"].map(|name| world.folder.join(name));
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "A public authority");
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     std::fs::write(&authority, params.self_signed(&ca_key).unwrap().pem()).unwrap();
     let issuer = rcgen::Issuer::new(params, ca_key);
     let leaf_key = rcgen::KeyPair::generate().unwrap();
-    let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let mut leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    leaf.use_authority_key_identifier_extension = true;
     std::fs::write(&chain, leaf.signed_by(&leaf_key, &issuer).unwrap().pem()).unwrap();
     std::fs::write(&key, leaf_key.serialize_pem()).unwrap();
     [authority, chain, key]
@@ -244,6 +247,8 @@ async fn https_web_takes_the_endpoint_by_its_public_name() {
         .unwrap();
     let curl = String::from_utf8_lossy(&out.stdout).into_owned();
     let (head, body) = curl.split_once("\r\n\r\n").unwrap_or((&curl, ""));
+    let failed = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{failed}");
     assert!(head.contains(" 200") && head.contains("content-type: application/json"), "{curl}");
     let found = BundleDocument::parse("bank.test".parse().unwrap(), body.as_bytes()).unwrap();
     assert_eq!(found.bundle.roots, bank.bundle().roots);
@@ -310,7 +315,7 @@ async fn a_removed_root_is_refused_and_no_bundle_ever_goes_back() {
     let refused = billing.record("a refused handshake", |record| {
         record["type"] == "handshake_refused" && record["reason"] == "unknown_authority"
     });
-    assert!(refused["presented_id"] == "spiffe://bank.test/client", "{refused}");
+    assert_eq!(refused["src"]["presented_id"], "spiffe://bank.test/client", "{refused}");
 
     // Somebody brings back the old one.
     endpoint.document.set(document(bank.bundle(), 1));
