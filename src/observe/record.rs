@@ -232,7 +232,7 @@ pub struct ConnectionRecord<'a> {
 /// A change of our own identity or of whom we trust.
 #[derive(Clone, Copy, Debug)]
 pub struct IdentityRecord<'a> {
-    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`.
+    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`; `bundle_refused` for an alarm about a fetched bundle.
     pub event: &'a str,
     /// Who we are.
     pub spiffe_id: &'a str,

@@ -16,6 +16,7 @@ mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod federation;
 mod grpc;
 mod headers;
 mod http1;
@@ -27,6 +28,7 @@ mod mesh;
 mod plugins;
 mod policy;
 mod tls_attacks;
+mod revocation;
 mod tls_edge;
 mod upstream;
 mod world;
