@@ -213,9 +213,13 @@ pub struct HandshakeRefusedRecord<'a> {
 pub struct ConnectionRecord<'a> {
     /// Who, and to whom.
     pub ends: &'a Ends,
-    /// `open`, `close`, or `forced_close`.
+    /// `open`, `close`, `forced_close`; `exchange_end` when only one exchange of it was ended by us.
     pub event: &'a str,
-    /// Why it was closed: `peer`, `idle`, `drain`, `expiry`, `policy`, `identity`, ...
+    /// `accepted` or `originated`.
+    pub side: Option<&'a str>,
+    /// The serial number of the certificate that the other end showed, lower-case hexadecimal.
+    pub peer_serial: Option<&'a str>,
+    /// Why it was closed: a stable code, as `peer_expired`.
     pub reason: Option<&'a str>,
     /// `http/1.1`, `h2`, `tcp`.
     pub protocol: Option<&'a str>,
@@ -227,6 +231,24 @@ pub struct ConnectionRecord<'a> {
     pub bytes_out: Option<u64>,
     /// How long it lived, in milliseconds.
     pub duration_ms: Option<u64>,
+}
+
+impl<'a> ConnectionRecord<'a> {
+    /// A record that says nothing yet but who, to whom, and what.
+    pub const fn of(ends: &'a Ends, event: &'a str) -> Self {
+        Self {
+            ends,
+            event,
+            side: None,
+            peer_serial: None,
+            reason: None,
+            protocol: None,
+            requests: None,
+            bytes_in: None,
+            bytes_out: None,
+            duration_ms: None,
+        }
+    }
 }
 
 /// A change of our own identity or of whom we trust.
@@ -428,12 +450,14 @@ impl Record for ConnectionRecord<'_> {
     const TYPE: Type = Type::Connection;
 
     fn is_reserved(&self) -> bool {
-        self.event == "forced_close"
+        matches!(self.event, "forced_close" | "exchange_end")
     }
 
     fn write(&self, fields: &mut Fields<'_>) {
         fields.raw(&self.ends.0);
         fields.text("event", self.event);
+        fields.some_text("side", self.side);
+        fields.some_text("peer_serial", self.peer_serial);
         fields.some_text("reason", self.reason);
         fields.some_text("protocol", self.protocol);
         fields.some_number("requests", self.requests);

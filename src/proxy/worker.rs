@@ -13,10 +13,11 @@ use tokio::time::Instant;
 
 use super::buffer::Buffers;
 use super::metrics::ProxyMetrics;
-use crate::identity::Tokens;
+use super::proof::{ProofLimits, Watch};
+use crate::identity::{Identity, Tokens};
 use crate::observe::AuditLane;
 use crate::pipeline::{Client, Exchange};
-use crate::rt::{Cached, Live};
+use crate::rt::{Cached, Clock, Live};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Connect, Pool};
 
@@ -37,6 +38,8 @@ pub struct Limits {
     pub drain_idle: Duration,
     /// Connections of one worker.
     pub max_connections: usize,
+    /// How long connections may live, and how long they may take to end.
+    pub proof: ProofLimits,
 }
 
 impl Default for Limits {
@@ -49,6 +52,7 @@ impl Default for Limits {
             tunnel_idle: Duration::from_secs(3600),
             drain_idle: Duration::from_secs(1),
             max_connections: 65_536,
+            proof: ProofLimits::default(),
         }
     }
 }
@@ -64,6 +68,8 @@ pub(in crate::proxy) struct Worker {
     pub(in crate::proxy) connect: Connect,
     pub(in crate::proxy) lane: AuditLane,
     pub(in crate::proxy) metrics: Arc<ProxyMetrics>,
+    /// What its connections rest on.
+    pub(in crate::proxy) watch: Watch,
     snapshot: Mutex<Cached<Snapshot>>,
     /// Where this worker's tokens are verified; nowhere without an identity.
     tokens: Option<Arc<Tokens>>,
@@ -79,10 +85,14 @@ impl Worker {
         connect: Connect,
         lane: AuditLane,
         metrics: Arc<ProxyMetrics>,
+        identity: Option<Live<Identity>>,
         snapshot: &Live<Snapshot>,
         tokens: Option<Arc<Tokens>>,
     ) -> Arc<Self> {
+        let clock = Clock::system();
+        let watch = Watch::new(limits.proof, clock, identity, lane.clone(), metrics.clone());
         Arc::new(Self {
+            watch,
             buffers: Buffers::default(),
             limits,
             pool: Mutex::new(Pool::new()),

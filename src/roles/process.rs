@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::connections::Connections;
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
@@ -139,6 +140,7 @@ pub struct Running {
     data_planes: Vec<DataPlaneRole>,
     control: Option<ControlPlaneRole>,
     issuer: Option<IssuerRole>,
+    connections: Connections,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
     drain_within: Duration,
@@ -164,6 +166,7 @@ impl Running {
             data_planes: Vec::new(),
             control: None,
             issuer: None,
+            connections: Connections::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
             drain_within: Duration::from_secs(settings.drain_seconds),
@@ -187,8 +190,15 @@ impl Running {
         let (listener, bound) = listen(address)?;
         let board = self.shared.board.clone();
         let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
-        let app = router(&self.shared.readiness, &self.shared.registry)
+        let mut app = router(&self.shared.readiness, &self.shared.registry)
             .route("/federation", axum::routing::get(reports));
+        if settings.proof.list_connections {
+            if !address.ip().is_loopback() {
+                let problem = "needs a status port on loopback: it tells who is connected to whom";
+                return Err(missing("proof.list_connections", problem).into());
+            }
+            app = app.merge(self.connections.router());
+        }
         self._tasks.add(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
@@ -310,7 +320,8 @@ impl Running {
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let mut plan = Plan { workers: settings.worker_count(), ..Plan::default() };
+        let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
+        let mut plan = Plan { workers, proof, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
@@ -344,6 +355,7 @@ impl Running {
         let feed = feed(settings, feed_role, part, identity.as_ref())?;
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
+        self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
     }
