@@ -175,7 +175,7 @@ fn identity(authority: &Authority, name: &str) -> Live<Identity> {
     let id = authority.domain().workload(name).expect("a valid name");
     let svid = authority.issue(&id, Duration::from_secs(3600), &[]).expect("an SVID");
     let bundles: TrustBundles = [authority.bundle()].into_iter().collect();
-    Live::fixed(Identity { svid, bundles })
+    Live::fixed(Identity::new(svid, bundles))
 }
 
 /// Both sides of a full mTLS handshake with SPIFFE verification, in memory.

@@ -30,7 +30,7 @@ fn fixed() -> &'static Fixed {
         let id = "spiffe://fuzz.test/web".parse().expect("an ID");
         let svid = authority.issue(&id, DEFAULT_TTL, &[]).expect("an SVID");
         let bundles: TrustBundles = [authority.bundle()].into_iter().collect();
-        Fixed { verifier: PeerVerifier::accepting(&bundles), good: svid.chain.clone() }
+        Fixed { verifier: PeerVerifier::accepting(&bundles.into()), good: svid.chain.clone() }
     })
 }
 

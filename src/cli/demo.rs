@@ -247,7 +247,7 @@ impl Demo {
         let id = self.embedded.workload_id("shop")?;
         let svid = rogue.issue(&id, Duration::from_secs(3600), &[])?;
         let bundles: TrustBundles = [self.embedded.authority.bundle()].into_iter().collect();
-        let intruder = Connector::new(Live::fixed(Identity { svid, bundles }));
+        let intruder = Connector::new(Live::fixed(Identity::new(svid, bundles)));
         let started = Instant::now();
         let error = self.knock(&intruder).await.err();
         let took = millis(started);

@@ -13,16 +13,32 @@ use x509_parser::public_key::PublicKey;
 use super::svid::{certificates, concatenated, pem_text};
 use super::{Error, TrustDomain};
 
-/// The X.509 authorities of one trust domain.
+/// A key that verifies JWT-SVIDs of its trust domain, and nothing else (64).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtAuthority {
+    /// `kid`: which tokens it is for.
+    pub key_id: String,
+    /// The public key as a JSON Web Key (RFC 7517).
+    pub key: Value,
+}
+
+/// The authorities of one trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustBundle {
     /// Whose authorities they are.
     pub domain: TrustDomain,
     /// The root certificates. None at all means that nobody of the domain is trusted.
     pub roots: Vec<CertificateDer<'static>>,
+    /// The keys for JWT-SVIDs.
+    pub jwt_authorities: Vec<JwtAuthority>,
 }
 
 impl TrustBundle {
+    /// X.509 authorities alone.
+    pub fn new(domain: TrustDomain, roots: Vec<CertificateDer<'static>>) -> Self {
+        Self { domain, roots, jwt_authorities: Vec::new() }
+    }
+
     /// From PEM: one certificate or more.
     ///
     /// # Errors
@@ -37,7 +53,7 @@ impl TrustBundle {
     /// A part is not a certificate, or bytes trail.
     pub fn from_der(domain: TrustDomain, der: &[u8]) -> Result<Self, Error> {
         let roots = concatenated(der).map_err(|position| Error::BundleCertificate { position })?;
-        Ok(Self { domain, roots })
+        Ok(Self::new(domain, roots))
     }
 
     /// From either form that a file may have: PEM, or a SPIFFE bundle document when it begins with a brace.
@@ -68,7 +84,7 @@ impl TrustBundle {
                 _ => return Err(Error::BundleCertificate { position: at + 1 }),
             }
         }
-        Ok(Self { domain, roots })
+        Ok(Self::new(domain, roots))
     }
 }
 

@@ -12,7 +12,7 @@ use webpki::{EndEntityCert, KeyUsage, ring as algorithm};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::spiffe_id::Error as InvalidSpiffeId;
-use super::{Peer, SpiffeId, TrustBundles, TrustDomain};
+use super::{Peer, SpiffeId, Trust, TrustDomain};
 
 /// Certificates that a peer may send, bytes of one, bytes of all, and names in the leaf (49).
 const MAX_CERTIFICATES: usize = 6;
@@ -375,7 +375,7 @@ pub(super) fn check_sizes<'a>(
     Ok(())
 }
 
-/// The authorities of a set of bundles, parsed once, each usable for its own trust domain only (51 to 54).
+/// A trust, compiled: the authorities parsed once, each usable for its own trust domain only (51 to 54).
 #[derive(Debug)]
 pub struct ChainVerifier {
     by_domain: HashMap<TrustDomain, Anchors>,
@@ -399,8 +399,8 @@ struct Limits {
 impl ChainVerifier {
     /// Parses the bundles' authorities. One that cannot serve as a trust anchor is left out; a bundle without a usable one
     /// vouches for nobody (57, 58).
-    pub fn new(bundles: &TrustBundles) -> Self {
-        let by_domain = bundles.iter().map(|bundle| {
+    pub fn new(trust: &Trust) -> Self {
+        let by_domain = trust.bundles.iter().map(|bundle| {
             let mut found = Anchors::default();
             for root in &bundle.roots {
                 let Ok(anchor) = webpki::anchor_from_trusted_cert(root) else { continue };
@@ -451,7 +451,21 @@ impl ChainVerifier {
             spki_sha256: facts.spki_sha256,
             sha256,
             not_after,
+            purpose,
+            chain: std::iter::once(leaf)
+                .chain(intermediates)
+                .map(|one| one.clone().into_owned())
+                .collect(),
         })
+    }
+
+    /// Would the handshake that proved `peer` succeed now?
+    ///
+    /// # Errors
+    /// The first rule that is broken by now.
+    pub fn again(&self, peer: &Peer, now: UnixTime) -> Result<(), Flaw> {
+        let (leaf, intermediates) = peer.chain.split_first().ok_or(Flaw::NoCertificate)?;
+        self.verify(leaf, intermediates, peer.purpose, now, &mut Presented::default()).map(|_| ())
     }
 }
 
@@ -597,6 +611,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::identity::TrustBundles;
     use crate::identity::forge::{Forge, authority, dns, leaf, uri};
     use crate::rt::unix_seconds;
 
@@ -613,7 +628,13 @@ mod tests {
         now: i64,
     ) -> Result<Peer, Flaw> {
         let mut presented = Presented::default();
-        ChainVerifier::new(bundles).verify(&chain[0], &chain[1..], purpose, at(now), &mut presented)
+        Trust::from(bundles.clone()).verifier().verify(
+            &chain[0],
+            &chain[1..],
+            purpose,
+            at(now),
+            &mut presented,
+        )
     }
 
     /// The verdict's code over a chain, as client, now: `ok` or the flaw's code.
@@ -970,7 +991,7 @@ mod tests {
         let a = Forge::new("a.test");
         let chain = a.sign(&leaf("spiffe://b.test/x\n{\"forged\":1}")).chain;
         let mut presented = Presented::default();
-        let verifier = ChainVerifier::new(&a.bundles());
+        let verifier = ChainVerifier::new(&a.bundles().into());
         let now = at(unix_seconds());
         let refused = verifier.verify(&chain[0], &chain[1..], Purpose::Client, now, &mut presented);
         assert_eq!(refused.unwrap_err().code(), "not_a_spiffe_id");

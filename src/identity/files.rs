@@ -179,7 +179,7 @@ impl Files {
         }
         let next =
             Identity::successor(previous, svid, bundles, now).map_err(in_file(certificate))?;
-        warn_of_shared_keys(&next.bundles);
+        warn_of_shared_keys(&next.trust.bundles);
         Ok(next)
     }
 }
@@ -285,7 +285,7 @@ mod tests {
         clock.advance(7200);
         let next = files.read(Some(&first), clock.now()).await.unwrap();
         assert_eq!(next.svid.serial, first.svid.serial);
-        assert_eq!(next.bundles.find(&world.a.domain).unwrap().roots.len(), 2, "112");
+        assert_eq!(next.trust.bundles.find(&world.a.domain).unwrap().roots.len(), 2, "112");
         assert!(files.read(None, clock.now()).await.is_err(), "but it never begins so");
     }
 
@@ -336,7 +336,7 @@ mod tests {
             FileSource::start(settings, Clock::system())
         };
         let source = with("b.test").await.unwrap();
-        let bundles = &source.identity().load().bundles;
+        let bundles = &source.identity().load().trust.bundles;
         assert_eq!(bundles.find(&world.b.domain), Some(&world.b.bundle()));
         assert!(matches!(with("B.test").await, Err(Error::TrustDomain { .. })));
         let twice = with("a.test").await.unwrap_err().report();

@@ -48,7 +48,7 @@ impl Forge {
     }
 
     pub(crate) fn bundle(&self) -> TrustBundle {
-        TrustBundle { domain: self.domain.clone(), roots: vec![self.root.clone()] }
+        TrustBundle::new(self.domain.clone(), vec![self.root.clone()])
     }
 
     pub(crate) fn bundles(&self) -> TrustBundles {
@@ -78,7 +78,7 @@ impl Forge {
     /// An identity of this trust domain that also trusts `others`.
     pub(crate) fn identity(&self, path: &str, others: &[&Self]) -> Identity {
         let all = others.iter().copied().chain([self]);
-        Identity { svid: self.svid(path), bundles: all.map(Self::bundle).collect() }
+        Identity::new(self.svid(path), all.map(Self::bundle).collect::<TrustBundles>())
     }
 }
 

@@ -1,6 +1,10 @@
 //! `Peer`: who is at the other end of a connection, and how we know.
 
-use super::SpiffeId;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+
+use super::{Purpose, SpiffeId};
 
 /// The other end of an mTLS connection, as its handshake proved it. Made by the verifier alone.
 #[derive(Clone, Debug)]
@@ -15,4 +19,8 @@ pub struct Peer {
     pub sha256: String,
     /// When the proof ends, seconds since 1970: the earliest notAfter of the presented chain.
     pub not_after: i64,
+    /// Which half of the handshake it held.
+    pub purpose: Purpose,
+    /// What it presented, leaf first: trust may change while the connection lives, and is asked again then.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }

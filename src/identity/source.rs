@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rustls_pki_types::UnixTime;
 
-use super::{ChainVerifier, Error, Flaw, Presented, Purpose, SpiffeId, Svid, TrustBundles};
+use std::sync::Arc;
+
+use super::{Error, Flaw, Presented, Purpose, SpiffeId, Svid, Trust, TrustBundles};
 use crate::rt::Live;
 
 /// All that a handshake needs: our own SVID and whom we trust. Replaced as a whole.
@@ -12,17 +14,22 @@ use crate::rt::Live;
 pub struct Identity {
     /// Our own certificate and key.
     pub svid: Svid,
-    /// The trust domains that we can verify. None at all when the source withdrew the identity: then no handshake succeeds.
-    pub bundles: TrustBundles,
+    /// Whom we trust. The same `Arc` as long as nothing of it changes: whoever rests on it need not look again.
+    pub trust: Arc<Trust>,
 }
 
 impl Identity {
+    /// An SVID and whom we trust, as they are: nothing is checked.
+    pub fn new(svid: Svid, trust: impl Into<Trust>) -> Self {
+        Self { svid, trust: Arc::new(trust.into()) }
+    }
+
     /// Who we are.
     pub fn id(&self) -> &SpiffeId {
         &self.svid.id
     }
 
-    /// What follows `previous` when a source delivers `svid` and `bundles`; validated before anybody publishes it.
+    /// What follows `previous` when a source delivers `svid` and whom it trusts; validated before anybody publishes it.
     ///
     /// The SVID must be current and its own trust domain's bundle must vouch for it. An SVID that is merely not current does
     /// not hold back the bundles that came with it, since these may take trust away: the previous SVID stays.
@@ -32,12 +39,17 @@ impl Identity {
     pub fn successor(
         previous: Option<&Self>,
         svid: Svid,
-        bundles: TrustBundles,
+        trust: impl Into<Trust>,
         now: i64,
     ) -> Result<Self, Error> {
-        let verdict = vouch(&svid, &bundles, now);
+        let trust = trust.into();
+        let verdict = vouch(&svid, &trust.bundles, now);
+        let trust = match previous {
+            Some(previous) if *previous.trust == trust => previous.trust.clone(),
+            _ => Arc::new(trust),
+        };
         match (verdict, previous) {
-            (Ok(()), _) => Ok(Self { svid, bundles }),
+            (Ok(()), _) => Ok(Self { svid, trust }),
             (Err(flaw @ (Flaw::Expired | Flaw::NotYetValid)), Some(previous))
                 if previous.svid.id == svid.id =>
             {
@@ -45,7 +57,7 @@ impl Identity {
                     id = %svid.id, serial = %svid.serial, reason = flaw.code(),
                     "the delivered SVID is not current; keeping the previous one and taking the bundles"
                 );
-                Ok(Self { svid: previous.svid.clone(), bundles })
+                Ok(Self { svid: previous.svid.clone(), trust })
             }
             (Err(flaw), _) => Err(flaw.into()),
         }
@@ -53,12 +65,12 @@ impl Identity {
 
     /// The same SVID that nobody may use any more: without a bundle neither side of a handshake succeeds.
     pub fn withdrawn(&self) -> Self {
-        Self { svid: self.svid.clone(), bundles: TrustBundles::default() }
+        Self { svid: self.svid.clone(), trust: Arc::default() }
     }
 
     /// Has the source taken this identity away?
     pub fn is_withdrawn(&self) -> bool {
-        self.bundles.is_empty()
+        self.trust.bundles.is_empty()
     }
 }
 
@@ -68,7 +80,8 @@ fn vouch(svid: &Svid, bundles: &TrustBundles, now: i64) -> Result<(), Flaw> {
     let (leaf, intermediates) = svid.chain.split_first().ok_or(Flaw::NoCertificate)?;
     let seconds = u64::try_from(now).unwrap_or(0);
     let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    ChainVerifier::new(&own)
+    Trust::from(own)
+        .verifier()
         .verify(leaf, intermediates, Purpose::Server, now, &mut Presented::default())
         .map(|_| ())
 }

@@ -262,10 +262,10 @@ impl Subscription {
             let domain = name.parse().map_err(|_| Error::TrustDomain { name: name.to_owned() })?;
             let roots = bundle.authorities().iter();
             let roots = roots.map(|one| CertificateDer::from(one.as_bytes().to_vec())).collect();
-            bundles.insert(TrustBundle { domain, roots });
+            bundles.insert(TrustBundle::new(domain, roots));
         }
         let next = Identity::successor(previous, svid, bundles, self.clock.now())?;
-        warn_of_shared_keys(&next.bundles);
+        warn_of_shared_keys(&next.trust.bundles);
         Ok(next)
     }
 }

@@ -185,7 +185,7 @@ impl Authority {
 
     /// What others need to verify its SVIDs: the root.
     pub fn bundle(&self) -> TrustBundle {
-        TrustBundle { domain: self.domain.clone(), roots: vec![self.root.certificate.clone()] }
+        TrustBundle::new(self.domain.clone(), vec![self.root.certificate.clone()])
     }
 
     /// Issues an SVID with a fresh key.
@@ -377,7 +377,7 @@ impl Signer {
     fn certificate_pem(&self) -> Zeroizing<String> {
         let domain = domain_of(&self.certificate);
         let domain = domain.expect("made with the trust domain's ID, and read only with one");
-        Zeroizing::new(TrustBundle { domain, roots: vec![self.certificate.clone()] }.to_pem())
+        Zeroizing::new(TrustBundle::new(domain, vec![self.certificate.clone()]).to_pem())
     }
 }
 
@@ -475,7 +475,7 @@ mod tests {
 
     use super::*;
     use crate::identity::forge::Folder;
-    use crate::identity::{ChainVerifier, Presented, Purpose, TrustBundles};
+    use crate::identity::{Presented, Purpose, Trust, TrustBundles};
 
     const ID: &str = "spiffe://a.test/ns/x/sa/web";
 
@@ -487,7 +487,8 @@ mod tests {
         let bundles: TrustBundles = [authority.bundle()].into_iter().collect();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now.try_into().unwrap()));
         for purpose in [Purpose::Client, Purpose::Server] {
-            ChainVerifier::new(&bundles)
+            Trust::from(bundles.clone())
+                .verifier()
                 .verify(&svid.chain[0], &svid.chain[1..], purpose, now, &mut Presented::default())
                 .map_err(|flaw| flaw.code())?;
         }

@@ -161,12 +161,12 @@ async fn other_entries_do_not_disturb_and_other_bundles_arrive_at_once() {
 
     let b = Forge::new("b.test");
     world.federated.set(b.bundles());
-    let next = until(&mut live, |next| next.bundles.len() == 2).await;
-    assert_eq!(next.bundles.find(&b.domain), Some(&b.bundle()));
+    let next = until(&mut live, |next| next.trust.bundles.len() == 2).await;
+    assert_eq!(next.trust.bundles.find(&b.domain), Some(&b.bundle()));
     assert_ne!(next.svid.serial, first.svid.serial, "each message is the full state");
     // A bundle that is gone from the next message is unloaded (101).
     world.federated.set(TrustBundles::default());
-    until(&mut live, |next| next.bundles.len() == 1).await;
+    until(&mut live, |next| next.trust.bundles.len() == 1).await;
     // Nobody but our authority speaks for our own domain.
     let impostor = Forge::new("a.test");
     world.federated.set(impostor.bundles());
@@ -174,7 +174,7 @@ async fn other_entries_do_not_disturb_and_other_bundles_arrive_at_once() {
     timeout(Duration::from_millis(300), async {
         loop {
             live.changed().await;
-            assert_eq!(live.load().bundles.find(&domain()), Some(&world.authority.bundle()));
+            assert_eq!(live.load().trust.bundles.find(&domain()), Some(&world.authority.bundle()));
         }
     })
     .await
@@ -330,7 +330,7 @@ async fn an_identity_in_process_is_renewed_and_follows_the_bundles() {
     let mut live = source.identity();
     let first = live.load();
     federated.set(Forge::new("b.test").bundles());
-    let second = until(&mut live, |next| next.bundles.len() == 2).await;
+    let second = until(&mut live, |next| next.trust.bundles.len() == 2).await;
     until(&mut live, |next| next.svid.serial != second.svid.serial).await;
     assert_ne!(first.svid.serial, second.svid.serial);
 

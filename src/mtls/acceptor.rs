@@ -70,7 +70,7 @@ impl Acceptor {
 }
 
 fn config(identity: &Identity) -> Result<ServerConfig, Error> {
-    let verifier = Arc::new(PeerVerifier::accepting(&identity.bundles));
+    let verifier = Arc::new(PeerVerifier::accepting(&identity.trust));
     let own = SingleCertAndKey::from(certified_svid(&identity.svid)?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])

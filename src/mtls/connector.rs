@@ -150,7 +150,7 @@ impl Connector {
         }
         let prepared = Arc::new(Prepared {
             own: Arc::new(SingleCertAndKey::from(certified_svid(&identity.svid)?)),
-            chains: Arc::new(ChainVerifier::new(&identity.bundles)),
+            chains: identity.trust.verifier().clone(),
             configs: Mutex::default(),
             identity,
         });

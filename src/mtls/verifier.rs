@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::provider::provider;
 use super::{Error, ExpectedPeers, Refusal, refusal};
-use crate::identity::{ChainVerifier, Flaw, Peer, Presented, Purpose, TrustBundles};
+use crate::identity::{ChainVerifier, Flaw, Peer, Presented, Purpose, Trust};
 use crate::rt::unix_seconds;
 
 /// Judges the peer's certificate by the SPIFFE rules, with the bundle of the presented trust domain only.
@@ -29,13 +29,13 @@ pub struct PeerVerifier {
 
 impl PeerVerifier {
     /// Takes every peer that a bundle vouches for: for the side that accepts, where policy decides afterwards.
-    pub fn accepting(bundles: &TrustBundles) -> Self {
-        Self::new(Arc::new(ChainVerifier::new(bundles)), None)
+    pub fn accepting(trust: &Trust) -> Self {
+        Self::new(trust.verifier().clone(), None)
     }
 
     /// Takes only expected peers: for the side that connects.
-    pub fn connecting(bundles: &TrustBundles, expected: Arc<ExpectedPeers>) -> Self {
-        Self::new(Arc::new(ChainVerifier::new(bundles)), Some(expected))
+    pub fn connecting(trust: &Trust, expected: Arc<ExpectedPeers>) -> Self {
+        Self::new(trust.verifier().clone(), Some(expected))
     }
 
     pub(super) fn new(chains: Arc<ChainVerifier>, expected: Option<Arc<ExpectedPeers>>) -> Self {

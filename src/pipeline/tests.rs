@@ -19,6 +19,8 @@ pub(crate) fn client() -> Client {
             spki_sha256: "0b".into(),
             sha256: "0c".into(),
             not_after: 0,
+            purpose: crate::identity::Purpose::Client,
+            chain: Arc::default(),
         })),
         me: Some("spiffe://shop/cart".parse().unwrap()),
         tls: false,

@@ -58,7 +58,7 @@ impl Proof {
             return false;
         }
         let roots = |identity: &Identity| {
-            identity.bundles.find(&trust.domain).map(|bundle| bundle.roots.clone())
+            identity.trust.bundles.find(&trust.domain).map(|bundle| bundle.roots.clone())
         };
         let (then, now_trusted) = (roots(&trust.seen), roots(now).unwrap_or_default());
         // One authority more, as before a rotation, takes nothing away.
@@ -73,8 +73,8 @@ impl Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::TrustBundle;
     use crate::identity::forge::Forge;
+    use crate::identity::{Purpose, TrustBundle, TrustBundles};
     use crate::rt::Publisher;
 
     #[test]
@@ -86,6 +86,8 @@ mod tests {
             spki_sha256: String::new(),
             sha256: String::new(),
             not_after: i64::MAX,
+            purpose: Purpose::Client,
+            chain: Arc::default(),
         };
         let (publisher, live) = Publisher::new(a.identity("/me", &[]));
         let proof = || Proof::new(Some(&peer), Some(&live), Some(live.load()));
@@ -94,9 +96,9 @@ mod tests {
 
         publisher.set(a.identity("/me", &[&b]));
         let roots = vec![a.root.clone(), b.root.clone()];
-        let both = TrustBundle { domain: a.domain.clone(), roots };
+        let both = TrustBundle::new(a.domain.clone(), roots);
         let svid = a.svid("/me");
-        publisher.set(Identity { svid, bundles: [both].into_iter().collect() });
+        publisher.set(Identity::new(svid, [both].into_iter().collect::<TrustBundles>()));
         let mut second = proof();
         assert!(!first.has_fallen(), "renewed, another domain, one authority more");
 

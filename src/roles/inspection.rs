@@ -144,7 +144,7 @@ async fn look_at_identity(
             } else {
                 findings.good("identity", text);
             }
-            for bundle in identity.bundles.iter() {
+            for bundle in identity.trust.bundles.iter() {
                 findings.good(
                     "identity",
                     format!("trust domain {}: {} roots", bundle.domain, bundle.roots.len()),

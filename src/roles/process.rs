@@ -264,7 +264,7 @@ impl Running {
                     Some(_) => "bundle_changed",
                 };
                 let domains: Vec<&str> =
-                    now.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
+                    now.trust.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
                 let _ = lane.identity(&IdentityRecord {
                     event,
                     spiffe_id: now.id().as_str(),

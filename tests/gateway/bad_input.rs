@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use wardgate::identity::{Identity, Svid};
+use wardgate::identity::{Identity, Svid, TrustBundles};
 use wardgate::mtls::{Alpn, connect_public};
 
 use crate::etcd_server::EtcdServer;
@@ -107,7 +107,7 @@ impl Guarded {
             not_before: 0,
             not_after: i64::MAX,
         };
-        Identity { svid, bundles: [self.world.bundle()].into_iter().collect() }
+        Identity::new(svid, [self.world.bundle()].into_iter().collect::<TrustBundles>())
     }
 }
 
@@ -171,8 +171,8 @@ async fn a_certificate_of_the_future_is_refused() {
 async fn an_identity_of_another_trust_domain_is_refused() {
     let guarded = Guarded::new();
     let elsewhere = World::of("elsewhere.test");
-    let bundles = [guarded.world.bundle()].into_iter().collect();
-    let stranger = Identity { svid: elsewhere.identity("/web").svid, bundles };
+    let bundles: TrustBundles = [guarded.world.bundle()].into_iter().collect();
+    let stranger = Identity::new(elsewhere.identity("/web").svid, bundles);
     let refused = guarded.refuses(stranger).await;
     assert_eq!(refused.record["reason"], "unknown_trust_domain");
     assert_eq!(refused.record["src"]["presented_id"], "spiffe://elsewhere.test/web");
@@ -182,8 +182,8 @@ async fn an_identity_of_another_trust_domain_is_refused() {
 async fn an_identity_in_our_name_from_another_root_is_refused() {
     let guarded = Guarded::new();
     let rogue = World::new();
-    let bundles = [guarded.world.bundle()].into_iter().collect();
-    let impostor = Identity { svid: rogue.identity("/friend").svid, bundles };
+    let bundles: TrustBundles = [guarded.world.bundle()].into_iter().collect();
+    let impostor = Identity::new(rogue.identity("/friend").svid, bundles);
     let refused = guarded.refuses(impostor).await;
     assert_eq!(refused.record["reason"], "unknown_authority");
     let claimed = json!(guarded.world.id("/friend"));

@@ -298,11 +298,11 @@ async fn a_stranger_at_the_feed_is_refused_at_the_handshake_and_recorded() {
     let world = World::new();
     let control = world.control().start();
     let elsewhere = World::of("elsewhere.test");
-    let bundles = [world.bundle()].into_iter().collect();
-    let stranger = crate::world::Peer::with(wardgate::identity::Identity {
-        svid: elsewhere.identity("/wardgate/ingress").svid,
+    let bundles: wardgate::identity::TrustBundles = [world.bundle()].into_iter().collect();
+    let stranger = crate::world::Peer::with(wardgate::identity::Identity::new(
+        elsewhere.identity("/wardgate/ingress").svid,
         bundles,
-    });
+    ));
     let feed = control.address("feed");
     if let Ok(stream) = stranger.stream_to(feed, &control.id, wardgate::mtls::Alpn::Http2).await {
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

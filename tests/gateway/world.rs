@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
-use wardgate::identity::{Identity, Svid, TrustBundle};
+use wardgate::identity::{Identity, Svid, TrustBundle, TrustBundles};
 use wardgate::mtls::{Alpn, Connector, ExpectedPeers};
 use wardgate::rt::Live;
 
@@ -164,7 +164,7 @@ impl World {
         let folder = self.files(path);
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let svid = Svid::from_pem(&read("svid.pem"), &read("key.pem")).unwrap();
-        Identity { svid, bundles: [self.bundle()].into_iter().collect() }
+        Identity::new(svid, [self.bundle()].into_iter().collect::<TrustBundles>())
     }
 
     pub fn bundle(&self) -> TrustBundle {

@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::text::{date, fingerprint, length};
-use crate::identity::{ChainVerifier, Presented, Purpose, SpiffeId, TrustBundle, TrustBundles};
+use crate::identity::{Presented, Purpose, SpiffeId, Trust, TrustBundle, TrustBundles};
 use crate::rt::Clock;
 
 pub(super) fn inspect(
@@ -43,7 +43,7 @@ pub(super) fn inspect(
     let bundle = TrustBundle::from_text(domain, &text)
         .with_context(|| format!("{} cannot be used", path.display()))?;
     let bundles: TrustBundles = [bundle].into_iter().collect();
-    let verifier = ChainVerifier::new(&bundles);
+    let verifier = Trust::from(bundles).verifier().clone();
     let seconds = u64::try_from(clock.now()).unwrap_or(0);
     let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     writeln!(out)?;
