@@ -11,7 +11,10 @@ mod issuer;
 mod process;
 mod settings;
 
-pub use crate::issuer::Authority;
+pub use crate::issuer::{
+    Authority, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding, Issued,
+    KeyCustody, Passphrase, Phase, Reason, Records, Step,
+};
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
@@ -21,5 +24,5 @@ pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
-    IssuerSettings, Role, Settings, SidecarSettings,
+    IssuerSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };

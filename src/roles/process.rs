@@ -194,7 +194,8 @@ impl Running {
         };
         let folder =
             issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
-        let authority = authority(&settings.trust_domain()?, &folder)?;
+        let passphrase = issuer.passphrase_file.as_deref();
+        let authority = authority(&settings.trust_domain()?, &folder, passphrase)?;
         let feed = match &settings.control_plane {
             Some(_) => {
                 let id = settings.own_id("issuer")?;
