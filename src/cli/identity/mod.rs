@@ -2,10 +2,15 @@
 //!
 //! `command.rs` holds the verbs and their words; each other file does one family of them.
 
+mod authority;
 mod command;
 mod init;
 mod inspect;
 mod issue;
+mod revoke;
+mod rotate_root;
 mod text;
+mod upstream;
+mod whois;
 
 pub(super) use command::{IdentityArgs, run};

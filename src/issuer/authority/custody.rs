@@ -117,6 +117,11 @@ impl FileCustody {
         Self::on(Arc::new(Files::directory(directory)), passphrase)
     }
 
+    /// Are new keys encrypted?
+    pub fn is_encrypting(&self) -> bool {
+        self.passphrase.is_some()
+    }
+
     pub(super) fn on(files: Arc<Files>, passphrase: Option<Passphrase>) -> Self {
         Self { files, passphrase }
     }

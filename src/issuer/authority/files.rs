@@ -71,6 +71,22 @@ impl Files {
         Self { fuse: Some(writes.into()), ..Self::directory(path) }
     }
 
+    /// Sets how many more writes there are before the crash.
+    #[cfg(test)]
+    pub(super) fn burn_after(&self, writes: usize) {
+        if let Some(fuse) = &self.fuse {
+            fuse.store(writes, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Has the crash not come yet?
+    #[cfg(test)]
+    pub(super) fn is_whole(&self) -> bool {
+        let left =
+            |fuse: &std::sync::atomic::AtomicUsize| fuse.load(std::sync::atomic::Ordering::Relaxed);
+        self.fuse.as_ref().is_none_or(|fuse| left(fuse) > 0)
+    }
+
     #[cfg(test)]
     fn burn(&self) -> io::Result<()> {
         use std::sync::atomic::Ordering::Relaxed;
