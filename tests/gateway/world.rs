@@ -76,9 +76,14 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// The binary, with nothing of the caller's environment that would change what it does.
 pub fn wardgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
-    for name in
-        ["WARDGATE_LOG", "WARDGATE_ADMIN", "WARDGATE_KEY", "WARDGATE_AUDIT", "WARDGATE_CONFIG"]
-    {
+    for name in [
+        "WARDGATE_LOG",
+        "WARDGATE_ADMIN",
+        "WARDGATE_KEY",
+        "WARDGATE_AUDIT",
+        "WARDGATE_CONFIG",
+        "WARDGATE_CA_PASSPHRASE",
+    ] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null());

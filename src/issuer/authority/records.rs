@@ -35,7 +35,7 @@ pub struct RootStatus {
     pub fingerprint: String,
     /// Its key is kept elsewhere.
     pub upstream: bool,
-    /// The live SVIDs that chain to it.
+    /// The live SVIDs that chain to it and are not revoked.
     pub live: Vec<Issued>,
 }
 
@@ -78,7 +78,7 @@ impl Records {
         for root in &self.state.roots {
             let certificates = read_certificates(&self.files, &root.name)?;
             let certificate = certificates.first().map(|one| &one[..]).unwrap_or_default();
-            let under = |issued: &&Issued| issued.root == root.name && issued.is_live(now);
+            let under = |issued: &&Issued| issued.root == root.name && self.holds(issued, now);
             roots.push(RootStatus {
                 name: root.name.clone(),
                 phase: root.phase,
@@ -96,7 +96,7 @@ impl Records {
     pub fn next_step(&self, now: i64) -> (Step, Option<i64>) {
         let step = self.state.next_step();
         let live: Vec<Issued> =
-            self.issued.iter().filter(|issued| issued.is_live(now)).cloned().collect();
+            self.issued.iter().filter(|issued| self.holds(issued, now)).cloned().collect();
         let from = match step {
             Step::Prepare => None,
             Step::Activate => {
@@ -195,6 +195,11 @@ impl Records {
             return Ok(Some((one.root.clone(), facts.not_after)));
         }
         Ok(None)
+    }
+
+    /// Has it neither expired nor been revoked?
+    fn holds(&self, issued: &Issued, now: i64) -> bool {
+        issued.is_live(now) && !self.revoked.iter().any(|one| one.serial == issued.serial)
     }
 
     fn add(&mut self, mut more: Vec<Revoked>) -> Result<Vec<Revoked>, Error> {

@@ -13,6 +13,7 @@ use super::authority::{Authority, new_root, past_until};
 use super::certificate::{Facts, fresh_name, is_signed_by};
 use super::files::OPEN;
 use super::ledger::Issued;
+use super::lists::read_revoked;
 use super::loaded::{Loaded, certificate_file};
 use super::state::{Phase, RootRecord};
 use crate::identity::TrustBundle;
@@ -118,7 +119,8 @@ impl Authority {
         Ok(())
     }
 
-    /// The outgoing root leaves the bundle, and its keys are destroyed. Refused while live SVIDs chain to it, unless `force`d.
+    /// The outgoing root leaves the bundle, and its keys are destroyed. Refused while live
+    /// SVIDs chain to it that are not revoked, unless `force`d.
     ///
     /// # Errors
     /// No root is outgoing; it is since a moment only; SVIDs would break, which the error names.
@@ -133,7 +135,12 @@ impl Authority {
             if now < since + NOTICED_SECONDS {
                 return Err(Error::TooEarly { since, until: since + NOTICED_SECONDS });
             }
-            let live = self.ledger.live(now, |issued| issued.root == name)?;
+            let revoked = read_revoked(&self.files)?;
+            // Who is revoked is not left behind: nobody accepts it now.
+            let is_revoked = |serial: &str| revoked.iter().any(|one| one.serial == serial);
+            let live = self
+                .ledger
+                .live(now, |issued| issued.root == name && !is_revoked(&issued.serial))?;
             if !live.is_empty() {
                 return Err(Error::WouldBreak { live });
             }

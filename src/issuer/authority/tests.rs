@@ -399,8 +399,8 @@ fn a_policy_rotates_by_itself_and_waits_for_those_who_would_break() {
             (Step::Retire, 2),
             (Step::Retire, 2),
             (Step::Retire, 2),
-            (Step::Retire, 2),
             (Step::Prepare, 1),
+            (Step::Activate, 2),
         ]
     );
 }
