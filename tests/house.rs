@@ -84,6 +84,25 @@ fn every_plugin_file_has_a_row() {
 }
 
 #[test]
+fn one_file_names_the_cryptographic_library() {
+    const LIBRARIES: [&str; 4] = ["ring", "aws_lc_rs", "aws_lc_sys", "aws_lc_fips_sys"];
+    let mut broken = Vec::new();
+    for (path, text) in sources() {
+        let tokens = tokens(&text);
+        let names = |library: &str| {
+            tokens.windows(2).any(|two| two[0] == library && two[1] == "::")
+                || tokens.windows(2).any(|two| two[0] == "crypto" && two[1] == library)
+        };
+        for library in LIBRARIES {
+            if path != "src/rt/crypto.rs" && names(library) {
+                broken.push(format!("{path} names {library}: take it from crate::rt::crypto"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", report(&broken));
+}
+
+#[test]
 fn the_table_has_no_circle() {
     let rows: Vec<&str> = TABLE.lines().filter_map(|row| row.split_whitespace().next()).collect();
     for row in TABLE.lines() {

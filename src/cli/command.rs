@@ -1,16 +1,18 @@
 //! The command tree, and running a command to its exit code.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{audit, check, demo, dev, explain, identity};
 use crate::observe::{LogFormat, start_logging};
 use crate::roles::{Role, Running, Settings};
+use crate::rt::memory;
 
 /// An mTLS-centric zero-trust sidecar gateway.
 ///
@@ -30,6 +32,8 @@ Environment:
   WARDGATE_ADMIN   the Admin API for commands that ask it, as http://127.0.0.1:9180
   WARDGATE_KEY     its key
   WARDGATE_AUDIT   the decision log for commands that read it
+  WARDGATE_ALLOW_CORE_DUMPS
+                   1 opens the process' memory to debuggers and core files, private keys with it
   NO_COLOR         plain output
 
 Exit codes: 0 done, 1 failed or a problem found, 2 wrong use.")]
@@ -117,6 +121,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    crate::rt::crypto::check()?;
+    close_memory(std::env::var_os(ALLOW_CORE_DUMPS).as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -154,6 +160,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Arguments::command(), "wardgate", out);
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// Opens our memory to debuggers and core files. For finding a fault; `check` shows it.
+const ALLOW_CORE_DUMPS: &str = "WARDGATE_ALLOW_CORE_DUMPS";
+
+/// Before any key is in it.
+fn close_memory(allowed: Option<&OsStr>) -> anyhow::Result<()> {
+    match allowed.map(OsStr::as_encoded_bytes) {
+        None | Some(b"" | b"0" | b"false") => memory::close().with_context(|| {
+            format!(
+                "cannot close this process' memory to others ({ALLOW_CORE_DUMPS}=1 goes without)"
+            )
+        }),
+        Some(b"1" | b"true") => Ok(()),
+        Some(_) => bail!("{ALLOW_CORE_DUMPS}: expected 1 or 0"),
     }
 }
 

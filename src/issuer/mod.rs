@@ -5,12 +5,7 @@ mod attest;
 mod authority;
 mod entries;
 mod error;
-// tests/codegen.rs holds it to proto/workload.proto.
-#[rustfmt::skip]
-#[path = "generated/workload.rs"]
-#[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, clippy::all,
-    clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
-mod proto;
+mod key;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,11 @@ use serde_json::json;
 use spiffe::{WorkloadApiClient, WorkloadApiError};
 use tokio::time::timeout;
 
-use super::proto::{X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse};
 use super::{Authority, Entries, Error, IssuerSource, RegistrationEntry, WorkloadApi};
 use crate::identity::forge::{Folder, Forge};
+use crate::identity::workload_proto::{
+    X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
+};
 use crate::identity::{
     Identity, IdentitySource, TrustBundles, TrustDomain, WorkloadApiSettings, WorkloadApiSource,
 };

@@ -58,7 +58,7 @@ impl Shared {
             facts: vec![
                 ("trust_domain", settings.trust_domain.clone()),
                 ("policy_default", "deny".to_owned()),
-                ("crypto_provider", "ring".to_owned()),
+                ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
             ],
         };
         let audit = AuditLog::open(audit, &posture)?;

@@ -12,6 +12,7 @@ mod authority;
 mod bad_input;
 mod cli;
 mod control;
+mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
@@ -20,6 +21,7 @@ mod headers;
 mod http1;
 mod http2;
 mod issuer;
+mod keys;
 mod mesh;
 mod plugins;
 mod policy;

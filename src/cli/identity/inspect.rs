@@ -7,12 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 use super::text::{date, fingerprint, length};
-use crate::identity::{Presented, Purpose, SpiffeId, Trust, TrustBundle, TrustBundles};
+use crate::identity::{
+    Presented, Purpose, RevocationList, SpiffeId, Trust, TrustBundle, TrustBundles,
+};
 use crate::rt::Clock;
+
+/// What revocation lists begin with in PEM.
+const CRL: &[u8] = b"-----BEGIN X509 CRL-----";
 
 pub(super) fn inspect(
     file: &Path,
@@ -25,14 +30,14 @@ pub(super) fn inspect(
         .collect::<Result<_, _>>()
         .with_context(|| format!("{} is not PEM", file.display()))?;
     let Some((leaf, rest)) = chain.split_first() else {
-        let lists: Vec<CertificateRevocationListDer<'static>> =
-            CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<_, _>>()?;
-        if lists.is_empty() {
+        if !text.windows(CRL.len()).any(|window| window == CRL) {
             bail!(
                 "{} holds no certificate: expected PEM with CERTIFICATE or X509 CRL sections",
                 file.display()
             );
         }
+        let lists = RevocationList::read(&text)
+            .with_context(|| format!("{} cannot be read", file.display()))?;
         return show_lists(&lists, bundle, clock, out);
     };
     for (at, certificate) in chain.iter().enumerate() {
@@ -70,7 +75,7 @@ pub(super) fn inspect(
 
 /// Revocation lists as tables. Each is verified with the certificates of `signers`, if given: roots, or an intermediate.
 fn show_lists(
-    lists: &[CertificateRevocationListDer<'_>],
+    lists: &[RevocationList],
     signers: Option<&Path>,
     clock: &Clock,
     out: &mut impl Write,
@@ -83,38 +88,30 @@ fn show_lists(
     }
     let now = clock.now();
     let mut holds = true;
-    for (at, der) in lists.iter().enumerate() {
+    for (at, list) in lists.iter().enumerate() {
         if at > 0 {
             writeln!(out)?;
         }
-        let (_, list) = CertificateRevocationList::from_der(der)
-            .with_context(|| format!("revocation list {} is none", at + 1))?;
         let mut row = |name: &str, value: &str| writeln!(out, "{name:<12}{value}");
         row("kind", "revocation list")?;
-        row("issuer", &list.issuer().to_string().escape_debug().to_string())?;
-        if let Some(number) = list.crl_number() {
-            row("number", &number.to_string())?;
-        }
-        let (from, until) = (
-            list.last_update().timestamp(),
-            list.next_update().map_or(i64::MAX, |until| until.timestamp()),
-        );
+        row("issuer", &list.issuer().escape_debug().to_string())?;
+        row("number", list.number().unwrap_or("none"))?;
+        let (from, until) = (list.this_update(), list.next_update());
         let state = match until < now {
             true => "OUT OF DATE".to_owned(),
             false => format!("{} left", length(until - now)),
         };
         row("valid", &format!("{} to {} ({state})", date(from), date(until)))?;
-        for revoked in list.iter_revoked_certificates() {
+        let (_, parsed) = CertificateRevocationList::from_der(list.der())
+            .with_context(|| format!("revocation list {} is none", at + 1))?;
+        for revoked in parsed.iter_revoked_certificates() {
             let reason = revoked.reason_code().map(|(_, reason)| format!(" ({reason})"));
             let since = date(revoked.revocation_date.timestamp());
             let serial = hex::encode(revoked.user_certificate.to_bytes_be());
             row("revoked", &format!("{serial} since {since}{}", reason.unwrap_or_default()))?;
         }
         if signers.is_some() {
-            let is_signed = known.iter().any(|signer| {
-                X509Certificate::from_der(signer)
-                    .is_ok_and(|(_, signer)| list.verify_signature(signer.public_key()).is_ok())
-            });
+            let is_signed = known.iter().any(|signer| list.is_signed_by(signer));
             holds &= is_signed;
             row("signature", if is_signed { "good" } else { "by none of the certificates given" })?;
         }

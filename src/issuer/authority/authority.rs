@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
-use rcgen::{KeyPair, PublicKeyData, SubjectPublicKeyInfo};
+use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::super::Error;
+use super::super::key::KeyPair;
 use super::certificate::{DAY, Intermediate, MAX_TTL, Signer, fingerprint, fresh_name};
 use super::custody::{FileCustody, KeyCustody, MemoryCustody};
 use super::files::{Files, Lock, OPEN, Stamp};

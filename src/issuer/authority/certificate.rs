@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::rt::crypto::digest::{SHA256, digest};
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyUsagePurpose, PublicKeyData, SanType,
 };
-use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -38,10 +38,6 @@ pub(super) struct Facts {
     pub(super) not_after: i64,
     /// Lower-case hexadecimal.
     pub(super) serial: String,
-    /// By which its own name is found: in lists, and in what it signs.
-    pub(super) subject: Vec<u8>,
-    /// SubjectPublicKeyInfo, DER.
-    pub(super) public_key: Vec<u8>,
     /// The key's bits alone, as a key shows them.
     pub(super) public_bits: Vec<u8>,
     pub(super) key_id: Option<Vec<u8>>,
@@ -62,8 +58,6 @@ impl Facts {
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
             serial: hex::encode(parsed.serial.to_bytes_be()),
-            subject: parsed.subject().as_raw().to_vec(),
-            public_key: parsed.public_key().raw.to_vec(),
             public_bits: parsed.public_key().subject_public_key.data.to_vec(),
             key_id,
             is_authority: parsed.is_ca() && usage.is_none_or(|usage| usage.key_cert_sign()),

@@ -5,12 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rcgen::{KeyPair, PublicKeyData, SignatureAlgorithm, SigningKey};
+use rcgen::{PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::super::Error;
+use super::super::key::KeyPair;
 use super::files::{CLOSED, Files};
 use super::passphrase::Passphrase;
 
@@ -51,7 +52,7 @@ impl AuthorityKey {
     }
 
     fn local(pair: KeyPair) -> Self {
-        Self::new(Local(pair))
+        Self::new(pair)
     }
 }
 
@@ -72,31 +73,6 @@ impl PublicKeyData for AuthorityKey {
 }
 
 impl SigningKey for AuthorityKey {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0.sign(message)
-    }
-}
-
-/// A key in this process; its encoding is wiped when it is dropped.
-struct Local(KeyPair);
-
-impl Drop for Local {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl PublicKeyData for Local {
-    fn der_bytes(&self) -> &[u8] {
-        self.0.der_bytes()
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        self.0.algorithm()
-    }
-}
-
-impl SigningKey for Local {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         self.0.sign(message)
     }

@@ -12,12 +12,12 @@ use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, Revo
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, SubjectPublicKeyInfo};
 
 use super::super::Error;
 use super::certificate::{BACKDATED_SECONDS, Signer, moment};
 use super::files::{CLOSED, Files, OPEN};
 use super::loaded::Loaded;
+use crate::identity::RevocationList;
 
 /// Who was revoked.
 pub(super) const REVOKED: &str = "revoked.jsonl";
@@ -249,22 +249,16 @@ fn serials_under(signer: &str, revoked: &[Revoked]) -> BTreeSet<String> {
 /// Until when this is a good list: half of its life. `None` when it is not `signer`'s, lives longer than it should, or names
 /// others than these.
 fn holds_until(
-    der: &[u8],
+    der: &CertificateRevocationListDer<'static>,
     signer: &Signer,
     serials: &BTreeSet<String>,
     lifetime: i64,
 ) -> Option<i64> {
-    let (_, list) = CertificateRevocationList::from_der(der).ok()?;
-    let (_, key) = SubjectPublicKeyInfo::from_der(&signer.facts.public_key).ok()?;
-    let from = list.last_update().timestamp();
-    let life = list.next_update()?.timestamp() - from;
-    let named: BTreeSet<String> = list
-        .iter_revoked_certificates()
-        .map(|revoked| hex::encode(revoked.user_certificate.to_bytes_be()))
-        .collect();
-    let holds = list.issuer().as_raw() == signer.facts.subject
+    let list = RevocationList::from_der(der.clone()).ok()?;
+    let life = list.next_update() - list.this_update();
+    let holds = list.is_signed_by(&signer.certificate)
         && life <= lifetime + BACKDATED_SECONDS
-        && named == *serials
-        && list.verify_signature(&key).is_ok();
-    holds.then_some(from + life / 2)
+        && list.entries() == serials.len()
+        && serials.iter().all(|serial| list.revokes(serial));
+    holds.then_some(list.this_update() + life / 2)
 }

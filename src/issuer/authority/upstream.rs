@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::KeyPair;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::super::Error;
+use super::super::key::KeyPair;
 use super::Authority;
 use super::authority::past_until;
 use super::certificate::{Intermediate, Signer, domain_of, fresh_name, is_signed_by, requested};
