@@ -228,6 +228,7 @@ async fn a_policy_in_the_settings_replaces_the_root_by_itself() {
     load.end().await;
     let ended = authority
         .issuer(&entries)
+        .named("second")
         .set("issuer.root_rotation", &json!({ "every_seconds": 10, "overlap_seconds": 6 }))
         .fails();
     assert!(ended.err.contains("issuer.root_rotation.every_seconds"), "{}", ended.err);
