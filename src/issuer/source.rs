@@ -68,7 +68,8 @@ async fn renew(
         if news.revoked.contains(&current.svid.serial) {
             due = Instant::now();
         } else if news.root != issued_under {
-            due = due.min(Instant::now() + spread(ttl));
+            // There are few in a process: no burst to be avoided, and its own authority waits for it.
+            due = due.min(Instant::now() + spread(ttl).min(Duration::from_secs(1)));
             issued_under.clone_from(&news.root);
         }
         if Instant::now() < due {

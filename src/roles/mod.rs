@@ -10,6 +10,7 @@ mod inspection;
 mod issuer;
 mod process;
 mod settings;
+mod trust;
 
 pub use crate::issuer::{
     Authority, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding, Issued,

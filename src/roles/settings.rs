@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::auth::KeySettings;
+use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::model::Workload;
 use crate::store;
@@ -259,6 +260,9 @@ pub struct IssuerSettings {
     /// When the root is replaced by itself; by `wardgate identity rotate-root` alone when not given.
     #[serde(default)]
     pub root_rotation: Option<RootRotationSettings>,
+    /// Publishes our trust domain's bundle for others; not opened when not given.
+    #[serde(default)]
+    pub bundle_endpoint: Option<EndpointSettings>,
 }
 
 const fn default_list_seconds() -> u64 {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::authority::Place;
-use super::revoke::Revoke;
+use super::revoke::RevokeArgs;
 use super::rotate_root::RotateRoot;
-use super::{init, inspect, issue, revoke, rotate_root, upstream, whois};
+use super::{bundle, federate, init, inspect, issue, revoke, rotate_root, upstream, whois};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::rt::Clock;
 
@@ -79,8 +79,8 @@ enum Verb {
     /// Replace the root without a break: prepare, activate, retire
     #[command(subcommand)]
     RotateRoot(RotateRoot),
-    /// Revoke a certificate, or all of an identity
-    Revoke(Revoke),
+    /// Refuse a certificate, a key or a SPIFFE ID at once, in the whole mesh; with --dir: put it on an authority's revocation lists
+    Revoke(RevokeArgs),
     /// Tell who was given a certificate, when, on what evidence, and whether it still holds
     Whois {
         /// A serial number (hexadecimal), a SPIFFE ID, or a PEM file with the certificate
@@ -98,9 +98,19 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         bundle: Option<PathBuf>,
     },
+    /// Show, export or declare trust bundles
+    Bundle {
+        #[command(subcommand)]
+        verb: bundle::BundleVerb,
+    },
+    /// Trust other trust domains whose bundles are fetched
+    Federate {
+        #[command(subcommand)]
+        verb: federate::FederateVerb,
+    },
 }
 
-fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
@@ -136,6 +146,8 @@ fn execute(verb: Verb, clock: &Clock, out: &mut impl Write) -> anyhow::Result<Ex
         Verb::Revoke(args) => revoke::revoke(&args, clock, out),
         Verb::Whois { asked, dir } => whois::whois(&dir, &asked, clock, out),
         Verb::Inspect { file, bundle } => inspect::inspect(&file, bundle.as_deref(), clock, out),
+        Verb::Bundle { verb } => bundle::bundle(&verb, clock, out),
+        Verb::Federate { verb } => federate::federate(&verb, out),
     }
 }
 

@@ -69,7 +69,7 @@ pub(super) fn whois(
 }
 
 /// The serial number of a file's first certificate.
-fn serial_in(file: &Path) -> anyhow::Result<String> {
+pub(super) fn serial_in(file: &Path) -> anyhow::Result<String> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let der = CertificateDer::from_pem_slice(&text)
         .with_context(|| format!("{} holds no certificate as PEM", file.display()))?;

@@ -250,7 +250,7 @@ impl Authority {
     /// `id` is of another trust domain or has no path, `ttl` is not between 1 s and 24 h, a DNS name is none, the
     /// intermediate expired, the ledger cannot be written, or the system gives no random numbers.
     pub fn issue(&self, id: &SpiffeId, ttl: Duration, dns_names: &[String]) -> Result<Svid, Error> {
-        self.issue_to(id, ttl, dns_names, &Evidence::by("own process"))
+        self.issue_to(id, ttl, dns_names, &Evidence::own_process())
     }
 
     /// As [`Authority::issue`]; the ledger says on what evidence.
@@ -280,7 +280,7 @@ impl Authority {
         dns_names: &[String],
         public_key: &[u8],
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        self.certify_to(id, ttl, dns_names, public_key, &Evidence::by("own process"))
+        self.certify_to(id, ttl, dns_names, public_key, &Evidence::own_process())
     }
 
     /// As [`Authority::certify`]; the ledger says on what evidence.

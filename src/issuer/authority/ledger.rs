@@ -38,7 +38,15 @@ pub struct Evidence {
     pub selectors: Vec<String>,
 }
 
+/// What an authority issues for the process that it is in.
+const OWN_PROCESS: &str = "own process";
+
 impl Evidence {
+    /// The process that the authority is in asks for itself.
+    pub fn own_process() -> Self {
+        Self::by(OWN_PROCESS)
+    }
+
     /// Evidence of a way alone.
     pub fn by(way: &str) -> Self {
         Self { by: way.to_owned(), selectors: Vec::new() }
@@ -72,6 +80,22 @@ impl Issued {
     pub fn is_live(&self, now: i64) -> bool {
         self.not_after >= now
     }
+}
+
+/// Of these, in the order in which they were issued, those that somebody may still use: a process that issues for itself drops
+/// what it had when it gets another one.
+pub(super) fn in_use(mut issued: Vec<Issued>) -> Vec<Issued> {
+    let mut newest: BTreeMap<String, usize> = BTreeMap::new();
+    for (at, one) in issued.iter().enumerate().filter(|(_, one)| one.evidence.by == OWN_PROCESS) {
+        newest.insert(one.id.clone(), at);
+    }
+    let mut at = 0;
+    issued.retain(|one| {
+        let is_used = one.evidence.by != OWN_PROCESS || newest.get(&one.id) == Some(&at);
+        at += 1;
+        is_used
+    });
+    issued
 }
 
 /// The ledger of one authority.
@@ -375,6 +399,18 @@ mod tests {
             ledger.prune(NOON + 3 * DAY).unwrap();
             assert!(serials(&ledger).is_empty());
         }
+    }
+
+    #[test]
+    fn what_a_process_issued_for_itself_is_dropped_with_the_next() {
+        let own = |serial: &str, id: &str| Issued {
+            id: id.into(),
+            evidence: Evidence::own_process(),
+            ..issued(serial, NOON, 60)
+        };
+        let all = vec![own("a", "me"), issued("b", NOON, 60), own("c", "you"), own("d", "me")];
+        let used: Vec<String> = in_use(all).into_iter().map(|one| one.serial).collect();
+        assert_eq!(used, ["b", "c", "d"]);
     }
 
     #[test]

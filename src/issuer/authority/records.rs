@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::Error;
 use super::certificate::{Facts, fingerprint};
 use super::files::Files;
-use super::ledger::{Issued, read_in};
+use super::ledger::{Issued, in_use, read_in};
 use super::lists::{Reason, Revoked, read_revoked, write_revoked};
 use super::loaded::{read_certificates, read_state};
 use super::rotation::{Step, overlap_seconds};
@@ -74,11 +74,11 @@ impl Records {
     /// # Errors
     /// A certificate cannot be read.
     pub fn roots(&self, now: i64) -> Result<Vec<RootStatus>, Error> {
+        let live = self.live(now);
         let mut roots = Vec::new();
         for root in &self.state.roots {
             let certificates = read_certificates(&self.files, &root.name)?;
             let certificate = certificates.first().map(|one| &one[..]).unwrap_or_default();
-            let under = |issued: &&Issued| issued.root == root.name && self.holds(issued, now);
             roots.push(RootStatus {
                 name: root.name.clone(),
                 phase: root.phase,
@@ -86,7 +86,7 @@ impl Records {
                 not_after: Facts::read(certificate).map_or(0, |facts| facts.not_after),
                 fingerprint: fingerprint(certificate),
                 upstream: root.upstream,
-                live: self.issued.iter().filter(under).cloned().collect(),
+                live: live.iter().filter(|issued| issued.root == root.name).cloned().collect(),
             });
         }
         Ok(roots)
@@ -95,8 +95,7 @@ impl Records {
     /// The step that a rotation takes next, and from when on it may, seconds since 1970.
     pub fn next_step(&self, now: i64) -> (Step, Option<i64>) {
         let step = self.state.next_step();
-        let live: Vec<Issued> =
-            self.issued.iter().filter(|issued| self.holds(issued, now)).cloned().collect();
+        let live = self.live(now);
         let from = match step {
             Step::Prepare => None,
             Step::Activate => {
@@ -197,9 +196,11 @@ impl Records {
         Ok(None)
     }
 
-    /// Has it neither expired nor been revoked?
-    fn holds(&self, issued: &Issued, now: i64) -> bool {
-        issued.is_live(now) && !self.revoked.iter().any(|one| one.serial == issued.serial)
+    /// What has neither expired nor been revoked nor been dropped.
+    fn live(&self, now: i64) -> Vec<Issued> {
+        let revoked = |serial: &str| self.revoked.iter().any(|one| one.serial == serial);
+        let holds = |issued: &&Issued| issued.is_live(now) && !revoked(&issued.serial);
+        in_use(self.issued.iter().filter(holds).cloned().collect())
     }
 
     fn add(&mut self, mut more: Vec<Revoked>) -> Result<Vec<Revoked>, Error> {

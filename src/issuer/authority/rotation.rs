@@ -12,7 +12,7 @@ use super::super::Error;
 use super::authority::{Authority, new_root, past_until};
 use super::certificate::{Facts, fresh_name, is_signed_by};
 use super::files::OPEN;
-use super::ledger::Issued;
+use super::ledger::{Issued, in_use};
 use super::lists::read_revoked;
 use super::loaded::{Loaded, certificate_file};
 use super::state::{Phase, RootRecord};
@@ -138,9 +138,8 @@ impl Authority {
             let revoked = read_revoked(&self.files)?;
             // Who is revoked is not left behind: nobody accepts it now.
             let is_revoked = |serial: &str| revoked.iter().any(|one| one.serial == serial);
-            let live = self
-                .ledger
-                .live(now, |issued| issued.root == name && !is_revoked(&issued.serial))?;
+            let mut live = in_use(self.ledger.live(now, |_| true)?);
+            live.retain(|issued| issued.root == name && !is_revoked(&issued.serial));
             if !live.is_empty() {
                 return Err(Error::WouldBreak { live });
             }
