@@ -54,13 +54,10 @@ pub(super) fn adopt(
     let left = length(adopted.not_after - clock.now());
     writeln!(out, "Adopted: an SVID comes with {} certificates", adopted.served)?;
     writeln!(out, "  valid      until {} ({left} left)", date(adopted.not_after))?;
-    match adopted.waits {
-        true => {
-            writeln!(out, "Next: wardgate identity rotate-root activate --dir {}", place.name())?
-        }
-        false => {
-            writeln!(out, "It signs from now on; a running issuer takes it over within a second.")?
-        }
+    if adopted.waits {
+        writeln!(out, "Next: wardgate identity rotate-root activate --dir {}", place.name())?;
+    } else {
+        writeln!(out, "It signs from now on; a running issuer takes it over within a second.")?;
     }
     Ok(ExitCode::SUCCESS)
 }

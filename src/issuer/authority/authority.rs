@@ -107,9 +107,10 @@ impl Authority {
     ///
     /// # Errors
     /// The system gives no random numbers.
+    #[expect(clippy::needless_pass_by_value, reason = "the authority's own from now on")]
     pub fn in_memory(domain: TrustDomain, clock: Clock) -> Result<Self, Error> {
         let custody = Arc::new(MemoryCustody::default());
-        Self::make(domain, Arc::new(Files::memory()), custody, Ledger::memory(), clock)
+        Self::make(&domain, Arc::new(Files::memory()), custody, Ledger::memory(), clock)
     }
 
     /// Makes an authority and keeps it in `directory`, which is made when it is missing. Key files have mode 0600.
@@ -125,6 +126,7 @@ impl Authority {
     ///
     /// # Errors
     /// As [`Authority::create`]; the custody's own.
+    #[expect(clippy::needless_pass_by_value, reason = "the authority's own from now on")]
     pub fn create_with(
         domain: TrustDomain,
         directory: &Path,
@@ -132,7 +134,7 @@ impl Authority {
         clock: Clock,
     ) -> Result<Self, Error> {
         let files = Arc::new(Files::directory(directory));
-        Self::make(domain, files, custody, Ledger::directory(directory), clock)
+        Self::make(&domain, files, custody, Ledger::directory(directory), clock)
     }
 
     /// Opens the authority that [`Authority::create`] left in `directory`, with keys in files and no passphrase.
@@ -162,8 +164,8 @@ impl Authority {
         Self::load(files, custody, Ledger::directory(directory), clock)
     }
 
-    pub(super) fn make(
-        domain: TrustDomain,
+    fn make(
+        domain: &TrustDomain,
         files: Arc<Files>,
         custody: Arc<dyn KeyCustody>,
         ledger: Ledger,
@@ -176,7 +178,7 @@ impl Authority {
             refuse_existing(&files)?;
             let now = clock.now();
             let mut state = State::empty(domain.as_str());
-            let (root, intermediate) = new_root(&files, &*custody, &domain, now)?;
+            let (root, intermediate) = new_root(&files, &*custody, domain, now)?;
             let duty = Duty::Signing;
             state.intermediates.push(IntermediateRecord { duty, ..intermediate });
             state.roots.push(RootRecord { phase: Phase::Active, ..root });

@@ -59,7 +59,7 @@ fn root_of(svid: &Svid, authority: &Authority) -> usize {
 #[test]
 fn an_svid_is_what_the_specification_asks_for() {
     let clock = Clock::fixed(NOW);
-    let authority = Authority::in_memory(domain(), clock.clone()).unwrap();
+    let authority = Authority::in_memory(domain(), clock).unwrap();
     let names = ["web.x.svc".to_owned()];
     let svid = authority.issue(&ID.parse().unwrap(), DEFAULT_TTL, &names).unwrap();
     assert_eq!(svid.chain.len(), 2, "leaf and intermediate");
@@ -224,8 +224,7 @@ fn keys_under_a_passphrase_open_with_it_alone() {
     };
     let clock = Clock::system();
     let good = custody(Some("correct horse"));
-    let made =
-        Authority::create_with(domain(), folder.path(), good.clone(), clock.clone()).unwrap();
+    let made = Authority::create_with(domain(), folder.path(), good, clock.clone()).unwrap();
     made.prepare_root().unwrap();
     for name in std::fs::read_dir(folder.path()).unwrap() {
         let text = std::fs::read(name.unwrap().path()).unwrap_or_default();
@@ -587,7 +586,7 @@ fn lists_name_the_revoked_grow_in_number_and_are_signed_anew_at_half_of_their_li
 fn an_intermediate_that_is_revoked_signs_no_more() {
     let folder = Folder::new();
     let clock = Clock::fixed(NOW);
-    let authority = Authority::create(domain(), folder.path(), clock.clone()).unwrap();
+    let authority = Authority::create(domain(), folder.path(), clock).unwrap();
     let before = issue(&authority, DEFAULT_TTL);
     let serial = authority.loaded().signing.signer.facts.serial.clone();
     let mut records = Records::open(folder.path()).unwrap();

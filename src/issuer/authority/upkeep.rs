@@ -38,7 +38,7 @@ impl Authority {
             let authority = self.clone();
             // Files, and deriving a key from a passphrase: not for the runtime's threads.
             let tended = tokio::task::spawn_blocking(move || {
-                if looks % PRUNED_EVERY == 0 {
+                if looks.is_multiple_of(PRUNED_EVERY) {
                     authority.ledger.prune(authority.clock().now())?;
                 }
                 authority.tend(&upkeep)
