@@ -9,6 +9,9 @@ use super::{DEFAULT_TTL, Error, Selector};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::model::Workload;
 
+/// What a client of the Workload API need not accept more of (rule 107).
+const MAX_HINT: usize = 1024;
+
 /// One entry, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistrationEntry {
@@ -20,13 +23,18 @@ pub struct RegistrationEntry {
     pub ttl: Duration,
     /// DNS names that the SVID also bears.
     pub dns_names: Vec<String>,
+    /// What tells this identity from others of the same caller; empty when nothing does.
+    pub hint: String,
+    /// Other trust domains whose bundles the workload gets.
+    pub federates_with: BTreeSet<TrustDomain>,
 }
 
 impl RegistrationEntry {
     /// Checks a declared entry for an issuer of `domain`.
     ///
     /// # Errors
-    /// Names the field: an ID that is none, has no path or is of another trust domain, no selector or one that is not known.
+    /// Names the field: an ID that is none, has no path or is of another trust domain, no selector or one that is not known, a
+    /// hint of more than 1024 bytes, a name in `federates_with` that is no other trust domain's.
     pub fn new(workload: &Workload, domain: &TrustDomain) -> Result<Self, Error> {
         let wrong = |field, detail: String| Error::Entry { field, detail };
         let text = &workload.spiffe_id;
@@ -47,8 +55,30 @@ impl RegistrationEntry {
         if ttl.is_zero() || ttl > MAX_TTL {
             return Err(wrong("ttl", format!("{} s: expected 1 s to 24 h", ttl.as_secs())));
         }
-        let dns_names = workload.dns_names.clone();
-        Ok(Self { spiffe_id, selectors: selectors.collect::<Result<_, _>>()?, ttl, dns_names })
+        let hint = workload.hint.clone().unwrap_or_default();
+        if hint.len() > MAX_HINT {
+            let detail = format!("{} bytes: expected at most {MAX_HINT}", hint.len());
+            return Err(wrong("hint", detail));
+        }
+        let mut federates_with = BTreeSet::new();
+        for name in &workload.federates_with {
+            let other: TrustDomain = name
+                .parse()
+                .map_err(|cause| wrong("federates_with", format!("{name:?}: {cause}")))?;
+            if other == *domain {
+                let detail = format!("{name} is the issuer's own trust domain");
+                return Err(wrong("federates_with", detail));
+            }
+            federates_with.insert(other);
+        }
+        Ok(Self {
+            spiffe_id,
+            selectors: selectors.collect::<Result<_, _>>()?,
+            ttl,
+            dns_names: workload.dns_names.clone(),
+            hint,
+            federates_with,
+        })
     }
 
     /// Does an attestation show all that this entry asks for?
@@ -131,5 +161,23 @@ mod tests {
         {
             assert!(refused("spiffe://a.test/web", &[bad]).contains("selectors"), "{bad}");
         }
+        let declared = |name: &str, value: serde_json::Value| {
+            let mut declared =
+                serde_json::json!({ "spiffe_id": "spiffe://a.test/web", "selectors": uid });
+            declared[name] = value;
+            let workload = serde_json::from_value(declared).unwrap();
+            RegistrationEntry::new(&workload, &"a.test".parse().unwrap())
+        };
+        for (field, value) in [
+            ("hint", "x".repeat(1025).into()),
+            ("federates_with", serde_json::json!(["a.test"])),
+            ("federates_with", serde_json::json!(["B.test"])),
+            ("federates_with", serde_json::json!(["spiffe://b.test"])),
+        ] {
+            let error = declared(field, value).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+        let unknown = declared("federates_with", serde_json::json!(["b.test"])).unwrap();
+        assert_eq!(unknown.federates_with.len(), 1, "it may become known later");
     }
 }

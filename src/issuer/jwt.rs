@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::Error;
-use super::authority::write_new;
+use super::authority::write_file;
 use crate::identity::{JwtAuthority, SpiffeId, TokenText, TrustDomain};
 use crate::rt::{Clock, Live, Publisher};
 
@@ -379,13 +379,8 @@ impl Keys {
         let text = Zeroizing::new(
             serde_json::to_string_pretty(&stored).map_err(|error| failed(error.into()))?,
         );
-        let fresh = path.with_extension("new");
-        match std::fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        write_new(&fresh, text.as_bytes(), 0o600).map_err(failed)?;
-        std::fs::rename(&fresh, path).map_err(failed)
+        let folder = path.parent().unwrap_or(Path::new("."));
+        write_file(folder, FILE, text.as_bytes(), 0o600).map_err(failed)
     }
 }
 

@@ -14,7 +14,11 @@ mod tests;
 mod workload_api;
 
 pub use attest::{Attestor, Caller, Selector, UnixAttestor};
-pub use authority::{Authority, DEFAULT_TTL};
+pub use authority::{
+    Adopted, Announcement, Authority, AuthorityKey, DEFAULT_TTL, Evidence, FileCustody, Finding,
+    Issued, KeyCustody, Passphrase, Phase, Reason, Records, Revoked, RootStatus, RotationPolicy,
+    Step, Upkeep,
+};
 pub use entries::{Entries, RegistrationEntry};
 pub use error::Error;
 pub use jwt::{IssuedToken, JwtAlgorithm, JwtIssuer, JwtSettings, Keys};

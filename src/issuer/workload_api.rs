@@ -21,8 +21,11 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use super::socket_authority::SocketAuthority;
-use super::source::{changed, pause};
-use super::{Attestor, Authority, Caller, Entries, Error, Keys, RegistrationEntry, UnixAttestor};
+use super::source::{changed, pause, spread};
+use super::{
+    Announcement, Attestor, Authority, Caller, Entries, Error, Evidence, Keys, RegistrationEntry,
+    UnixAttestor,
+};
 use crate::identity::workload_proto::spiffe_workload_api_server::{
     SpiffeWorkloadApi, SpiffeWorkloadApiServer,
 };
@@ -58,6 +61,7 @@ impl fmt::Debug for WorkloadApi {
 #[derive(Clone)]
 struct Service {
     authority: Arc<Authority>,
+    announced: Live<Announcement>,
     entries: Live<Entries>,
     federated: Live<TrustBundles>,
     jwt_keys: Live<Keys>,
@@ -69,7 +73,7 @@ impl WorkloadApi {
     /// Takes the socket at `path`, which any local process may then connect to. Its directory is made when it is missing; a
     /// socket that nobody serves any more is replaced. To be called within a runtime.
     ///
-    /// `federated` are the bundles of other trust domains that every workload may verify with.
+    /// `federated` are the bundles of other trust domains; a workload gets those that its entries name.
     ///
     /// # Errors
     /// Another process serves the socket, something else is in its place, or the file system refuses.
@@ -82,8 +86,9 @@ impl WorkloadApi {
         let listener = listen(path)?;
         let attestor = Arc::new(UnixAttestor);
         authority.jwt().tend()?;
-        let jwt_keys = authority.jwt().keys();
-        let service = Service { authority, entries, federated, jwt_keys, attestor, guard: None };
+        let (announced, jwt_keys) = (authority.announced(), authority.jwt().keys());
+        let service =
+            Service { authority, announced, entries, federated, jwt_keys, attestor, guard: None };
         Ok(Self { path: path.to_owned(), listener, service })
     }
 
@@ -235,12 +240,16 @@ impl Service {
         }
         let caller = request.extensions().get::<Arc<Caller>>();
         let caller = caller.ok_or_else(|| Status::internal("the caller is not known"))?.clone();
-        Ok(Subscription { service: self.clone(), caller, sent: None, is_over: false })
+        let (heard, soon) = (self.announced.load(), None);
+        Ok(Subscription { service: self.clone(), caller, sent: None, heard, soon, is_over: false })
     }
 
-    /// All that is trusted: our own domain and, beside it, the others.
-    fn bundles(&self) -> TrustBundles {
-        let mut bundles = TrustBundles::clone(&self.federated.load());
+    /// What a caller with these entries verifies with: our own domain's bundle and, of the others, those that its entries name.
+    fn bundles(&self, entries: &[Arc<RegistrationEntry>]) -> TrustBundles {
+        let federated = self.federated.load();
+        let named = entries.iter().flat_map(|entry| &entry.federates_with);
+        let mut bundles: TrustBundles =
+            named.filter_map(|domain| federated.find(domain).cloned()).collect();
         bundles.insert(self.authority.bundle());
         bundles
     }
@@ -251,6 +260,10 @@ struct Subscription {
     service: Service,
     caller: Arc<Caller>,
     sent: Option<Sent>,
+    /// What the authority had announced when the caller was told last.
+    heard: Arc<Announcement>,
+    /// When to tell it what is new and not urgent.
+    soon: Option<Instant>,
     is_over: bool,
 }
 
@@ -276,13 +289,29 @@ impl Subscription {
                     return Some(Err(status));
                 }
             };
-            let bundles = self.service.bundles();
-            let Some(sent) = &self.sent else { return Some(Ok((entries, bundles))) };
-            let is_due = sent.renew_at.is_some_and(|at| at <= Instant::now());
-            if is_due || sent.entries != entries || sent.bundles != bundles {
+            let announced = self.service.announced.load();
+            let bundles = self.service.bundles(&entries);
+            let now = Instant::now();
+            let renew_at = match &self.sent {
+                None => Some(now),
+                Some(sent) if sent.entries != entries || sent.bundles != bundles => Some(now),
+                // Who is trusted no longer is for all to know at once.
+                Some(_) if self.heard.revoked != announced.revoked => Some(now),
+                Some(sent) => {
+                    let is_news = (&self.heard.root, &self.heard.lists)
+                        != (&announced.root, &announced.lists);
+                    if is_news && self.soon.is_none() {
+                        // Nobody would be the worse for hearing it a little later, and all at once would be a burst.
+                        let pause = sent.renew_at.map(|at| at.saturating_duration_since(now));
+                        self.soon = Some(now + spread(pause.unwrap_or_default()));
+                    }
+                    sent.renew_at.into_iter().chain(self.soon).min()
+                }
+            };
+            if renew_at.is_some_and(|at| at <= now) {
+                (self.heard, self.soon) = (announced, None);
                 return Some(Ok((entries, bundles)));
             }
-            let renew_at = sent.renew_at;
             let renewal = async {
                 match renew_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -299,6 +328,7 @@ impl Subscription {
                 () = changed(&mut self.service.entries) => {}
                 () = changed(&mut self.service.federated) => {}
                 () = changed(&mut self.service.jwt_keys) => {}
+                () = changed(&mut self.service.announced) => {}
                 () = renewal => {}
                 () = asked => return None,
             }
@@ -332,9 +362,18 @@ impl Subscription {
         let own = self.service.authority.bundle();
         let bundle = own.to_der();
         let mut svids = Vec::with_capacity(entries.len());
+        let mut renew_at = None;
         for entry in &entries {
-            let issued =
-                self.service.authority.issue(&entry.spiffe_id, entry.ttl, &entry.dns_names);
+            let evidence = Evidence {
+                by: "workload api".to_owned(),
+                selectors: entry.selectors.iter().map(ToString::to_string).collect(),
+            };
+            let issued = self.service.authority.issue_to(
+                &entry.spiffe_id,
+                entry.ttl,
+                &entry.dns_names,
+                &evidence,
+            );
             let svid = match issued {
                 Ok(svid) => svid,
                 Err(error) => {
@@ -347,46 +386,56 @@ impl Subscription {
                 id = %svid.id, serial = %svid.serial, pid = self.caller.pid(), uid = self.caller.uid,
                 "issued an SVID over the Workload API"
             );
-            svids.push(message(&svid, bundle.clone()));
+            let left = svid.seconds_left(self.service.authority.clock().now());
+            let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
+            let due = Instant::now() + pause(left);
+            renew_at = Some(renew_at.map_or(due, |at: Instant| at.min(due)));
+            svids.push(message(&svid, &entry.hint, bundle.clone()));
         }
         let federated_bundles = bundles
             .iter()
             .filter(|other| other.domain != own.domain)
             .map(|other| (other.domain.id().to_string(), other.to_der()))
             .collect();
-        let renew_at = entries.iter().map(|entry| pause(entry.ttl)).min();
-        let renew_at = renew_at.map(|pause| Instant::now() + pause);
         self.sent = Some(Sent { entries, bundles, renew_at });
-        Some(Ok(X509svidResponse { svids, crl: Vec::new(), federated_bundles }))
+        Some(Ok(X509svidResponse { svids, crl: self.lists(), federated_bundles }))
     }
 
     async fn next_bundles(&mut self) -> Option<Result<X509BundlesResponse, Status>> {
+        let mut told_lists = self.sent.is_some().then(|| self.heard.lists.clone());
         loop {
             let (entries, bundles) = match self.due().await? {
                 Ok(due) => due,
                 Err(status) => return Some(Err(status)),
             };
             // Other entries do not change what this stream tells.
-            let is_news = self.sent.as_ref().is_none_or(|sent| sent.bundles != bundles);
+            let is_news = self.sent.as_ref().is_none_or(|sent| sent.bundles != bundles)
+                || told_lists.as_ref() != Some(&self.heard.lists);
+            told_lists = Some(self.heard.lists.clone());
             let told: HashMap<_, _> = bundles
                 .iter()
                 .map(|bundle| (bundle.domain.id().to_string(), bundle.to_der()))
                 .collect();
             self.sent = Some(Sent { entries, bundles, renew_at: None });
             if is_news {
-                return Some(Ok(X509BundlesResponse { crl: Vec::new(), bundles: told }));
+                return Some(Ok(X509BundlesResponse { crl: self.lists(), bundles: told }));
             }
         }
     }
+
+    /// The revocation lists of our own trust domain.
+    fn lists(&self) -> Vec<Vec<u8>> {
+        self.heard.lists.iter().map(|list| list.to_vec()).collect()
+    }
 }
 
-fn message(svid: &Svid, bundle: Vec<u8>) -> X509svid {
+fn message(svid: &Svid, hint: &str, bundle: Vec<u8>) -> X509svid {
     X509svid {
         spiffe_id: svid.id.to_string(),
         x509_svid: svid.chain.iter().flat_map(|one| one.iter().copied()).collect(),
         x509_svid_key: svid.key.secret_der().to_vec(),
         bundle,
-        hint: String::new(),
+        hint: hint.to_owned(),
     }
 }
 

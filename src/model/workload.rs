@@ -31,6 +31,14 @@ pub struct Workload {
     /// DNS names that the SVID also bears.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_names: Vec<String>,
+    /// What tells this identity from others of the same caller: it goes into the SVID's `hint`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub hint: Option<String>,
+    /// Other trust domains whose bundles the workload gets as well; none when not given. One that is not known yet is sent
+    /// as soon as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub federates_with: Vec<String>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

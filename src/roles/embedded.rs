@@ -14,7 +14,7 @@ use super::settings::{ControlSettings, Settings};
 use super::trust::federation;
 use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
-use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
+use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
 use crate::model::Listeners;
 use crate::observe::router;
 use crate::rt::{Clock, Live, Tasks};
@@ -77,7 +77,7 @@ impl Embedded {
         let shared = Shared::open(&settings, "embedded")?;
         let domain = settings.trust_domain()?;
         let authority = match world.keep_authority {
-            true => super::issuer::authority(&domain, &world.state_dir.join("authority"))?,
+            true => super::issuer::authority(&domain, &world.state_dir.join("authority"), None)?,
             false => Arc::new(Authority::in_memory(domain, Clock::system())?),
         };
         let mut identities = Vec::new();
@@ -88,6 +88,7 @@ impl Embedded {
             None => unreachable!("set above"),
         };
         let mut tasks = Tasks::new();
+        tasks.add(authority.clone().keep(Upkeep::default()));
         let mut status = None;
         if let Some(port) = world.status_port {
             let (listener, bound) = listen(loopback(port))?;

@@ -11,7 +11,10 @@ use super::settings::{IssuerSettings, Settings};
 use super::trust::foreign_bundles;
 use crate::federation::{BundleEndpoint, Federation};
 use crate::identity::TrustDomain;
-use crate::issuer::{Authority, Entries, RegistrationEntry, WorkloadApi};
+use crate::issuer::{
+    Authority, Entries, FileCustody, Passphrase, RegistrationEntry, RotationPolicy, Upkeep,
+    WorkloadApi,
+};
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
 use crate::rt::{Clock, Drain, Publisher, Tasks};
 use crate::sync::{Applied, Feed};
@@ -23,15 +26,23 @@ pub struct IssuerRole {
     tasks: Tasks,
 }
 
-/// Opens the authority in `directory`, or makes it there when the directory holds none.
+/// Opens the authority in `directory`, or makes it there when the directory holds none. The passphrase of its private keys is in
+/// `passphrase_file`, or in the environment.
 ///
 /// # Errors
-/// It is damaged, belongs to another trust domain, or cannot be written; nothing is overwritten.
-pub fn authority(domain: &TrustDomain, directory: &Path) -> Result<Arc<Authority>, Error> {
+/// It is damaged, belongs to another trust domain, or cannot be written; nothing is overwritten. The passphrase cannot be used,
+/// or does not open the keys.
+pub fn authority(
+    domain: &TrustDomain,
+    directory: &Path,
+    passphrase_file: Option<&Path>,
+) -> Result<Arc<Authority>, Error> {
     let exists = directory.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let passphrase = Passphrase::find(passphrase_file)?;
+    let custody = Arc::new(FileCustody::new(directory, passphrase));
     let authority = match exists {
-        true => Authority::open(directory, Clock::system())?,
-        false => Authority::create(domain.clone(), directory, Clock::system())?,
+        true => Authority::open_with(directory, custody, Clock::system())?,
+        false => Authority::create_with(domain.clone(), directory, custody, Clock::system())?,
     };
     if authority.domain() != domain {
         return Err(super::settings::Error::Setting {
@@ -52,7 +63,7 @@ impl IssuerRole {
     /// `feed` where there is one; what the feed declares about trust goes to `trust`, whose identity is the issuer's own.
     ///
     /// # Errors
-    /// An entry of the settings is not valid, or the socket cannot be taken.
+    /// An entry or another one of the settings is not valid, or the socket cannot be taken.
     pub fn start(
         settings: &Settings,
         issuer: &IssuerSettings,
@@ -72,11 +83,13 @@ impl IssuerRole {
             .map_err(|problem| super::settings::Error::Setting { field: "issuer.jwt", problem })?;
         authority.jwt().configure(issuer.jwt);
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
+        let upkeep = upkeep(issuer)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
         let bundle = publish(settings, issuer, &authority, trust, &drain, &mut tasks)?;
         let federated = foreign_bundles(trust.identity(), &mut tasks);
-        let api = WorkloadApi::bind(&issuer.socket, authority, entries, federated)?;
+        let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries, federated)?;
+        tasks.add(authority.keep(upkeep));
         let guard = drain.guard();
         tasks.add(async move {
             if let Err(error) = api.serve(guard).await {
@@ -100,6 +113,31 @@ impl IssuerRole {
         drop(self.tasks);
         clean
     }
+}
+
+/// The care for the authority that the settings ask for.
+fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, Error> {
+    let wrong = |field, problem: &str| super::settings::Error::Setting {
+        field,
+        problem: problem.to_owned(),
+    };
+    if !(60..=30 * 86_400).contains(&issuer.crl_seconds) {
+        return Err(wrong("issuer.crl_seconds", "expected 60 to 2592000").into());
+    }
+    let mut rotation = None;
+    if let Some(settings) = &issuer.root_rotation {
+        let every = Duration::from_secs(settings.every_seconds);
+        let overlap = settings.overlap_seconds.map(Duration::from_secs);
+        let field = "issuer.root_rotation.every_seconds";
+        if settings.every_seconds < 10 {
+            return Err(wrong(field, "expected at least 10").into());
+        }
+        if overlap.is_some_and(|overlap| overlap * 2 > every) {
+            return Err(wrong(field, "expected at least twice overlap_seconds").into());
+        }
+        rotation = Some(RotationPolicy { every, overlap });
+    }
+    Ok(Upkeep { list_lifetime: Duration::from_secs(issuer.crl_seconds), rotation })
 }
 
 /// Opens the bundle endpoint of the settings.

@@ -13,7 +13,10 @@ mod process;
 mod settings;
 mod trust;
 
-pub use crate::issuer::Authority;
+pub use crate::issuer::{
+    Authority, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding, Issued,
+    KeyCustody, Passphrase, Phase, Reason, Records, Step,
+};
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
@@ -23,5 +26,5 @@ pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
-    IssuerSettings, ProofSettings, Role, Settings, SidecarSettings,
+    IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };

@@ -221,7 +221,8 @@ impl Running {
         };
         let folder =
             issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
-        let authority = authority(&settings.trust_domain()?, &folder)?;
+        let passphrase = issuer.passphrase_file.as_deref();
+        let authority = authority(&settings.trust_domain()?, &folder, passphrase)?;
         let id = settings.own_id("issuer")?;
         let federated = Live::fixed(crate::identity::TrustBundles::default());
         let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;

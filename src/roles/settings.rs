@@ -256,6 +256,16 @@ pub struct IssuerSettings {
     /// Registration entries beside those of the control plane.
     #[serde(default)]
     pub entries: Vec<Workload>,
+    /// A file with the passphrase of the authority's private keys, readable by its owner alone; the environment's
+    /// `WARDGATE_CA_PASSPHRASE` when not given. With neither, new keys are kept in files of mode 0600 without encryption.
+    #[serde(default)]
+    pub passphrase_file: Option<PathBuf>,
+    /// Seconds that a revocation list holds, 60 to 2592000; it is signed anew at half of that.
+    #[serde(default = "default_list_seconds")]
+    pub crl_seconds: u64,
+    /// When the root is replaced by itself; by `wardgate identity rotate-root` alone when not given.
+    #[serde(default)]
+    pub root_rotation: Option<RootRotationSettings>,
     /// Publishes our trust domain's bundle for others; not opened when not given.
     #[serde(default)]
     pub bundle_endpoint: Option<EndpointSettings>,
@@ -316,6 +326,22 @@ impl ProofSettings {
             public_max_age: age(self.public_max_age_seconds),
         })
     }
+}
+
+const fn default_list_seconds() -> u64 {
+    86_400
+}
+
+/// When an issuer's root is replaced by itself.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RootRotationSettings {
+    /// Seconds that a root signs before the next one is prepared, at least 10.
+    pub every_seconds: u64,
+    /// Seconds that a new root is in the bundle before it signs, and the former one at least after that. When not given: 300, or
+    /// half of the longest SVID's life where that is more. The former root stays in any case as long as a live SVID chains to it.
+    #[serde(default)]
+    pub overlap_seconds: Option<u64>,
 }
 
 /// Settings of the decision log.

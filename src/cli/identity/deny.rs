@@ -19,8 +19,8 @@ use crate::rt::crypto::digest::{SHA256, digest};
 /// Whom to refuse, or what to do with the deny list.
 #[derive(clap::Args, Debug)]
 pub(super) struct DenyArgs {
-    /// A certificate's serial number, hexadecimal; with --trust-domain
-    #[arg(long, value_name = "HEX", requires = "trust_domain")]
+    /// A certificate's serial number, hexadecimal; with --trust-domain, unless --dir tells it
+    #[arg(long, value_name = "HEX")]
     pub(super) serial: Option<String>,
     /// Whose authority gave the serial number
     #[arg(long, value_name = "NAME", value_parser = super::command::trust_domain)]
@@ -50,7 +50,7 @@ pub(super) struct DenyArgs {
     pub(super) admin: AdminArgs,
 }
 
-pub(super) fn revoke(
+pub(super) fn deny(
     args: &DenyArgs,
     clock: &Clock,
     out: &mut impl Write,
@@ -65,6 +65,9 @@ pub(super) fn revoke(
         return Ok(ExitCode::SUCCESS);
     }
     let mut denied = json!({});
+    if args.serial.is_some() && args.trust_domain.is_none() {
+        bail!("a serial number needs the trust domain that gave it: --trust-domain NAME");
+    }
     if let (Some(serial), Some(domain)) = (&args.serial, &args.trust_domain) {
         let Some(serial) = serial_number(serial) else {
             bail!("{serial:?} is not a serial number: expected hexadecimal, as 1f:a0 or 1fa0");

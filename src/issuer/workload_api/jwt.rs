@@ -65,7 +65,7 @@ impl Subscription {
             svids.push(Jwtsvid {
                 spiffe_id: issued.id.to_string(),
                 svid: issued.text.reveal().to_owned(),
-                hint: String::new(),
+                hint: entry.hint.clone(),
             });
         }
         Ok(JwtsvidResponse { svids })
@@ -101,14 +101,14 @@ impl Subscription {
         if asked.audience.is_empty() {
             return Err(Status::invalid_argument("audience: one is expected"));
         }
-        self.entitled()?;
+        let entries = self.entitled()?;
         let rules = TokenRules {
             audiences: vec![asked.audience.clone()],
             several_audiences: true,
             leeway: LEEWAY,
             max_lifetime: None,
         };
-        let trust = Trust::from(self.service.bundles());
+        let trust = Trust::from(self.service.bundles(&entries));
         let proved = trust.token_verifier().prove(&asked.svid).and_then(|svid| {
             svid.judge(&rules, self.service.authority.clock().now())?;
             Ok(svid)
