@@ -37,10 +37,10 @@ impl Certificate {
 /// An ingress with a TLS door before an app, and the control plane that feeds it.
 pub(crate) struct Edge {
     pub(crate) app: App,
-    ingress: Process,
+    pub(crate) ingress: Process,
     admin: Admin,
     _control: Process,
-    world: World,
+    pub(crate) world: World,
 }
 
 impl Edge {
