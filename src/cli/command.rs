@@ -1,16 +1,18 @@
 //! The command tree, and running a command to its exit code.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, demo, dev, explain, identity};
+use super::{audit, check, conformance, demo, dev, explain, identity};
 use crate::observe::{LogFormat, start_logging};
 use crate::roles::{Role, Running, Settings};
+use crate::rt::memory;
 
 /// An mTLS-centric zero-trust sidecar gateway.
 ///
@@ -30,6 +32,8 @@ Environment:
   WARDGATE_ADMIN   the Admin API for commands that ask it, as http://127.0.0.1:9180
   WARDGATE_KEY     its key
   WARDGATE_AUDIT   the decision log for commands that read it
+  WARDGATE_ALLOW_CORE_DUMPS
+                   1 opens the process' memory to debuggers and core files, private keys with it
   NO_COLOR         plain output
 
 Exit codes: 0 done, 1 failed or a problem found, 2 wrong use.")]
@@ -54,6 +58,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
+    /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
+    Conformance(conformance::ConformanceArgs),
     /// Print the JSON Schema of the settings file, for editors
     Schema,
     /// Print completions for a shell
@@ -117,6 +123,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    crate::rt::crypto::check()?;
+    close_memory(std::env::var_os(ALLOW_CORE_DUMPS).as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -145,6 +153,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
         Command::Audit(args) => audit::run(&args, out),
         Command::Identity(args) => identity::run(args),
+        Command::Conformance(args) => {
+            start_logging(LogFormat::Text, Some(&conformance_logs()))?;
+            runtime.block_on(conformance::run(&args, out))
+        }
         Command::Schema => {
             let schema = schemars::schema_for!(Settings);
             writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
@@ -157,9 +169,30 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Opens our memory to debuggers and core files. For finding a fault; `check` shows it.
+const ALLOW_CORE_DUMPS: &str = "WARDGATE_ALLOW_CORE_DUMPS";
+
+/// Before any key is in it.
+fn close_memory(allowed: Option<&OsStr>) -> anyhow::Result<()> {
+    match allowed.map(OsStr::as_encoded_bytes) {
+        None | Some(b"" | b"0" | b"false") => memory::close().with_context(|| {
+            format!(
+                "cannot close this process' memory to others ({ALLOW_CORE_DUMPS}=1 goes without)"
+            )
+        }),
+        Some(b"1" | b"true") => Ok(()),
+        Some(_) => bail!("{ALLOW_CORE_DUMPS}: expected 1 or 0"),
+    }
+}
+
 /// The embedded modes talk to a person: logs only when asked for, or when something is wrong.
 fn quiet() -> Option<String> {
     Some(std::env::var("WARDGATE_LOG").unwrap_or_else(|_| "error".to_owned()))
+}
+
+/// A run makes a proxy refuse a hundred times; the report tells of it, so that the log need not.
+fn conformance_logs() -> String {
+    std::env::var("WARDGATE_LOG").unwrap_or_else(|_| "off".to_owned())
 }
 
 async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -169,9 +202,12 @@ async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
     for (door, address) in &running.doors {
         writeln!(out, "{} listens on {address}", format!("{door:?}").to_lowercase())?;
     }
-    for (name, address) in
-        [("status", running.status), ("admin", running.admin), ("feed", running.feed)]
-    {
+    for (name, address) in [
+        ("status", running.status),
+        ("admin", running.admin),
+        ("feed", running.feed),
+        ("bundle", running.bundle),
+    ] {
         if let Some(address) = address {
             writeln!(out, "{name} listens on {address}")?;
         }

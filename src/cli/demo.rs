@@ -27,6 +27,7 @@ use crate::model::Listeners;
 use crate::mtls::{Alpn, Connector, ExpectedPeers, refusal};
 use crate::observe::find_denial;
 use crate::roles::{Authority, Embedded, Plan, World, loopback};
+use crate::rt::crypto::digest::{SHA256, digest};
 use crate::rt::{Clock, Live, Tasks};
 
 /// See it work, in one process and without anything installed
@@ -445,7 +446,7 @@ fn short(serial: &str) -> String {
 fn fingerprint(authority: &Authority) -> String {
     let bundle = authority.bundle();
     let Some(root) = bundle.roots.first() else { return "-".to_owned() };
-    let digest = ring::digest::digest(&ring::digest::SHA256, root);
+    let digest = digest(&SHA256, root);
     let hex = hex::encode(digest.as_ref());
     format!("{}:{}…{}", &hex[..2], &hex[2..4], &hex[hex.len() - 2..])
 }

@@ -49,7 +49,7 @@ impl Svid {
         if check_order(&chain)? {
             chain.pop();
         }
-        let pair = rcgen::KeyPair::try_from(&*key).map_err(|_| Error::Key)?;
+        let pair = rcgen::KeyPair::try_from(&*key).map(Zeroizing::new).map_err(|_| Error::Key)?;
         if pair.public_key_raw() != leaf.public_key {
             return Err(Error::KeyMismatch);
         }

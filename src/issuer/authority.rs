@@ -14,18 +14,19 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
+    Issuer, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::key::KeyPair;
 use super::{Error, JwtIssuer};
 use crate::identity::{SpiffeId, Svid, TrustBundle, TrustDomain};
 use crate::rt::Clock;
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 
 /// How long an SVID lives when nobody says otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);

@@ -20,14 +20,17 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::proto::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
-use super::proto::{
+use super::socket_authority::SocketAuthority;
+use super::source::{changed, pause};
+use super::{Attestor, Authority, Caller, Entries, Error, Keys, RegistrationEntry, UnixAttestor};
+use crate::identity::workload_proto::spiffe_workload_api_server::{
+    SpiffeWorkloadApi, SpiffeWorkloadApiServer,
+};
+use crate::identity::workload_proto::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
     X509svidResponse,
 };
-use super::source::{changed, pause};
-use super::{Attestor, Authority, Caller, Entries, Error, Keys, RegistrationEntry, UnixAttestor};
 use crate::identity::{Svid, TrustBundles};
 use crate::rt::{DrainGuard, Live, Tasks};
 
@@ -171,6 +174,7 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = Result<Connection, io:
             match Caller::of(&stream) {
                 Ok(caller) => {
                     let caller = Arc::new(caller);
+                    let stream = SocketAuthority::new(stream);
                     let connection = Connection { stream, caller, _place: place };
                     return Some((Ok(connection), (listener, places)));
                 }
@@ -182,7 +186,7 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = Result<Connection, io:
 
 /// A connection and who is behind it.
 struct Connection {
-    stream: UnixStream,
+    stream: SocketAuthority<UnixStream>,
     caller: Arc<Caller>,
     _place: OwnedSemaphorePermit,
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use zeroize::Zeroize;
 
 /// A store's counter: grows with each write, over all kinds.
 pub type Revision = u64;
@@ -112,12 +113,18 @@ impl JsonSchema for Id {
     }
 }
 
-/// A value that no log and no debug output shows.
+/// A value that no log and no debug output shows, wiped when it is dropped.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Redacted<T>(T);
+pub struct Redacted<T: Zeroize>(T);
 
-impl<T> Redacted<T> {
+impl<T: Zeroize> Drop for Redacted<T> {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl<T: Zeroize> Redacted<T> {
     /// Hides `value`.
     pub const fn new(value: T) -> Self {
         Self(value)
@@ -128,13 +135,13 @@ impl<T> Redacted<T> {
     }
 }
 
-impl<T> fmt::Debug for Redacted<T> {
+impl<T: Zeroize> fmt::Debug for Redacted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("••••")
     }
 }
 
-impl<T: JsonSchema> JsonSchema for Redacted<T> {
+impl<T: JsonSchema + Zeroize> JsonSchema for Redacted<T> {
     fn schema_name() -> Cow<'static, str> {
         T::schema_name()
     }

@@ -12,6 +12,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use zeroize::Zeroizing;
 
 use super::provider::{certified, provider};
 use super::{Alpn, Error};
@@ -48,8 +49,9 @@ impl PublicCertificate {
             return Err(wrong("the certificate PEM holds no certificate".into()));
         }
         let key = PrivateKeyDer::from_pem_slice(key)
+            .map(Zeroizing::new)
             .map_err(|error| wrong(format!("the key PEM holds no private key: {error}")))?;
-        let key = certified(chain, key).map_err(|error| match error {
+        let key = certified(chain, &key).map_err(|error| match error {
             Error::Own(cause) => wrong(format!("the private key cannot be used: {cause}")),
             other => other,
         })?;
@@ -143,7 +145,7 @@ pub fn public_server_config(
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0;
     // Nobody's identity is in a public session, so that resuming it saves two signatures and skips no check.
-    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(Error::Own)?;
+    config.ticketer = crate::rt::crypto::tls_ticketer().map_err(Error::Own)?;
     Ok(Arc::new(config))
 }
 

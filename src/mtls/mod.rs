@@ -10,6 +10,7 @@ mod connector;
 mod error;
 mod provider;
 mod public;
+mod publication;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -22,4 +23,5 @@ pub use connector::{Alpn, Connector, ExpectedPeers};
 pub use error::{Error, Refusal, refusal};
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};
+pub use publication::{OpenAcceptor, connect_spiffe, connect_web};
 pub use verifier::PeerVerifier;

@@ -145,6 +145,9 @@ async fn both_sides_learn_who_the_other_is_and_agree_on_the_protocol() {
         assert_eq!(far.get_ref().1.alpn_protocol(), name);
         let suite = far.get_ref().1.negotiated_cipher_suite().unwrap().suite();
         assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let best = provider().kx_groups[0].name();
+        assert_eq!(near.get_ref().1.negotiated_key_exchange_group().unwrap().name(), best);
+        assert_eq!(far.get_ref().1.negotiated_key_exchange_group().unwrap().name(), best);
         near.write_all(b"hello").await.unwrap();
         let mut heard = [0; 5];
         far.read_exact(&mut heard).await.unwrap();

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::Error;
+use crate::rt::crypto::digest::{Context, SHA256};
 
 /// A hash, or what stands in its place before the first record.
 pub(super) type Hash = [u8; 32];

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ring::rand::{SecureRandom, SystemRandom};
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 
 /// The id of one refusal: `d-` and ten letters and digits.
 ///

@@ -472,6 +472,7 @@ impl WardgateMetrics {
             ("wardgate_identity_budget_seconds", Gauge, "Seconds until our own identity ends."),
             ("wardgate_config_revision", Gauge, "Revision of the configuration in force."),
             ("wardgate_handshakes_refused_total", Counter, "Handshakes refused, by reason."),
+            ("wardgate_tls_handshakes_total", Counter, "Handshakes accepted, by key exchange."),
             ("wardgate_connections_open", Gauge, "Connections open now."),
         ] {
             registry.describe(name, kind, help);
@@ -494,6 +495,11 @@ impl WardgateMetrics {
     /// `wardgate_handshakes_refused_total` of a reason's code.
     pub fn handshakes_refused(&self, reason: &'static str) -> Arc<Counter> {
         self.registry.counter("wardgate_handshakes_refused_total", &[("reason", reason)])
+    }
+
+    /// `wardgate_tls_handshakes_total` of a key exchange. Resolve it once for each.
+    pub fn handshakes(&self, group: &'static str) -> Arc<Counter> {
+        self.registry.counter("wardgate_tls_handshakes_total", &[("group", group)])
     }
 
     /// Shows how the audit log fares.

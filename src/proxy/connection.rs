@@ -42,6 +42,12 @@ struct Shaken {
     peer: Option<Arc<Peer>>,
     sni: Option<Box<str>>,
     http2: bool,
+    /// The key exchange of the handshake.
+    group: Option<&'static str>,
+}
+
+fn group(session: &rustls::ServerConnection) -> Option<&'static str> {
+    session.negotiated_key_exchange_group()?.name().as_str()
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -97,6 +103,9 @@ pub(in crate::proxy) async fn run(
             return;
         }
     };
+    if let Some(group) = shaken.group {
+        worker.metrics.handshake(group);
+    }
     let proof = Proof::new(shaken.peer.as_deref(), listener.me.as_ref(), before);
     let client = Arc::new(Client {
         connection: number,
@@ -128,7 +137,7 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
     match security {
         DoorSecurity::Plain => {
             let http2 = begins_with_preface(&tcp).await;
-            Ok(Shaken { stream: Stream::Tcp(tcp), peer: None, sni: None, http2 })
+            Ok(Shaken { stream: Stream::Tcp(tcp), peer: None, sni: None, http2, group: None })
         }
         DoorSecurity::Mesh(acceptor) => {
             let (tls, peer) = acceptor.accept(tcp).await.map_err(|error| Refused {
@@ -137,9 +146,10 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
                 serial: error.presented().and_then(|presented| presented.serial.clone()),
                 reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
             })?;
-            let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+            let session = tls.get_ref().1;
+            let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
             let stream = Stream::Terminated(Box::new(tls));
-            Ok(Shaken { stream, peer: Some(peer), sni: None, http2 })
+            Ok(Shaken { stream, peer: Some(peer), sni: None, http2, group })
         }
         DoorSecurity::Public(acceptor) => {
             let tls = acceptor.accept(tcp).await.map_err(|error| Refused {
@@ -149,9 +159,9 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, 
                 reason: error.to_string(),
             })?;
             let session = tls.get_ref().1;
-            let http2 = session.alpn_protocol() == Some(b"h2");
+            let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
             let sni = session.server_name().map(Into::into);
-            Ok(Shaken { stream: Stream::Terminated(Box::new(tls)), peer: None, sni, http2 })
+            Ok(Shaken { stream: Stream::Terminated(Box::new(tls)), peer: None, sni, http2, group })
         }
     }
 }

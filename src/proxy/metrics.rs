@@ -22,6 +22,7 @@ pub struct ProxyMetrics {
     failed: Arc<Counter>,
     denied: [Arc<Counter>; Reason::ALL.len()],
     refused: Mutex<HashMap<&'static str, Arc<Counter>>>,
+    handshakes: Mutex<HashMap<&'static str, Arc<Counter>>>,
     bytes_in: Arc<Counter>,
     bytes_out: Arc<Counter>,
     shared: WardgateMetrics,
@@ -49,6 +50,7 @@ impl ProxyMetrics {
             failed: counter("wardgate_requests_failed_total", &[]),
             denied: Reason::ALL.map(|reason| shared.denied(reason.code())),
             refused: Mutex::default(),
+            handshakes: Mutex::default(),
             bytes_in: counter("wardgate_bytes_total", &[("direction", "in")]),
             bytes_out: counter("wardgate_bytes_total", &[("direction", "out")]),
             shared,
@@ -78,6 +80,12 @@ impl ProxyMetrics {
     pub(in crate::proxy) fn handshake_refused(&self, code: &'static str) {
         let mut refused = self.refused.lock();
         refused.entry(code).or_insert_with(|| self.shared.handshakes_refused(code)).increment();
+    }
+
+    /// A handshake that went well, by its key exchange.
+    pub(in crate::proxy) fn handshake(&self, group: &'static str) {
+        let mut handshakes = self.handshakes.lock();
+        handshakes.entry(group).or_insert_with(|| self.shared.handshakes(group)).increment();
     }
 
     pub(in crate::proxy) fn decided(&self, outcome: Outcome) {

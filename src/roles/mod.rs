@@ -10,6 +10,7 @@ mod inspection;
 mod issuer;
 mod process;
 mod settings;
+mod trust;
 
 pub use crate::issuer::Authority;
 pub use control_plane::{ControlPlaneRole, FeedRules};

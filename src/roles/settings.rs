@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::auth::KeySettings;
+use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::JwtSettings;
 use crate::model::Workload;
@@ -253,6 +254,9 @@ pub struct IssuerSettings {
     /// How JWT-SVIDs are issued.
     #[serde(default)]
     pub jwt: JwtSettings,
+    /// Publishes our trust domain's bundle for others; not opened when not given.
+    #[serde(default)]
+    pub bundle_endpoint: Option<EndpointSettings>,
 }
 
 /// Settings of the decision log.

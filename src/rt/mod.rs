@@ -2,8 +2,10 @@
 //!
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
+pub mod crypto;
 mod drain;
 mod live;
+pub mod memory;
 pub mod socket;
 mod task;
 mod time;

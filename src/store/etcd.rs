@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use schemars::JsonSchema;
@@ -25,10 +26,12 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
 
 use super::{Error, Event, Expect, Listing, Store, Stored, Watch};
 use crate::model::{Redacted, Revision};
 use crate::rt::Backoff;
+use crate::rt::crypto::{tls_provider, tls_signing_key};
 
 mod generated {
     #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
@@ -258,18 +261,20 @@ fn tls_config(files: &TlsFiles) -> Result<rustls::ClientConfig, Error> {
     if roots.is_empty() {
         return Err(Error::Settings("etcd tls: no authority to verify etcd by; set tls.ca".into()));
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = tls_provider();
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::Settings(format!("etcd tls: {error}")))?
         .with_root_certificates(roots);
     let mut config = match (&files.cert, &files.key) {
         (Some(cert), Some(key)) => {
-            let secret =
-                PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &error))?;
-            builder
-                .with_client_auth_cert(certificates(cert)?, secret)
-                .map_err(|error| unusable(cert, &error))?
+            let secret = PrivateKeyDer::from_pem_file(key)
+                .map(Zeroizing::new)
+                .map_err(|error| unusable(key, &error))?;
+            let secret = tls_signing_key(&secret).map_err(|error| unusable(key, &error))?;
+            let own = CertifiedKey::new(certificates(cert)?, secret);
+            own.keys_match().map_err(|error| unusable(cert, &error))?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
         }
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(Error::Settings("etcd tls: cert and key go together".into())),

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{Error, Event, Expect, Listing, Store, Stored, Watch};
 use crate::model::{Kind, Revision};
+use crate::rt::crypto::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 
 /// What a sealed text starts with.
 const MARK: &str = "wardgate-sealed-1:";
@@ -70,7 +70,9 @@ impl SealingKey {
         let mut nonce = [0; NONCE_LEN];
         let failed = || Error::Refused("a private key cannot be sealed".into());
         SystemRandom::new().fill(&mut nonce).map_err(|_| failed())?;
-        let mut sealed = text.as_bytes().to_vec();
+        // With room for the tag: growing would leave a copy of the clear text behind.
+        let mut sealed = Vec::with_capacity(text.len() + AES_256_GCM.tag_len());
+        sealed.extend_from_slice(text.as_bytes());
         self.0
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
@@ -84,7 +86,7 @@ impl SealingKey {
     }
 
     fn unseal(&self, place: &str, text: &str) -> Option<String> {
-        let mut whole = STANDARD.decode(text.strip_prefix(MARK)?).ok()?;
+        let mut whole = Zeroizing::new(STANDARD.decode(text.strip_prefix(MARK)?).ok()?);
         let (nonce, sealed) = whole.split_at_mut_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let clear = self.0.open_in_place(nonce, Aad::from(place.as_bytes()), sealed).ok()?;

@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use foldhash::fast::RandomState;
-use ring::digest;
 
 use crate::model::{Id, Kind, Revision};
+use crate::rt::crypto::digest;
 
 /// A resource's name over all kinds.
 pub type Key = (Kind, Id);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::mtls::ExpectedPeers;
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// What protects a connection to an endpoint.
 #[derive(Clone, Debug)]
@@ -55,10 +56,7 @@ impl Endpoint {
             Security::Public { verify } => format!("public {verify}"),
             Security::Mesh(expected) => format!("mesh {expected:?}"),
         };
-        let digest = ring::digest::digest(
-            &ring::digest::SHA256,
-            format!("{host}\n{port}\n{expected}").as_bytes(),
-        );
+        let digest = digest(&SHA256, format!("{host}\n{port}\n{expected}").as_bytes());
         let mut key = [0; 16];
         key.copy_from_slice(&digest.as_ref()[..16]);
         Self {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use wardgate::rt::crypto::digest::{SHA256, digest};
 
 use crate::world::{App, Ended, Process, World, allow, run, send};
 
@@ -268,7 +269,7 @@ async fn writes_of_the_admin_api_are_on_record_with_who_and_what() {
     assert_eq!(record["path"], "/apisix/admin/upstreams/u");
     assert_eq!(record["status"], 201);
     let stored = admin.get("/upstreams/u").await["value"].to_string();
-    let digest = ring::digest::digest(&ring::digest::SHA256, stored.as_bytes());
+    let digest = digest(&SHA256, stored.as_bytes());
     assert_eq!(record["body_sha256"], json!(hex::encode(digest)));
     assert!(record["principal"].is_string());
     verify(&control.audit_file()).good();

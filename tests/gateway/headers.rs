@@ -1,6 +1,7 @@
 //! What a message says of its sender and of its hop: taken off, and set by us alone.
 
 use serde_json::{Value, json};
+use wardgate::rt::crypto::digest::{SHA256, digest};
 
 use crate::mesh::{DOORS, Door, Mesh, RawApp, Response};
 use crate::world::App;
@@ -50,7 +51,7 @@ async fn claims_of_identity_are_taken_off_in_every_spelling_and_ours_is_put_on()
         // As Envoy writes it, with the certificate that the last hop's handshake proved.
         let caller = if door == Door::Ingress { "/wardgate/ingress" } else { "/shop" };
         let identity = mesh.world.identity(caller);
-        let hash = ring::digest::digest(&ring::digest::SHA256, &identity.svid.chain[0]);
+        let hash = digest(&SHA256, &identity.svid.chain[0]);
         let expected = format!(
             "By={};Hash={};URI={}",
             mesh.world.id("/billing"),

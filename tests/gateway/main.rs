@@ -10,7 +10,9 @@
 mod audit;
 mod bad_input;
 mod cli;
+mod conformance;
 mod control;
+mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
@@ -20,9 +22,11 @@ mod http1;
 mod http2;
 mod issuer;
 mod jwt_svid;
+mod keys;
 mod mesh;
 mod plugins;
 mod policy;
+mod tls_attacks;
 mod tls_edge;
 mod upstream;
 mod world;

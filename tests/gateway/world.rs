@@ -75,10 +75,20 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// The binary, with nothing of the caller's environment that would change what it does.
 pub fn wardgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
-    for name in
-        ["WARDGATE_LOG", "WARDGATE_ADMIN", "WARDGATE_KEY", "WARDGATE_AUDIT", "WARDGATE_CONFIG"]
-    {
+    wardgate_at(Path::new(env!("CARGO_BIN_EXE_wardgate")))
+}
+
+/// The same for a copy of the binary.
+pub fn wardgate_at(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for name in [
+        "WARDGATE_LOG",
+        "WARDGATE_ADMIN",
+        "WARDGATE_KEY",
+        "WARDGATE_AUDIT",
+        "WARDGATE_CONFIG",
+        "WARDGATE_ALLOW_CORE_DUMPS",
+    ] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null());
@@ -215,7 +225,9 @@ impl World {
             "workers": 1,
             "drain_seconds": 5,
         });
-        Part { world: self, name, id: self.id(path), settings, state }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_wardgate"));
+        let id = self.id(path);
+        Part { world: self, name, id, settings, state, program, environment: Vec::new() }
     }
 }
 
@@ -236,6 +248,8 @@ pub struct Part<'w> {
     pub id: String,
     pub settings: Value,
     pub state: PathBuf,
+    program: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Part<'_> {
@@ -264,6 +278,18 @@ impl Part<'_> {
         self.settings["state_dir"] = json!(self.state);
         self.settings["node"] = json!(name);
         name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Runs a copy of the binary: attestation can tell it from others.
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
         self
     }
 
@@ -305,8 +331,9 @@ impl Part<'_> {
     /// Starts it and does not wait.
     pub fn launch(&self) -> Process {
         let path = self.settings_file();
-        let mut command = wardgate();
+        let mut command = wardgate_at(&self.program);
         command.arg("run").arg("-c").arg(&path).env("WARDGATE_LOG", "info");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::launch(&self.name, command, &self.world.folder);
         process.id.clone_from(&self.id);
         process.state.clone_from(&self.state);

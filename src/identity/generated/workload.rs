@@ -316,3 +316,424 @@ pub mod spiffe_workload_api_client {
         }
     }
 }
+/// Generated server implementations.
+pub mod spiffe_workload_api_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with SpiffeWorkloadApiServer.
+    #[async_trait]
+    pub trait SpiffeWorkloadApi: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the FetchX509SVID method.
+        type FetchX509SVIDStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::X509svidResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// All X.509-SVIDs of the caller, again in full whenever one of them or a bundle changes.
+        async fn fetch_x509svid(
+            &self,
+            request: tonic::Request<super::X509svidRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FetchX509SVIDStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the FetchX509Bundles method.
+        type FetchX509BundlesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::X509BundlesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// All X.509 bundles that the caller may verify with, again in full whenever one changes.
+        async fn fetch_x509_bundles(
+            &self,
+            request: tonic::Request<super::X509BundlesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FetchX509BundlesStream>,
+            tonic::Status,
+        >;
+        /// JWT-SVIDs of the caller for an audience.
+        async fn fetch_jwtsvid(
+            &self,
+            request: tonic::Request<super::JwtsvidRequest>,
+        ) -> std::result::Result<tonic::Response<super::JwtsvidResponse>, tonic::Status>;
+        /// Server streaming response type for the FetchJWTBundles method.
+        type FetchJWTBundlesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::JwtBundlesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// All JWT bundles that the caller may verify with, again in full whenever one changes.
+        async fn fetch_jwt_bundles(
+            &self,
+            request: tonic::Request<super::JwtBundlesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FetchJWTBundlesStream>,
+            tonic::Status,
+        >;
+        /// Verifies a JWT-SVID for an audience in the caller's stead.
+        async fn validate_jwtsvid(
+            &self,
+            request: tonic::Request<super::ValidateJwtsvidRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ValidateJwtsvidResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct SpiffeWorkloadApiServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> SpiffeWorkloadApiServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for SpiffeWorkloadApiServer<T>
+    where
+        T: SpiffeWorkloadApi,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/SpiffeWorkloadAPI/FetchX509SVID" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchX509SVIDSvc<T: SpiffeWorkloadApi>(pub Arc<T>);
+                    impl<
+                        T: SpiffeWorkloadApi,
+                    > tonic::server::ServerStreamingService<super::X509svidRequest>
+                    for FetchX509SVIDSvc<T> {
+                        type Response = super::X509svidResponse;
+                        type ResponseStream = T::FetchX509SVIDStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::X509svidRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SpiffeWorkloadApi>::fetch_x509svid(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchX509SVIDSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/SpiffeWorkloadAPI/FetchX509Bundles" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchX509BundlesSvc<T: SpiffeWorkloadApi>(pub Arc<T>);
+                    impl<
+                        T: SpiffeWorkloadApi,
+                    > tonic::server::ServerStreamingService<super::X509BundlesRequest>
+                    for FetchX509BundlesSvc<T> {
+                        type Response = super::X509BundlesResponse;
+                        type ResponseStream = T::FetchX509BundlesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::X509BundlesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SpiffeWorkloadApi>::fetch_x509_bundles(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchX509BundlesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/SpiffeWorkloadAPI/FetchJWTSVID" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchJWTSVIDSvc<T: SpiffeWorkloadApi>(pub Arc<T>);
+                    impl<
+                        T: SpiffeWorkloadApi,
+                    > tonic::server::UnaryService<super::JwtsvidRequest>
+                    for FetchJWTSVIDSvc<T> {
+                        type Response = super::JwtsvidResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JwtsvidRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SpiffeWorkloadApi>::fetch_jwtsvid(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchJWTSVIDSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/SpiffeWorkloadAPI/FetchJWTBundles" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchJWTBundlesSvc<T: SpiffeWorkloadApi>(pub Arc<T>);
+                    impl<
+                        T: SpiffeWorkloadApi,
+                    > tonic::server::ServerStreamingService<super::JwtBundlesRequest>
+                    for FetchJWTBundlesSvc<T> {
+                        type Response = super::JwtBundlesResponse;
+                        type ResponseStream = T::FetchJWTBundlesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JwtBundlesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SpiffeWorkloadApi>::fetch_jwt_bundles(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchJWTBundlesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/SpiffeWorkloadAPI/ValidateJWTSVID" => {
+                    #[allow(non_camel_case_types)]
+                    struct ValidateJWTSVIDSvc<T: SpiffeWorkloadApi>(pub Arc<T>);
+                    impl<
+                        T: SpiffeWorkloadApi,
+                    > tonic::server::UnaryService<super::ValidateJwtsvidRequest>
+                    for ValidateJWTSVIDSvc<T> {
+                        type Response = super::ValidateJwtsvidResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ValidateJwtsvidRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SpiffeWorkloadApi>::validate_jwtsvid(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ValidateJWTSVIDSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for SpiffeWorkloadApiServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "SpiffeWorkloadAPI";
+    impl<T> tonic::server::NamedService for SpiffeWorkloadApiServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

@@ -9,12 +9,12 @@ use serde_json::Value;
 use tonic::Status;
 
 use super::{Sent, Subscription};
-use crate::identity::{JwtAuthority, MAX_LEEWAY, SpiffeId, TokenRules, Trust, TrustBundles};
-use crate::issuer::Error;
-use crate::issuer::proto::{
+use crate::identity::workload_proto::{
     JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse,
 };
+use crate::identity::{JwtAuthority, MAX_LEEWAY, SpiffeId, TokenRules, Trust, TrustBundles};
+use crate::issuer::Error;
 
 /// More audiences are no audience, and longer ones no name of anybody.
 const MAX_AUDIENCES: usize = 32;

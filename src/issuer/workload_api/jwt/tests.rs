@@ -19,14 +19,14 @@ use tonic::{Code, Request, Response};
 use super::*;
 use crate::identity::forge::{Folder, Forge};
 use crate::identity::token_forge::TokenWorld;
-use crate::identity::{
-    Identity, IdentitySource, JwtBundleSource, JwtSvids, TokenFlaw, WorkloadApiSettings,
-};
-use crate::issuer::proto::spiffe_workload_api_server::{
+use crate::identity::workload_proto::spiffe_workload_api_server::{
     SpiffeWorkloadApi, SpiffeWorkloadApiServer,
 };
-use crate::issuer::proto::{
+use crate::identity::workload_proto::{
     JwtBundlesRequest, X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
+};
+use crate::identity::{
+    Identity, IdentitySource, JwtBundleSource, JwtSvids, TokenFlaw, WorkloadApiSettings,
 };
 use crate::issuer::{Authority, Entries, RegistrationEntry, WorkloadApi};
 use crate::rt::{Clock, Drain, Live, Publisher, Tasks, spawn};
@@ -289,8 +289,16 @@ async fn rules_98_99_103_a_lost_stream_is_opened_again_a_denial_counts_and_some_
     second.send(Ok(bundles(&[("spiffe://a.test", keys(&["one", "two"]))]))).await.unwrap();
     until(&mut live, "a.test: one two").await;
 
-    // A denial takes them away, and is not for ever.
-    second.send(Err(Status::permission_denied("no identity issued"))).await.unwrap();
+    // A denial on a running stream is asked again, and is nothing when the answer is another.
+    let again = api.opens();
+    second.send(Err(Status::permission_denied("signing anew"))).await.unwrap();
+    again.send(Ok(bundles(&[("spiffe://a.test", keys(&["again"]))]))).await.unwrap();
+    assert!(timeout(SOON, live.changed()).await.unwrap());
+    assert_eq!(known(&live.load()), "a.test: again", "103 the keys were not taken away meanwhile");
+
+    // Said twice it takes them away, and is not for ever.
+    api.refuses(Status::permission_denied("no identity issued"));
+    again.send(Err(Status::permission_denied("no identity issued"))).await.unwrap();
     until(&mut live, "").await;
     let third = api.opens();
     third.send(Ok(bundles(&[("spiffe://a.test", keys(&["three"]))]))).await.unwrap();

@@ -1,0 +1,166 @@
+//! The cryptographic library of this build, chosen once: ring, or AWS-LC with the cargo feature `aws-lc` (and its FIPS module
+//! with `fips`).
+//!
+//! Digests, random numbers, sealing, signatures, the judging of certificates and the provider of TLS are taken from here; no
+//! other file names a library. The two have the same interface but for a few constructors; those have a function here.
+
+use std::sync::{Arc, OnceLock};
+
+#[cfg(feature = "aws-lc")]
+use rustls::crypto::aws_lc_rs as tls_library;
+#[cfg(not(feature = "aws-lc"))]
+use rustls::crypto::ring as tls_library;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::server::ProducesTickets;
+use rustls::sign::SigningKey;
+use rustls_pki_types::PrivateKeyDer;
+use tls_library::cipher_suite as suite;
+use tls_library::kx_group as group;
+
+#[cfg(feature = "aws-lc")]
+pub use aws_lc_rs::{aead, digest, hmac, rand, signature};
+#[cfg(not(feature = "aws-lc"))]
+pub use ring::{aead, digest, hmac, rand, signature};
+
+/// The library's algorithms for signatures in certificates.
+#[cfg(feature = "aws-lc")]
+pub use webpki::aws_lc_rs as certificates;
+/// The library's algorithms for signatures in certificates.
+#[cfg(not(feature = "aws-lc"))]
+pub use webpki::ring as certificates;
+
+/// What the decision log, `check` and metrics call the library of this build.
+pub const LIBRARY: &str = if cfg!(feature = "fips") {
+    "aws-lc-fips"
+} else if cfg!(feature = "aws-lc") {
+    "aws-lc"
+} else {
+    "ring"
+};
+
+/// Is the library what the build promises? To be asked before anything else: a build for FIPS must not work with less.
+///
+/// # Errors
+/// This is a build for FIPS, and its module is not in FIPS mode or TLS would use something outside of it.
+pub fn check() -> Result<(), NotFips> {
+    #[cfg(feature = "fips")]
+    if aws_lc_rs::try_fips_mode().is_err() || !tls_provider().fips() {
+        return Err(NotFips);
+    }
+    Ok(())
+}
+
+/// A build for FIPS that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this build is for FIPS, but its cryptographic module is not in FIPS mode")]
+pub struct NotFips;
+
+/// The key exchanges, the best first. Only AWS-LC has the hybrid one, which a recording of today's traffic does not give to a
+/// quantum computer of tomorrow.
+const GROUPS: &[&dyn SupportedKxGroup] = &[
+    #[cfg(feature = "aws-lc")]
+    group::X25519MLKEM768,
+    group::X25519,
+    group::SECP256R1,
+    group::SECP384R1,
+];
+
+/// The provider of every TLS connection of the program: AES-128-GCM first (the cheapest where the processor has AES), and the
+/// key exchanges of this build. With `fips` what the module does not approve is left out.
+pub fn tls_provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let build = || {
+        let suites = [
+            suite::TLS13_AES_128_GCM_SHA256,
+            suite::TLS13_AES_256_GCM_SHA384,
+            suite::TLS13_CHACHA20_POLY1305_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ];
+        let approved = |is_fips: bool| !cfg!(feature = "fips") || is_fips;
+        Arc::new(CryptoProvider {
+            cipher_suites: suites.into_iter().filter(|suite| approved(suite.fips())).collect(),
+            kx_groups: GROUPS.iter().copied().filter(|group| approved(group.fips())).collect(),
+            ..tls_library::default_provider()
+        })
+    };
+    PROVIDER.get_or_init(build).clone()
+}
+
+/// A private key that signs handshakes. The key is read where it lies: no copy is left behind that nobody wipes.
+///
+/// # Errors
+/// The key is damaged or of a kind that the library does not know.
+pub fn tls_signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    tls_library::sign::any_supported_type(key)
+}
+
+/// What encrypts the session tickets of public listeners.
+///
+/// # Errors
+/// The system has no random numbers.
+pub fn tls_ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
+    tls_library::Ticketer::new()
+}
+
+/// A key that signs with ECDSA, from PKCS#8.
+///
+/// # Errors
+/// The key is damaged, or of another kind than `algorithm` asks for.
+pub fn ecdsa_key(
+    algorithm: &'static signature::EcdsaSigningAlgorithm,
+    pkcs8: &[u8],
+) -> Result<signature::EcdsaKeyPair, KeyRejected> {
+    #[cfg(feature = "aws-lc")]
+    let key = signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8);
+    #[cfg(not(feature = "aws-lc"))]
+    let key = signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8, &rand::SystemRandom::new());
+    key.map_err(|_| KeyRejected)
+}
+
+/// A private key cannot be used. Why is not said: the reason could tell of the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the private key is damaged or of another kind")]
+pub struct KeyRejected;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tls_offers_is_what_the_build_promises() {
+        let provider = tls_provider();
+        let groups: Vec<_> =
+            provider.kx_groups.iter().filter_map(|group| group.name().as_str()).collect();
+        let classic = ["X25519", "secp256r1", "secp384r1"];
+        match LIBRARY {
+            "ring" => assert_eq!(groups, classic),
+            "aws-lc" => assert_eq!((groups[0], &groups[1..]), ("X25519MLKEM768", &classic[..])),
+            _ => {
+                assert_eq!(groups[0], "X25519MLKEM768");
+                assert!(!groups.contains(&"X25519"), "not approved alone: {groups:?}");
+                assert!(provider.fips());
+            }
+        }
+        let first = provider.cipher_suites[0].suite();
+        assert_eq!(first, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(check(), Ok(()));
+    }
+
+    #[test]
+    fn a_key_signs_whatever_the_library() {
+        use signature::{
+            ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, UnparsedPublicKey,
+        };
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let key = ecdsa_key(&ECDSA_P256_SHA256_ASN1_SIGNING, pair.serialized_der()).unwrap();
+        let signed = key.sign(&rand::SystemRandom::new(), b"it").unwrap();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, pair.public_key_raw());
+        assert!(public.verify(b"it", signed.as_ref()).is_ok());
+        assert!(ecdsa_key(&ECDSA_P256_SHA256_ASN1_SIGNING, b"no key").is_err());
+    }
+}
