@@ -51,7 +51,7 @@ impl JwtAuthority {
     /// It is not a key set.
     pub fn parse_set(json: &[u8]) -> Result<Vec<Self>, Error> {
         let wrong = |detail: &str| Error::BundleDocument { detail: detail.into() };
-        let document: Value = serde_json::from_slice(json)
+        let document = strict_json::parse(json)
             .map_err(|error| Error::BundleDocument { detail: error.to_string() })?;
         let keys = document.get("keys").and_then(Value::as_array);
         let keys = keys.ok_or_else(|| wrong("`keys` is missing, or not a list"))?;

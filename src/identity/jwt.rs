@@ -4,7 +4,6 @@
 //! the header, a member twice, numbers in any form, and each of these has been a way in. Signatures are checked by ring, which
 //! has no P-521: ES512 is a lawful algorithm that is refused by name.
 
-use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
@@ -12,18 +11,15 @@ use crate::rt::crypto::digest::{SHA256, digest};
 use crate::rt::crypto::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::{JwtAuthority, SpiffeId, Trust, TrustDomain, spiffe_id};
+use super::{JwtAuthority, SpiffeId, Trust, TrustDomain, spiffe_id, strict_json};
 
 /// Longer tokens are refused before anything of them is decoded.
 const MAX_TOKEN: usize = 16 * 1024;
 const MAX_HEADER: usize = 2 * 1024;
 const MAX_KEY_ID: usize = 256;
-/// Objects and lists within one another.
-const MAX_DEPTH: usize = 16;
 /// No clock may be further off than this (122).
 pub const MAX_LEEWAY: u8 = 60;
 
@@ -37,16 +33,10 @@ pub enum TokenFlaw {
     /// Not three parts of base64url (114).
     #[error("the token is not in the compact form of JWS")]
     NotCompact,
-    /// A part is not what it should be.
+    /// A part is not what it should be, or has a member twice: readers would not agree which one counts.
     #[error("the token's {part} cannot be read")]
     Malformed {
         /// `header`, `claims` or `signature`.
-        part: &'static str,
-    },
-    /// A member stands twice in an object: readers would not agree which one counts.
-    #[error("a member stands twice in the token's {part}")]
-    Duplicate {
-        /// `header` or `claims`.
         part: &'static str,
     },
     /// `alg` is missing, or none of RS, ES and PS with 256, 384 and 512 (115).
@@ -124,7 +114,6 @@ impl TokenFlaw {
             Self::TooLong => "token_too_long",
             Self::NotCompact => "token_not_compact",
             Self::Malformed { .. } => "token_malformed",
-            Self::Duplicate { .. } => "token_duplicate_member",
             Self::Algorithm => "token_algorithm",
             Self::UnsupportedAlgorithm => "token_algorithm_unsupported",
             Self::HeaderMember => "token_header_member",
@@ -548,83 +537,10 @@ fn read_claims(
 
 /// An object of JSON in base64url, read without mercy: no member twice, no depth without end, nothing behind it.
 fn object(encoded: &str, part: &'static str) -> Result<Map<String, Value>, TokenFlaw> {
-    let malformed = TokenFlaw::Malformed { part };
-    let json = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| malformed.clone())?;
-    let twice = Cell::new(false);
-    let mut reader = serde_json::Deserializer::from_slice(&json);
-    let read = Strict { depth: 0, twice: &twice }.deserialize(&mut reader);
-    if twice.get() {
-        return Err(TokenFlaw::Duplicate { part });
-    }
-    match (read, reader.end()) {
-        (Ok(Value::Object(members)), Ok(())) => Ok(members),
-        _ => Err(malformed),
-    }
-}
-
-/// Reads a value of JSON and refuses what serde's own reader lets pass.
-struct Strict<'s> {
-    depth: usize,
-    twice: &'s Cell<bool>,
-}
-
-impl Strict<'_> {
-    fn inner<E: serde::de::Error>(&self) -> Result<Strict<'_>, E> {
-        if self.depth >= MAX_DEPTH {
-            return Err(E::custom("too deep"));
-        }
-        Ok(Strict { depth: self.depth + 1, twice: self.twice })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
-    type Value = Value;
-    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("no number"))
-    }
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(value) = list.next_element_seed(self.inner()?)? {
-            values.push(value);
-        }
-        Ok(values.into())
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut members = Map::new();
-        while let Some(name) = map.next_key::<String>()? {
-            let value = map.next_value_seed(self.inner()?)?;
-            if members.insert(name, value).is_some() {
-                self.twice.set(true);
-                return Err(A::Error::custom("a member twice"));
-            }
-        }
-        Ok(members.into())
+    let json = URL_SAFE_NO_PAD.decode(encoded).ok();
+    match json.and_then(|json| strict_json::parse(&json).ok()) {
+        Some(Value::Object(members)) => Ok(members),
+        _ => Err(TokenFlaw::Malformed { part }),
     }
 }
 

@@ -191,7 +191,6 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
     let with = |more: Value| mint.with(more);
     let text = |claims: &str| mint.raw("ES256", &header_of("ES256", "es256").to_string(), claims);
     let malformed = |part| TokenFlaw::Malformed { part };
-    let duplicate = |part| TokenFlaw::Duplicate { part };
     let time = |claim| TokenFlaw::Time { claim };
     let deep = format!(
         r#"{{"sub":"{WEB}","aud":"billing","exp":{},"x":{}{}}}"#,
@@ -347,26 +346,26 @@ fn rules_114_to_124_and_attacks_101_to_112_a_token_that_breaks_one_proves_nothin
         (
             "108 exp twice",
             text(&format!(r#"{{"sub":"{WEB}","aud":"billing","exp":1,"exp":1800000300}}"#)),
-            duplicate("claims"),
+            malformed("claims"),
         ),
         (
             "108 sub twice, one escaped",
             text(&format!(
                 r#"{{"sub":"{WEB}","s\u0075b":"{WEB}","aud":"billing","exp":1800000300}}"#
             )),
-            duplicate("claims"),
+            malformed("claims"),
         ),
         (
             "108 twice within",
             text(&format!(
                 r#"{{"sub":"{WEB}","aud":"billing","exp":1800000300,"x":{{"a":1,"a":2}}}}"#
             )),
-            duplicate("claims"),
+            malformed("claims"),
         ),
         (
             "108 alg twice",
             mint.raw("ES256", r#"{"alg":"none","alg":"ES256"}"#, &claims().to_string()),
-            duplicate("header"),
+            malformed("header"),
         ),
         ("109 lists 10,000 deep", text(&deep), TokenFlaw::TooLong),
         ("109 objects 20 deep", text(&deep_object), malformed("claims")),

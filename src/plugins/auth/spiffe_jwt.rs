@@ -324,7 +324,7 @@ mod tests {
                 lines.into_iter().map(|value| ("authorization", &**value)).collect();
             let mut exchange = asked(&world, target, &lines);
             let refused = reply(chain.rewrite(&mut exchange).await.unwrap());
-            assert_eq!(refused.status, 401, "{reason}");
+            assert_eq!(refused.status, 401, "126 {reason}");
             let missing = reason == "token_missing";
             let (message, challenge) = match missing {
                 true => ("Missing token in request", "Bearer realm=\"spiffe\""),

@@ -1,6 +1,6 @@
 //! The JWT half of the Workload API at both ends: our server, a server that does as a test says, and our client.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -117,7 +117,7 @@ impl Api {
     }
 
     fn settings(&self) -> WorkloadApiSettings {
-        settings(self.folder.path().join("api.sock"))
+        settings(&self.folder.path().join("api.sock"))
     }
 
     fn calls(&self) -> usize {
@@ -136,7 +136,7 @@ impl Api {
     }
 }
 
-fn settings(socket: PathBuf) -> WorkloadApiSettings {
+fn settings(socket: &Path) -> WorkloadApiSettings {
     let socket = Some(format!("unix:{}", socket.display()));
     WorkloadApiSettings { socket, first_within_seconds: 10, ..WorkloadApiSettings::default() }
 }
@@ -289,8 +289,16 @@ async fn rules_98_99_103_a_lost_stream_is_opened_again_a_denial_counts_and_some_
     second.send(Ok(bundles(&[("spiffe://a.test", keys(&["one", "two"]))]))).await.unwrap();
     until(&mut live, "a.test: one two").await;
 
-    // A denial takes them away, and is not for ever.
-    second.send(Err(Status::permission_denied("no identity issued"))).await.unwrap();
+    // A denial on a running stream is asked again, and is nothing when the answer is another.
+    let again = api.opens();
+    second.send(Err(Status::permission_denied("signing anew"))).await.unwrap();
+    again.send(Ok(bundles(&[("spiffe://a.test", keys(&["again"]))]))).await.unwrap();
+    assert!(timeout(SOON, live.changed()).await.unwrap());
+    assert_eq!(known(&live.load()), "a.test: again", "103 the keys were not taken away meanwhile");
+
+    // Said twice it takes them away, and is not for ever.
+    api.refuses(Status::permission_denied("no identity issued"));
+    again.send(Err(Status::permission_denied("no identity issued"))).await.unwrap();
     until(&mut live, "").await;
     let third = api.opens();
     third.send(Ok(bundles(&[("spiffe://a.test", keys(&["three"]))]))).await.unwrap();
@@ -457,7 +465,7 @@ async fn who_asks_wrongly_or_without_being_entitled_hears_it_by_its_code() {
 async fn the_stream_of_keys_tells_of_every_change_of_keys_and_of_nothing_else() {
     let ours = Ours::start();
     ours.register(&[WEB]);
-    let settings = settings(ours.folder.path().join("api.sock"));
+    let settings = settings(&ours.folder.path().join("api.sock"));
     let source = JwtBundleSource::over(Box::new(Base::new()), &settings).await.unwrap();
     let mut live = source.identity();
     let own = ours.authority.jwt().authorities()[0].key_id.clone();
