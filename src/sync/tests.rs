@@ -663,11 +663,7 @@ async fn what_is_declared_about_trust_is_announced_to_everybody_even_if_it_canno
     world.put("trust_domains/c.test", json!({"trust": "all"})).await;
     world.put("revocations/1", json!({"spiffe_id": "spiffe://shop/lost", "colour": 1})).await;
     world.put("revocations/2", json!({"colour": 1})).await;
-    for (role, id) in [
-        (Role::Sidecar, "spiffe://shop/cart"),
-        (Role::Ingress, EDGE),
-        (Role::Issuer, "spiffe://shop/wardgate/issuer"),
-    ] {
+    for (role, id) in [(Role::Sidecar, "spiffe://shop/cart"), (Role::Ingress, EDGE)] {
         let batch = world.data_plane(role, id).step().await;
         // What of a revocation can be read stands in its place.
         let mut put = names(&batch);
