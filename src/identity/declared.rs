@@ -475,7 +475,7 @@ mod tests {
         for (rule, value) in [
             ("76 PEM", json!({"bundle": pem})),
             ("77 https_spiffe", with(json!({}))),
-            ("77 https_web", with(web.clone())),
+            ("77 https_web", with(web)),
             (
                 "79 with authorities",
                 with(json!({"profile": "https_web", "spiffe_id": null, "ca": c.bundle().to_pem()})),

@@ -633,7 +633,8 @@ plugins: [key-auth]
         );
         assert_eq!(batch.unreadable[0].id.as_str(), "one");
 
-        // Put right again, through a symbolic link that is moved: the version before was in force all the time.
+        // Put right again, through a symbolic link that is moved. The version before was in force all the time, and is told
+        // again: the damage was, and its end must be.
         let other = folder.0.join("other");
         fs::write(&other, FIRST).unwrap();
         let link = folder.0.join("link");
@@ -642,7 +643,12 @@ plugins: [key-auth]
         let batch = next(&mut feed).await;
         assert_eq!(
             names(&batch),
-            ["credentials/jane/credentials/c@3", "routes/needs@3", "routes/routes-2@3"]
+            [
+                "credentials/jane/credentials/c@3",
+                "routes/needs@3",
+                "routes/one@1",
+                "routes/routes-2@3"
+            ]
         );
     }
 

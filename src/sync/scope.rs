@@ -745,6 +745,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_is_declared_about_trust_concerns_everybody() {
+        let mut world = World::new();
+        world.put("trust_domains/b.test", json!({"bundle": "x"}));
+        world.put("revocations/1", json!({"spiffe_id": CART}));
+        world.0.put_unreadable(&key("revocations/2"));
+        for (role, id) in
+            [(Role::Sidecar, WEB), (Role::Ingress, EDGE), (Role::Issuer, "spiffe://i")]
+        {
+            let scope = world.0.enter(role, id);
+            let all = ["revocations/1", "revocations/2", "trust_domains/b.test"];
+            assert_eq!(world.all(scope), all, "{role}");
+        }
+    }
+
+    #[test]
     fn a_sidecar_receives_what_its_routes_use_and_never_another_workloads_consumers_or_secrets() {
         let mut world = shop();
         let cart = world.0.enter(Role::Sidecar, CART);
