@@ -302,7 +302,7 @@ async fn of_several_identities_the_settings_choose_one() {
     let error = choose(Some("spiffe://a.test/x"), None).await.unwrap_err().report();
     assert!(error.contains("has no SVID for spiffe://a.test/x"), "{error}");
     let error = choose(None, Some("internal")).await.unwrap_err().report();
-    assert!(error.contains("no SVID of the Workload API has the hint \"internal\""), "{error}");
+    assert!(error.contains("has no SVID for hint \"internal\""), "{error}");
 }
 
 #[tokio::test]
