@@ -565,12 +565,12 @@ pub static CASES: &[Case] = &[
     }),
     case("48a", Own, Accepted, Both, "a key on P-384", |f, path| {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384)?;
-        let signed = f.own.intermediate().sign_with(&f.own.leaf(path)?, key)?;
+        let signed = f.own.intermediate().sign_with(&f.own.leaf(path)?, &key)?;
         Ok(signed.followed_by([f.intermediate()]))
     }),
     case("48b", Own, Accepted, Both, "an Ed25519 key", |f, path| {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        let signed = f.own.intermediate().sign_with(&f.own.leaf(path)?, key)?;
+        let signed = f.own.intermediate().sign_with(&f.own.leaf(path)?, &key)?;
         Ok(signed.followed_by([f.intermediate()]))
     }),
     case("49a", Own, Refused, Both, "a chain of eight certificates", |f, path| {

@@ -85,16 +85,20 @@ impl Signer {
     /// # Errors
     /// The parameters cannot be written as a certificate.
     pub fn sign(&self, params: &CertificateParams) -> Result<Credential, Error> {
-        self.sign_with(params, KeyPair::generate()?)
+        self.sign_with(params, &KeyPair::generate()?)
     }
 
     /// A leaf with a key of the caller's choice.
     ///
     /// # Errors
     /// The parameters cannot be written as a certificate.
-    pub fn sign_with(&self, params: &CertificateParams, key: KeyPair) -> Result<Credential, Error> {
-        let leaf = params.signed_by(&key, &self.issuer)?.der().clone();
-        Ok(Credential { chain: vec![leaf], key: private_key(&key) })
+    pub fn sign_with(
+        &self,
+        params: &CertificateParams,
+        key: &KeyPair,
+    ) -> Result<Credential, Error> {
+        let leaf = params.signed_by(key, &self.issuer)?.der().clone();
+        Ok(Credential { chain: vec![leaf], key: private_key(key) })
     }
 
     /// A certificate for a key that is not at hand: only its public half.

@@ -145,7 +145,7 @@ mod tests {
     fn an_alert_is_a_refusal_and_our_own_failure_is_not() {
         let alert = rustls::Error::AlertReceived(rustls::AlertDescription::BadCertificate);
         let seen = refusal(&io::Error::other(alert));
-        assert_eq!(seen, Seen::Refused("alert bad_certificate".into()));
+        assert_eq!(seen, Seen::Refused("alert BadCertificate".into()));
         let own = refusal(&io::Error::other(rustls::Error::FailedToGetCurrentTime));
         assert!(matches!(own, Seen::Unclear(_)));
     }

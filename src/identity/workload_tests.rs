@@ -308,27 +308,68 @@ async fn rules_100_and_101_each_message_is_the_full_state() {
 }
 
 #[tokio::test]
-async fn rules_102_and_103_what_is_taken_away_is_used_no_more_until_it_comes_back() {
+async fn rule_102_an_svid_that_is_missing_among_others_is_used_no_more() {
     let (mut agent, a) = (Agent::start(), Forge::new("a.test"));
     let (web, other) = (a.svid("/web"), a.svid("/other"));
     let (source, call) = agent.source(message(vec![entry(&web, &a), entry(&other, &a)])).await;
     let mut live = source.identity();
 
     call.say(only(&other, &a)).await;
+    agent.call().await.say(only(&other, &a)).await;
     let gone = until(&mut live, Identity::is_withdrawn).await;
     assert_eq!(gone.id(), &web.id, "102 it did not become somebody else");
     stays(&mut live, "102").await;
+}
+
+#[tokio::test]
+async fn rules_102_and_103_what_was_taken_away_comes_back_when_the_api_says_so() {
+    let (mut agent, a) = (Agent::start(), Forge::new("a.test"));
+    let (web, other) = (a.svid("/web"), a.svid("/other"));
+    let (source, call) = agent.source(only(&web, &a)).await;
+    let mut live = source.identity();
+    call.say(only(&other, &a)).await;
+    let call = agent.call().await;
+    call.say(only(&other, &a)).await;
+    until(&mut live, Identity::is_withdrawn).await;
     call.say(message(vec![entry(&other, &a), entry(&web, &a)])).await;
     let back = until(&mut live, |now| !now.is_withdrawn()).await;
-    assert_eq!(back.id(), &web.id, "102 it came back, though not as the first");
+    assert_eq!(back.id(), &web.id, "102 on the same stream, and not as the first");
 
     call.end(Status::permission_denied("no identity issued")).await;
+    agent.call().await.end(Status::permission_denied("no identity issued")).await;
     until(&mut live, Identity::is_withdrawn).await;
     agent.call().await.end(Status::permission_denied("for another reason")).await;
     let call = agent.call().await;
     stays(&mut live, "103").await;
     call.say(only(&web, &a)).await;
     until(&mut live, |now| !now.is_withdrawn()).await;
+}
+
+#[tokio::test]
+async fn rule_103_a_denial_on_a_running_stream_counts_when_it_is_said_again() {
+    let (mut agent, a) = (Agent::start(), Forge::new("a.test"));
+    let (web, other, next) = (a.svid("/web"), a.svid("/other"), a.svid("/web"));
+    let (source, mut call) = agent.source(only(&web, &a)).await;
+    let mut live = source.identity();
+    let before = live.version();
+    for missing in [false, true] {
+        if missing {
+            call.say(only(&other, &a)).await;
+        } else {
+            call.end(Status::permission_denied("no identity issued")).await;
+        }
+        call = agent.call().await;
+        stays(&mut live, "103 SPIRE's agent says so while it signs anew").await;
+        call.say(only(&next, &a)).await;
+        timeout(SOON, live.changed()).await.unwrap();
+        assert_eq!(live.load().svid.serial, next.serial);
+    }
+    assert_eq!(live.version(), before + 2, "103 never withdrawn in between");
+
+    // Nobody says anything any more: then the denial is all that we know.
+    call.end(Status::permission_denied("no identity issued")).await;
+    let _silent = agent.call().await;
+    until(&mut live, Identity::is_withdrawn).await;
 }
 
 #[tokio::test]
@@ -515,8 +556,10 @@ async fn rule_112_an_svid_that_is_over_does_not_hold_back_its_bundles() {
     assert_eq!(now.svid.serial, web.serial, "112 the SVID in use stays");
 
     call.end(Status::permission_denied("no identity issued")).await;
+    agent.call().await.end(Status::permission_denied("no identity issued")).await;
     until(&mut live, Identity::is_withdrawn).await;
-    agent.call().await.say(only(&over, &a)).await;
+    let call = agent.call().await;
+    call.say(only(&over, &a)).await;
     stays(&mut live, "112 what was taken away came back with an SVID that is over").await;
 }
 

@@ -5,6 +5,7 @@ mod attest;
 mod authority;
 mod entries;
 mod error;
+mod jwt;
 mod key;
 mod socket_authority;
 mod source;
@@ -20,5 +21,6 @@ pub use authority::{
 };
 pub use entries::{Entries, RegistrationEntry};
 pub use error::Error;
+pub use jwt::{IssuedToken, JwtAlgorithm, JwtIssuer, JwtSettings, Keys};
 pub use source::IssuerSource;
 pub use workload_api::WorkloadApi;

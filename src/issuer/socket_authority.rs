@@ -368,8 +368,7 @@ mod tests {
             let came = blocks(path.as_bytes(), &hex(coded));
             let goes = blocks(name.as_bytes(), &hex(coded_name));
             for (came, goes) in came.iter().zip(&goes) {
-                let padded =
-                    |block: &[u8]| [&[2, 0, 0, 0, 0, 7][..], block, &[b'/', b'%']].concat();
+                let padded = |block: &[u8]| [&[2, 0, 0, 0, 0, 7][..], block, b"/%"].concat();
                 let all = |block: &[u8]| {
                     [
                         PREFACE.to_vec(),

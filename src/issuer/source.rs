@@ -54,6 +54,7 @@ async fn renew(
     publisher: Publisher<Identity>,
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let mut jwt_keys = authority.jwt().keys();
     let mut announced = authority.announced();
     let mut issued_under = announced.load().root.clone();
     let mut due = Instant::now() + pause_for(&publisher.live().load(), &authority);
@@ -61,6 +62,7 @@ async fn renew(
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
             () = changed(&mut federated) => {}
+            () = changed(&mut jwt_keys) => {}
             () = changed(&mut announced) => {}
         }
         let current = publisher.live().load();

@@ -77,6 +77,11 @@ impl IssuerRole {
             .iter()
             .map(|workload| RegistrationEntry::new(workload, &domain))
             .collect::<Result<Vec<_>, _>>()?;
+        issuer
+            .jwt
+            .check()
+            .map_err(|problem| super::settings::Error::Setting { field: "issuer.jwt", problem })?;
+        authority.jwt().configure(issuer.jwt);
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let upkeep = upkeep(issuer)?;
         let drain = Drain::new();

@@ -1,6 +1,7 @@
 //! Roles: the one room that knows all others, and wires them together. A door: it defines nothing itself.
 
 mod catalog;
+mod connections;
 mod control_plane;
 mod data_plane;
 mod embedded;
@@ -25,5 +26,5 @@ pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
-    IssuerSettings, Role, RootRotationSettings, Settings, SidecarSettings,
+    IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };

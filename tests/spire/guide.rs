@@ -9,7 +9,7 @@ use wardgate::identity::{Identity, Svid, TrustBundle, TrustBundles};
 
 use crate::etcd_server::new_folder;
 use crate::programs::programs;
-use crate::spire::selectors_of;
+use crate::spire::{sees_programs, selectors_of};
 use crate::world::{App, Ended, Peer, Process, eventually, free_port};
 
 const GUIDE: &str = include_str!("../../docs/spire.md");
@@ -46,6 +46,10 @@ impl Place {
             ("/var/lib/spire", at("lib")),
             ("/var/lib/wardgate", at("state")),
             ("/etc/wardgate/billing.yaml", at("etc/billing.yaml")),
+            (
+                "discover_workload_path = true",
+                format!("discover_workload_path = {}", sees_programs()),
+            ),
             ("8081", free_port().to_string()),
             ("http://127.0.0.1:8080", format!("http://{}", app.address)),
             ("0.0.0.0:15006", "127.0.0.1:0".into()),

@@ -6,7 +6,7 @@ use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::*;
-use crate::identity::forge::{Forge, leaf};
+use crate::identity::forge::{Forge, dns, leaf};
 use crate::identity::{Peer, Trust, TrustBundles};
 use crate::rt::unix_seconds;
 
@@ -88,4 +88,15 @@ fn bytes_that_are_no_certificate_are_refused_without_panic() {
     trailing.push(0);
     let chain = [CertificateDer::from(trailing), good[1].clone()];
     assert_eq!(code(&a.bundles(), &chain), "malformed_certificate");
+}
+
+#[test]
+fn without_an_intermediate_the_proof_ends_with_the_leaf_or_the_root() {
+    let soon = time::OffsetDateTime::now_utc() + time::Duration::minutes(5);
+    let a = Forge::shaped("a.test", |p| p.not_after = soon, |_| {});
+    let mut params = leaf(ID);
+    params.subject_alt_names.push(dns("web.a.test"));
+    let chain = a.sign_by_root(&params).chain;
+    let peer = judge(&a.bundles(), &chain, Purpose::Client, unix_seconds()).unwrap();
+    assert_eq!((peer.not_after, peer.chain.len()), (soon.unix_timestamp(), 1));
 }

@@ -15,8 +15,8 @@ use parking_lot::{Mutex, MutexGuard};
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
-use super::super::Error;
 use super::super::key::KeyPair;
+use super::super::{Error, JwtIssuer};
 use super::certificate::{DAY, Intermediate, MAX_TTL, Signer, fingerprint, fresh_name};
 use super::custody::{FileCustody, KeyCustody, MemoryCustody};
 use super::files::{Files, Lock, OPEN, Stamp};
@@ -64,6 +64,7 @@ pub struct Authority {
     /// Held while something is changed, so that it happens once.
     changing: Mutex<()>,
     pub(super) ledger: Ledger,
+    jwt: JwtIssuer,
     announcements: Publisher<Announcement>,
 }
 
@@ -76,7 +77,7 @@ struct Seen {
 /// What an authority tells those who rest on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// What others need to verify its SVIDs: all roots that are prepared, active or outgoing.
+    /// All roots that are prepared, active or outgoing.
     pub bundle: TrustBundle,
     /// Its revocation lists.
     pub lists: Vec<CertificateRevocationListDer<'static>>,
@@ -203,6 +204,10 @@ impl Authority {
             return Err(Error::RootExpired { domain });
         }
         let first = announcement(&loaded, &Lists::default());
+        let jwt = match files.folder() {
+            Some(folder) => JwtIssuer::open(domain.clone(), folder, clock.clone())?,
+            None => JwtIssuer::in_memory(domain.clone(), clock.clone())?,
+        };
         let authority = Self {
             domain,
             clock,
@@ -215,6 +220,7 @@ impl Authority {
             list_lifetime: AtomicI64::new(LIST_LIFETIME),
             changing: Mutex::default(),
             ledger,
+            jwt,
             announcements: Publisher::new(first).0,
         };
         let changing = authority.changing()?;
@@ -234,9 +240,15 @@ impl Authority {
         &self.clock
     }
 
-    /// What others need to verify its SVIDs: its roots.
+    /// The issuer of JWT-SVIDs, whose keys are kept beside the authority's.
+    pub fn jwt(&self) -> &JwtIssuer {
+        &self.jwt
+    }
+
+    /// What others need to verify its SVIDs: its roots, and the keys for JWT-SVIDs.
     pub fn bundle(&self) -> TrustBundle {
-        self.announcements.live().load().bundle.clone()
+        let announced = self.announcements.live().load();
+        TrustBundle { jwt_authorities: self.jwt.authorities(), ..announced.bundle.clone() }
     }
 
     /// Bundle, revocation lists and the active root, now and whenever one of them changes.

@@ -245,7 +245,12 @@ impl Files {
     }
 }
 
-fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+pub(in crate::issuer) fn write(
+    folder: &Path,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> io::Result<()> {
     let fresh = folder.join(format!("{name}.new"));
     remove(&fresh)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;

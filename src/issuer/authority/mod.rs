@@ -24,6 +24,7 @@ mod upstream;
 pub use authority::{Announcement, Authority, DEFAULT_TTL};
 pub(super) use certificate::MAX_TTL;
 pub use custody::{AuthorityKey, FileCustody, KeyCustody};
+pub(super) use files::write as write_file;
 pub use ledger::{Evidence, Issued};
 pub use lists::{Reason, Revoked};
 pub use passphrase::Passphrase;
