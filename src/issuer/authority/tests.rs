@@ -31,7 +31,7 @@ fn domain() -> TrustDomain {
 }
 
 fn issue(authority: &Authority, ttl: Duration) -> Svid {
-    authority.issue(&ID.parse().unwrap(), ttl, &[]).unwrap()
+    authority.issue_to(&ID.parse().unwrap(), ttl, &[], &Evidence::by("workload api")).unwrap()
 }
 
 fn verify(authority: &Authority, svid: &Svid, now: i64) -> Result<(), &'static str> {
