@@ -106,13 +106,13 @@ impl Forge {
             reason_code: None,
             invalidity_date: None,
         });
-        let params = rcgen::CertificateRevocationListParams {
+        let params = CertificateRevocationListParams {
             this_update: now - Duration::minutes(1),
             next_update: now + Duration::hours(1),
             crl_number: 1_u64.into(),
             issuing_distribution_point: None,
             revoked_certs: revoked.collect(),
-            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+            key_identifier_method: KeyIdMethod::Sha256,
         };
         params.signed_by(&self.root_issuer).unwrap().der().to_vec()
     }

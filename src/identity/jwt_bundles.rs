@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status, Streaming};
 
 use super::jwt::read_unproved;
@@ -21,11 +21,13 @@ use super::{
 };
 use crate::rt::{Backoff, Clock, Live, Publisher, Tasks};
 
-/// How long one call may take to begin.
-const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long the answer to a call may take. SPIRE's agent waits until its server has signed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How long keys that were denied on a running stream may wait for the answer to a second question: SPIRE's agent denies for a
+/// moment while it has SVIDs signed anew.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// How long a start, or whoever waits for a forced refresh, waits for keys. The identity does not depend on them.
 const FIRST_WITHIN: Duration = Duration::from_secs(2);
-
 /// The keys for tokens, by trust domain: one message, in full.
 type KeySets = BTreeMap<TrustDomain, Vec<JwtAuthority>>;
 
@@ -148,8 +150,12 @@ fn with_keys(below: &Arc<Identity>, keys: &KeySets, previous: &Identity) -> Arc<
 struct KeyStream {
     api: Api,
     open: Option<Streaming<JwtBundlesResponse>>,
+    /// Has the open stream told anything yet?
+    has_told: bool,
     not_before: Instant,
     backoff: Backoff,
+    /// A running stream ended with a denial: until then a second question may take it back.
+    doubt: Option<Instant>,
     /// The API has no JWT-SVIDs: asking again gives the same answer (99).
     never: bool,
 }
@@ -157,7 +163,15 @@ struct KeyStream {
 impl KeyStream {
     fn new(api: Api) -> Self {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        Self { api, open: None, not_before: Instant::now(), backoff, never: false }
+        Self {
+            api,
+            open: None,
+            has_told: false,
+            not_before: Instant::now(),
+            backoff,
+            doubt: None,
+            never: false,
+        }
     }
 
     fn reopen(&mut self) {
@@ -171,22 +185,21 @@ impl KeyStream {
             if self.never {
                 std::future::pending::<()>().await;
             }
-            if self.open.is_none() {
-                sleep_until(self.not_before).await;
-                // Set before the attempt: one that is not waited for counts as well.
-                self.not_before = Instant::now() + self.backoff.next();
-                match self.api.key_sets().await {
-                    Ok(stream) => self.open = Some(stream),
-                    Err(error) => match self.lost(&error) {
-                        Some(none) => return none,
-                        None => continue,
-                    },
-                }
-            }
-            let Some(stream) = &mut self.open else { continue };
-            match stream.message().await {
-                Ok(Some(message)) => match read_message(message) {
+            let event = match self.doubt {
+                None => self.event().await,
+                Some(until) => match timeout_at(until, self.event()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.doubt = None;
+                        tracing::warn!("the keys for JWT-SVIDs were denied, and not given again");
+                        return KeySets::new();
+                    }
+                },
+            };
+            let error = match event {
+                Ok(message) => match read_message(message) {
                     Ok(sets) => {
+                        (self.has_told, self.doubt) = (true, None);
                         self.backoff.reset();
                         return sets;
                     }
@@ -194,27 +207,38 @@ impl KeyStream {
                     Err(error) => {
                         let error = error.report();
                         tracing::error!(error, "keys for JWT-SVIDs refused; keeping those in use");
+                        continue;
                     }
                 },
-                Ok(None) => {
-                    self.open = None;
-                    tracing::warn!(
-                        address = self.api.0.text,
-                        "the stream of keys for JWT-SVIDs ended; trying again"
-                    );
-                }
-                Err(status) => {
-                    self.open = None;
-                    let error = self.api.failed(status);
-                    if let Some(none) = self.lost(&error) {
-                        return none;
-                    }
-                }
+                Err(error) => error,
+            };
+            self.open = None;
+            if let Some(sets) = self.lost(&error) {
+                return sets;
             }
         }
     }
 
-    /// A denial is a statement about us: what we were told holds no longer. Everything else leaves the keys as they are.
+    /// The next message, or why there is none.
+    async fn event(&mut self) -> Result<JwtBundlesResponse, Error> {
+        if self.open.is_none() {
+            sleep_until(self.not_before).await;
+            // Set before the attempt: one that is not waited for counts as well.
+            self.not_before = Instant::now() + self.backoff.next();
+            self.has_told = false;
+            self.open = Some(self.api.key_sets().await?);
+        }
+        let ended = || Error::StreamEnded { address: self.api.address().to_owned() };
+        let Some(stream) = &mut self.open else { return Err(ended()) };
+        match stream.message().await {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(ended()),
+            Err(status) => Err(self.api.failed(status)),
+        }
+    }
+
+    /// A denial is a statement about us: what we were told holds no longer, if it is said twice. Everything else leaves the
+    /// keys as they are.
     fn lost(&mut self, error: &Error) -> Option<KeySets> {
         let code = match error {
             Error::JwtApi { source, .. } => Some(source.code()),
@@ -227,8 +251,16 @@ impl KeyStream {
                 self.never = true;
                 Some(KeySets::new())
             }
+            Some(Code::PermissionDenied) if self.has_told => {
+                tracing::warn!(error, "the keys for JWT-SVIDs are denied; asking again");
+                let now = Instant::now();
+                (self.has_told, self.not_before) = (false, now);
+                self.doubt = Some(now + CONFIRM_WITHIN);
+                None
+            }
             Some(Code::PermissionDenied) => {
                 tracing::warn!(error, "the Workload API withdrew the keys for JWT-SVIDs");
+                self.doubt = None;
                 Some(KeySets::new())
             }
             Some(Code::InvalidArgument) => {
@@ -285,7 +317,7 @@ const MAX_KEPT: usize = 1024;
 
 impl fmt::Debug for JwtSvids {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtSvids").field("address", &self.api.0.text).finish_non_exhaustive()
+        f.debug_struct("JwtSvids").field("address", &self.api.address()).finish_non_exhaustive()
     }
 }
 
@@ -363,11 +395,17 @@ impl JwtSvids {
 }
 
 /// Where the API is.
-struct Api(WorkloadEndpoint);
+struct Api {
+    endpoint: WorkloadEndpoint,
+}
 
 impl Api {
     fn new(settings: &WorkloadApiSettings) -> Result<Self, Error> {
-        WorkloadEndpoint::of(settings.socket.as_deref()).map(Self)
+        Ok(Self { endpoint: WorkloadEndpoint::of(settings.socket.as_deref())? })
+    }
+
+    fn address(&self) -> &str {
+        &self.endpoint.text
     }
 
     async fn key_sets(&self) -> Result<Streaming<JwtBundlesResponse>, Error> {
@@ -379,15 +417,15 @@ impl Api {
         &self,
         call: impl AsyncFnOnce(Client) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, Error> {
-        let client = self.0.connect().await?;
-        let calling = async { Ok(call(client).await?.into_inner()) };
-        match timeout(OPEN_WITHIN, calling).await {
-            Ok(answer) => answer.map_err(|status| self.failed(status)),
+        let client = self.endpoint.connect().await?;
+        match timeout(ANSWER_WITHIN, call(client)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.failed(status)),
             Err(_) => Err(self.failed(Status::deadline_exceeded("no answer in time"))),
         }
     }
 
     fn failed(&self, status: Status) -> Error {
-        Error::JwtApi { address: self.0.text.clone(), source: Box::new(status) }
+        Error::JwtApi { address: self.address().to_owned(), source: Box::new(status) }
     }
 }

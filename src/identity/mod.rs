@@ -27,6 +27,8 @@ mod trust;
 mod workload_api;
 mod workload_endpoint;
 mod workload_message;
+#[cfg(test)]
+mod workload_tests;
 // The SPIFFE Workload API's messages, client and server. tests/codegen.rs holds it to proto/workload.proto.
 #[rustfmt::skip]
 #[path = "generated/workload.rs"]
