@@ -48,8 +48,8 @@ const ALL: &[Generated] = &[
     Generated {
         proto: "workload.proto",
         package: "",
-        out: "issuer/generated/workload.rs",
-        client: false,
+        out: "identity/generated/workload.rs",
+        client: true,
         server: true,
         without_debug: &["X509SVID", "JWTSVID"],
         shared_bytes: &[],

@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
 use super::svid::{certificates, concatenated, pem_text};
-use super::{Error, TrustDomain};
+use super::{Error, TrustDomain, strict_json};
 
 /// A key that verifies JWT-SVIDs of its trust domain, and nothing else (64).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,15 @@ impl TrustBundle {
         self.roots.iter().flat_map(|root| root.iter().copied()).collect()
     }
 
+    /// Are the authorities the same, in whatever order?
+    pub fn has_authorities_of(&self, other: &Self) -> bool {
+        let within = |some: &Self, all: &Self| {
+            some.roots.iter().all(|root| all.roots.contains(root))
+                && some.jwt_authorities.iter().all(|key| all.jwt_authorities.contains(key))
+        };
+        within(self, other) && within(other, self)
+    }
+
     fn checked(domain: TrustDomain, roots: Vec<CertificateDer<'static>>) -> Result<Self, Error> {
         for (at, root) in roots.iter().enumerate() {
             match X509Certificate::from_der(root) {
@@ -106,11 +115,16 @@ impl BundleDocument {
     /// usable keys is an empty bundle, which trusts nobody.
     ///
     /// # Errors
-    /// It is not JSON, has no list `keys`, or an X.509 entry carries something that is not a certificate.
+    /// It is not JSON, has a member twice, has no list `keys`, or an X.509 entry carries something that is not a certificate.
     pub fn parse(domain: TrustDomain, json: &[u8]) -> Result<Self, Error> {
-        let wrong = |detail: &str| Error::BundleDocument { detail: detail.into() };
-        let document: Value = serde_json::from_slice(json)
+        let document = strict_json::parse(json)
             .map_err(|error| Error::BundleDocument { detail: error.to_string() })?;
+        Self::from_value(domain, &document)
+    }
+
+    /// The same of JSON that is parsed already.
+    pub(super) fn from_value(domain: TrustDomain, document: &Value) -> Result<Self, Error> {
+        let wrong = |detail: &str| Error::BundleDocument { detail: detail.into() };
         let keys = document.get("keys").ok_or_else(|| wrong("`keys` is missing"))?;
         let keys = keys.as_array().ok_or_else(|| wrong("`keys` is not a list"))?;
         let mut roots = Vec::new();
@@ -144,6 +158,25 @@ impl BundleDocument {
         Ok(Self { bundle, sequence, refresh_after: Duration::from_secs(hint.clamp(10, 86_400)) })
     }
 
+    /// May this document take the place of `stored`, which was fetched from the same place before?
+    ///
+    /// # Errors
+    /// Its sequence is lower, or gone (67), or the same with other authorities (68): install nothing and tell an operator.
+    pub fn succeeds(&self, stored: &Self) -> Result<Succession, Error> {
+        let same = self.bundle.has_authorities_of(&stored.bundle);
+        match (self.sequence, stored.sequence) {
+            (Some(found), Some(stored)) if found < stored => {
+                Err(Error::SequenceRollback { found: found.to_string(), stored })
+            }
+            (None, Some(stored)) => Err(Error::SequenceRollback { found: "none".into(), stored }),
+            (Some(sequence), Some(stored)) if sequence == stored && !same => {
+                Err(Error::SequenceReused { sequence })
+            }
+            _ if same => Ok(Succession::Same),
+            _ => Ok(Succession::Newer),
+        }
+    }
+
     /// The document as JSON.
     ///
     /// # Errors
@@ -166,6 +199,15 @@ impl BundleDocument {
         document["spiffe_refresh_hint"] = self.refresh_after.as_secs().into();
         Ok(document)
     }
+}
+
+/// What a fetched bundle document is to the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// The authorities are the same.
+    Same,
+    /// The authorities changed: install them.
+    Newer,
 }
 
 /// The certificate's public key as RFC 7517 and RFC 7518 write it.

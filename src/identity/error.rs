@@ -77,11 +77,43 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// One bundle of a bundle map.
+    #[error("the bundle of trust domain {domain} in the map cannot be used")]
+    BundleInMap {
+        /// Whose bundle it is.
+        domain: TrustDomain,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// A bundle document older than the one that is in use (67).
+    #[error(
+        "the bundle document has spiffe_sequence {found}, older than {stored}, which is in use"
+    )]
+    SequenceRollback {
+        /// Its sequence, `none` when it has none any more.
+        found: String,
+        /// The sequence of the document in use.
+        stored: u64,
+    },
+    /// Two bundle documents of one sequence (68).
+    #[error(
+        "the bundle document has spiffe_sequence {sequence} as the one in use, and other authorities"
+    )]
+    SequenceReused {
+        /// The sequence of both.
+        sequence: u64,
+    },
     /// A bundle's certificate that is none.
     #[error("authority {position} of the bundle is not a certificate")]
     BundleCertificate {
         /// Counted from 1.
         position: usize,
+    },
+    /// A certificate revocation list that cannot be read, or of a kind that is not taken.
+    #[error("the revocation list cannot be used: {detail}")]
+    RevocationList {
+        /// What is wrong with it.
+        detail: String,
     },
     /// The Workload API's address is missing or wrong.
     #[error(
@@ -100,25 +132,61 @@ pub enum Error {
         /// The socket's directory.
         directory: PathBuf,
     },
+    /// The Workload API's socket is not served by whom it should be.
+    #[error(
+        "{socket} is served by user {uid}, in a directory where every user may make something: expected root or our own user"
+    )]
+    SocketServer {
+        /// The socket.
+        socket: PathBuf,
+        /// Who serves it.
+        uid: u32,
+    },
+    /// Nothing answers at the Workload API's address.
+    #[error("cannot reach the Workload API at {address}")]
+    Unreachable {
+        /// Where it should be.
+        address: String,
+        /// What the system said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The Workload API's answer.
-    #[error("the Workload API at {address} gave no identity")]
+    #[error("the Workload API at {address} gave no identity: {code:?}: {message}")]
     WorkloadApi {
         /// Where it was asked.
         address: String,
+        /// gRPC's name for it.
+        code: tonic::Code,
         /// What it said.
-        source: Box<spiffe::WorkloadApiError>,
+        message: String,
+    },
+    /// A message of the Workload API that lacks what it must have.
+    #[error("the Workload API's message is malformed: {detail}")]
+    WorkloadMessage {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The settings' SPIFFE ID or hint.
+    #[error("setting identity.{setting}: {problem}")]
+    Wanted {
+        /// `spiffe_id` or `hint`.
+        setting: &'static str,
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
+    /// The Workload API has SVIDs for us, but not the one that we want.
+    #[error("the Workload API has no SVID for {wanted}, only for {found}")]
+    NotAmong {
+        /// The ID or the hint.
+        wanted: String,
+        /// The IDs that it has.
+        found: String,
     },
     /// The Workload API closed its stream.
     #[error("the Workload API at {address} ended the stream")]
     StreamEnded {
         /// Where it was asked.
         address: String,
-    },
-    /// No SVID bears the hint that the settings ask for.
-    #[error("no SVID of the Workload API has the hint {hint:?}")]
-    NoHint {
-        /// The wanted hint.
-        hint: String,
     },
     /// Nothing valid came in time.
     #[error("no valid identity within {} s from {origin}", within.as_secs_f64())]

@@ -1,6 +1,7 @@
 //! Who a workload is: SPIFFE IDs, SVIDs, trust bundles, and where they come from. A door: it defines nothing itself.
 
 mod bundle;
+mod bundle_map;
 mod chain;
 mod error;
 mod files;
@@ -9,19 +10,31 @@ pub(crate) mod forge;
 mod pattern;
 mod peer;
 mod revocation;
+mod revocation_list;
 mod source;
 mod spiffe_id;
+mod strict_json;
 mod svid;
 mod trust;
 mod workload_api;
+mod workload_endpoint;
+mod workload_message;
+// The SPIFFE Workload API's messages, client and server. tests/codegen.rs holds it to proto/workload.proto.
+#[rustfmt::skip]
+#[path = "generated/workload.rs"]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, dead_code, clippy::all,
+    clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
+pub(crate) mod workload_proto;
 
-pub use bundle::{BundleDocument, JwtAuthority, TrustBundle, TrustBundles};
+pub use bundle::{BundleDocument, JwtAuthority, Succession, TrustBundle, TrustBundles};
+pub use bundle_map::BundleMap;
 pub use chain::{ChainVerifier, Flaw, Presented, Purpose};
 pub use error::Error;
 pub use files::{FileSettings, FileSource};
 pub use pattern::SpiffePattern;
 pub use peer::Peer;
 pub use revocation::{DenyList, RevocationLists, RevocationMode, Revocations};
+pub use revocation_list::RevocationList;
 pub use source::{Identity, IdentitySource};
 pub use spiffe_id::{SpiffeId, TrustDomain};
 pub use svid::{Svid, renew_after};

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rustls_pki_types::CertificateRevocationListDer;
 
-use super::{SpiffeId, TrustDomain};
+use super::{Error, RevocationList, SpiffeId, TrustDomain};
 
 /// What a trust domain's revocation lists mean for a handshake.
+///
+/// In every mode but `Off` a certificate that an authentic list names is refused, also when the list is out of date: what was
+/// revoked stays revoked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RevocationMode {
     /// Lists are not looked at.
@@ -27,10 +30,40 @@ pub struct RevocationLists {
     pub lists: Vec<CertificateRevocationListDer<'static>>,
 }
 
+impl RevocationLists {
+    /// Adds the lists that a file or an answer holds (PEM with one or more, or the DER of one), and tells what they say.
+    ///
+    /// # Errors
+    /// It holds no list, or one that cannot be read; nothing is added then.
+    pub fn add(&mut self, content: &[u8]) -> Result<Vec<RevocationList>, Error> {
+        let found = RevocationList::read(content)?;
+        self.lists.extend(found.iter().map(|list| list.der().clone()));
+        Ok(found)
+    }
+
+    /// Adds those lists that can be read, and tells why the others were discarded: a malformed list of one authority must not
+    /// take away the lists of the others (111). Positions count from 1.
+    pub fn add_each(
+        &mut self,
+        lists: impl IntoIterator<Item = CertificateRevocationListDer<'static>>,
+    ) -> Vec<(usize, Error)> {
+        let mut discarded = Vec::new();
+        for (at, list) in lists.into_iter().enumerate() {
+            match RevocationList::from_der(list) {
+                Ok(list) => self.lists.push(list.der().clone()),
+                Err(error) => discarded.push((at + 1, error)),
+            }
+        }
+        discarded
+    }
+}
+
 /// Refused at once, whatever bundles and lists say: what operators declare as `revocations`.
+///
+/// Serial numbers and keys are looked for in the whole path, so that an authority can be denied as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DenyList {
-    /// Serial numbers, lower-case hexadecimal, with the trust domain whose authority gave them.
+    /// Serial numbers, lower-case hexadecimal without leading zeros, with the trust domain whose authority gave them.
     pub serials: BTreeSet<(TrustDomain, String)>,
     /// SHA-256 of public keys (SubjectPublicKeyInfo), lower-case hexadecimal.
     pub keys: BTreeSet<String>,

@@ -10,8 +10,16 @@ pub struct Rules {
     /// Refuses what the specification asks of issuers and not of verifiers: a key usage that is not critical (33), a name
     /// extension that is not critical beside an empty subject (41).
     pub strict: bool,
-    /// Seconds that a certificate may be used before its notBefore, at most 60 (40). There is no leeway after notAfter.
+    /// Seconds that a certificate may be used before its notBefore, at most 60 (40): more counts as 60. There is no leeway after
+    /// notAfter.
     pub not_before_leeway: u8,
+}
+
+impl Rules {
+    /// The leeway for notBefore in seconds: 0 to 60.
+    pub fn leeway(self) -> u8 {
+        self.not_before_leeway.min(60)
+    }
 }
 
 /// Whom we trust and under which conditions: bundles, revocation, rules.

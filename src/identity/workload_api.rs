@@ -1,24 +1,21 @@
 //! Identity source: the SPIFFE Workload API, served by SPIRE's agent or by our own issuer.
 //!
 //! Each message is the full state and replaces the former as a whole, after it was validated; a message that is refused
-//! changes nothing. When the API says that we have no identity any more, ours is withdrawn. When it only goes away, ours
-//! stays, and we come back to it with growing pauses.
+//! changes nothing. When the API says that we have no identity any more, or not this one, ours is withdrawn. When it only goes
+//! away, ours stays, and we come back to it: at once, then with growing pauses.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spiffe::transport::Endpoint;
-use spiffe::{WorkloadApiClient, WorkloadApiError, X509Context};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Status, Streaming};
 
 use super::source::warn_of_shared_keys;
-use super::{Error, Identity, IdentitySource, Svid, TrustBundle, TrustBundles};
+use super::workload_endpoint::WorkloadEndpoint;
+use super::workload_message::{Delivered, MAX_HINT_BYTES, Wanted};
+use super::workload_proto::{X509svidRequest, X509svidResponse};
+use super::{Error, Identity, IdentitySource, SpiffeId};
 use crate::rt::{Backoff, Clock, Live, Publisher, Tasks};
 
 /// Where the Workload API is and which of its SVIDs is ours.
@@ -50,10 +47,12 @@ fn thirty() -> u64 {
     30
 }
 
-/// How long one attempt to reach the API may take.
-const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long the API may take for its first word on a stream. SPIRE's agent waits until its server has signed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The pause after an answer that trying again will hardly change.
 const LONG_PAUSE: Duration = Duration::from_secs(60);
+/// The pauses between attempts; a stream that lasted longer than the longest begins with none (96).
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// An identity kept current from the Workload API. The stream ends when this is dropped.
 #[derive(Debug)]
@@ -65,20 +64,24 @@ pub struct WorkloadApiSource {
 impl WorkloadApiSource {
     /// Waits for the first valid identity and follows the API's stream from then on.
     ///
+    /// The identity keeps its SPIFFE ID for life: when the API gives us another one in its place, ours is withdrawn, since
+    /// policies were compiled for it.
+    ///
     /// # Errors
     /// The address cannot be used, the API refuses the call as such, or no valid identity comes in the settings' time.
     pub async fn start(settings: WorkloadApiSettings, clock: Clock) -> Result<Self, Error> {
         let within = Duration::from_secs(settings.first_within_seconds);
-        let api = Subscription::new(settings, clock)?;
+        let mut api = Subscription::new(&settings, clock)?;
         let mut last = None;
         let first = timeout(within, api.first(&mut last)).await;
         let (stream, identity) = match first {
             Ok(found) => found?,
             Err(_) => {
                 let source = last.map(Box::new);
-                return Err(Error::NotInTime { origin: api.address, within, source });
+                return Err(Error::NotInTime { origin: api.endpoint.text, within, source });
             }
         };
+        api.wanted.id = Some(identity.id().clone());
         let (publisher, live) = Publisher::new(identity);
         let mut watch = Tasks::new();
         watch.add(api.follow(stream, publisher));
@@ -92,37 +95,49 @@ impl IdentitySource for WorkloadApiSource {
     }
 }
 
-type Contexts = Pin<Box<dyn Stream<Item = Result<X509Context, WorkloadApiError>> + Send>>;
+type Messages = Streaming<X509svidResponse>;
 
 struct Subscription {
-    address: String,
-    endpoint: Endpoint,
-    settings: WorkloadApiSettings,
+    endpoint: WorkloadEndpoint,
+    wanted: Wanted,
     clock: Clock,
 }
 
 impl Subscription {
-    fn new(settings: WorkloadApiSettings, clock: Clock) -> Result<Self, Error> {
-        let from_environment = || std::env::var("SPIFFE_ENDPOINT_SOCKET").unwrap_or_default();
-        let given = settings.socket.clone().unwrap_or_else(from_environment);
-        let address = if given.starts_with('/') { format!("unix:{given}") } else { given };
-        let endpoint =
-            Endpoint::parse(&address).map_err(|_| Error::Address { address: address.clone() })?;
-        Ok(Self { address, endpoint, settings, clock })
+    fn new(settings: &WorkloadApiSettings, clock: Clock) -> Result<Self, Error> {
+        let endpoint = WorkloadEndpoint::of(settings.socket.as_deref())?;
+        let invalid = |setting, problem| Error::Wanted { setting, problem };
+        let id = settings.spiffe_id.as_deref().map(|text| {
+            let id = text.parse::<SpiffeId>();
+            id.map_err(|error| {
+                invalid("spiffe_id", format!("{text:?} is not a SPIFFE ID: {error}"))
+            })
+        });
+        let hint = settings.hint.clone();
+        if hint.as_ref().is_some_and(|hint| hint.is_empty() || hint.len() > MAX_HINT_BYTES) {
+            let problem = format!("expected 1 to {MAX_HINT_BYTES} bytes");
+            return Err(invalid("hint", problem));
+        }
+        Ok(Self { endpoint, wanted: Wanted { id: id.transpose()?, hint }, clock })
     }
 
     /// Tries until there is an identity, or until trying again cannot help.
-    async fn first(&self, last: &mut Option<Error>) -> Result<(Contexts, Identity), Error> {
+    async fn first(&self, last: &mut Option<Error>) -> Result<(Messages, Identity), Error> {
         let mut backoff = pauses();
         loop {
             let attempt = async {
                 let mut stream = self.open().await?;
-                let context = match stream.next().await {
-                    Some(context) => context.map_err(|error| self.failed(error))?,
-                    None => return Err(Error::StreamEnded { address: self.address.clone() }),
-                };
-                let identity = self.identity_in(&context, None)?;
-                Ok((stream, identity))
+                let message = stream.message().await.map_err(|status| self.refused(&status))?;
+                let message = message
+                    .ok_or_else(|| Error::StreamEnded { address: self.endpoint.text.clone() })?;
+                match self.wanted.in_message(&message)? {
+                    Delivered::Ours(svid, trust) => {
+                        let identity = Identity::successor(None, *svid, trust, self.clock.now())?;
+                        warn_of_shared_keys(&identity.trust.bundles);
+                        Ok((stream, identity))
+                    }
+                    Delivered::Others(ids) => Err(self.not_among(&ids)),
+                }
             };
             match attempt.await {
                 Ok(found) => return Ok(found),
@@ -137,169 +152,129 @@ impl Subscription {
     }
 
     /// Follows the stream for ever; opens it again when it ends.
-    async fn follow(self, mut stream: Contexts, publisher: Publisher<Identity>) {
+    async fn follow(self, mut stream: Messages, publisher: Publisher<Identity>) {
         let mut backoff = pauses();
+        let mut opened = Instant::now();
         loop {
-            while let Some(message) = stream.next().await {
-                match message {
-                    Ok(context) => {
-                        self.publish(&context, &publisher);
-                        backoff.reset();
+            let ended = loop {
+                match stream.message().await {
+                    Ok(Some(message)) => self.take(&message, &publisher),
+                    Ok(None) => {
+                        break Error::StreamEnded { address: self.endpoint.text.clone() };
                     }
-                    Err(error) if ends_stream(&error) => {
-                        self.lost(error, &publisher);
-                        break;
-                    }
-                    // One malformed message is discarded as a whole; the next may be good.
-                    Err(error) => {
-                        let error = self.failed(error).report();
-                        tracing::error!(
-                            error,
-                            "the Workload API's message refused; keeping the identity in use"
-                        );
-                    }
+                    Err(status) => break self.refused(&status),
                 }
+            };
+            self.lost(&ended, &publisher);
+            // At once, unless streams end as soon as they begin.
+            if opened.elapsed() > PAUSES.1 {
+                backoff.reset();
+            } else {
+                backoff.wait().await;
             }
             stream = loop {
-                backoff.wait().await;
                 match self.open().await {
                     Ok(stream) => break stream,
-                    Err(Error::WorkloadApi { source, .. }) => {
-                        let hopeless = source.is_invalid_argument();
-                        self.lost(*source, &publisher);
-                        if hopeless {
+                    Err(error) => {
+                        self.lost(&error, &publisher);
+                        if is_final(&error) {
                             tokio::time::sleep(LONG_PAUSE).await;
                         }
                     }
-                    Err(error) => {
-                        tracing::warn!(error = error.report(), "cannot reach the Workload API");
-                    }
                 }
+                backoff.wait().await;
             };
+            opened = Instant::now();
         }
     }
 
-    fn publish(&self, context: &X509Context, publisher: &Publisher<Identity>) {
+    /// Puts a message's identity into the place of the current one.
+    fn take(&self, message: &X509svidResponse, publisher: &Publisher<Identity>) {
         let current = publisher.live().load();
-        match self.identity_in(context, Some(&current)) {
+        // What was taken away does not come back with an SVID that is over.
+        let previous = (!current.is_withdrawn()).then_some(&*current);
+        let next = match self.wanted.in_message(message) {
+            Ok(Delivered::Ours(svid, trust)) => {
+                Identity::successor(previous, *svid, trust, self.clock.now())
+            }
+            Ok(Delivered::Others(ids)) => return withdraw(&self.not_among(&ids), publisher),
+            Err(error) => Err(error),
+        };
+        match next {
             Ok(next) => {
-                tracing::info!(id = %next.svid.id, serial = %next.svid.serial, "identity renewed by the Workload API");
+                warn_of_shared_keys(&next.trust.bundles);
+                tracing::info!(id = %next.id(), serial = %next.svid.serial, "identity from the Workload API");
                 publisher.set(next);
             }
             Err(error) => tracing::error!(
                 error = error.report(),
-                "the Workload API's identity refused; keeping the identity in use"
+                "the Workload API's message refused; keeping the identity in use"
             ),
         }
     }
 
     /// The stream is over. A denial is a statement about us and takes the identity away; everything else is not.
-    fn lost(&self, error: WorkloadApiError, publisher: &Publisher<Identity>) {
-        let denied = is_denial(&error);
-        let error = self.failed(error).report();
-        let current = publisher.live().load();
-        if denied && !current.is_withdrawn() {
-            tracing::error!(error, id = %current.id(), "the Workload API withdrew our identity");
-            publisher.set(current.withdrawn());
+    fn lost(&self, error: &Error, publisher: &Publisher<Identity>) {
+        if matches!(error, Error::WorkloadApi { code: Code::PermissionDenied, .. }) {
+            withdraw(error, publisher);
         } else {
-            tracing::warn!(error, "the Workload API's stream ended; trying again");
+            tracing::warn!(error = error.report(), "no stream of the Workload API; trying again");
         }
     }
 
-    async fn open(&self) -> Result<Contexts, Error> {
-        if let Endpoint::Unix(path) = &self.endpoint {
-            check_directory(path).await?;
-        }
-        let opening = async {
-            let client = WorkloadApiClient::connect(self.endpoint.clone()).await?;
-            let stream: Contexts = Box::pin(client.stream_x509_contexts().await?);
-            Ok(stream)
-        };
-        match timeout(OPEN_WITHIN, opening).await {
-            Ok(opened) => opened.map_err(|error| self.failed(error)),
+    async fn open(&self) -> Result<Messages, Error> {
+        let mut client = self.endpoint.connect().await?;
+        match timeout(ANSWER_WITHIN, client.fetch_x509svid(X509svidRequest {})).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.refused(&status)),
             Err(_) => Err(Error::NotInTime {
-                origin: self.address.clone(),
-                within: OPEN_WITHIN,
+                origin: self.endpoint.text.clone(),
+                within: ANSWER_WITHIN,
                 source: None,
             }),
         }
     }
 
-    fn failed(&self, error: WorkloadApiError) -> Error {
-        Error::WorkloadApi { address: self.address.clone(), source: Box::new(error) }
+    fn refused(&self, status: &Status) -> Error {
+        Error::WorkloadApi {
+            address: self.endpoint.text.clone(),
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
     }
 
-    fn identity_in(
-        &self,
-        context: &X509Context,
-        previous: Option<&Identity>,
-    ) -> Result<Identity, Error> {
-        let wanted = |svid: &&std::sync::Arc<spiffe::X509Svid>| {
-            let id = self.settings.spiffe_id.as_ref();
-            let hint = self.settings.hint.as_deref();
-            id.is_none_or(|id| *id == svid.spiffe_id().to_string())
-                && hint.is_none_or(|hint| svid.hint() == Some(hint))
-        };
-        let Some(chosen) = context.svids().iter().find(wanted) else {
-            return Err(match (&self.settings.spiffe_id, &self.settings.hint) {
-                (Some(expected), _) => Error::OtherId {
-                    found: context
-                        .default_svid()
-                        .map_or_else(|| "nobody".into(), |svid| svid.spiffe_id().to_string()),
-                    expected: expected.clone(),
-                },
-                (None, hint) => Error::NoHint { hint: hint.clone().unwrap_or_default() },
-            });
-        };
-        let chain = chosen.cert_chain().iter();
-        let chain = chain.map(|one| CertificateDer::from(one.as_bytes().to_vec())).collect();
-        let key = PrivateKeyDer::Pkcs8(chosen.private_key().as_bytes().to_vec().into());
-        let svid = Svid::new(chain, key)?;
+    fn not_among(&self, found: &[SpiffeId]) -> Error {
+        let Wanted { id, hint } = &self.wanted;
+        let id = id.as_ref().map(ToString::to_string);
+        let hint = hint.as_ref().map(|hint| format!("hint {hint:?}"));
+        let wanted: Vec<String> = id.into_iter().chain(hint).collect();
+        let found: Vec<&str> = found.iter().map(SpiffeId::as_str).collect();
+        Error::NotAmong { wanted: wanted.join(" with "), found: found.join(", ") }
+    }
+}
 
-        let mut bundles = TrustBundles::default();
-        for (domain, bundle) in context.bundle_set().iter() {
-            let name = domain.as_str();
-            let domain = name.parse().map_err(|_| Error::TrustDomain { name: name.to_owned() })?;
-            let roots = bundle.authorities().iter();
-            let roots = roots.map(|one| CertificateDer::from(one.as_bytes().to_vec())).collect();
-            bundles.insert(TrustBundle::new(domain, roots));
-        }
-        let next = Identity::successor(previous, svid, bundles, self.clock.now())?;
-        warn_of_shared_keys(&next.trust.bundles);
-        Ok(next)
+fn withdraw(reason: &Error, publisher: &Publisher<Identity>) {
+    let current = publisher.live().load();
+    let error = reason.report();
+    if current.is_withdrawn() {
+        tracing::warn!(error, id = %current.id(), "still no identity");
+    } else {
+        tracing::error!(error, id = %current.id(), "the Workload API withdrew our identity");
+        publisher.set(current.withdrawn());
     }
 }
 
 fn pauses() -> Backoff {
-    Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
+    Backoff::new(PAUSES.0, PAUSES.1)
 }
 
-/// Trying again gives the same answer.
+/// Trying again gives the same answer (97, 99).
 fn is_final(error: &Error) -> bool {
     match error {
-        Error::Address { .. } | Error::SocketDirectory { .. } => true,
-        Error::WorkloadApi { source, .. } => source.is_invalid_argument(),
+        Error::Address { .. } | Error::SocketDirectory { .. } | Error::SocketServer { .. } => true,
+        Error::WorkloadApi { code, .. } => {
+            matches!(code, Code::InvalidArgument | Code::Unimplemented)
+        }
         _ => false,
     }
-}
-
-fn is_denial(error: &WorkloadApiError) -> bool {
-    matches!(error, WorkloadApiError::NoIdentityIssued | WorkloadApiError::PermissionDenied(_))
-}
-
-/// The transport's and the API's errors end the stream; what only concerns one message does not.
-fn ends_stream(error: &WorkloadApiError) -> bool {
-    is_denial(error) || matches!(error, WorkloadApiError::Transport(_))
-}
-
-/// Whoever may write to the socket's directory can be our Workload API. A sticky directory protects what is in it.
-async fn check_directory(socket: &Path) -> Result<(), Error> {
-    let Some(directory) = socket.parent() else { return Ok(()) };
-    // What cannot be seen is left to the connection attempt, whose error is clearer.
-    let Ok(found) = tokio::fs::metadata(directory).await else { return Ok(()) };
-    let (for_others, sticky) = (found.mode() & 0o002 != 0, found.mode() & 0o1000 != 0);
-    if for_others && !sticky {
-        return Err(Error::SocketDirectory { directory: directory.to_owned() });
-    }
-    Ok(())
 }

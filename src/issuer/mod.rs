@@ -6,12 +6,6 @@ mod authority;
 mod entries;
 mod error;
 mod key;
-// tests/codegen.rs holds it to proto/workload.proto.
-#[rustfmt::skip]
-#[path = "generated/workload.rs"]
-#[allow(missing_docs, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, clippy::all,
-    clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
-mod proto;
 mod source;
 #[cfg(test)]
 mod tests;

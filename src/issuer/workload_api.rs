@@ -20,14 +20,16 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::proto::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
-use super::proto::{
+use super::source::{changed, pause};
+use super::{Attestor, Authority, Caller, Entries, Error, RegistrationEntry, UnixAttestor};
+use crate::identity::workload_proto::spiffe_workload_api_server::{
+    SpiffeWorkloadApi, SpiffeWorkloadApiServer,
+};
+use crate::identity::workload_proto::{
     JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
     ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
     X509svid, X509svidRequest, X509svidResponse,
 };
-use super::source::{changed, pause};
-use super::{Attestor, Authority, Caller, Entries, Error, RegistrationEntry, UnixAttestor};
 use crate::identity::{Svid, TrustBundles};
 use crate::rt::{DrainGuard, Live};
 

@@ -84,6 +84,14 @@ impl Raw {
         let (kind, id) = key.clone();
         Ok(Resource { body: Body::parse(kind, &value)?, kind, id, revision: self.version.revision })
     }
+
+    /// What stands in the place of a route that the text should say and does not, see [`Body::closed_route`].
+    pub(super) fn closed(&self, key: &Key) -> Option<Resource> {
+        let value: Value = serde_json::from_slice(&self.json).ok()?;
+        let (kind, id) = key.clone();
+        let body = Body::closed_route(kind, &value)?;
+        Some(Resource { kind, id, revision: self.version.revision, body })
+    }
 }
 
 /// Resources by name.
@@ -107,12 +115,15 @@ impl Saved {
         for (key, raw) in &self.resources {
             match raw.parse(key) {
                 Ok(resource) => batch.changes.push(Change::Put(resource)),
-                Err(Invalid(reason)) => batch.unreadable.push(Rejected {
-                    kind: key.0,
-                    id: key.1.clone(),
-                    revision: raw.version.revision,
-                    reason,
-                }),
+                Err(Invalid(reason)) => {
+                    batch.changes.extend(raw.closed(key).map(Change::Put));
+                    batch.unreadable.push(Rejected {
+                        kind: key.0,
+                        id: key.1.clone(),
+                        revision: raw.version.revision,
+                        reason,
+                    });
+                }
             }
         }
         batch
@@ -339,7 +350,7 @@ mod tests {
 
         let batch = found.batch();
         assert!(batch.complete);
-        assert_eq!((batch.revision, batch.changes.len()), (7, 2));
+        assert_eq!((batch.revision, batch.changes.len()), (7, 3), "two, and a closed place");
         assert!(batch.unreadable[0].reason.contains("1.0"), "{:?}", batch.unreadable);
     }
 

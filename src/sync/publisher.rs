@@ -372,6 +372,8 @@ struct Entry {
     key: Key,
     published: Published,
     body: Result<Body, String>,
+    /// For a route that cannot be read: where it would stand.
+    place: Option<Body>,
 }
 
 fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
@@ -379,10 +381,12 @@ fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
     let key = stored.key.strip_prefix(prefix).and_then(Kind::split_key)?;
     let json = json_text(&stored.value);
     let body = Body::parse(key.0, &stored.value).map_err(|invalid| invalid.to_string());
+    let place = body.is_err().then(|| Body::closed_route(key.0, &stored.value)).flatten();
     Some(Entry {
         key,
         published: Published { version: Version::of(stored.modified, &json), json },
         body,
+        place,
     })
 }
 
@@ -403,7 +407,7 @@ impl State {
         }
     }
 
-    fn put(&mut self, Entry { key, published, body }: Entry) {
+    fn put(&mut self, Entry { key, published, body, place }: Entry) {
         let known = self.resources.get(&key).map(|known| known.version);
         if known == Some(published.version) {
             return;
@@ -421,11 +425,18 @@ impl State {
                 let (kind, id) = key.clone();
                 let revision = published.version.revision;
                 warn!(%kind, %id, revision, reason, "a resource of the store cannot be read");
-                self.unreadable.insert(key.clone(), Rejected { kind, id, revision, reason });
-                if key.0 != Kind::IdentityPolicies {
-                    return;
+                let rejected = Rejected { kind, id, revision, reason };
+                let was_unreadable = self.unreadable.insert(key.clone(), rejected).is_some();
+                let before = self.resources.contains_key(&key) && !was_unreadable;
+                match place {
+                    _ if key.0 == Kind::IdentityPolicies => self.scopes.put_unreadable_policy(&key),
+                    // Whoever would serve the route must know of it, so that no broader one takes its requests.
+                    Some(place) if !before => match self.scopes.put(&key, &place) {
+                        Ok(touched) => touched,
+                        Err(_) => return,
+                    },
+                    _ => return,
                 }
-                self.scopes.put_unreadable_policy(&key)
             }
         };
         self.resources.insert(key, published);

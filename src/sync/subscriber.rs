@@ -29,7 +29,7 @@ use super::generated::feed::from_data_plane::Message;
 use super::last_good::{LastGood, Raw, RawState, Saved};
 use super::scope::Role;
 use super::{Applied, Batch, Feed};
-use crate::model::{Change, Id, Invalid, Kind, Rejected, Revision};
+use crate::model::{Change, Id, Invalid, Kind, Rejected, Resource, Revision};
 use crate::rt::{Backoff, Live, Publisher, Tasks, unix_seconds};
 
 /// The longest message that a control plane may send. It splits what is longer, but not a single resource.
@@ -398,6 +398,15 @@ impl<C: Connect> Worker<C> {
         Ok((deltas.into_inner(), answers))
     }
 
+    /// Stand-ins for the routes that cannot be read and of which no version that can is in force.
+    fn closed(&self, opaque: &[(Key, Raw)]) -> Vec<Resource> {
+        let held = self.shared.held.lock();
+        let in_force =
+            |key: &Key| held.resources.get(key).is_some_and(|raw| raw.parse(key).is_ok());
+        let closed = opaque.iter().filter(|(key, _)| !in_force(key));
+        closed.filter_map(|(key, raw)| raw.closed(key)).collect()
+    }
+
     fn hello(&self) -> Vec<wire::FromDataPlane> {
         let held = self.shared.held.lock();
         let mut by_kind: BTreeMap<&str, Vec<wire::HeldVersion>> = BTreeMap::new();
@@ -467,6 +476,7 @@ impl<C: Connect> Worker<C> {
         batch.revision = revision;
         batch.complete = complete;
         batch.changes.extend(deletes.iter().cloned().map(|(kind, id)| Change::Delete(kind, id)));
+        batch.changes.extend(self.closed(&opaque).into_iter().map(Change::Put));
         let (answer, answered) = oneshot::channel();
         self.offers.send(Offer { batch, answer }).await.ok()?;
         let applied = answered.await.ok()?;

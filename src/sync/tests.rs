@@ -27,7 +27,7 @@ use super::publisher::{Convergence, PeerStream, Publisher};
 use super::scope::Role;
 use super::subscriber::{Connect, Settings, Subscriber};
 use super::{Applied, Batch, Feed};
-use crate::model::{Change, Id, Kind, Rejected, Resource, Revision};
+use crate::model::{Body, Change, Id, Kind, Rejected, Resource, Revision};
 use crate::rt::{Drain, Tasks};
 use crate::store::memory::Memory;
 use crate::store::{Expect, Store};
@@ -635,7 +635,7 @@ async fn what_cannot_be_read_in_the_store_is_shown_and_a_policy_is_still_announc
     let policy = world.put("identity_policies/deny", json!({"action": "obliterate"})).await;
     let mut edge = world.data_plane(Role::Ingress, EDGE);
     let batch = edge.step().await;
-    assert_eq!(names(&batch), ["routes/1"]);
+    assert_eq!(names(&batch), ["routes/1"], "a route without a place is nowhere");
     let [unreadable] = &batch.unreadable[..] else { panic!("{batch:?}") };
     assert_eq!((unreadable.kind, unreadable.id.as_str()), (Kind::IdentityPolicies, "deny"));
     let convergence = world.applied(policy).await;
@@ -654,6 +654,32 @@ async fn what_cannot_be_read_in_the_store_is_shown_and_a_policy_is_still_announc
     let shown: Vec<&str> =
         convergence.unreadable.iter().map(|refusal| refusal.id.as_str()).collect();
     assert_eq!(shown, ["1", "2"]);
+}
+
+#[tokio::test]
+async fn a_route_that_cannot_be_read_stands_closed_where_it_would_be_served() {
+    let world = World::new().await;
+    let broken = json!({"uri": "/admin/*", "plugins": 7});
+    world.put("routes/broad", route("/*")).await;
+    world.put("routes/1", broken.clone()).await;
+    world.put("routes/2", route("/two")).await;
+    let mut edge = world.data_plane(Role::Ingress, EDGE);
+    let batch = edge.step().await;
+    let closed = batch.changes.iter().find_map(|change| match change {
+        Change::Put(Resource { id, body: Body::Route(route), .. }) if id.as_str() == "1" => {
+            Some(route)
+        }
+        _ => None,
+    });
+    assert_eq!(closed.expect("it is there").uri.as_deref(), Some("/admin/*"));
+    assert_eq!(batch.unreadable[0].id.as_str(), "1");
+
+    // Where a version that can be read is in force, it stays.
+    let revision = world.put("routes/2", broken).await;
+    let convergence = world.applied(revision).await;
+    assert!(convergence.unreadable.iter().any(|refusal| refusal.id.as_str() == "2"));
+    world.put("routes/1", route("/admin/*")).await;
+    assert_eq!(names(&edge.step().await), ["routes/1"]);
 }
 
 #[tokio::test]
@@ -804,7 +830,7 @@ async fn what_a_newer_control_plane_sends_is_refused_by_name_and_the_rest_is_tak
     let dial = Dial { address: address.subscribe(), spiffe_id: EDGE.into() };
     let mut edge = DataPlane::new(Subscriber::start(quick(Role::Ingress), dial, None));
     let batch = edge.step().await;
-    assert_eq!(names(&batch), ["routes/1"]);
+    assert_eq!(names(&batch), ["routes/1", "routes/3"], "the second stands closed");
     assert_eq!(batch.unreadable.len(), 2, "those that have a name here");
     let ack = loop {
         if let Message::Ack(ack) = heard.recv().await.unwrap() {

@@ -386,6 +386,40 @@ async fn a_policy_that_cannot_be_read_stands_closed_also_after_a_restart_without
 }
 
 #[tokio::test]
+async fn a_route_that_cannot_be_read_keeps_its_place_closed_before_broader_ones() {
+    let world = World::new();
+    let etcd = EtcdServer::start();
+    let settings = json!({ "endpoints": [etcd.url()] });
+    let store = Etcd::new(&serde_json::from_value(settings.clone()).unwrap()).unwrap();
+    let mut control = world.control().set("control.store", &json!({ "etcd": settings })).start();
+    let admin = control.admin();
+    let app = App::echo("app");
+    let edge = world.ingress().fed_by(&control);
+    let ingress = edge.start();
+    let upstream = json!({ "nodes": { (app.address.to_string()): 1 } });
+    admin
+        .applied(admin.put("/routes/all", &json!({ "uri": "/*", "upstream": upstream })).await, 1)
+        .await;
+
+    // Written past the Admin API: its plugins, which would have kept somebody out, are not to be read.
+    let broken = json!({ "uri": "/admin/*", "plugins": 7, "upstream": upstream });
+    let put = store.put("/apisix/routes/guarded", &broken, Expect::Anything, None).await;
+    let state = admin.applied(put.unwrap().modified, 1).await;
+    assert!(state.to_string().contains("guarded"), "the control plane tells: {state}");
+    let status =
+        async |ingress: &Process, path: &str| get(ingress.address("ingress"), path).await.status;
+    assert_eq!(status(&ingress, "/admin/users").await, 503);
+    assert_eq!(status(&ingress, "/other").await, 200);
+
+    last_good(&edge, "last-good-ingress", "/admin/*");
+    control.kill();
+    drop(ingress);
+    let again = edge.start();
+    assert_eq!(status(&again, "/admin/users").await, 503, "from the last good copy as well");
+    assert_eq!(status(&again, "/other").await, 200);
+}
+
+#[tokio::test]
 async fn a_whole_mesh_is_declared_over_the_admin_api_on_etcd() {
     let world = World::new();
     let etcd = EtcdServer::start();

@@ -75,7 +75,12 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// The binary, with nothing of the caller's environment that would change what it does.
 pub fn wardgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wardgate"));
+    wardgate_at(Path::new(env!("CARGO_BIN_EXE_wardgate")))
+}
+
+/// The same for a copy of the binary.
+pub fn wardgate_at(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for name in [
         "WARDGATE_LOG",
         "WARDGATE_ADMIN",
@@ -220,7 +225,9 @@ impl World {
             "workers": 1,
             "drain_seconds": 5,
         });
-        Part { world: self, name, id: self.id(path), settings, state, environment: Vec::new() }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_wardgate"));
+        let (id, environment) = (self.id(path), Vec::new());
+        Part { world: self, name, id, settings, state, environment, program }
     }
 }
 
@@ -242,6 +249,7 @@ pub struct Part<'w> {
     pub settings: Value,
     pub state: PathBuf,
     environment: Vec<(&'static str, String)>,
+    program: PathBuf,
 }
 
 impl Part<'_> {
@@ -276,6 +284,12 @@ impl Part<'_> {
     /// With this in its environment.
     pub fn env(mut self, name: &'static str, value: &str) -> Self {
         self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    /// Runs a copy of the binary: attestation can tell it from others.
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
         self
     }
 
@@ -317,7 +331,7 @@ impl Part<'_> {
     /// Starts it and does not wait.
     pub fn launch(&self) -> Process {
         let path = self.settings_file();
-        let mut command = wardgate();
+        let mut command = wardgate_at(&self.program);
         command.arg("run").arg("-c").arg(&path).env("WARDGATE_LOG", "info");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::launch(&self.name, command, &self.world.folder);
