@@ -6,16 +6,19 @@ mod data_plane;
 mod embedded;
 mod error;
 mod feed;
+mod identities;
 mod inspection;
 mod issuer;
 mod process;
 mod settings;
+mod warnings;
 
 pub use crate::issuer::Authority;
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
+pub use identities::{Certificates, Identities};
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
@@ -23,3 +26,4 @@ pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, Role, Settings, SidecarSettings,
 };
+pub use warnings::{LifePart, TimeLeft, WarningSettings};

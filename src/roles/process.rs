@@ -9,6 +9,7 @@ use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
 use super::feed::FeedConnect;
+use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
@@ -37,6 +38,8 @@ pub struct Shared {
     pub metrics: WardgateMetrics,
     /// Readiness.
     pub readiness: Readiness,
+    /// Our identities and public certificates.
+    pub identities: Identities,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
 }
@@ -65,14 +68,23 @@ impl Shared {
         let registry = Registry::new();
         let metrics = WardgateMetrics::new(&registry);
         metrics.watch_audit(&audit);
+        let identities = Identities::new(&registry, Clock::system());
         Ok(Self {
             audit,
             registry,
             metrics,
             readiness: Readiness::new(),
+            identities,
             plugins: crate::plugins::ALL,
         })
     }
+}
+
+/// All that the status port serves.
+pub(super) fn status(shared: &Shared) -> axum::Router {
+    let identities = shared.identities.clone();
+    let identity = axum::routing::get(async move || axum::Json(identities.status()));
+    router(&shared.readiness, &shared.registry).route("/identity", identity)
 }
 
 /// The identity that the settings name.
@@ -154,6 +166,9 @@ impl Running {
             _tasks: Tasks::new(),
             drain_within: Duration::from_secs(settings.drain_seconds),
         };
+        running
+            ._tasks
+            .add(super::warnings::watch(settings.warnings.clone(), running.shared.clone()));
         // First: a probe that asks early shall hear what is missing, not a refused connection.
         running.open_status(settings)?;
         let authority = running.start_issuer(settings, &roles).await?;
@@ -171,7 +186,7 @@ impl Running {
     fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(address)?;
-        let app = router(&self.shared.readiness, &self.shared.registry);
+        let app = status(&self.shared);
         self._tasks.add(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
@@ -201,6 +216,7 @@ impl Running {
                 let federated = Live::fixed(crate::identity::TrustBundles::default());
                 let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
                 let identity = source.identity();
+                self.shared.identities.watch(identity.clone());
                 self._identities.push(Box::new(source));
                 Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity))?)
             }
@@ -244,8 +260,7 @@ impl Running {
     /// Every identity that comes into use stands in the decision log; one that was taken away makes the process not ready.
     fn watch(&mut self, identity: &Live<crate::identity::Identity>, gate: Gate) {
         let mut identity = identity.clone();
-        let current = identity.clone();
-        self.shared.metrics.watch_identity(move || current.load().svid.not_after, Clock::system());
+        self.shared.identities.watch(identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;

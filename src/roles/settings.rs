@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::model::Workload;
@@ -111,6 +112,9 @@ pub struct Settings {
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// When to warn that a certificate ends.
+    #[serde(default)]
+    pub warnings: WarningSettings,
     /// Threads that carry traffic; as many as there are cores when not given.
     #[serde(default)]
     pub workers: Option<usize>,
@@ -294,6 +298,7 @@ impl Settings {
             issuer: None,
             status: None,
             audit: AuditSettings::default(),
+            warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
         }

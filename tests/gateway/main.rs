@@ -15,6 +15,7 @@ mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod expiry;
 mod grpc;
 mod headers;
 mod http1;
