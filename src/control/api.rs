@@ -19,6 +19,7 @@ use super::answer::Answer;
 use super::auth::{Principal, Role};
 use super::listing::{self, Query};
 use super::{AdminRecord, ControlPlane, PluginPart, patch};
+use crate::identity::TrustDomain;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::crypto::digest::{SHA256, digest};
 use crate::store::{self, Expect, Stored};
@@ -39,6 +40,8 @@ enum IdRule {
     Username,
     /// The plugin's name, from the path.
     Plugin,
+    /// As `Generic`; it is a trust domain's name.
+    TrustDomain,
 }
 
 /// What the Admin API offers for a kind.
@@ -57,7 +60,7 @@ const fn row(kind: Kind, schema: &'static str, id: IdRule, post: bool, patch: bo
     Row { kind, name: kind.singular(), schema, id, post, patch }
 }
 
-const TABLE: [Row; 12] = [
+const TABLE: [Row; 14] = [
     row(Kind::Routes, "route", IdRule::Generic, true, true),
     row(Kind::Services, "service", IdRule::Generic, true, true),
     row(Kind::Upstreams, "upstream", IdRule::Generic, true, true),
@@ -70,6 +73,8 @@ const TABLE: [Row; 12] = [
     row(Kind::Ssls, "ssl", IdRule::Generic, true, true),
     row(Kind::IdentityPolicies, "identity_policy", IdRule::Generic, true, true),
     row(Kind::Workloads, "workload", IdRule::Generic, true, true),
+    row(Kind::TrustDomains, "trust_domain", IdRule::TrustDomain, false, true),
+    row(Kind::Revocations, "revocation", IdRule::Generic, true, true),
 ];
 
 fn row_of(kind: Kind) -> &'static Row {
@@ -629,7 +634,7 @@ impl Target<'_> {
                 fields.insert("id".into(), json!(id));
                 Id::parse(id).map_err(|_| Answer::bad("invalid plugin name"))
             }
-            IdRule::Generic => {
+            IdRule::Generic | IdRule::TrustDomain => {
                 let inside =
                     fields.get("id").map(|id| super::index::id_text(id).ok_or_else(unlawful));
                 let inside = inside.transpose()?;
@@ -643,7 +648,12 @@ impl Target<'_> {
                 if let Some(id) = self.id {
                     fields.insert("id".into(), json!(id));
                 }
-                if id.len() > 64 {
+                if self.row.id == IdRule::TrustDomain {
+                    id.parse::<TrustDomain>().map_err(|why| {
+                        let text = "invalid configuration: property \"id\" validation failed: ";
+                        Answer::bad(format!("{text}{id:?} is not a trust domain's name: {why}"))
+                    })?;
+                } else if id.len() > 64 {
                     return Err(unlawful());
                 }
                 self.full_id(&id).ok_or_else(unlawful)

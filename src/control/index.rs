@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::identity::SpiffeId;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::Tasks;
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -62,6 +63,14 @@ pub(super) fn facts(kind: Kind, id: &Id, value: &Value) -> Vec<Fact> {
             facts.extend(plugins().map(|(name, _)| Fact::GlobalPlugin(name.clone())));
         }
         _ => {}
+    }
+    // Whose bundle verifies the server of a bundle endpoint.
+    if kind == Kind::TrustDomains
+        && let Some(server) = value.pointer("/endpoint/spiffe_id").and_then(Value::as_str)
+        && let Ok(server) = server.parse::<SpiffeId>()
+        && server.trust_domain_name() != id.as_str()
+    {
+        facts.push(Fact::Refers(Kind::TrustDomains, server.trust_domain_name().to_owned()));
     }
     if kind == Kind::Credentials
         && let Some((consumer, _)) = id.as_str().split_once('/')

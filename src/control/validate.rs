@@ -16,9 +16,10 @@ use super::answer::Answer;
 use super::index::{Fact, auth_key};
 use super::wording::Checker;
 use super::{ControlPlane, Error, PluginPart};
-use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
+use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain, WrongField};
 use crate::model::{
-    Balance, Body, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource, Ssl, Upstream,
+    Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
+    Ssl, Upstream,
 };
 use crate::rt::crypto::tls_signing_key;
 
@@ -212,6 +213,15 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
                 Err(why) => Err(wrong(&why)),
             }
         }
+        Body::TrustDomain(declared) => {
+            let domain = declared.id.as_ref().and_then(|id| id.as_str().parse().ok());
+            let domain: TrustDomain = domain.ok_or_else(|| {
+                let why = "it is required, and must be a trust domain's name";
+                in_configuration(at("id", why))
+            })?;
+            DeclaredDomain::new(domain, declared).map(drop).map_err(wrong_field)
+        }
+        Body::Revocation(declared) => Denial::new(declared).map(drop).map_err(wrong_field),
         Body::Consumer(_)
         | Body::Credential(_)
         | Body::ConsumerGroup(_)
@@ -219,6 +229,11 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         | Body::GlobalRule(_)
         | Body::PluginMetadata(_) => Ok(()),
     }
+}
+
+fn wrong_field(WrongField { field, why }: WrongField) -> Invalid {
+    let inward = field.split('.').rev().fold(why, |why, name| at(name, why).0);
+    in_configuration(Invalid(inward))
 }
 
 fn patterns(field: &str, texts: &[String]) -> Result<(), Invalid> {
@@ -368,6 +383,13 @@ fn sensible_certificate(ssl: &Ssl) -> Result<(), Invalid> {
         .map_err(|error| Invalid(format!("cert and key cannot be used together: {error}")))
 }
 
+/// The other trust domain whose bundle verifies the endpoint's server.
+fn rests_on(declared: &DomainTrust) -> Option<Id> {
+    let domain = declared.id.as_ref()?.as_str().parse().ok()?;
+    let declared = DeclaredDomain::new(domain, declared).ok()?;
+    Id::parse(declared.rests_on()?.as_str()).ok()
+}
+
 impl ControlPlane {
     /// Shape and plugins, without a look into the store: what `schema/validate` answers.
     pub(super) fn judge_shape(&self, kind: Kind, id: &str, value: &Value) -> Result<Body, Invalid> {
@@ -452,6 +474,14 @@ impl ControlPlane {
             }
             Body::Consumer(consumer) => {
                 self.refer(Kind::ConsumerGroups, consumer.group_id.as_ref(), &mut found).await?;
+            }
+            Body::TrustDomain(declared) => {
+                // Our own trust domain need not be declared: the trial knows which one that is.
+                if let Some(id) = rests_on(declared)
+                    && let Some(resource) = self.resource(Kind::TrustDomains, &id).await?
+                {
+                    found.push(resource);
+                }
             }
             _ => {}
         }

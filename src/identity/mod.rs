@@ -4,6 +4,8 @@ mod budget;
 mod bundle;
 mod bundle_map;
 mod chain;
+mod composed;
+mod declared;
 mod error;
 mod files;
 #[cfg(test)]
@@ -31,6 +33,11 @@ pub use budget::{Budget, Limit};
 pub use bundle::{BundleDocument, JwtAuthority, Succession, TrustBundle, TrustBundles};
 pub use bundle_map::BundleMap;
 pub use chain::{ChainVerifier, Flaw, Presented, Purpose};
+pub use composed::{Composed, DeclaredTrust};
+pub use declared::{
+    BundleOrigin, DeclaredDomain, DeclaredRevocation, Denial, Endpoint, EndpointServer, WrongField,
+    fetchable, serial_number,
+};
 pub use error::Error;
 pub use files::{FileSettings, FileSource};
 pub use pattern::SpiffePattern;

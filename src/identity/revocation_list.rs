@@ -1,5 +1,7 @@
 //! `RevocationList`: a certificate revocation list (RFC 5280, section 5), parsed once and asked often.
 
+use std::time::Duration;
+
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm,
@@ -60,6 +62,15 @@ pub(super) struct Subject<'a> {
     pub(super) is_authority: bool,
 }
 
+/// Two lists are one when they are the same to the byte.
+impl PartialEq for RevocationList {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for RevocationList {}
+
 impl RevocationList {
     /// Bytes of one list that are read; a larger one is refused.
     pub const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -102,7 +113,8 @@ impl RevocationList {
     /// There is no list, or one of them cannot be read.
     pub fn read(content: &[u8]) -> Result<Vec<Self>, Error> {
         let expected = "at least one revocation list";
-        if !content.trim_ascii_start().starts_with(b"-----BEGIN") {
+        // DER begins with the tag of a SEQUENCE.
+        if content.first() == Some(&0x30) {
             let der = CertificateRevocationListDer::from(content.to_vec());
             return Ok(vec![Self::from_der(der)?]);
         }
@@ -148,6 +160,14 @@ impl RevocationList {
     /// Is it neither of the future nor out of date?
     pub fn is_current(&self, now: i64) -> bool {
         (self.this_update..self.next_update).contains(&now)
+    }
+
+    /// May it still be counted on at `now`, if it may be so old?
+    pub fn is_younger_than(&self, max_age: Option<Duration>, now: i64) -> bool {
+        max_age.is_none_or(|max| {
+            let max = i64::try_from(max.as_secs()).unwrap_or(i64::MAX);
+            now <= self.this_update.saturating_add(max)
+        })
     }
 
     /// Did this authority issue the list? Its name is the list's issuer, it may sign lists, and the signature is its own.

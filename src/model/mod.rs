@@ -10,6 +10,7 @@ mod resource;
 mod route;
 mod schema;
 mod secret;
+mod trust;
 mod upstream;
 mod workload;
 
@@ -21,6 +22,10 @@ pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
 pub use schema::plain;
 pub use secret::{Ssl, SslType};
+pub use trust::{
+    BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
+    RevocationStrictness,
+};
 pub use upstream::{
     Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, Scheme, Upstream, UpstreamIdentity,
     UpstreamTls,

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Consumer, ConsumerGroup, Credential, GlobalRule, Id, IdentityPolicy, PluginConfig, Revision,
-    Route, Service, Ssl, Upstream, Workload,
+    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, Id, IdentityPolicy, PluginConfig,
+    Revision, Revocation, Route, Service, Ssl, Upstream, Workload,
 };
 
 /// Everything that an operator can declare.
@@ -26,11 +26,15 @@ pub enum Kind {
     Ssls,
     IdentityPolicies,
     Workloads,
+    TrustDomains,
+    Revocations,
 }
 
 impl Kind {
     /// All kinds, referenced ones before those that refer to them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
+        Self::TrustDomains,
+        Self::Revocations,
         Self::Workloads,
         Self::IdentityPolicies,
         Self::Ssls,
@@ -60,6 +64,8 @@ impl Kind {
             Self::Ssls => "ssls",
             Self::IdentityPolicies => "identity_policies",
             Self::Workloads => "workloads",
+            Self::TrustDomains => "trust_domains",
+            Self::Revocations => "revocations",
         }
     }
 
@@ -78,6 +84,8 @@ impl Kind {
             Self::Ssls => "ssl",
             Self::IdentityPolicies => "identity policy",
             Self::Workloads => "workload",
+            Self::TrustDomains => "trust domain",
+            Self::Revocations => "revocation",
         }
     }
 
@@ -146,19 +154,40 @@ pub enum Body {
     Ssl(Box<Ssl>),
     IdentityPolicy(Box<IdentityPolicy>),
     Workload(Box<Workload>),
+    TrustDomain(Box<DomainTrust>),
+    Revocation(Box<Revocation>),
 }
 
 impl Body {
+    /// What stands in the place of a resource that cannot be read, so that it refuses what it might have refused.
+    ///
+    /// `None` where there is nothing of that sort.
+    pub fn closed(kind: Kind, value: &Value) -> Option<Self> {
+        match kind {
+            Kind::Routes => Self::closed_route(kind, value),
+            Kind::Revocations => Self::closed_revocation(value),
+            _ => None,
+        }
+    }
+
+    /// What of a revocation can be read.
+    fn closed_revocation(value: &Value) -> Option<Self> {
+        let mut closed = Revocation::default();
+        let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
+        (closed.serial, closed.trust_domain) = (text("serial"), text("trust_domain"));
+        (closed.spki_sha256, closed.spiffe_id) = (text("spki_sha256"), text("spiffe_id"));
+        let keys = [&closed.serial, &closed.trust_domain, &closed.spki_sha256, &closed.spiffe_id];
+        let says_something = keys.iter().any(|key| key.is_some());
+        says_something.then(|| Self::Revocation(Box::new(closed)))
+    }
+
     /// What stands in the place of a route that cannot be read: the same hosts and paths, as far as they can be read, and a
     /// plugin that nobody has. The data plane answers 503 there, so that no broader and more open route takes the requests.
     ///
-    /// `None` for other kinds, and for a route whose paths are what cannot be read.
-    pub fn closed_route(kind: Kind, value: &Value) -> Option<Self> {
+    /// `None` for a route whose paths are what cannot be read.
+    fn closed_route(kind: Kind, value: &Value) -> Option<Self> {
         const PLACE: [&str; 7] =
             ["uri", "uris", "host", "hosts", "methods", "priority", "workload_selector"];
-        if kind != Kind::Routes {
-            return None;
-        }
         let mut closed = serde_json::json!({ "plugins": { "unreadable": {} } });
         for field in PLACE {
             let Some(part) = value.get(field) else { continue };
@@ -199,6 +228,8 @@ impl Body {
             Kind::Ssls => Self::Ssl(of(value)?),
             Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
             Kind::Workloads => Self::Workload(of(value)?),
+            Kind::TrustDomains => Self::TrustDomain(of(value)?),
+            Kind::Revocations => Self::Revocation(of(value)?),
         })
     }
 }

@@ -5,8 +5,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Consumer, ConsumerGroup, Credential, GlobalRule, IdentityPolicy, Kind, PluginConfig, Route,
-    Service, Ssl, Upstream, Workload,
+    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityPolicy, Kind,
+    PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
 };
 
 impl Kind {
@@ -25,6 +25,8 @@ impl Kind {
             Self::Ssls => schema::<Ssl>(),
             Self::IdentityPolicies => schema::<IdentityPolicy>(),
             Self::Workloads => schema::<Workload>(),
+            Self::TrustDomains => schema::<DomainTrust>(),
+            Self::Revocations => schema::<Revocation>(),
         }
     }
 }

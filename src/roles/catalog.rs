@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
-use crate::identity::{SpiffePattern, TrustDomain};
+use crate::identity::{DeclaredDomain, Denial, SpiffePattern, TrustDomain};
 use crate::issuer::RegistrationEntry;
-use crate::model::{Body, Change, Id, Invalid, Kind, Resource};
+use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
 use crate::snapshot::Keeper;
@@ -74,9 +74,45 @@ impl Trial for KeeperTrial {
             let entry = RegistrationEntry::new(workload, &self.domain);
             return entry.map(drop).map_err(|error| Invalid(error.to_string()));
         }
+        match &candidate.body {
+            Body::TrustDomain(declared) => {
+                return self.trust_domain(&candidate.id, declared, referred);
+            }
+            Body::Revocation(declared) => {
+                let denial = Denial::new(declared);
+                return denial.map(drop).map_err(|error| Invalid(error.to_string()));
+            }
+            _ => {}
+        }
         let mut keeper = Keeper::new(self.table, None, self.registry.clone());
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
+    }
+}
+
+impl KeeperTrial {
+    fn trust_domain(
+        &self,
+        id: &Id,
+        declared: &DomainTrust,
+        referred: &[Resource],
+    ) -> Result<(), Invalid> {
+        let domain: TrustDomain =
+            id.as_str().parse().map_err(|error| Invalid(format!("id: {error}")))?;
+        let declared = DeclaredDomain::new(domain, declared)
+            .and_then(|declared| declared.for_us(&self.domain))
+            .map_err(|error| Invalid(error.to_string()))?;
+        match declared.rests_on() {
+            Some(other)
+                if other != self.domain
+                    && !referred.iter().any(|resource| resource.id.as_str() == other.as_str()) =>
+            {
+                Err(Invalid(format!(
+                    "endpoint.spiffe_id: the server is of trust domain {other}, which is not declared: its bundle verifies the server"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -139,8 +139,12 @@ fn identity_status(seen: &Seen, now: i64) -> Value {
     let Seen { identity, budget, .. } = seen;
     let limits: serde_json::Map<String, Value> =
         budget.limits(now).map(|(limit, left)| (limit.name().to_owned(), left.into())).collect();
-    let domains: Vec<&str> =
-        identity.trust.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
+    let domains: serde_json::Map<String, Value> = identity
+        .trust
+        .bundles
+        .iter()
+        .map(|bundle| (bundle.domain.to_string(), json!({ "roots": bundle.roots.len() })))
+        .collect();
     json!({
         "spiffe_id": identity.id().as_str(),
         "serial": identity.svid.serial,

@@ -239,7 +239,7 @@ impl Keeper {
             Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
             Body::Ssl(ssl) => check_ssl(ssl),
             Body::IdentityPolicy(policy) => policy::check(policy),
-            Body::Workload(_) => Ok(()),
+            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
         }
     }
 
@@ -449,8 +449,8 @@ impl Keeper {
                 let parts = workshop.route(&id, &body);
                 self.put_route(id, revision, body.into(), parts, work);
             }
-            // Registration entries are the issuer's.
-            Body::Workload(_) => {}
+            // Registration entries are the issuer's; trust is composed with the identity.
+            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => {}
         }
     }
 
@@ -522,7 +522,7 @@ impl Keeper {
             Kind::Ssls => work.certificates |= self.ssls.remove(id).is_some(),
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
-            Kind::Workloads => {}
+            Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
         }
         self.mark_users(kind, id, work);
     }
@@ -601,7 +601,9 @@ impl Keeper {
             | Kind::PluginMetadata
             | Kind::Ssls
             | Kind::IdentityPolicies
-            | Kind::Workloads => return None,
+            | Kind::Workloads
+            | Kind::TrustDomains
+            | Kind::Revocations => return None,
         })
     }
 

@@ -342,7 +342,7 @@ fn item(
         None => Body::parse(key.0, &value)
             .map(|body| (Version::of(0, value.to_string().as_bytes()).fingerprint, body)),
     };
-    let closed = outcome.is_err().then(|| Body::closed_route(key.0, &value)).flatten();
+    let closed = outcome.is_err().then(|| Body::closed(key.0, &value)).flatten();
     Ok(Item { key, outcome, closed })
 }
 

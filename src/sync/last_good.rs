@@ -85,11 +85,11 @@ impl Raw {
         Ok(Resource { body: Body::parse(kind, &value)?, kind, id, revision: self.version.revision })
     }
 
-    /// What stands in the place of a route that the text should say and does not, see [`Body::closed_route`].
+    /// What stands in the place of a resource that the text should say and does not, see [`Body::closed`].
     pub(super) fn closed(&self, key: &Key) -> Option<Resource> {
         let value: Value = serde_json::from_slice(&self.json).ok()?;
         let (kind, id) = key.clone();
-        let body = Body::closed_route(kind, &value)?;
+        let body = Body::closed(kind, &value)?;
         Some(Resource { kind, id, revision: self.version.revision, body })
     }
 }

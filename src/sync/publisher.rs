@@ -381,13 +381,18 @@ fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
     let key = stored.key.strip_prefix(prefix).and_then(Kind::split_key)?;
     let json = json_text(&stored.value);
     let body = Body::parse(key.0, &stored.value).map_err(|invalid| invalid.to_string());
-    let place = body.is_err().then(|| Body::closed_route(key.0, &stored.value)).flatten();
+    let place = body.is_err().then(|| Body::closed(key.0, &stored.value)).flatten();
     Some(Entry {
         key,
         published: Published { version: Version::of(stored.modified, &json), json },
         body,
         place,
     })
+}
+
+/// Kinds that every data plane must know of, readable or not, so that it keeps closed what they might have closed.
+fn is_for_everybody(kind: Kind) -> bool {
+    matches!(kind, Kind::IdentityPolicies | Kind::TrustDomains | Kind::Revocations)
 }
 
 fn json_text(value: &Value) -> Bytes {
@@ -429,7 +434,7 @@ impl State {
                 let was_unreadable = self.unreadable.insert(key.clone(), rejected).is_some();
                 let before = self.resources.contains_key(&key) && !was_unreadable;
                 match place {
-                    _ if key.0 == Kind::IdentityPolicies => self.scopes.put_unreadable_policy(&key),
+                    _ if is_for_everybody(key.0) => self.scopes.put_unreadable(&key),
                     // Whoever would serve the route must know of it, so that no broader one takes its requests.
                     Some(place) if !before => match self.scopes.put(&key, &place) {
                         Ok(touched) => touched,

@@ -10,6 +10,7 @@
 //! | plugin_metadata | the ingress; a sidecar only of plugins that it runs |
 //! | global_rules, ssls | the ingress alone: in APISIX they belong to the gateway, and a sidecar has no public listener |
 //! | workloads | the issuer alone |
+//! | trust_domains, revocations | everybody: whom to trust no longer is for all to know |
 //!
 //! Disabled routes, certificates and plugins are needed by nobody.
 //!
@@ -252,10 +253,13 @@ impl Scopes {
         Ok(self.replace(key, facts))
     }
 
-    /// An identity policy that cannot be read: every data plane that enforces policies must know that it is there, so that it
-    /// can refuse it by name and keep closed what it might have closed.
-    pub fn put_unreadable_policy(&mut self, key: &Key) -> Vec<Touched> {
-        let choice = Choice::everybody(ENFORCING);
+    /// An identity policy, a trust domain or a revocation that cannot be read: every data plane that it would concern must
+    /// know that it is there, so that it can refuse it by name and keep closed what it might have closed.
+    pub fn put_unreadable(&mut self, key: &Key) -> Vec<Touched> {
+        let choice = Choice::everybody(match key.0 {
+            Kind::IdentityPolicies => ENFORCING,
+            _ => ALL,
+        });
         self.replace(key, Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() })
     }
 
@@ -446,6 +450,8 @@ impl Scopes {
 
 /// The roles that decide by policy.
 const ENFORCING: &[Role] = &[Role::Sidecar, Role::Ingress];
+/// Everybody.
+const ALL: &[Role] = &[Role::Sidecar, Role::Ingress, Role::Issuer];
 
 impl Choice {
     fn of(roles: &[Role], written: &[String], rules: &Rules) -> Result<Self, String> {
@@ -519,6 +525,7 @@ impl Facts {
                     .unwrap_or_else(|_| Choice::everybody(ENFORCING));
             }
             Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
+            Body::TrustDomain(_) | Body::Revocation(_) => facts.choice = Choice::everybody(ALL),
             Body::Upstream(_) | Body::Route(_) | Body::Ssl(_) => {}
         }
         Ok(facts)
@@ -855,7 +862,7 @@ pub(super) mod tests {
             "identity_policies/bad",
             json!({"action": "deny", "selector": {"workloads": ["nonsense"]}, "rules": [{}]}),
         );
-        world.0.put_unreadable_policy(&key("identity_policies/worse"));
+        world.0.put_unreadable(&key("identity_policies/worse"));
         for scope in [cart, edge] {
             let all = world.all(scope);
             assert!(all.contains(&"identity_policies/bad".into()));

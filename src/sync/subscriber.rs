@@ -398,7 +398,7 @@ impl<C: Connect> Worker<C> {
         Ok((deltas.into_inner(), answers))
     }
 
-    /// Stand-ins for the routes that cannot be read and of which no version that can is in force.
+    /// Stand-ins for what cannot be read and of which no version that can is in force.
     fn closed(&self, opaque: &[(Key, Raw)]) -> Vec<Resource> {
         let held = self.shared.held.lock();
         let in_force =

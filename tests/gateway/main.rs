@@ -25,6 +25,7 @@ mod keys;
 mod mesh;
 mod plugins;
 mod policy;
+mod rotation;
 mod tls_edge;
 mod upstream;
 mod world;

@@ -226,8 +226,8 @@ impl World {
             "drain_seconds": 5,
         });
         let program = PathBuf::from(env!("CARGO_BIN_EXE_wardgate"));
-        let (id, environment) = (self.id(path), Vec::new());
-        Part { world: self, name, id, settings, state, environment, program }
+        let id = self.id(path);
+        Part { world: self, name, id, settings, state, program, environment: Vec::new() }
     }
 }
 
@@ -248,8 +248,8 @@ pub struct Part<'w> {
     pub id: String,
     pub settings: Value,
     pub state: PathBuf,
-    environment: Vec<(&'static str, String)>,
     program: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Part<'_> {
@@ -281,15 +281,15 @@ impl Part<'_> {
         self
     }
 
-    /// With this in its environment.
-    pub fn env(mut self, name: &'static str, value: &str) -> Self {
-        self.environment.push((name, value.to_owned()));
-        self
-    }
-
     /// Runs a copy of the binary: attestation can tell it from others.
     pub fn program(mut self, program: &Path) -> Self {
         program.clone_into(&mut self.program);
+        self
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
         self
     }
 

@@ -1,11 +1,11 @@
 //! What a presented certificate says about itself: the rules that need no authority.
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::Flaw;
 use crate::identity::SpiffeId;
-use crate::rt::crypto::digest::{SHA256, digest};
 
 /// Certificates that a peer may send, bytes of one, bytes of all, and names in the leaf (49).
 const MAX_CERTIFICATES: usize = 6;

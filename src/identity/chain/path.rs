@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
+use crate::rt::crypto::certificates as algorithm;
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{
     CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
 };
@@ -14,8 +16,6 @@ use super::standing::{IssuedBy, Standing};
 use super::{Flaw, Purpose};
 use crate::identity::revocation_list::{Subject, may_sign_lists};
 use crate::identity::{DenyList, RevocationLists, SpiffeId, TrustBundle, TrustDomain};
-use crate::rt::crypto::certificates as algorithm;
-use crate::rt::crypto::digest::{SHA256, digest};
 
 /// What may sign certificates: SHA-2 only, RSA from 2048 bits (48).
 pub(in crate::identity) static ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[

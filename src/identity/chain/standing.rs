@@ -1,12 +1,12 @@
 //! Has a certificate of a path been revoked? A trust domain's revocation lists, compiled.
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use parking_lot::Mutex;
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 
 use super::Flaw;
 use crate::identity::revocation_list::Subject;
 use crate::identity::{RevocationList, RevocationLists, RevocationMode, TrustDomain};
-use crate::rt::crypto::digest::{SHA256, digest};
 
 /// Authorities whose signature on a list is remembered; more than a trust domain has at one time.
 const MAX_REMEMBERED: usize = 64;

@@ -7,12 +7,12 @@ use rcgen::{
     KeyUsagePurpose, OtherNameValue, SanType,
 };
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::*;
 use crate::identity::forge::{Forge, authority, dns, leaf, uri};
 use crate::identity::{Peer, Trust, TrustBundles};
-use crate::rt::crypto::digest::{SHA256, digest};
 use crate::rt::unix_seconds;
 
 const ID: &str = "spiffe://a.test/web";

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::leaf::{Leaf, check_sizes};
 use super::path::{Anchors, Conditions};
 use super::{Flaw, Presented, Purpose};
 use crate::identity::{DenyList, Peer, RevocationLists, Rules, Trust, TrustDomain};
-use crate::rt::crypto::digest::{SHA256, digest};
 
 /// A trust, compiled: authorities and revocation lists parsed once, each usable for its own trust domain only (51 to 54).
 #[derive(Debug)]
