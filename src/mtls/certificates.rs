@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::provider::{certified, provider};
-use super::{Alpn, Error};
+use super::{Alpn, Error, OcspAnswer, OcspQuestion};
 use crate::rt::crypto::digest::{SHA256, digest};
 
 /// A certificate for server names, checked and ready to serve.
@@ -30,6 +30,7 @@ pub struct PublicCertificate {
     not_after: i64,
     /// Replaced when an OCSP answer comes or ends.
     key: ArcSwap<CertifiedKey>,
+    stapled: ArcSwapOption<OcspAnswer>,
 }
 
 impl PublicCertificate {
@@ -74,6 +75,7 @@ impl PublicCertificate {
             not_after: parsed.validity().not_after.timestamp(),
             names,
             key: ArcSwap::from(key),
+            stapled: ArcSwapOption::empty(),
         })
     }
 
@@ -102,6 +104,29 @@ impl PublicCertificate {
     /// When it ends, seconds since 1970.
     pub fn not_after(&self) -> i64 {
         self.not_after
+    }
+
+    /// Shows this OCSP answer in handshakes from now on, or none.
+    pub fn staple(&self, answer: Option<Arc<OcspAnswer>>) {
+        let mut key = CertifiedKey::clone(&self.key.load());
+        key.ocsp = answer.as_ref().map(|answer| answer.der.clone());
+        self.key.store(Arc::new(key));
+        self.stapled.store(answer);
+    }
+
+    /// The OCSP answer that handshakes show.
+    pub fn stapled(&self) -> Option<Arc<OcspAnswer>> {
+        self.stapled.load_full()
+    }
+
+    /// Does the certificate demand an OCSP answer (RFC 7633)? Clients refuse it without one.
+    pub fn must_staple(&self) -> bool {
+        super::ocsp::must_staple(&self.key.load().cert[0])
+    }
+
+    /// What to ask its issuer's responder, where it names one.
+    pub fn ocsp_question(&self) -> Option<OcspQuestion> {
+        OcspQuestion::about(&self.key.load().cert)
     }
 
     /// The server names, in lower case.

@@ -8,6 +8,7 @@ mod acceptor;
 mod certificates;
 mod connector;
 mod error;
+mod ocsp;
 mod provider;
 mod public;
 #[cfg(test)]
@@ -20,6 +21,10 @@ pub use certificates::{
 };
 pub use connector::{Alpn, Connector, ExpectedPeers};
 pub use error::{Error, Refusal, refusal};
+pub use ocsp::{
+    Answer as OcspAnswer, Error as OcspError, MAX_ANSWER_BYTES as MAX_OCSP_ANSWER_BYTES,
+    Question as OcspQuestion,
+};
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};
 pub use verifier::PeerVerifier;

@@ -12,6 +12,7 @@ use super::feed::full;
 use super::identities::Certificates;
 use super::process::Shared;
 use super::settings;
+use super::stapling::{self, Stapling};
 use crate::identity::{Identity, SpiffeId};
 use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
 use crate::mtls::{
@@ -36,6 +37,8 @@ pub struct Plan {
     pub http: Option<SocketAddr>,
     /// The ingress' TLS door.
     pub https: Option<SocketAddr>,
+    /// How OCSP answers are fetched for its public certificates; none are when not given.
+    pub stapling: Option<Stapling>,
     /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
     pub app: Option<String>,
     /// Threads.
@@ -71,7 +74,7 @@ impl DataPlaneRole {
         let (publisher, snapshot) = Publisher::of(first.snapshot);
         let (tls, public) = Publisher::new(None);
         let (certificates, in_use) = Publisher::new(Certificates::default());
-        shared.identities.watch_certificates(in_use);
+        shared.identities.watch_certificates(in_use.clone());
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
@@ -88,6 +91,10 @@ impl DataPlaneRole {
             refused: BTreeMap::new(),
         };
         tasks.add(keeping.run());
+        if let Some(settings) = plan.stapling {
+            let clock = shared.identities.clock().clone();
+            tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
+        }
 
         let doors = doors(plan, identity.as_ref(), public);
         let plane = DataPlane::start(&Parts {

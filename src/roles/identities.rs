@@ -164,6 +164,8 @@ fn certificate_status(certificate: &PublicCertificate, now: i64) -> Value {
         "serial": certificate.serial(),
         "not_after": rfc3339(certificate.not_after()),
         "seconds_left": certificate.not_after() - now,
+        "must_staple": certificate.must_staple(),
+        "ocsp_until": certificate.stapled().map(|answer| rfc3339(answer.next_update)),
     })
 }
 

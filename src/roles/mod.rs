@@ -11,6 +11,7 @@ mod inspection;
 mod issuer;
 mod process;
 mod settings;
+mod stapling;
 mod warnings;
 
 pub use crate::issuer::Authority;
@@ -26,4 +27,5 @@ pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, Role, Settings, SidecarSettings,
 };
+pub use stapling::Stapling;
 pub use warnings::{LifePart, TimeLeft, WarningSettings};

@@ -316,6 +316,7 @@ impl Running {
                     );
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
+                plan.stapling = ingress.stapling();
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {

@@ -26,6 +26,7 @@ mod mesh;
 mod plugins;
 mod policy;
 mod rotation;
+mod stapling;
 mod tls_edge;
 mod upstream;
 mod world;
