@@ -9,15 +9,17 @@ use std::path::{Path, PathBuf};
 /// only rooms that stand below it, so there is no circle. ARCHITECTURE.md carries this block word for word.
 const TABLE: &str = "\
 main       cli rt
-cli        roles mtls policy observe identity sync store model rt
-roles      control issuer proxy plugins snapshot pipeline upstream mtls policy observe identity sync store model rt
+cli        roles conformance mtls policy observe identity sync store model rt
+roles      control issuer federation proxy plugins snapshot pipeline upstream mtls policy observe identity sync store model rt
 control    snapshot pipeline mtls policy observe identity sync store model rt
 issuer     mtls observe identity store model rt
+federation mtls observe identity model rt
 proxy      snapshot pipeline upstream mtls policy observe identity model rt
 plugins    pipeline rt
 snapshot   pipeline upstream mtls policy observe identity model rt
 pipeline   upstream mtls policy observe identity model rt
 upstream   mtls observe identity model rt
+conformance mtls identity rt
 mtls       identity model rt
 policy     identity model rt
 observe    identity model rt

@@ -54,6 +54,7 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
                 if let Some(status) = settings.status {
                     findings.push(look_at_status(&status.to_string()).await);
                     look_at_running_identity(&status.to_string(), &mut findings).await;
+                    look_at_federation(&status.to_string(), &mut findings).await;
                 }
             }
             Err(error) => findings.push(finding("settings", Grade::Problem, error.to_string())),
@@ -130,6 +131,35 @@ async fn look_at_running_identity(address: &str, findings: &mut Vec<Finding>) {
                 "its memory, private keys with it, is open to core files and to other processes of its user",
             )
         });
+    }
+}
+
+/// How it stands with declared trust domains in the running process.
+async fn look_at_federation(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/federation", &[], None).await else { return };
+    let answer = answer.json().unwrap_or_default();
+    for report in answer["trust_domains"].as_array().into_iter().flatten() {
+        let text = |field: &str| report[field].as_str().unwrap_or_default();
+        let (domain, error) = (text("trust_domain"), text("last_error"));
+        let (has_bundle, failures) = (report["has_bundle"] == true, report["failures"].as_u64());
+        findings.push(match (report["alarm"] == true, has_bundle, failures) {
+            (true, ..) => finding("trust", Grade::Problem, format!("{domain}: ALARM: {error}")),
+            (false, false, _) => {
+                let text = format!("{domain}: no bundle, nobody of it is trusted: {error}");
+                finding("trust", Grade::Problem, text)
+            }
+            (false, true, Some(failures)) if failures > 0 => {
+                let text = format!("{domain}: {failures} fetches failed: {error}");
+                finding("trust", Grade::Warning, text)
+            }
+            _ => finding("trust", Grade::Good, format!("{domain}: {} roots", report["roots"])),
+        });
+        for list in report["lists"].as_array().into_iter().flatten() {
+            if let (Some(from), Some(error)) = (list["from"].as_str(), list["error"].as_str()) {
+                let text = format!("{domain}: revocation list {from}: {error}");
+                findings.push(finding("trust", Grade::Warning, text));
+            }
+        }
     }
 }
 

@@ -82,6 +82,28 @@ impl Forge {
     }
 }
 
+impl Forge {
+    /// A revocation list of these serial numbers, signed by the root.
+    pub(crate) fn revocation_list(&self, serials: &[u64]) -> Vec<u8> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = serials.iter().map(|serial| rcgen::RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: now - Duration::minutes(1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: now - Duration::minutes(1),
+            next_update: now + Duration::hours(1),
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.root_issuer).unwrap().der().to_vec()
+    }
+}
+
 pub(crate) struct Signed {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: KeyPair,

@@ -35,8 +35,8 @@ pub use bundle_map::BundleMap;
 pub use chain::{ChainVerifier, Flaw, Presented, Purpose};
 pub use composed::{Composed, DeclaredTrust};
 pub use declared::{
-    BundleOrigin, DeclaredDomain, DeclaredRevocation, Denial, Endpoint, EndpointServer, WrongField,
-    fetchable, serial_number,
+    BundleOrigin, DatedList, DeclaredDomain, DeclaredRevocation, Denial, Endpoint, EndpointServer,
+    WrongField, fetchable, serial_number,
 };
 pub use error::Error;
 pub use files::{FileSettings, FileSource};

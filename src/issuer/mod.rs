@@ -6,6 +6,7 @@ mod authority;
 mod entries;
 mod error;
 mod key;
+mod socket_authority;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
+use super::socket_authority::SocketAuthority;
 use super::source::{changed, pause};
 use super::{Attestor, Authority, Caller, Entries, Error, RegistrationEntry, UnixAttestor};
 use crate::identity::workload_proto::spiffe_workload_api_server::{
@@ -155,6 +156,7 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = Result<Connection, io:
             match Caller::of(&stream) {
                 Ok(caller) => {
                     let caller = Arc::new(caller);
+                    let stream = SocketAuthority::new(stream);
                     let connection = Connection { stream, caller, _place: place };
                     return Some((Ok(connection), (listener, places)));
                 }
@@ -166,7 +168,7 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = Result<Connection, io:
 
 /// A connection and who is behind it.
 struct Connection {
-    stream: UnixStream,
+    stream: SocketAuthority<UnixStream>,
     caller: Arc<Caller>,
     _place: OwnedSemaphorePermit,
 }

@@ -11,6 +11,7 @@ mod error;
 mod ocsp;
 mod provider;
 mod public;
+mod publication;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -27,4 +28,5 @@ pub use ocsp::{
 };
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};
+pub use publication::{OpenAcceptor, connect_spiffe, connect_web};
 pub use verifier::PeerVerifier;

@@ -13,6 +13,7 @@ use super::identities::Certificates;
 use super::process::Shared;
 use super::settings;
 use super::stapling::{self, Stapling};
+use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
 use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
 use crate::mtls::{
@@ -58,14 +59,17 @@ const APP_ROUTE: &str = "sidecar.app";
 impl DataPlaneRole {
     /// Opens the doors at once: until the first configuration is there, everything is refused.
     ///
+    /// The identity is that of `federation`, to which goes whatever the feed declares about trust.
+    ///
     /// # Errors
     /// A setting makes no sense, or a door cannot be opened; the error names it.
     pub fn start(
         plan: &Plan,
-        identity: Option<Live<Identity>>,
+        federation: Option<Federation>,
         feed: Box<dyn Feed>,
         shared: &Shared,
     ) -> Result<Self, Error> {
+        let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
         let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
         let own: Vec<Change> =
@@ -81,6 +85,7 @@ impl DataPlaneRole {
         let keeping = Keeping {
             keeper,
             feed,
+            federation,
             publisher,
             tls,
             certificates,
@@ -180,6 +185,8 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
 struct Keeping {
     keeper: Keeper,
     feed: Box<dyn Feed>,
+    /// What is declared about trust goes here; nowhere without an identity.
+    federation: Option<Federation>,
     publisher: Publisher<Snapshot>,
     tls: Publisher<Option<Arc<rustls::ServerConfig>>>,
     certificates: Publisher<Certificates>,
@@ -196,6 +203,10 @@ impl Keeping {
     async fn run(mut self) {
         loop {
             let batch = self.feed.next().await;
+            // Before the rest: whom we trust no longer must not pass by what is declared with it.
+            let distrusted = self.federation.as_ref().map_or_else(Vec::new, |federation| {
+                federation.declare(&batch.changes, &batch.unreadable, batch.complete)
+            });
             let mut changes = batch.changes;
             let named: HashSet<(Kind, Id)> = changes
                 .iter()
@@ -230,6 +241,7 @@ impl Keeping {
                 .collect();
             let mut applied = self.keeper.apply(changes, batch.revision);
             stand_ins_aside(&mut applied.rejected, &batch.unreadable);
+            applied.rejected.extend(distrusted);
             for key in touched {
                 self.refused.remove(&key);
             }

@@ -11,6 +11,8 @@ use super::error::Error;
 use super::feed::FeedConnect;
 use super::process::{Shared, last_good};
 use super::settings::{ControlSettings, Settings};
+use super::trust::federation;
+use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
 use crate::model::Listeners;
@@ -79,11 +81,12 @@ impl Embedded {
         };
         let mut identities = Vec::new();
         let own = issue(&authority, settings.own_id("control")?, &mut identities)?;
+        let own = federation(&settings, "control", Reach::OwnDomain, own, &shared);
         let control = match &settings.control {
             Some(control) => ControlPlaneRole::start(&settings, control, &own, &shared).await?,
             None => unreachable!("set above"),
         };
-        shared.identities.watch(own.clone());
+        shared.identities.watch(own.identity());
         let mut tasks = Tasks::new();
         tasks.add(super::warnings::watch(settings.warnings.clone(), shared.clone()));
         let mut status = None;
@@ -159,14 +162,15 @@ impl Embedded {
         role: scope::Role,
         plan: &Plan,
     ) -> Result<&DataPlaneRole, Error> {
-        let identity = self.identity(id)?;
+        let source = self.identity(id)?;
+        let federation = federation(&self.settings, name, Reach::Everywhere, source, &self.shared);
+        let identity = federation.identity();
         let expected = self.settings.own_id("control")?;
-        let connect =
-            FeedConnect::new(&self.control.feed().to_string(), identity.clone(), &expected);
+        let connect = FeedConnect::new(&self.control.feed().to_string(), identity, &expected);
         let last_good = last_good(&self.settings, name);
         let feed = Subscriber::start(subscriber::Settings::new(role, name), connect, last_good);
         let plan = Plan { workers: plan.workers.max(1), ..plan.clone() };
-        let plane = DataPlaneRole::start(&plan, Some(identity), Box::new(feed), &self.shared)?;
+        let plane = DataPlaneRole::start(&plan, Some(federation), Box::new(feed), &self.shared)?;
         let at = self.planes.len();
         self.planes.push(plane);
         Ok(&self.planes[at])

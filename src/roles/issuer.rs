@@ -1,20 +1,24 @@
 //! Issuer: authority, attestation, registration entries and the Workload API wired together.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::Error;
 use super::settings::{IssuerSettings, Settings};
-use crate::identity::{TrustBundles, TrustDomain};
+use super::trust::foreign_bundles;
+use crate::federation::{BundleEndpoint, Federation};
+use crate::identity::TrustDomain;
 use crate::issuer::{Authority, Entries, RegistrationEntry, WorkloadApi};
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
-use crate::rt::{Clock, Drain, Live, Publisher, Tasks};
+use crate::rt::{Clock, Drain, Publisher, Tasks};
 use crate::sync::{Applied, Feed};
 
 /// A running issuer.
 pub struct IssuerRole {
+    bundle: Option<SocketAddr>,
     drain: Drain,
     tasks: Tasks,
 }
@@ -44,7 +48,8 @@ pub fn authority(domain: &TrustDomain, directory: &Path) -> Result<Arc<Authority
 }
 
 impl IssuerRole {
-    /// Serves the Workload API. Entries come from the settings, and from `feed` where there is one.
+    /// Serves the Workload API, and the bundle endpoint where the settings have one. Entries come from the settings, and from
+    /// `feed` where there is one; what the feed declares about trust goes to `trust`, whose identity is the issuer's own.
     ///
     /// # Errors
     /// An entry of the settings is not valid, or the socket cannot be taken.
@@ -52,6 +57,7 @@ impl IssuerRole {
         settings: &Settings,
         issuer: &IssuerSettings,
         authority: Arc<Authority>,
+        trust: &Federation,
         feed: Option<Box<dyn Feed>>,
     ) -> Result<Self, Error> {
         let domain = settings.trust_domain()?;
@@ -61,10 +67,11 @@ impl IssuerRole {
             .map(|workload| RegistrationEntry::new(workload, &domain))
             .collect::<Result<Vec<_>, _>>()?;
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
-        let federated = Live::fixed(TrustBundles::default());
-        let api = WorkloadApi::bind(&issuer.socket, authority, entries, federated)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
+        let bundle = publish(settings, issuer, &authority, trust, &drain, &mut tasks)?;
+        let federated = foreign_bundles(trust.identity(), &mut tasks);
+        let api = WorkloadApi::bind(&issuer.socket, authority, entries, federated)?;
         let guard = drain.guard();
         tasks.add(async move {
             if let Err(error) = api.serve(guard).await {
@@ -72,9 +79,14 @@ impl IssuerRole {
             }
         });
         if let Some(feed) = feed {
-            tasks.add(follow(feed, own, domain, publisher));
+            tasks.add(follow(feed, own, domain, trust.clone(), publisher));
         }
-        Ok(Self { drain, tasks })
+        Ok(Self { bundle, drain, tasks })
+    }
+
+    /// Where the bundle endpoint listens.
+    pub fn bundle(&self) -> Option<SocketAddr> {
+        self.bundle
     }
 
     /// Ends the streams and removes the socket.
@@ -85,27 +97,63 @@ impl IssuerRole {
     }
 }
 
+/// Opens the bundle endpoint of the settings.
+fn publish(
+    settings: &Settings,
+    issuer: &IssuerSettings,
+    authority: &Arc<Authority>,
+    trust: &Federation,
+    drain: &Drain,
+    tasks: &mut Tasks,
+) -> Result<Option<SocketAddr>, Error> {
+    let Some(endpoint) = &issuer.bundle_endpoint else { return Ok(None) };
+    let current = authority.clone();
+    let endpoint = BundleEndpoint::bind(
+        endpoint,
+        move || current.bundle(),
+        trust.identity(),
+        settings.state_dir.join("bundle-endpoint"),
+        Clock::system(),
+    )?;
+    let address = endpoint.address();
+    tasks.add(endpoint.serve(drain.guard()));
+    Ok(Some(address))
+}
+
 /// Keeps the entries of the control plane beside those of the settings.
 async fn follow(
     mut feed: Box<dyn Feed>,
     own: Vec<RegistrationEntry>,
     domain: TrustDomain,
+    trust: Federation,
     publisher: Publisher<Entries>,
 ) {
     let mut held: BTreeMap<Id, RegistrationEntry> = BTreeMap::new();
     let mut refused: BTreeMap<Id, Rejected> = BTreeMap::new();
+    let mut refused_trust: BTreeMap<(Kind, Id), Rejected> = BTreeMap::new();
     loop {
         let batch = feed.next().await;
+        let distrusted = trust.declare(&batch.changes, &batch.unreadable, batch.complete);
         if batch.complete {
             let named = |id: &Id| {
-                let put = batch
-                    .changes
-                    .iter()
-                    .any(|change| matches!(change, Change::Put(resource) if resource.id == *id));
-                put || batch.unreadable.iter().any(|rejected| rejected.id == *id)
+                let put = batch.changes.iter().any(|change| {
+                    matches!(change, Change::Put(resource)
+                        if resource.kind == Kind::Workloads && resource.id == *id)
+                });
+                let is_it =
+                    |rejected: &Rejected| rejected.kind == Kind::Workloads && rejected.id == *id;
+                put || batch.unreadable.iter().any(is_it)
             };
             held.retain(|id, _| named(id));
         }
+        let touched: Vec<(Kind, Id)> = batch
+            .changes
+            .iter()
+            .map(|change| match change {
+                Change::Put(resource) => (resource.kind, resource.id.clone()),
+                Change::Delete(kind, id) => (*kind, id.clone()),
+            })
+            .collect();
         for change in batch.changes {
             match change {
                 Change::Delete(Kind::Workloads, id) => {
@@ -132,7 +180,14 @@ async fn follow(
             }
         }
         publisher.set(own.iter().cloned().chain(held.values().cloned()).collect());
-        let rejected = refused.values().cloned().chain(batch.unreadable).collect();
+        for change in &touched {
+            refused_trust.remove(change);
+        }
+        for rejected in distrusted {
+            refused_trust.insert((rejected.kind, rejected.id.clone()), rejected);
+        }
+        let refused = refused.values().chain(refused_trust.values()).cloned();
+        let rejected = refused.chain(batch.unreadable).collect();
         feed.applied(Applied { revision: batch.revision, rejected, restored: Vec::new() });
     }
 }

@@ -12,6 +12,7 @@ mod issuer;
 mod process;
 mod settings;
 mod stapling;
+mod trust;
 mod warnings;
 
 pub use crate::issuer::Authority;

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
@@ -12,6 +14,8 @@ use super::feed::FeedConnect;
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
+use super::trust::federation;
+use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
 use crate::model::{Listeners, Redacted};
@@ -40,6 +44,8 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Our identities and public certificates.
     pub identities: Identities,
+    /// How it stands with declared trust domains.
+    pub board: Board,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
 }
@@ -71,6 +77,7 @@ impl Shared {
         let identities = Identities::new(&registry, Clock::system());
         Ok(Self {
             audit,
+            board: Board::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
@@ -84,7 +91,11 @@ impl Shared {
 pub(super) fn status(shared: &Shared) -> axum::Router {
     let identities = shared.identities.clone();
     let identity = axum::routing::get(async move || axum::Json(identities.status()));
-    router(&shared.readiness, &shared.registry).route("/identity", identity)
+    let board = shared.board.clone();
+    let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
+    router(&shared.readiness, &shared.registry)
+        .route("/identity", identity)
+        .route("/federation", axum::routing::get(reports))
 }
 
 /// The identity that the settings name.
@@ -132,6 +143,8 @@ pub struct Running {
     pub admin: Option<SocketAddr>,
     /// Where its feed listens.
     pub feed: Option<SocketAddr>,
+    /// Where its bundle endpoint listens.
+    pub bundle: Option<SocketAddr>,
     /// The admin key that this start generated.
     pub generated_key: Option<Redacted<String>>,
     shared: Shared,
@@ -157,6 +170,7 @@ impl Running {
             status: None,
             admin: None,
             feed: None,
+            bundle: None,
             generated_key: None,
             shared,
             data_planes: Vec::new(),
@@ -210,19 +224,22 @@ impl Running {
         let folder =
             issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
         let authority = authority(&settings.trust_domain()?, &folder)?;
+        let id = settings.own_id("issuer")?;
+        let federated = Live::fixed(crate::identity::TrustBundles::default());
+        let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
+        let trust =
+            federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
+        self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
-                let id = settings.own_id("issuer")?;
-                let federated = Live::fixed(crate::identity::TrustBundles::default());
-                let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
-                let identity = source.identity();
-                self.shared.identities.watch(identity.clone());
-                self._identities.push(Box::new(source));
-                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity))?)
+                self.shared.identities.watch(trust.identity());
+                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&trust.identity()))?)
             }
             None => None,
         };
-        self.issuer = Some(IssuerRole::start(settings, issuer, authority.clone(), feed)?);
+        let role = IssuerRole::start(settings, issuer, authority.clone(), &trust, feed)?;
+        self.bundle = role.bundle();
+        self.issuer = Some(role);
         Ok(Some(authority))
     }
 
@@ -234,8 +251,8 @@ impl Running {
         let Some(control) = &settings.control else {
             return Err(missing("control", "missing; role control needs its settings").into());
         };
-        let source = self.identity(settings, "control", issuer).await?;
-        let role = ControlPlaneRole::start(settings, control, &source, &self.shared).await?;
+        let trust = self.identity(settings, "control", Reach::OwnDomain, issuer).await?;
+        let role = ControlPlaneRole::start(settings, control, &trust, &self.shared).await?;
         self.admin = Some(role.admin());
         self.feed = Some(role.feed());
         self.generated_key = role.generated_key().cloned();
@@ -247,14 +264,15 @@ impl Running {
         &mut self,
         settings: &Settings,
         part: &str,
+        reach: Reach,
         issuer: Option<&Arc<Authority>>,
-    ) -> Result<Live<crate::identity::Identity>, Error> {
+    ) -> Result<Federation, Error> {
         let gate = self.shared.readiness.gate("identity", "no identity yet");
         let source = identity_source(settings, part, issuer).await?;
-        let identity = source.identity();
+        let trust = federation(settings, part, reach, source.identity(), &self.shared);
         self._identities.push(source);
-        self.watch(&identity, gate);
-        Ok(identity)
+        self.watch(&trust.identity(), gate);
+        Ok(trust)
     }
 
     /// Every identity that comes into use stands in the decision log; one that was taken away makes the process not ready.
@@ -274,8 +292,8 @@ impl Running {
                 let event = match &before {
                     None => "first",
                     Some(_) if now.is_withdrawn() => "withdrawn",
-                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
                     Some(before) if before.is_withdrawn() => "restored",
+                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
                     Some(_) => "bundle_changed",
                 };
                 let domains: Vec<&str> =
@@ -330,12 +348,13 @@ impl Running {
             }
         }
         // An ingress may do without an SVID; a sidecar is nothing without one.
-        let identity = match (role, &settings.identity) {
+        let trust = match (role, &settings.identity) {
             (Role::Ingress, None) => None,
-            _ => Some(self.identity(settings, part, issuer).await?),
+            _ => Some(self.identity(settings, part, Reach::Everywhere, issuer).await?),
         };
+        let identity = trust.as_ref().map(Federation::identity);
         let feed = feed(settings, feed_role, part, identity.as_ref())?;
-        let role = DataPlaneRole::start(&plan, identity, feed, &self.shared)?;
+        let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
         self.data_planes.push(role);
         Ok(())

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
+use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::model::Workload;
 use crate::store;
@@ -272,6 +273,9 @@ pub struct IssuerSettings {
     /// Registration entries beside those of the control plane.
     #[serde(default)]
     pub entries: Vec<Workload>,
+    /// Publishes our trust domain's bundle for others; not opened when not given.
+    #[serde(default)]
+    pub bundle_endpoint: Option<EndpointSettings>,
 }
 
 /// Settings of the decision log.

@@ -14,9 +14,10 @@ use tokio::net::TcpStream;
 
 use super::feed::full;
 use super::identities::Certificates;
+use crate::federation::is_private;
 use crate::mtls::{MAX_OCSP_ANSWER_BYTES, OcspAnswer, OcspError, OcspQuestion, PublicCertificate};
 use crate::observe::{Counter, MetricKind, Registry};
-use crate::rt::{Backoff, Clock, Live, is_public_address, spawn};
+use crate::rt::{Backoff, Clock, Live, spawn};
 
 /// How answers are fetched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -203,7 +204,7 @@ async fn fetch(url: &str, request: &[u8], settings: Stapling) -> Result<Vec<u8>,
     let resolved = tokio::net::lookup_host((name, port)).await;
     let resolved: Vec<SocketAddr> = resolved
         .map_err(|source| Error::Resolve { host: host.clone(), source })?
-        .filter(|address| settings.private_addresses || is_public_address(address.ip()))
+        .filter(|address| settings.private_addresses || !is_private(address.ip()))
         .collect();
     // A certificate's text must not send us into inner networks; what is connected to is what was judged.
     let address = *resolved.first().ok_or_else(|| Error::Private { host: host.clone() })?;

@@ -2,7 +2,6 @@
 //!
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
-mod address;
 pub mod crypto;
 mod drain;
 mod live;
@@ -11,7 +10,6 @@ pub mod socket;
 mod task;
 mod time;
 
-pub use address::is_public_address;
 pub use drain::{Drain, DrainGuard};
 pub use live::{Cached, Live, Publisher};
 pub use task::{Tasks, spawn};

@@ -10,6 +10,7 @@
 mod audit;
 mod bad_input;
 mod cli;
+mod conformance;
 mod control;
 mod crypto;
 mod drain;
@@ -27,6 +28,7 @@ mod plugins;
 mod policy;
 mod rotation;
 mod stapling;
+mod tls_attacks;
 mod tls_edge;
 mod upstream;
 mod world;

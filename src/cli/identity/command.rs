@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{init, inspect, issue};
+use super::{bundle, deny, federate, init, inspect, issue};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::rt::Clock;
 
@@ -60,13 +60,25 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         bundle: Option<PathBuf>,
     },
+    /// Show, export or declare trust bundles
+    Bundle {
+        #[command(subcommand)]
+        verb: bundle::BundleVerb,
+    },
+    /// Trust other trust domains whose bundles are fetched
+    Federate {
+        #[command(subcommand)]
+        verb: federate::FederateVerb,
+    },
+    /// Refuse a certificate, a key or a SPIFFE ID at once, in the whole mesh
+    Revoke(deny::DenyArgs),
 }
 
-fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
+pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
@@ -86,6 +98,9 @@ fn execute(verb: Verb, clock: &Clock, out: &mut impl Write) -> anyhow::Result<Ex
             issue::issue(&dir, &id, &to, Duration::from_secs(ttl), &dns_names, clock, out)
         }
         Verb::Inspect { file, bundle } => inspect::inspect(&file, bundle.as_deref(), clock, out),
+        Verb::Bundle { verb } => bundle::bundle(&verb, clock, out),
+        Verb::Federate { verb } => federate::federate(&verb, out),
+        Verb::Revoke(args) => deny::revoke(&args, clock, out),
     }
 }
 

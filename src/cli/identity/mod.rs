@@ -2,7 +2,11 @@
 //!
 //! `command.rs` holds the verbs and their words; each other file does one family of them.
 
+mod admin;
+mod bundle;
 mod command;
+mod deny;
+mod federate;
 mod init;
 mod inspect;
 mod issue;

@@ -1,0 +1,1 @@
+//! Fetching and keeping over real sockets.
