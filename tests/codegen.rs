@@ -51,7 +51,7 @@ const ALL: &[Generated] = &[
         out: "identity/generated/workload.rs",
         client: true,
         server: true,
-        without_debug: &["X509SVID", "JWTSVID"],
+        without_debug: &["X509SVID", "JWTSVID", "ValidateJWTSVIDRequest"],
         shared_bytes: &[],
         transport: false,
     },

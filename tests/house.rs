@@ -89,7 +89,9 @@ fn every_plugin_file_has_a_row() {
 fn one_file_names_the_cryptographic_library() {
     const LIBRARIES: [&str; 4] = ["ring", "aws_lc_rs", "aws_lc_sys", "aws_lc_fips_sys"];
     let mut broken = Vec::new();
-    for (path, text) in sources() {
+    // Tests may forge with whatever they like.
+    let is_test = |path: &str| path.ends_with("tests.rs") || path.ends_with("forge.rs");
+    for (path, text) in sources().into_iter().filter(|(path, _)| !is_test(path)) {
         let tokens = tokens(&text);
         // `ring::digest`, `webpki::ring`, `ring as algorithm`.
         let names = |library: &str| {

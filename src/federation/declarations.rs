@@ -289,7 +289,7 @@ impl Shared {
             }
             for url in &revocation.urls {
                 let origin = lists::Origin::Url(url.clone());
-                sources.push(Source::url(url.clone(), &self.shelf, known(&origin)));
+                sources.push(Source::url(url, &self.shelf, known(&origin)));
             }
         }
         let mut polls = Tasks::new();

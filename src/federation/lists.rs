@@ -60,7 +60,7 @@ impl Source {
     }
 
     /// A URL, with the list that was fetched last.
-    pub(super) fn url(url: Uri, shelf: &Shelf, before: Option<&Self>) -> Self {
+    pub(super) fn url(url: &Uri, shelf: &Shelf, before: Option<&Self>) -> Self {
         if let Some(before) = before {
             return before.clone();
         }
@@ -70,18 +70,18 @@ impl Source {
             error: Some("not fetched yet".into()),
             origin: Origin::Url(url.clone()),
         };
-        match shelf.read::<About>(&shelf_name(&url)) {
+        match shelf.read::<About>(&shelf_name(url)) {
             Ok(Some((about, bytes))) if about.url == url.to_string() => {
                 match DatedList::read(&bytes) {
                     Ok(lists) => source.lists = lists,
                     Err(why) => {
-                        tracing::error!(%url, why, "the kept revocation list cannot be used")
+                        tracing::error!(%url, why, "the kept revocation list cannot be used");
                     }
                 }
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::error!(%url, error = error.report(), "the kept revocation list cannot be used")
+                tracing::error!(%url, error = error.report(), "the kept revocation list cannot be used");
             }
         }
         source
@@ -213,5 +213,5 @@ fn signer(list: &DatedList, bundle: Option<&TrustBundle>) -> Signer {
         let parsed = X509Certificate::from_der(root);
         parsed.is_ok_and(|(_, root)| root.subject().to_string() == list.issuer())
     };
-    if roots().any(|root| has_its_name(root)) { Signer::Forged } else { Signer::Unknown }
+    if roots().any(has_its_name) { Signer::Forged } else { Signer::Unknown }
 }

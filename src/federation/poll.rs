@@ -109,15 +109,8 @@ pub(super) async fn follow_bundle(shared: Weak<Shared>, domain: TrustDomain, has
         let outcome = bundle(&domain, &order).await;
         let Some(shared) = shared.upgrade() else { return };
         let held = order.held.as_ref();
-        let pause = match (&outcome, held, order.refresh_every) {
-            (_, _, Some(declared)) => declared,
-            (Ok((_, document)), _, None) => document.refresh_after,
-            (Err(_), Some(held), None) => held.document.refresh_after,
-            // Nobody of the domain is trusted until there is a bundle: as often as any hint could ask.
-            (Err(_), None, None) if order.endpoint.initial.is_none() => SHORTEST,
-            (Err(_), None, None) => DEFAULT,
-        };
-        let pause = with_jitter(pause);
+        let newest = outcome.as_ref().ok().map(|(_, document)| document);
+        let pause = with_jitter(until_next_fetch(&order, newest));
         let now = shared.clock().now();
         let next_at = now.saturating_add(seconds(pause));
         match outcome {
@@ -197,6 +190,18 @@ async fn bundle(
     Ok((body.to_vec(), document))
 }
 
+/// How long to wait after a fetch; `newest` is what came of it, nothing when it failed (69, 86).
+fn until_next_fetch(order: &BundleOrder, newest: Option<&BundleDocument>) -> Duration {
+    let held = order.held.as_ref().map(|held| &held.document);
+    match (order.refresh_every, newest.or(held)) {
+        (Some(declared), _) => declared,
+        (None, Some(document)) => document.refresh_after,
+        // Nobody of the domain is trusted until there is a bundle: as often as any hint could ask.
+        (None, None) if order.endpoint.initial.is_none() => SHORTEST,
+        (None, None) => DEFAULT,
+    }
+}
+
 /// Fetches a revocation list now and again well before it ends.
 pub(super) async fn follow_list(shared: Weak<Shared>, domain: TrustDomain, url: Uri) {
     loop {
@@ -247,4 +252,62 @@ fn with_jitter(pause: Duration) -> Duration {
 
 fn seconds(pause: Duration) -> i64 {
     i64::try_from(pause.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::forge::Forge;
+
+    #[test]
+    fn rules_69_70_and_86_say_when_to_fetch_again() {
+        let forge = Forge::new("b.test");
+        let document = |seconds| BundleDocument {
+            bundle: forge.bundle(),
+            sequence: None,
+            refresh_after: Duration::from_secs(seconds),
+        };
+        let order = |held: Option<u64>, initial: bool, declared: Option<u64>| BundleOrder {
+            endpoint: Endpoint {
+                url: "https://b.test/".parse().unwrap(),
+                server: EndpointServer::Web { authorities: None },
+                initial: initial.then(|| forge.bundle()),
+                allow_redirects: true,
+                allow_private: false,
+            },
+            server_bundle: None,
+            trust: Arc::default(),
+            held: held.map(|seconds| Fetched { document: document(seconds), at: 0, initial: None }),
+            refresh_every: declared.map(Duration::from_secs),
+        };
+        for (rule, held, initial, declared, fetched, seconds) in [
+            ("69 the document's hint", None, false, None, Some(60), 60),
+            ("69 the newest hint", Some(60), false, None, Some(90), 90),
+            ("69 an operator's word", Some(60), false, Some(20), Some(90), 20),
+            ("86 a failure waits for the interval", Some(60), false, None, None, 60),
+            ("86 an operator's interval", None, false, Some(20), None, 20),
+            ("86 nothing is known", None, true, None, None, 300),
+            ("86 there is no bundle", None, false, None, None, 10),
+        ] {
+            let newest = fetched.map(document);
+            let pause = until_next_fetch(&order(held, initial, declared), newest.as_ref());
+            assert_eq!(pause.as_secs(), seconds, "{rule}");
+        }
+        for seconds in [1, 10, 300, 86_400] {
+            let pause = with_jitter(Duration::from_secs(seconds));
+            assert!(pause >= SHORTEST, "70 {pause:?}");
+            assert!(pause <= Duration::from_secs(seconds).max(SHORTEST), "70 {pause:?}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_list_is_fetched_again_well_before_it_ends() {
+        let clock = Clock::fixed(1_000);
+        let list = |next_update| DatedList { der: Vec::new().into(), this_update: 0, next_update };
+        for (ends, seconds) in [(1_100, 50), (1_001, 10), (0, 10), (1_000_000, 300)] {
+            assert_eq!(until_next(&[list(ends)], &clock).as_secs(), seconds, "{ends}");
+        }
+        assert_eq!(until_next(&[list(1_100), list(1_050)], &clock).as_secs(), 25);
+        assert_eq!(until_next(&[], &clock), LISTS_AT_MOST);
+    }
 }

@@ -1,8 +1,8 @@
 //! Certificates for tests: good ones, and each bad one that a rule is about.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
@@ -67,6 +67,20 @@ impl Forge {
         let key = KeyPair::generate().unwrap();
         let leaf = params.signed_by(&key, &self.root_issuer).unwrap().der().clone();
         Signed { chain: vec![leaf], key }
+    }
+
+    /// A revocation list of the root as PEM; it lives for a day from `seconds_ago`.
+    pub(crate) fn list_by_root(&self, number: u64, seconds_ago: i64) -> String {
+        let this_update = OffsetDateTime::now_utc() - Duration::seconds(seconds_ago);
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update: this_update + Duration::days(1),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.root_issuer).unwrap().pem().unwrap()
     }
 
     pub(crate) fn svid(&self, path: &str) -> Svid {

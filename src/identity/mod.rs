@@ -10,14 +10,20 @@ mod error;
 mod files;
 #[cfg(test)]
 pub(crate) mod forge;
+mod jwt;
+mod jwt_bundles;
 mod pattern;
 mod peer;
+mod refresh;
 mod revocation;
 mod revocation_list;
 mod source;
 mod spiffe_id;
 mod strict_json;
 mod svid;
+#[cfg(test)]
+pub(crate) mod token_forge;
+mod tokens;
 mod trust;
 mod workload_api;
 mod workload_endpoint;
@@ -40,12 +46,16 @@ pub use declared::{
 };
 pub use error::Error;
 pub use files::{FileSettings, FileSource};
+pub use jwt::{JwtSvid, MAX_LEEWAY, TokenFlaw, TokenRules, TokenText, TokenVerifier};
+pub use jwt_bundles::{JwtBundleSource, JwtSvids, OwnToken};
 pub use pattern::SpiffePattern;
 pub use peer::Peer;
+pub use refresh::{Refresh, Refreshing};
 pub use revocation::{DenyList, RevocationLists, RevocationMode, Revocations};
 pub use revocation_list::RevocationList;
 pub use source::{Identity, IdentitySource};
 pub use spiffe_id::{SpiffeId, TrustDomain};
 pub use svid::{Svid, renew_after};
+pub use tokens::{RefusedToken, Tokens};
 pub use trust::{Rules, Trust};
 pub use workload_api::{WorkloadApiSettings, WorkloadApiSource};

@@ -22,8 +22,8 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::Error;
 use super::key::KeyPair;
+use super::{Error, JwtIssuer};
 use crate::identity::{SpiffeId, Svid, TrustBundle, TrustDomain};
 use crate::rt::Clock;
 use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
@@ -62,6 +62,7 @@ pub struct Authority {
     directory: Option<PathBuf>,
     root: Signer,
     intermediate: ArcSwap<Signer>,
+    jwt: JwtIssuer,
     /// Held while an intermediate is replaced, so that it happens once.
     replacing: Mutex<()>,
 }
@@ -92,10 +93,12 @@ impl Authority {
         let now = clock.now();
         let root = Signer::root(&domain, now)?;
         let intermediate = Signer::intermediate(&domain, &root, now)?;
+        let jwt = JwtIssuer::in_memory(domain.clone(), clock.clone())?;
         Ok(Self {
             domain,
             clock,
             directory: None,
+            jwt,
             root,
             intermediate: ArcSwap::from_pointee(intermediate),
             replacing: Mutex::default(),
@@ -118,8 +121,9 @@ impl Authority {
             .mode(0o700)
             .create(directory)
             .map_err(|source| Error::Write { path: directory.to_owned(), source })?;
+        let jwt = JwtIssuer::open(domain.clone(), directory, clock.clone())?;
         let made =
-            Self { directory: Some(directory.to_owned()), ..Self::in_memory(domain, clock)? };
+            Self { directory: Some(directory.to_owned()), jwt, ..Self::in_memory(domain, clock)? };
         let intermediate = made.intermediate.load();
         let mut written = Vec::new();
         for (name, text) in [
@@ -138,6 +142,7 @@ impl Authority {
             written.push(path);
         }
         drop(intermediate);
+        made.jwt.tend()?;
         Ok(made)
     }
 
@@ -164,10 +169,12 @@ impl Authority {
         if !is_signed_by(&intermediate.certificate, &root.certificate) {
             return Err(damaged(INTERMEDIATE, "the root beside it did not sign it"));
         }
+        let jwt = JwtIssuer::open(domain.clone(), directory, clock.clone())?;
         Ok(Self {
             domain,
             clock,
             directory: Some(directory.to_owned()),
+            jwt,
             root,
             intermediate: ArcSwap::from_pointee(intermediate),
             replacing: Mutex::default(),
@@ -184,9 +191,16 @@ impl Authority {
         &self.clock
     }
 
-    /// What others need to verify its SVIDs: the root.
+    /// The issuer of JWT-SVIDs, whose keys are kept beside the authority's.
+    pub fn jwt(&self) -> &JwtIssuer {
+        &self.jwt
+    }
+
+    /// What others need to verify its SVIDs: the root, and the keys for JWT-SVIDs.
     pub fn bundle(&self) -> TrustBundle {
-        TrustBundle::new(self.domain.clone(), vec![self.root.certificate.clone()])
+        let roots = vec![self.root.certificate.clone()];
+        let jwt_authorities = self.jwt.authorities();
+        TrustBundle { jwt_authorities, ..TrustBundle::new(self.domain.clone(), roots) }
     }
 
     /// Issues an SVID with a fresh key.
@@ -464,7 +478,7 @@ fn mode_of(name: &str) -> u32 {
 }
 
 /// Writes a file that must not exist yet, through to the disk.
-fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(content)?;
     file.sync_all()

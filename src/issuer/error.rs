@@ -84,6 +84,9 @@ pub enum Error {
         /// What was asked for.
         seconds: u64,
     },
+    /// A token for nobody would be for everybody.
+    #[error("a JWT-SVID needs at least one audience, and none may be empty")]
+    NoAudience,
     /// The certificate could not be made.
     #[error("cannot make a certificate")]
     Sign(#[from] rcgen::Error),

@@ -48,10 +48,12 @@ async fn renew(
     publisher: Publisher<Identity>,
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let mut jwt_keys = authority.jwt().keys();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause(ttl)) => {}
             () = changed(&mut federated) => {}
+            () = changed(&mut jwt_keys) => {}
         }
         while let Err(error) = {
             let current = publisher.live().load();

@@ -22,17 +22,19 @@ use tonic::{Request, Response, Status};
 
 use super::socket_authority::SocketAuthority;
 use super::source::{changed, pause};
-use super::{Attestor, Authority, Caller, Entries, Error, RegistrationEntry, UnixAttestor};
+use super::{Attestor, Authority, Caller, Entries, Error, Keys, RegistrationEntry, UnixAttestor};
 use crate::identity::workload_proto::spiffe_workload_api_server::{
     SpiffeWorkloadApi, SpiffeWorkloadApiServer,
 };
 use crate::identity::workload_proto::{
-    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
-    ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
-    X509svid, X509svidRequest, X509svidResponse,
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
+    X509svidResponse,
 };
 use crate::identity::{Svid, TrustBundles};
-use crate::rt::{DrainGuard, Live};
+use crate::rt::{DrainGuard, Live, Tasks};
+
+mod jwt;
 
 /// Callers at once; the next ones wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -58,6 +60,7 @@ struct Service {
     authority: Arc<Authority>,
     entries: Live<Entries>,
     federated: Live<TrustBundles>,
+    jwt_keys: Live<Keys>,
     attestor: Arc<dyn Attestor>,
     guard: Option<DrainGuard>,
 }
@@ -78,7 +81,9 @@ impl WorkloadApi {
     ) -> Result<Self, Error> {
         let listener = listen(path)?;
         let attestor = Arc::new(UnixAttestor);
-        let service = Service { authority, entries, federated, attestor, guard: None };
+        authority.jwt().tend()?;
+        let jwt_keys = authority.jwt().keys();
+        let service = Service { authority, entries, federated, jwt_keys, attestor, guard: None };
         Ok(Self { path: path.to_owned(), listener, service })
     }
 
@@ -96,6 +101,8 @@ impl WorkloadApi {
     pub async fn serve(self, mut guard: DrainGuard) -> Result<(), Error> {
         let Self { path, listener, mut service } = self;
         service.guard = Some(guard.clone());
+        let mut tending = Tasks::new();
+        tending.add(tend(service.authority.clone()));
         let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(64 * 1024);
         let served = Server::builder()
             .max_concurrent_streams(MAX_CALLS)
@@ -105,6 +112,17 @@ impl WorkloadApi {
             .await;
         let _ = std::fs::remove_file(&path);
         served.map_err(|source| Error::Serve { path, source })
+    }
+}
+
+/// Keeps the keys for JWT-SVIDs up to date also while nobody asks for a token.
+async fn tend(authority: Arc<Authority>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        if let Err(error) = authority.jwt().tend() {
+            tracing::error!(%error, "the keys of JWT-SVIDs cannot be kept up to date");
+        }
     }
 }
 
@@ -280,6 +298,7 @@ impl Subscription {
             tokio::select! {
                 () = changed(&mut self.service.entries) => {}
                 () = changed(&mut self.service.federated) => {}
+                () = changed(&mut self.service.jwt_keys) => {}
                 () = renewal => {}
                 () = asked => return None,
             }
@@ -371,27 +390,7 @@ fn message(svid: &Svid, bundle: Vec<u8>) -> X509svid {
     }
 }
 
-/// Without its key.
-impl fmt::Debug for X509svid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("X509svid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
-    }
-}
-
-/// Without its token.
-impl fmt::Debug for Jwtsvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jwtsvid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
-    }
-}
-
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn no_jwt() -> Status {
-    Status::unimplemented(
-        "this issuer has X.509-SVIDs only; it does not issue or validate JWT-SVIDs yet",
-    )
-}
 
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for Service {
@@ -425,23 +424,26 @@ impl SpiffeWorkloadApi for Service {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        self.subscribe(&request)?;
-        Err(no_jwt())
+        let subscription = self.subscribe(&request)?;
+        subscription.tokens(request.get_ref()).map(Response::new)
     }
 
     async fn fetch_jwt_bundles(
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.subscribe(&request)?;
-        Err(no_jwt())
+        let subscription = self.subscribe(&request)?;
+        let messages = unfold(subscription, async |mut subscription| {
+            Some((subscription.next_jwt_bundles().await?, subscription))
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        self.subscribe(&request)?;
-        Err(no_jwt())
+        let subscription = self.subscribe(&request)?;
+        subscription.validate(request.get_ref()).map(Response::new)
     }
 }

@@ -104,9 +104,9 @@ impl Connector {
         Self { identity, current: Arc::default() }
     }
 
-    /// Tells the identity of this moment from earlier and later ones.
-    pub fn identity_revision(&self) -> u64 {
-        self.identity.version()
+    /// Who connects.
+    pub fn identity(&self) -> &Live<Identity> {
+        &self.identity
     }
 
     /// Shakes hands with a peer that must be one of `expected`. The caller limits the time.

@@ -1,14 +1,15 @@
 //! TLS on every side: mesh connections that prove a SPIFFE ID, and public TLS at the edges. A door: it defines nothing itself.
 //!
 //! In the mesh: TLS 1.3 only, both sides present an X.509-SVID, no resumption and no early data, and whoever connects says
-//! whom it expects. The peer's certificate is judged once, in the handshake; what the rest of the program sees is the
-//! [`Peer`](crate::identity::Peer) that this judgement made.
+//! whom it expects. The peer's certificate is judged in the handshake, and what the rest of the program sees is the
+//! [`Peer`](crate::identity::Peer) that this judgement made; a [`Proof`] remembers what the connection rests on from then on.
 
 mod acceptor;
 mod certificates;
 mod connector;
 mod error;
 mod ocsp;
+mod proof;
 mod provider;
 mod public;
 mod publication;
@@ -26,6 +27,7 @@ pub use ocsp::{
     Answer as OcspAnswer, Error as OcspError, MAX_ANSWER_BYTES as MAX_OCSP_ANSWER_BYTES,
     Question as OcspQuestion,
 };
+pub use proof::{Accompanied, Begun, Lapse, Opening, Proof, Proofs};
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};
 pub use publication::{OpenAcceptor, connect_spiffe, connect_web};

@@ -162,14 +162,14 @@ fn a_line_says_who_did_what_to_whom_and_why() {
     .unwrap();
     let ends = ends(7);
     lane.connection(&ConnectionRecord {
-        ends: &ends,
-        event: "forced_close",
-        reason: Some("expiry"),
+        side: Some("accepted"),
+        reason: Some("peer_expired"),
         protocol: Some("h2"),
         requests: Some(3),
         bytes_in: Some(1),
         bytes_out: Some(2),
         duration_ms: Some(1000),
+        ..ConnectionRecord::of(&ends, "forced_close")
     })
     .unwrap();
     let control = audit.control();
@@ -227,7 +227,7 @@ fn a_line_says_who_did_what_to_whom_and_why() {
     assert_eq!(denied["nearest"]["clause"], "methods");
     assert_eq!((&denied["status"], &denied["config_revision"]), (&403.into(), &42.into()));
     assert_eq!(find("handshake_refused")["src"]["presented_id"], "spiffe://elsewhere/web");
-    assert_eq!(find("connection")["reason"], "expiry");
+    assert_eq!(find("connection")["reason"], "peer_expired");
     assert_eq!(find("identity")["trust_domains"], "shop");
     assert_eq!(find("config")["reason"], "uri: is missing");
     assert_eq!(find("admin")["principal"], "admin");

@@ -79,6 +79,17 @@ pub struct Nearest<'a> {
     pub clause: &'a str,
 }
 
+/// A token, by what may be written down of it: never its text.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenFacts<'a> {
+    /// The start of its SHA-256, lower-case hexadecimal.
+    pub hash: &'a str,
+    /// Whom it names; only when its signature was good.
+    pub subject: Option<&'a str>,
+    /// Its `jti`; only when its signature was good.
+    pub id: Option<&'a str>,
+}
+
 /// What would have been decided if observed policies were enforced.
 #[derive(Clone, Copy, Debug)]
 pub struct WouldBe<'a> {
@@ -139,6 +150,10 @@ pub struct DecisionRecord<'a> {
     pub nearest: Option<Nearest<'a>>,
     /// The revision of the configuration that decided.
     pub config_revision: u64,
+    /// The plugin that decided, when it was no policy.
+    pub plugin: Option<&'a str>,
+    /// The token that the caller presented.
+    pub token: Option<TokenFacts<'a>>,
     /// The request's id, if it bears one.
     pub request_id: Option<&'a str>,
 }
@@ -165,6 +180,8 @@ impl<'a> DecisionRecord<'a> {
             denial_id: None,
             nearest: None,
             config_revision: 0,
+            plugin: None,
+            token: None,
             request_id: None,
         }
     }
@@ -196,9 +213,13 @@ pub struct HandshakeRefusedRecord<'a> {
 pub struct ConnectionRecord<'a> {
     /// Who, and to whom.
     pub ends: &'a Ends,
-    /// `open`, `close`, or `forced_close`.
+    /// `open`, `close`, `forced_close`; `exchange_end` when only one exchange of it was ended by us.
     pub event: &'a str,
-    /// Why it was closed: `peer`, `idle`, `drain`, `expiry`, `policy`, `identity`, ...
+    /// `accepted` or `originated`.
+    pub side: Option<&'a str>,
+    /// The serial number of the certificate that the other end showed, lower-case hexadecimal.
+    pub peer_serial: Option<&'a str>,
+    /// Why it was closed: a stable code, as `peer_expired`.
     pub reason: Option<&'a str>,
     /// `http/1.1`, `h2`, `tcp`.
     pub protocol: Option<&'a str>,
@@ -212,10 +233,28 @@ pub struct ConnectionRecord<'a> {
     pub duration_ms: Option<u64>,
 }
 
+impl<'a> ConnectionRecord<'a> {
+    /// A record that says nothing yet but who, to whom, and what.
+    pub const fn of(ends: &'a Ends, event: &'a str) -> Self {
+        Self {
+            ends,
+            event,
+            side: None,
+            peer_serial: None,
+            reason: None,
+            protocol: None,
+            requests: None,
+            bytes_in: None,
+            bytes_out: None,
+            duration_ms: None,
+        }
+    }
+}
+
 /// A change of our own identity or of whom we trust.
 #[derive(Clone, Copy, Debug)]
 pub struct IdentityRecord<'a> {
-    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`.
+    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`; `bundle_refused` for an alarm about a fetched bundle.
     pub event: &'a str,
     /// Who we are.
     pub spiffe_id: &'a str,
@@ -363,6 +402,14 @@ impl Record for DecisionRecord<'_> {
                 fields.text("clause", nearest.clause);
             });
         }
+        fields.some_text("plugin", self.plugin);
+        if let Some(token) = &self.token {
+            fields.object("token", |fields| {
+                fields.text("hash", token.hash);
+                fields.some_text("subject", token.subject);
+                fields.some_text("id", token.id);
+            });
+        }
         fields.some_text("request_id", self.request_id);
         fields.number("config_revision", self.config_revision);
     }
@@ -403,12 +450,14 @@ impl Record for ConnectionRecord<'_> {
     const TYPE: Type = Type::Connection;
 
     fn is_reserved(&self) -> bool {
-        self.event == "forced_close"
+        matches!(self.event, "forced_close" | "exchange_end")
     }
 
     fn write(&self, fields: &mut Fields<'_>) {
         fields.raw(&self.ends.0);
         fields.text("event", self.event);
+        fields.some_text("side", self.side);
+        fields.some_text("peer_serial", self.peer_serial);
         fields.some_text("reason", self.reason);
         fields.some_text("protocol", self.protocol);
         fields.some_number("requests", self.requests);

@@ -1,18 +1,22 @@
 //! One connection: handshake to a peer, then the protocol that is spoken.
 
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
+use super::http::flow::ConnectionStanding;
 use super::http::{h1, h2};
 use super::listener::Listener;
-use super::proof::Proof;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
-use crate::mtls::{Acceptor, PublicAcceptor};
-use crate::observe::HandshakeRefusedRecord;
+use crate::mtls::{Acceptor, Lapse, Proof, PublicAcceptor};
+use crate::observe::{ConnectionRecord, HandshakeRefusedRecord};
 use crate::pipeline::Client;
 use crate::rt::Live;
 use crate::upstream::Stream;
@@ -34,6 +38,8 @@ pub(in crate::proxy) struct Served {
     pub(in crate::proxy) requests: u64,
     pub(in crate::proxy) bytes_in: u64,
     pub(in crate::proxy) bytes_out: u64,
+    /// Why the last exchange was broken off by us, and the connection with it.
+    pub(in crate::proxy) ended: Option<Lapse>,
 }
 
 /// A connection after its handshake.
@@ -62,6 +68,7 @@ pub(in crate::proxy) async fn run(
 ) {
     let Ok(local) = tcp.local_addr() else { return };
     let _ = tcp.set_nodelay(true);
+    let begun = Instant::now();
     let before = listener.me.as_ref().map(Live::load);
     let me = before.as_ref().map(|identity| identity.id().clone());
     let handshake = Box::pin(shake_hands(&listener.security, tcp));
@@ -106,7 +113,14 @@ pub(in crate::proxy) async fn run(
     if let Some(group) = shaken.group {
         worker.metrics.handshake(group);
     }
-    let proof = Proof::new(shaken.peer.as_deref(), listener.me.as_ref(), before);
+    let proof = worker.watch.accepted(
+        number,
+        listener.door,
+        (local, address),
+        shaken.peer.as_ref(),
+        before.as_deref(),
+    );
+    drop(before);
     let client = Arc::new(Client {
         connection: number,
         door: listener.door,
@@ -117,12 +131,58 @@ pub(in crate::proxy) async fn run(
         tls: !matches!(listener.security, DoorSecurity::Plain),
         sni: shaken.sni,
     });
-    let served = if shaken.http2 {
-        Box::pin(h2::serve(worker, shaken.stream, client, proof)).await
-    } else {
-        h1::serve(worker, shaken.stream, client, &[], proof).await
-    };
+    let standing = ConnectionStanding::new(&client);
+    let mut served = Served::default();
+    {
+        let (stream, standing, served) = (shaken.stream, standing.clone(), &mut served);
+        let mut serving = pin!(async {
+            if shaken.http2 {
+                Box::pin(h2::serve(worker, stream, client, standing, &proof, served)).await;
+            } else {
+                h1::serve(worker, stream, client, standing, &proof, served).await;
+            }
+        });
+        proof.attended().await;
+        poll_fn(|context| {
+            match serving.as_mut().poll(context) {
+                // It was told, and had its turn: whatever it still waits for is over.
+                Poll::Pending if proof.is_cut() => Poll::Ready(()),
+                polled => polled,
+            }
+        })
+        .await;
+    }
     worker.metrics.served(served);
+    if let Some(lapse) = proof.lapse().or(served.ended) {
+        note_end(worker, &proof, &standing, lapse, &served, begun, shaken.http2);
+    }
+}
+
+/// The record of a connection that ended because it lost its proof.
+fn note_end(
+    worker: &Worker,
+    proof: &Proof,
+    standing: &ConnectionStanding,
+    lapse: Lapse,
+    served: &Served,
+    begun: Instant,
+    is_http2: bool,
+) {
+    worker.metrics.ended(proof.begun.opening, lapse);
+    let is_forced = proof.is_cut() || served.ended.is_some();
+    let event = if is_forced { "forced_close" } else { "close" };
+    // What is lost is counted in the log itself.
+    let _ = worker.lane.connection(&ConnectionRecord {
+        side: Some(proof.begun.opening.name()),
+        peer_serial: proof.begun.peer.as_ref().map(|peer| peer.serial.as_str()),
+        reason: Some(lapse.code()),
+        protocol: Some(if is_http2 { "h2" } else { "http/1.1" }),
+        requests: Some(served.requests),
+        bytes_in: Some(served.bytes_in),
+        bytes_out: Some(served.bytes_out),
+        duration_ms: Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        ..ConnectionRecord::of(standing.ends(), event)
+    });
 }
 
 /// A handshake that failed, for the decision log.

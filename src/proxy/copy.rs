@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -9,7 +10,11 @@ use tokio::time::Instant;
 
 use super::buffer::Buffer;
 use super::connection::Served;
+use super::http::flow::{ConnectionStanding, Kept};
+use super::http::vigil::{Alarm, Vigil};
 use super::worker::Worker;
+use crate::mtls::{Lapse, Proof};
+use crate::pipeline::Client;
 use crate::rt::Watchdog;
 use crate::upstream::{Busy, Stream};
 
@@ -20,6 +25,11 @@ pub(in crate::proxy) struct Tunnel {
     pub(in crate::proxy) early: Vec<u8>,
     /// The protocol that is spoken from here on.
     pub(in crate::proxy) protocol: Option<Vec<u8>>,
+    /// What its connection rests on.
+    pub(in crate::proxy) proof: Option<Arc<Proof>>,
+    /// What policy decided on, and which policy did.
+    pub(in crate::proxy) kept: Kept,
+    pub(in crate::proxy) decided: u64,
     pub(in crate::proxy) _busy: Busy,
 }
 
@@ -79,37 +89,63 @@ impl Direction {
     }
 }
 
-/// Copies until both directions have ended, one of them fails, or nothing moves for too long.
+/// The caller's half of a tunnel.
+pub(in crate::proxy) struct Caller<'a> {
+    pub(in crate::proxy) stream: Stream,
+    /// What it sent behind its request.
+    pub(in crate::proxy) early: Vec<u8>,
+    pub(in crate::proxy) client: &'a Client,
+    pub(in crate::proxy) standing: &'a ConnectionStanding,
+    pub(in crate::proxy) proof: &'a Proof,
+}
+
+/// Copies until both directions have ended, one of them fails, nothing moves for too long, one of the connections has lost its
+/// proof and had its time to finish, or policy refuses by now what it allowed.
 pub(in crate::proxy) async fn tunnel(
     worker: &Worker,
-    mut caller: Stream,
-    early: Vec<u8>,
+    caller: Caller<'_>,
     mut tunnel: Tunnel,
     served: &mut Served,
 ) {
+    let Caller { stream: mut caller, early, client, standing, proof } = caller;
     let (mut there, mut back) = (Direction::new(&early), Direction::new(&tunnel.early));
     let mut watchdog = Watchdog::new();
+    let mut vigil = Vigil::new(worker, standing, &mut watchdog, tunnel.decided);
+    vigil.over(tunnel.proof.take());
     let mut moved = (0, 0);
-    watchdog.set(Some(Instant::now() + worker.limits.tunnel_idle));
+    vigil.set(Some(Instant::now() + worker.limits.tunnel_idle));
     let mut draining = std::pin::pin!(worker.draining());
     let mut asked = false;
-    let _: io::Result<()> = std::future::poll_fn(|context| {
+    let ended: io::Result<Option<Alarm>> = std::future::poll_fn(|context| {
+        if proof.is_cut() || vigil.is_unproved() {
+            return Poll::Ready(Ok(Some(Alarm::Unproved)));
+        }
         let first = there.poll(context, &mut caller, &mut tunnel.stream)?;
         let second = back.poll(context, &mut tunnel.stream, &mut caller)?;
         if first.is_ready() && second.is_ready() {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(Ok(None));
         }
         if (there.moved, back.moved) != moved {
             moved = (there.moved, back.moved);
-            watchdog.set(Some(Instant::now() + worker.limits.tunnel_idle));
+            vigil.set(Some(Instant::now() + worker.limits.tunnel_idle));
         }
         if !asked && Future::poll(draining.as_mut(), context).is_ready() {
             asked = true;
-            watchdog.set(Some(Instant::now() + worker.limits.drain_idle));
+            vigil.set(Some(Instant::now() + worker.limits.drain_idle));
         }
-        watchdog.poll(context).map(Ok)
+        vigil.poll(context, || tunnel.kept.asked(client)).map(|alarm| Ok(Some(alarm)))
     })
     .await;
+    if let Ok(Some(alarm @ (Alarm::Unproved | Alarm::Refused))) = ended {
+        // Not a byte more goes out, not even those that the system holds.
+        caller.reset_on_close();
+        tunnel.stream.reset_on_close();
+        if alarm == Alarm::Refused {
+            served.ended = Some(Lapse::PolicyChanged);
+            // What is lost is counted in the log itself.
+            let _ = vigil.record_refusal(&tunnel.kept.asked(client));
+        }
+    }
     served.bytes_in += there.moved;
     served.bytes_out += back.moved;
 }

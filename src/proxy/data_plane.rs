@@ -11,10 +11,11 @@ use super::connection::DoorSecurity;
 use super::listener::Listener;
 use super::metrics::ProxyMetrics;
 use super::worker::{Limits, Worker};
-use crate::identity::Identity;
+use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
+use crate::mtls::Proofs;
 use crate::observe::AuditLog;
-use crate::rt::{Drain, Live, socket};
+use crate::rt::{Clock, Drain, Live, socket};
 use crate::snapshot::Snapshot;
 use crate::upstream::Connect;
 
@@ -49,6 +50,8 @@ pub struct Parts {
     pub snapshot: Live<Snapshot>,
     /// Who we are; none for an ingress without SVID.
     pub identity: Option<Live<Identity>>,
+    /// Asks the identity's source for newer bundles.
+    pub refresh: Refresh,
     /// How upstreams are reached.
     pub connect: Connect,
     /// Where decisions are written.
@@ -116,6 +119,11 @@ impl DataPlane {
         &self.addresses
     }
 
+    /// What the connections of each worker rest on.
+    pub fn proofs(&self) -> impl Iterator<Item = Arc<Proofs>> + '_ {
+        self.threads.iter().map(|thread| thread.worker.watch.proofs.clone())
+    }
+
     /// Stops accepting, lets exchanges finish, at most `within`. `false` when some were cut off.
     ///
     /// # Panics
@@ -148,17 +156,23 @@ fn thread(
 ) -> std::io::Result<Thread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lane = parts.audit.lane();
+    let tokens = parts
+        .identity
+        .as_ref()
+        .map(|identity| Arc::new(Tokens::new(identity, Clock::system(), parts.refresh.clone())));
     let worker = Worker::new(
         parts.limits,
         parts.connect.clone(),
         lane,
         parts.metrics.clone(),
+        parts.identity.clone(),
         &parts.snapshot,
+        tokens,
     );
     let drain = Drain::new();
     let guard = drain.guard();
     let (stop, stopped) = oneshot::channel::<()>();
-    let mine = worker.clone();
+    let (mine, snapshot) = (worker.clone(), parts.snapshot.clone());
     let handle = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         runtime.block_on(async move {
             for (listener, socket) in sockets {
@@ -175,10 +189,13 @@ fn thread(
                     mine.pool.lock().sweep();
                 }
             };
+            let close_fallen = || mine.pool.lock().close_fallen();
+            let watch = mine.watch.run(snapshot, &close_fallen);
             // Ends when the sender is dropped; then the runtime drops whatever is left.
             tokio::select! {
                 _ = stopped => {}
                 () = sweep => {}
+                () = watch => {}
             }
         });
         // A name that is just being resolved must not hold up the end.

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::connection::Served;
-use crate::observe::{Counter, MetricKind, Registry, WardgateMetrics};
+use crate::model::Listeners;
+use crate::mtls::{Lapse, Opening};
+use crate::observe::{Counter, Gauge, MetricKind, Registry, WardgateMetrics};
 use crate::pipeline::Exchange;
 use crate::policy::{Outcome, Reason};
 
@@ -25,8 +27,15 @@ pub struct ProxyMetrics {
     handshakes: Mutex<HashMap<&'static str, Arc<Counter>>>,
     bytes_in: Arc<Counter>,
     bytes_out: Arc<Counter>,
+    /// Connections that we made to workloads, idle ones included.
+    pub(in crate::proxy) proved_upstreams: Arc<Gauge>,
+    /// Connections that ended because their proof fell: those that came in, and those that we made.
+    ended: [[Arc<Counter>; Lapse::ALL.len()]; 2],
     shared: WardgateMetrics,
 }
+
+const ENDED: &str = "wardgate_connections_ended_total";
+const PROVED: &str = "wardgate_upstream_connections_proved";
 
 /// No further connection fits.
 pub(in crate::proxy) struct Full;
@@ -42,7 +51,20 @@ impl ProxyMetrics {
         #[expect(clippy::cast_precision_loss, reason = "a metric's value")]
         let seen = move || seen.value() as f64;
         registry.computed("apisix_http_requests_total", &[], MetricKind::Gauge, seen);
+        let (name, help) = (ENDED, "Connections that ended because they lost their proof.");
+        registry.describe(name, MetricKind::Counter, help);
+        registry.describe(
+            PROVED,
+            MetricKind::Gauge,
+            "Connections to workloads, idle ones included.",
+        );
+        let ended = [Opening::Accepted(Listeners::Inbound), Opening::Originated].map(|side| {
+            Lapse::ALL
+                .map(|lapse| counter(ENDED, &[("side", side.name()), ("reason", lapse.code())]))
+        });
         Arc::new(Self {
+            proved_upstreams: registry.gauge(PROVED, &[]),
+            ended,
             connections: AtomicUsize::new(0),
             malformed: counter("wardgate_malformed_total", &[]),
             unreachable: counter("wardgate_upstream_unreachable_total", &[]),
@@ -80,6 +102,11 @@ impl ProxyMetrics {
     pub(in crate::proxy) fn handshake_refused(&self, code: &'static str) {
         let mut refused = self.refused.lock();
         refused.entry(code).or_insert_with(|| self.shared.handshakes_refused(code)).increment();
+    }
+
+    pub(in crate::proxy) fn ended(&self, opening: Opening, lapse: Lapse) {
+        let side = usize::from(opening == Opening::Originated);
+        self.ended[side][lapse.index()].increment();
     }
 
     /// A handshake that went well, by its key exchange.

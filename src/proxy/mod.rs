@@ -13,4 +13,5 @@ mod worker;
 pub use connection::DoorSecurity;
 pub use data_plane::{DataPlane, Door, Error, Parts};
 pub use metrics::ProxyMetrics;
+pub use proof::ProofLimits;
 pub use worker::Limits;

@@ -13,9 +13,11 @@ use tokio::time::Instant;
 
 use super::buffer::Buffers;
 use super::metrics::ProxyMetrics;
+use super::proof::{ProofLimits, Watch};
+use crate::identity::{Identity, Tokens};
 use crate::observe::AuditLane;
 use crate::pipeline::{Client, Exchange};
-use crate::rt::{Cached, Live};
+use crate::rt::{Cached, Clock, Live};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Connect, Pool};
 
@@ -36,6 +38,8 @@ pub struct Limits {
     pub drain_idle: Duration,
     /// Connections of one worker.
     pub max_connections: usize,
+    /// How long connections may live, and how long they may take to end.
+    pub proof: ProofLimits,
 }
 
 impl Default for Limits {
@@ -48,6 +52,7 @@ impl Default for Limits {
             tunnel_idle: Duration::from_secs(3600),
             drain_idle: Duration::from_secs(1),
             max_connections: 65_536,
+            proof: ProofLimits::default(),
         }
     }
 }
@@ -63,7 +68,11 @@ pub(in crate::proxy) struct Worker {
     pub(in crate::proxy) connect: Connect,
     pub(in crate::proxy) lane: AuditLane,
     pub(in crate::proxy) metrics: Arc<ProxyMetrics>,
+    /// What its connections rest on.
+    pub(in crate::proxy) watch: Watch,
     snapshot: Mutex<Cached<Snapshot>>,
+    /// Where this worker's tokens are verified; nowhere without an identity.
+    tokens: Option<Arc<Tokens>>,
     #[expect(clippy::vec_box, reason = "too large to be moved between a connection and this list")]
     exchanges: Mutex<Vec<Box<Exchange>>>,
     is_draining: AtomicBool,
@@ -76,9 +85,14 @@ impl Worker {
         connect: Connect,
         lane: AuditLane,
         metrics: Arc<ProxyMetrics>,
+        identity: Option<Live<Identity>>,
         snapshot: &Live<Snapshot>,
+        tokens: Option<Arc<Tokens>>,
     ) -> Arc<Self> {
+        let clock = Clock::system();
+        let watch = Watch::new(limits.proof, clock, identity, lane.clone(), metrics.clone());
         Arc::new(Self {
+            watch,
             buffers: Buffers::default(),
             limits,
             pool: Mutex::new(Pool::new()),
@@ -86,6 +100,7 @@ impl Worker {
             lane,
             metrics,
             snapshot: Mutex::new(snapshot.cached()),
+            tokens,
             exchanges: Mutex::new(Vec::new()),
             is_draining: AtomicBool::new(false),
             drain: Notify::new(),
@@ -112,7 +127,11 @@ impl Worker {
                 exchange.times.started = Instant::now();
                 exchange
             }
-            None => Box::new(Exchange::new(client.clone())),
+            None => {
+                let mut exchange = Box::new(Exchange::new(client.clone()));
+                exchange.tokens.clone_from(&self.tokens);
+                exchange
+            }
         }
     }
 

@@ -17,11 +17,11 @@ use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
 use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
 use crate::mtls::{
-    Acceptor, Connector, PublicAcceptor, PublicCertificate, PublicCertificates,
+    Acceptor, Connector, Proofs, PublicAcceptor, PublicCertificate, PublicCertificates,
     public_server_config,
 };
 use crate::observe::{ConfigRecord, Gate};
-use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProxyMetrics};
+use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
 use crate::rt::{Live, Publisher, Tasks};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
@@ -44,6 +44,8 @@ pub struct Plan {
     pub app: Option<String>,
     /// Threads.
     pub workers: usize,
+    /// How long connections may live, and how long they may take to end.
+    pub proof: ProofLimits,
 }
 
 /// A running data plane with all that keeps it current.
@@ -107,9 +109,10 @@ impl DataPlaneRole {
             snapshot: snapshot.clone(),
             connect: Connect::new(identity.clone().map(Connector::new)),
             identity,
+            refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
-            limits: Limits::default(),
+            limits: Limits { proof: plan.proof, ..Limits::default() },
             workers: plan.workers,
         })?;
         Ok(Self { plane, snapshot, _tasks: tasks })
@@ -123,6 +126,11 @@ impl DataPlaneRole {
     /// Where all doors listen.
     pub fn addresses(&self) -> &[(Listeners, SocketAddr)] {
         self.plane.addresses()
+    }
+
+    /// What its connections rest on, by worker.
+    pub fn proofs(&self) -> impl Iterator<Item = Arc<Proofs>> + '_ {
+        self.plane.proofs()
     }
 
     /// The configuration in force.

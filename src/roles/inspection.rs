@@ -31,7 +31,7 @@ pub enum Grade {
 /// One thing that was looked at.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Finding {
-    /// `settings`, `identity`, `feed`, `policy` or `certificates`.
+    /// `settings`, `identity`, `feed`, `policy`, `certificates` or, of a running process, `trust`.
     pub section: &'static str,
     /// How it went.
     pub grade: Grade,

@@ -66,6 +66,11 @@ impl IssuerRole {
             .iter()
             .map(|workload| RegistrationEntry::new(workload, &domain))
             .collect::<Result<Vec<_>, _>>()?;
+        issuer
+            .jwt
+            .check()
+            .map_err(|problem| super::settings::Error::Setting { field: "issuer.jwt", problem })?;
+        authority.jwt().configure(issuer.jwt);
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let drain = Drain::new();
         let mut tasks = Tasks::new();

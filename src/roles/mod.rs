@@ -1,6 +1,7 @@
 //! Roles: the one room that knows all others, and wires them together. A door: it defines nothing itself.
 
 mod catalog;
+mod connections;
 mod control_plane;
 mod data_plane;
 mod embedded;
@@ -26,7 +27,7 @@ pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
-    IssuerSettings, Role, Settings, SidecarSettings,
+    IssuerSettings, ProofSettings, Role, Settings, SidecarSettings,
 };
 pub use stapling::Stapling;
 pub use warnings::{LifePart, TimeLeft, WarningSettings};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::connections::Connections;
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
@@ -16,7 +17,7 @@ use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use super::trust::federation;
 use crate::federation::{Board, Federation, Reach};
-use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
+use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
@@ -48,6 +49,8 @@ pub struct Shared {
     pub board: Board,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
+    /// Asks the source of the identity that was opened last for newer bundles.
+    pub refresh: Refresh,
 }
 
 impl Shared {
@@ -83,6 +86,7 @@ impl Shared {
             readiness: Readiness::new(),
             identities,
             plugins: crate::plugins::ALL,
+            refresh: Refresh::default(),
         })
     }
 }
@@ -111,7 +115,8 @@ pub async fn identity_source(
         |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
     match &settings.identity {
         Some(IdentitySettings::WorkloadApi(workload_api)) => {
-            Ok(Box::new(WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?))
+            let source = WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?;
+            Ok(Box::new(JwtBundleSource::over(Box::new(source), workload_api).await?))
         }
         Some(IdentitySettings::Files(files)) => {
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
@@ -151,6 +156,7 @@ pub struct Running {
     data_planes: Vec<DataPlaneRole>,
     control: Option<ControlPlaneRole>,
     issuer: Option<IssuerRole>,
+    connections: Connections,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
     drain_within: Duration,
@@ -176,6 +182,7 @@ impl Running {
             data_planes: Vec::new(),
             control: None,
             issuer: None,
+            connections: Connections::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
             drain_within: Duration::from_secs(settings.drain_seconds),
@@ -200,7 +207,14 @@ impl Running {
     fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(address)?;
-        let app = status(&self.shared);
+        let mut app = status(&self.shared);
+        if settings.proof.list_connections {
+            if !address.ip().is_loopback() {
+                let problem = "needs a status port on loopback: it tells who is connected to whom";
+                return Err(missing("proof.list_connections", problem).into());
+            }
+            app = app.merge(self.connections.router());
+        }
         self._tasks.add(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
@@ -269,6 +283,7 @@ impl Running {
     ) -> Result<Federation, Error> {
         let gate = self.shared.readiness.gate("identity", "no identity yet");
         let source = identity_source(settings, part, issuer).await?;
+        self.shared.refresh = source.refresh();
         let trust = federation(settings, part, reach, source.identity(), &self.shared);
         self._identities.push(source);
         self.watch(&trust.identity(), gate);
@@ -321,7 +336,8 @@ impl Running {
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let mut plan = Plan { workers: settings.worker_count(), ..Plan::default() };
+        let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
+        let mut plan = Plan { workers, proof, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
@@ -356,6 +372,7 @@ impl Running {
         let feed = feed(settings, feed_role, part, identity.as_ref())?;
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
+        self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
     }

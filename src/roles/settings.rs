@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,9 @@ use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::issuer::JwtSettings;
 use crate::model::Workload;
+use crate::proxy::ProofLimits;
 use crate::store;
 
 /// Why settings cannot be used.
@@ -123,6 +126,9 @@ pub struct Settings {
     /// Seconds that connections get to finish when the process is asked to end.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// What ends connections that have lost their proof, and how fast.
+    #[serde(default)]
+    pub proof: ProofSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -276,6 +282,63 @@ pub struct IssuerSettings {
     /// Publishes our trust domain's bundle for others; not opened when not given.
     #[serde(default)]
     pub bundle_endpoint: Option<EndpointSettings>,
+    /// How JWT-SVIDs are issued.
+    #[serde(default)]
+    pub jwt: JwtSettings,
+}
+
+/// What ends connections that have lost their proof, and how fast. See `docs/proof.md`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProofSettings {
+    /// Seconds for what is under way when trust or permission is taken away (bundle, revocation list, deny list, policy, our
+    /// own identity); then it is cut off. 0 cuts it off at once.
+    pub drain_within_seconds: f64,
+    /// Seconds for what is under way when a certificate is over or a connection too old.
+    pub expiry_drain_within_seconds: f64,
+    /// The age in seconds at which an mTLS connection between workloads is ended, up to a tenth earlier so that not all end at
+    /// once. 0: as old as its certificates.
+    pub max_age_seconds: u64,
+    /// The same for connections from callers without an identity, at an ingress. 0: as old as they like.
+    pub public_max_age_seconds: u64,
+    /// Serves `GET /connections` on the status port: who is connected to whom, and until when. Needs a status port on loopback.
+    pub list_connections: bool,
+}
+
+impl Default for ProofSettings {
+    fn default() -> Self {
+        let limits = ProofLimits::default();
+        Self {
+            drain_within_seconds: limits.drain_within.as_secs_f64(),
+            expiry_drain_within_seconds: limits.expiry_drain_within.as_secs_f64(),
+            max_age_seconds: limits.max_age.unwrap_or_default().as_secs(),
+            public_max_age_seconds: limits.public_max_age.unwrap_or_default().as_secs(),
+            list_connections: false,
+        }
+    }
+}
+
+impl ProofSettings {
+    /// As the data plane takes it.
+    ///
+    /// # Errors
+    /// A time is negative, or longer than a day.
+    pub fn limits(&self) -> Result<ProofLimits, Error> {
+        let bound = |field, seconds: f64| match seconds {
+            0.0..=86_400.0 => Ok(Duration::from_secs_f64(seconds)),
+            _ => Err(Error::Setting { field, problem: format!("{seconds}; expected 0 to 86400") }),
+        };
+        let age = |seconds| (seconds > 0).then(|| Duration::from_secs(seconds));
+        Ok(ProofLimits {
+            drain_within: bound("proof.drain_within_seconds", self.drain_within_seconds)?,
+            expiry_drain_within: bound(
+                "proof.expiry_drain_within_seconds",
+                self.expiry_drain_within_seconds,
+            )?,
+            max_age: age(self.max_age_seconds),
+            public_max_age: age(self.public_max_age_seconds),
+        })
+    }
 }
 
 /// Settings of the decision log.
@@ -324,6 +387,7 @@ impl Settings {
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
+            proof: ProofSettings::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{Endpoint, Security};
-use crate::identity::Peer;
+use crate::identity::{Identity, Peer};
 use crate::mtls::{self, Alpn, Connector};
 
 /// A connection's bytes: plain, or TLS from either side.
@@ -31,6 +31,12 @@ impl Stream {
             Self::Originated(tls) => tls.get_ref().0,
             Self::Terminated(tls) => tls.get_ref().0,
         }
+    }
+
+    /// Closing it resets it: what the system still holds is thrown away, and the other end cannot take the end for a good one.
+    pub fn reset_on_close(&self) {
+        // Where that fails the socket is broken already.
+        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
     }
 
     /// Has something arrived, the end included? Looks at a flag; makes no system call.
@@ -145,8 +151,8 @@ pub enum Error {
 pub struct Established {
     /// Its bytes.
     pub stream: Stream,
-    /// Whom the handshake proved, on mTLS.
-    pub peer: Option<Arc<Peer>>,
+    /// Whom the handshake proved, on mTLS, and who we were when it began.
+    pub proved: Option<(Arc<Peer>, Arc<Identity>)>,
 }
 
 /// Makes connections for all workers of a data plane.
@@ -159,11 +165,6 @@ impl Connect {
     /// With the identity that mTLS needs; without one only plain and public upstreams can be reached.
     pub fn new(mesh: Option<Connector>) -> Self {
         Self { mesh }
-    }
-
-    /// Tells connections of one identity revision from those of the next; pooled ones of an earlier revision are not reused.
-    pub fn identity_revision(&self) -> u64 {
-        self.mesh.as_ref().map_or(0, Connector::identity_revision)
     }
 
     /// Connects, handshake included.
@@ -197,22 +198,24 @@ impl Connect {
             Protocol::Http2 => Alpn::Http2,
         };
         match &endpoint.security {
-            Security::Plain => Ok(Established { stream: Stream::Tcp(tcp), peer: None }),
+            Security::Plain => Ok(Established { stream: Stream::Tcp(tcp), proved: None }),
             Security::Public { verify } => {
                 let tls = mtls::connect_public(tcp, &endpoint.host, alpn, *verify).await;
                 let tls = tls.map_err(|error| Error::Handshake {
                     endpoint: name(),
                     reason: error.to_string(),
                 })?;
-                Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: None })
+                Ok(Established { stream: Stream::Originated(Box::new(tls)), proved: None })
             }
             Security::Mesh(expected) => {
                 let mesh =
                     self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
+                let before = mesh.identity().load();
                 let (tls, peer) = mesh.connect(tcp, expected, alpn).await.map_err(|error| {
                     Error::Handshake { endpoint: name(), reason: error.to_string() }
                 })?;
-                Ok(Established { stream: Stream::Originated(Box::new(tls)), peer: Some(peer) })
+                let stream = Stream::Originated(Box::new(tls));
+                Ok(Established { stream, proved: Some((peer, before)) })
             }
         }
     }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Endpoint, Stream};
 use crate::model::KeepalivePool;
+use crate::mtls::Proof;
 
 /// Seconds before the end of its proof in which a connection is not used again: the other side closes it then.
 const MARGIN: i64 = 5;
@@ -24,15 +25,27 @@ pub struct Idle {
     pub reuse: Reuse,
 }
 
-/// How long, how often and under which identity a connection may be used.
-#[derive(Clone, Copy, Debug)]
+/// How often a connection was used, and what it rests on.
+#[derive(Clone, Debug)]
 pub struct Reuse {
     /// Requests it has served.
     pub requests: u32,
-    /// The identity revision that it was made under.
-    pub identity: u64,
-    /// When its proof ends, seconds since 1970: the earlier of both ends' certificates.
-    pub not_after: i64,
+    /// What it rests on, towards workloads.
+    pub proof: Option<Arc<Proof>>,
+}
+
+impl Reuse {
+    /// Has its proof fallen?
+    pub fn has_fallen(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.lapse().is_some())
+    }
+
+    /// Does it rest on nothing, or on a proof that holds for some time yet?
+    fn holds(&self, now: i64, margin: i64, stands: impl Fn(&Arc<Proof>) -> bool) -> bool {
+        self.proof.as_ref().is_none_or(|proof| {
+            stands(proof) && proof.begun.ends().is_none_or(|(end, _)| end > now + margin)
+        })
+    }
 }
 
 #[derive(Default)]
@@ -64,6 +77,11 @@ impl Multiplexed {
         Arc::strong_count(&self.streams) <= self.send.current_max_send_streams()
     }
 
+    /// May it take a further stream, as far as its proof goes?
+    pub fn holds(&self, now: i64, stands: impl Fn(&Arc<Proof>) -> bool) -> bool {
+        self.reuse.holds(now, 0, stands)
+    }
+
     fn is_idle(&self) -> bool {
         Arc::strong_count(&self.streams) == 1
     }
@@ -85,14 +103,15 @@ impl Pool {
     pub fn take(
         &mut self,
         endpoint: &Endpoint,
-        identity: u64,
         now: i64,
+        stands: impl Fn(&Arc<Proof>) -> bool,
         context: &mut Context<'_>,
     ) -> Option<Idle> {
         let place = self.places.get_mut(&endpoint.key)?;
         while let Some((idle, _)) = place.idle.pop() {
-            let proved = idle.reuse.identity == identity && idle.reuse.not_after > now + MARGIN;
-            if proved && idle.stream.poll_arrived(context).is_pending() {
+            if idle.reuse.holds(now, MARGIN, &stands)
+                && idle.stream.poll_arrived(context).is_pending()
+            {
                 return Some(idle);
             }
         }
@@ -101,7 +120,8 @@ impl Pool {
 
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
     pub fn put(&mut self, endpoint: &Endpoint, idle: Idle, limits: KeepalivePool) {
-        if limits.idle_timeout <= 0.0 || idle.reuse.requests >= limits.requests {
+        let is_used_up = idle.reuse.requests >= limits.requests || idle.reuse.has_fallen();
+        if limits.idle_timeout <= 0.0 || is_used_up {
             return;
         }
         let place = self.places.entry(endpoint.key).or_default();
@@ -128,6 +148,7 @@ impl Pool {
             if let Ok(mut shared) = place.http2.try_lock() {
                 // One may wait for the next burst; the others have done their part.
                 let mut waits = false;
+                shared.retain(|each| !each.reuse.has_fallen());
                 shared.retain_mut(|each| {
                     let spare = each.is_idle() && std::mem::replace(&mut waits, true);
                     !spare && !is_closed(&mut each.send)
@@ -137,6 +158,17 @@ impl Pool {
                 || place.http2.try_lock().map_or(true, |shared| !shared.is_empty());
             !place.idle.is_empty() || shares
         });
+    }
+
+    /// Closes idle connections whose proof has fallen; shared ones take no further stream, and end with those that they have.
+    pub fn close_fallen(&mut self) {
+        for place in self.places.values_mut() {
+            place.idle.retain(|(idle, _)| !idle.reuse.has_fallen());
+            // Whoever holds the lock looks for itself before it uses one.
+            if let Ok(mut shared) = place.http2.try_lock() {
+                shared.retain(|each| !each.reuse.has_fallen());
+            }
+        }
     }
 
     /// Idle HTTP/1.1 connections, of all endpoints.

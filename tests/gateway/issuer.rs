@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-
+use tokio::io::AsyncWriteExt as _;
 use wardgate::mtls::Alpn;
 
 use crate::world::{App, Connection, Part, Peer, Process, World, allow, eventually_async, send};
@@ -265,6 +265,14 @@ async fn files_that_are_replaced_come_into_use_without_a_restart() {
     once().await;
     world.issue("/shop", &world.files("/shop"), 3600);
     world.issue("/billing", &world.files("/billing"), 3600);
+    for process in [&shop, &billing] {
+        process.record_with("/event", &json!("rotated"));
+    }
+    // The connection that was made before stays good; while it is taken, another one is made.
+    once().await;
+    assert_eq!(serials(&billing).len(), 1);
+    let mut taken = tokio::net::TcpStream::connect(outbound).await.unwrap();
+    taken.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n").await.unwrap();
     eventually_async("the new certificate at work", || async {
         once().await;
         (serials(&billing).len() == 2).then_some(())

@@ -315,7 +315,13 @@ fn find_policy(value: &Value) -> Option<&Value> {
 async fn a_change_of_policy_holds_for_the_next_request_of_an_open_connection() {
     let mesh = Mesh::new();
     let (shop, web) = (mesh.world.id("/shop"), mesh.world.id("/web"));
-    let only = |who: &str| json!([{ "from": { "principals": [who] } }]);
+    // Whom no rule can admit any more loses the connection: /shop may always ask for something.
+    let only = |who: &str| {
+        json!([
+            { "from": { "principals": [who] } },
+            { "from": { "principals": [shop] }, "to": { "paths": ["/always"] } },
+        ])
+    };
     mesh.policy("p", "allow", only(&shop)).await;
     let mut connection = mesh.world.peer("/shop").connect(&mesh.billing).await;
     for allowed in [true, false, true, false] {

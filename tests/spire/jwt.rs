@@ -11,7 +11,6 @@ const DOMAIN: &str = "shop.test";
 const AUDIENCE: &str = "spiffe://shop.test/billing";
 
 #[test]
-#[ignore = "JWT-SVID calls land with the issuer's JWT part"]
 fn other_clients_fetch_jwt_svids_and_verify_them_with_our_bundles_and_by_our_word() {
     let Some(programs) = programs() else { return };
     let world = World::new();
@@ -47,7 +46,6 @@ fn other_clients_fetch_jwt_svids_and_verify_them_with_our_bundles_and_by_our_wor
 }
 
 #[test]
-#[ignore = "JWT-SVID calls land with the issuer's JWT part"]
 fn other_clients_read_our_jwt_bundles_and_see_the_same_keys() {
     let Some(programs) = programs() else { return };
     let world = World::new();
@@ -65,7 +63,6 @@ fn other_clients_read_our_jwt_bundles_and_see_the_same_keys() {
 }
 
 #[test]
-#[ignore = "JWT-SVID calls land with the issuer's JWT part"]
 fn who_is_not_registered_gets_no_jwt_svid() {
     let Some(programs) = programs() else { return };
     let world = World::new();
@@ -79,7 +76,6 @@ fn who_is_not_registered_gets_no_jwt_svid() {
 }
 
 #[tokio::test]
-#[ignore = "JWT-SVID calls land with the issuer's JWT part"]
 async fn the_spiffe_crate_fetches_jwt_svids_and_has_them_validated() {
     let Some(_programs) = programs() else { return };
     let world = World::new();

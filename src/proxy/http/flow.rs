@@ -1,6 +1,7 @@
 //! One exchange, start to end: identity, route, policy, plugins, upstream, log.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -8,14 +9,19 @@ use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
-use super::forward::{self, Upstreamed};
+use super::forward::{self, Stopped, Upstreamed};
 use super::headers::{self, Hop};
+use super::vigil::Vigil;
 use super::{BodyLength, Downstream};
 use crate::identity::SpiffeId;
 use crate::model::Listeners;
-use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
+use crate::mtls::Proof;
+use crate::observe::{
+    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, TokenFacts, WouldBe,
+};
 use crate::pipeline::{
-    BodyFilters, Client, Exchange, Fault, Flow, Reply, ResponseSource, Side as FaultSide,
+    BodyFilters, Client, Exchange, Fault, Flow, Refusal, Reply, ResponseSource, RouteInfo,
+    Side as FaultSide,
 };
 use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
 use crate::proxy::copy::Tunnel;
@@ -29,6 +35,8 @@ pub(in crate::proxy) enum After {
     Next,
     /// It ends.
     Close,
+    /// It ends, the answer broken off: policy refuses by now what it allowed at the start.
+    Refused,
     /// Its bytes go through from here on.
     Tunnel(Box<Tunnel>),
 }
@@ -58,6 +66,11 @@ impl ConnectionStanding {
         });
         let told = Arc::new(headers::Told::new(client));
         Self { ends: Arc::new(ends), told, standing: None }
+    }
+
+    /// Who is at the ends, for records.
+    pub(in crate::proxy) fn ends(&self) -> &Ends {
+        &self.ends
     }
 
     fn of(&mut self, policy: &Policy, exchange: &Exchange) -> &Standing {
@@ -123,7 +136,7 @@ impl From<Result<Flow, Fault>> for Course {
     }
 }
 
-/// Answers one request, whose head is in `exchange.request`.
+/// Answers one request, whose head is in `exchange.request`; breaks it off when `proof`, the caller's, demands it.
 pub(in crate::proxy) async fn exchange<D: Downstream>(
     worker: &Arc<Worker>,
     exchange: &mut Exchange,
@@ -131,7 +144,10 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     standing: &mut ConnectionStanding,
     watchdog: &mut Watchdog,
     upgrade: bool,
+    proof: &Proof,
 ) -> After {
+    // Looked at before the snapshot: what an older one decided is asked again.
+    let policies = worker.watch.policies();
     let snapshot = worker.snapshot();
     let mut hop = headers::receive(exchange);
     if !upgrade {
@@ -141,23 +157,45 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     exchange.is_http2 = caller.is_http2();
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
 
-    let course = match admit(worker, &snapshot, exchange, standing) {
-        Err(reply) => Course::Reply(reply),
-        Ok(route) => {
-            chains.route = route;
-            plugins(exchange, &mut chains).await
+    let answered = async {
+        let course = match admit(worker, &snapshot, exchange, standing) {
+            Err(reply) => Course::Reply(reply),
+            Ok(route) => {
+                chains.route = route;
+                plugins(exchange, &mut chains).await
+            }
+        };
+        let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
+        match course {
+            Course::Forward => {
+                headers::send(exchange, &standing.told);
+                let mut vigil = Vigil::new(worker, standing, watchdog, policies);
+                forwarded(worker, exchange, caller, &chains, &mut vigil, &hop).await
+            }
+            Course::Reply(reply) => {
+                reply_with(exchange, caller, &chains, watchdog, worker, *reply).await
+            }
+            Course::Fault(fault) => {
+                faulted(exchange, caller, &chains, watchdog, worker, fault).await
+            }
         }
     };
-    let after = match course {
-        Course::Forward => {
-            headers::send(exchange, &standing.told);
-            forwarded(worker, exchange, caller, &chains, watchdog, &hop).await
-        }
-        Course::Reply(reply) => {
-            reply_with(exchange, caller, &chains, watchdog, worker, *reply).await
-        }
-        Course::Fault(fault) => faulted(exchange, caller, &chains, watchdog, worker, fault).await,
+    let after = {
+        let mut answered = pin!(answered);
+        let whole = poll_fn(|context| match proof.is_cut() {
+            true => Poll::Ready(None),
+            false => answered.as_mut().poll(context).map(Some),
+        });
+        whole.await
     };
+    let after = after.unwrap_or_else(|| {
+        caller.abort();
+        if exchange.times.answered.is_none() {
+            exchange.response.clear();
+            exchange.response.set_status(499);
+        }
+        After::Close
+    });
     (exchange.bytes_in, exchange.bytes_out) = caller.counts();
     chains.log(exchange);
     worker.note_exchange(exchange);
@@ -180,39 +218,87 @@ fn admit<'a>(
     let judge = Judge { worker, snapshot, connection };
     // Who can never be allowed anything does not get as far as routes and plugins.
     if door == Listeners::Inbound && judge.standing().is_some_and(Standing::is_hopeless) {
-        return Err(judge.refuse(exchange, judge.decide(exchange)));
+        return Err(judge.refuse(exchange, judge.decide(&Asked::of(exchange))));
     }
     let route = snapshot.route(door, exchange);
-    let decision = judge.decide(exchange);
+    let decision = judge.decide(&Asked::of(exchange));
     if !decision.is_allowed() {
         return Err(judge.refuse(exchange, decision));
     }
     // An open public route that no policy selects is no decision of ours.
     let decided = door == Listeners::Inbound || decision.outcome.rule().is_some();
-    if decided && judge.record(exchange, decision, None, None).is_err() {
+    if decided && judge.record(&Asked::of(exchange), decision, None, None).is_err() {
         return Err(Box::new(unlogged()));
     }
     Ok(route)
 }
 
-fn action(exchange: &Exchange) -> Action<'_> {
-    Action::Http {
-        port: exchange.client.local.port(),
-        method: exchange.request.method(),
-        host: exchange.request.authority(),
-        path: exchange.request.path(),
-        route: exchange
-            .route
-            .as_ref()
-            .map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
+/// What policy decides on.
+#[derive(Clone, Copy)]
+pub(in crate::proxy) struct Asked<'a> {
+    pub(in crate::proxy) client: &'a Client,
+    pub(in crate::proxy) route: Option<&'a RouteInfo>,
+    pub(in crate::proxy) method: &'a str,
+    pub(in crate::proxy) host: &'a str,
+    pub(in crate::proxy) path: &'a str,
+    pub(in crate::proxy) is_http2: bool,
+}
+
+impl<'a> Asked<'a> {
+    pub(in crate::proxy) fn of(exchange: &'a Exchange) -> Self {
+        Self {
+            client: &exchange.client,
+            route: exchange.route.as_deref(),
+            method: exchange.request.method(),
+            host: exchange.request.authority(),
+            path: exchange.request.path(),
+            is_http2: exchange.is_http2,
+        }
+    }
+
+    fn action(&self) -> Action<'a> {
+        Action::Http {
+            port: self.client.local.port(),
+            method: self.method,
+            host: self.host,
+            path: self.path,
+            route: self.route.map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
+        }
+    }
+}
+
+/// [`Asked`] of an exchange that is over, for what goes on behind it.
+pub(in crate::proxy) struct Kept {
+    route: Option<Arc<RouteInfo>>,
+    method: Box<str>,
+    host: Box<str>,
+    path: Box<str>,
+}
+
+impl Kept {
+    fn of(exchange: &Exchange) -> Self {
+        let Asked { method, host, path, .. } = Asked::of(exchange);
+        let route = exchange.route.clone();
+        Self { route, method: method.into(), host: host.into(), path: path.into() }
+    }
+
+    pub(in crate::proxy) fn asked<'a>(&'a self, client: &'a Client) -> Asked<'a> {
+        Asked {
+            client,
+            route: self.route.as_deref(),
+            method: &self.method,
+            host: &self.host,
+            path: &self.path,
+            is_http2: false,
+        }
     }
 }
 
 /// Decides about a connection's requests, and writes down what was decided.
-struct Judge<'a> {
-    worker: &'a Worker,
-    snapshot: &'a Snapshot,
-    connection: &'a ConnectionStanding,
+pub(super) struct Judge<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) connection: &'a ConnectionStanding,
 }
 
 impl Judge<'_> {
@@ -220,9 +306,9 @@ impl Judge<'_> {
         self.connection.standing.as_ref()
     }
 
-    fn decide(&self, exchange: &Exchange) -> Decision {
+    pub(super) fn decide(&self, asked: &Asked<'_>) -> Decision {
         let policy = &self.snapshot.policy;
-        let action = action(exchange);
+        let action = asked.action();
         let nobody;
         let standing = match self.standing() {
             Some(standing) => standing,
@@ -231,25 +317,26 @@ impl Judge<'_> {
                 &nobody
             }
         };
-        match exchange.client.door {
+        match asked.client.door {
             Listeners::Inbound => policy.decide(standing, &action),
             Listeners::Ingress | Listeners::Outbound => policy.decide_public(standing, &action),
         }
     }
 
     /// The refusal that the caller reads, and its record.
-    fn refuse(&self, exchange: &Exchange, decision: Decision) -> Box<Reply> {
+    pub(super) fn refuse(&self, exchange: &Exchange, decision: Decision) -> Box<Reply> {
         let policy = &self.snapshot.policy;
+        let asked = Asked::of(exchange);
         let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
         let denial = DenialId::new();
-        let near = self.standing().and_then(|standing| policy.nearest(standing, &action(exchange)));
+        let near = self.standing().and_then(|standing| policy.nearest(standing, &asked.action()));
         let nearest = near.and_then(|near| {
             let rule = policy.rule(near.rule)?;
             let (policy_id, rule) = (rule.policy.as_str(), rule.rule);
             Some(Nearest { policy_id, rule, clause: near.clause.name() })
         });
         // A refusal that cannot be recorded is still a refusal: the caller gets nothing more either way.
-        let _ = self.record(exchange, decision, Some(denial), nearest);
+        let _ = self.record(&asked, decision, Some(denial), nearest);
         if is_grpc(exchange) {
             return Box::new(grpc(7, reason.sentence()).with("x-wardgate-denial", denial.as_str()));
         }
@@ -269,9 +356,9 @@ impl Judge<'_> {
         )
     }
 
-    fn record(
+    pub(super) fn record(
         &self,
-        exchange: &Exchange,
+        asked: &Asked<'_>,
         decision: Decision,
         denial_id: Option<DenialId>,
         nearest: Option<Nearest<'_>>,
@@ -288,11 +375,11 @@ impl Judge<'_> {
         });
         self.worker.metrics.decided(decision.outcome);
         self.worker.lane.decision(&DecisionRecord {
-            route_id: exchange.route.as_ref().map(|route| route.id.as_str()),
-            protocol: if exchange.is_http2 { "h2" } else { "http/1.1" },
-            method: exchange.request.method().as_bytes(),
-            host: exchange.request.authority().as_bytes(),
-            path: exchange.request.path().as_bytes(),
+            route_id: asked.route.map(|route| route.id.as_str()),
+            protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
+            method: asked.method.as_bytes(),
+            host: asked.host.as_bytes(),
+            path: asked.path.as_bytes(),
             would_be,
             reason: decision.outcome.reason().map(Reason::code),
             policy_id: rule.map(|rule| rule.policy.as_str()),
@@ -304,6 +391,42 @@ impl Judge<'_> {
             ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
         })
     }
+}
+
+/// An auth plugin's refusal goes into the decision log, and the caller learns under which id.
+fn refused_by_plugin(
+    course: Course,
+    worker: &Worker,
+    snapshot: &Snapshot,
+    exchange: &Exchange,
+    standing: &ConnectionStanding,
+) -> Course {
+    let Course::Reply(mut reply) = course else { return course };
+    let Some(refusal) = exchange.notes.find::<Refusal>() else { return Course::Reply(reply) };
+    let denial = DenialId::new();
+    let token = refusal.token_hash.as_deref().map(|hash| TokenFacts {
+        hash,
+        subject: refusal.token.as_ref().map(|token| token.id.as_str()),
+        id: refusal.token.as_ref().and_then(|token| token.token_id.as_deref()),
+    });
+    // A refusal that cannot be recorded is still a refusal.
+    let _ = worker.lane.decision(&DecisionRecord {
+        route_id: exchange.route.as_ref().map(|route| route.id.as_str()),
+        protocol: if exchange.is_http2 { "h2" } else { "http/1.1" },
+        method: exchange.request.method().as_bytes(),
+        host: exchange.request.authority().as_bytes(),
+        path: exchange.request.path().as_bytes(),
+        status: Some(reply.status),
+        mode: "plugin",
+        reason: Some(refusal.reason),
+        denial_id: Some(denial),
+        config_revision: snapshot.revision,
+        plugin: Some(refusal.plugin),
+        token,
+        ..DecisionRecord::of(&standing.ends, false)
+    });
+    reply.fields.push(("x-wardgate-denial".into(), denial.as_str().into()));
+    Course::Reply(reply)
 }
 
 /// The answer when no decision can be recorded: what cannot be proved later does not happen.
@@ -371,10 +494,10 @@ async fn forwarded<D: Downstream>(
     exchange: &mut Exchange,
     caller: &mut D,
     chains: &Chains<'_>,
-    watchdog: &mut Watchdog,
+    vigil: &mut Vigil<'_>,
     hop: &Hop,
 ) -> After {
-    let begun = forward::begin(worker, exchange, caller, chains, watchdog, hop).await;
+    let begun = forward::begin(worker, exchange, caller, chains, vigil, hop).await;
     let mut upstreamed = match begun {
         Ok(upstreamed) => upstreamed,
         Err(forward::Failure::Gone) => {
@@ -383,20 +506,24 @@ async fn forwarded<D: Downstream>(
             exchange.response.set_status(499);
             return After::Close;
         }
+        Err(forward::Failure::Refused) => {
+            let reply = vigil.refuse(exchange);
+            return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
+        }
         Err(forward::Failure::Reply(reply)) => {
-            return reply_with(exchange, caller, chains, watchdog, worker, *reply).await;
+            return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
         }
         Err(forward::Failure::Fault(fault)) => {
-            return faulted(exchange, caller, chains, watchdog, worker, fault).await;
+            return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
         }
     };
     exchange.source = ResponseSource::Upstream;
     headers::receive_response(&mut exchange.response);
     if let Err(fault) = chains.response_head(exchange) {
-        return faulted(exchange, caller, chains, watchdog, worker, fault).await;
+        return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
     }
     if upstreamed.is_switched() {
-        return switch(exchange, caller, worker, upstreamed).await;
+        return switch(exchange, caller, worker, upstreamed, vigil.decided()).await;
     }
     let filters = chains.filters(exchange);
     let mut length = upstreamed.length;
@@ -410,13 +537,19 @@ async fn forwarded<D: Downstream>(
         caller.abort();
         return After::Close;
     }
-    match upstreamed.carry(caller, filters, watchdog).await {
+    match upstreamed.carry(caller, filters, vigil, exchange).await {
         Ok(()) => {
             let uploaded = upstreamed.is_uploaded();
             upstreamed.settle(worker);
             if uploaded { After::Next } else { After::Close }
         }
-        Err(cause) => {
+        Err(Stopped::Refused) => {
+            // The exchange ends either way; what was lost is counted in the log itself.
+            let _ = vigil.record_refusal(&Asked::of(exchange));
+            caller.abort();
+            After::Refused
+        }
+        Err(Stopped::Broken(cause)) => {
             tracing::debug!(connection = exchange.client.connection, %cause, "the exchange broke off");
             caller.abort();
             After::Close
@@ -435,8 +568,10 @@ async fn switch<D: Downstream>(
     caller: &mut D,
     worker: &Worker,
     upstreamed: Upstreamed,
+    decided: u64,
 ) -> After {
-    let Some(tunnel) = upstreamed.into_tunnel(worker) else { return After::Close };
+    let kept = Kept::of(exchange);
+    let Some(tunnel) = upstreamed.into_tunnel(worker, kept, decided) else { return After::Close };
     if let Some(protocol) = &tunnel.protocol {
         exchange.response.set("upgrade", protocol);
     }

@@ -8,18 +8,19 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::flow::Chains;
+use super::flow::{Asked, Chains, Kept};
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
 use super::origin::{Answer, Origin};
 use super::transfer::{Failed, Pump};
+use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
+use crate::mtls::Proof;
 use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Template};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
-use crate::rt::Watchdog;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
     Busy, Cluster, Endpoint, Idle, Multiplexed, Protocol, Reuse, Security, Tried,
@@ -33,6 +34,16 @@ pub(in crate::proxy) enum Failure {
     Reply(Box<Reply>),
     /// It failed.
     Fault(Fault),
+    /// Policy refuses by now what it allowed at the start.
+    Refused,
+}
+
+/// Why an answer did not come through wholly.
+pub(in crate::proxy) enum Stopped {
+    /// One of the sides broke off; the cause, for the log.
+    Broken(String),
+    /// Policy refuses by now what it allowed at the start.
+    Refused,
 }
 
 /// An exchange whose upstream has begun to answer.
@@ -55,7 +66,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     exchange: &mut Exchange,
     caller: &mut D,
     chains: &Chains<'_>,
-    watchdog: &mut Watchdog,
+    vigil: &mut Vigil<'_>,
     hop: &Hop,
 ) -> Result<Upstreamed, Failure> {
     let Some(cluster) = chains.route.and_then(|route| route.cluster.clone()) else {
@@ -91,7 +102,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         }
         let busy = endpoint.busy();
         let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, upgrade };
-        let fault = match attempt.run(exchange, caller, &mut upload, watchdog).await {
+        let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
             Ok((origin, answer, reuse)) => {
                 exchange.times.answered = Some(Instant::now());
                 exchange.upstream_statuses.push(exchange.response.status());
@@ -181,16 +192,17 @@ impl Attempt<'_> {
         exchange: &mut Exchange,
         caller: &mut D,
         upload: &mut Pump,
-        watchdog: &mut Watchdog,
+        vigil: &mut Vigil<'_>,
     ) -> Result<(Origin, Answer, Reuse), Failure> {
         let mut may_reuse = true;
         loop {
             let http2 = self.speaks_http2(caller);
             let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
+            vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
-            match self.head(exchange, caller, &mut origin, upload, watchdog).await {
+            match self.head(exchange, caller, &mut origin, upload, vigil).await {
                 Ok(answer) => return Ok((origin, answer, reuse)),
                 Err(Failure::Fault(mut fault)) if fault.retry => {
                     match upload.has_begun() {
@@ -232,11 +244,15 @@ impl Attempt<'_> {
         if http2 {
             return Box::pin(self.obtain_http2(may_reuse)).await;
         }
-        let identity = self.worker.connect.identity_revision();
         if may_reuse {
             let now = crate::rt::unix_seconds();
+            let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
             let idle = poll_fn(|context| {
-                Poll::Ready(self.worker.pool.lock().take(self.endpoint, identity, now, context))
+                let idle = self.worker.pool.lock().take(self.endpoint, now, stands, context);
+                if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
+                    proof.attend(context.waker());
+                }
+                Poll::Ready(idle)
             })
             .await;
             if let Some(Idle { stream, mut reuse }) = idle {
@@ -245,6 +261,9 @@ impl Attempt<'_> {
             }
         }
         let (stream, reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+        if let Some(proof) = &reuse.proof {
+            proof.attended().await;
+        }
         Ok((self.over(stream), reuse, false))
     }
 
@@ -258,7 +277,6 @@ impl Attempt<'_> {
         &self,
         protocol: Protocol,
     ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
-        let identity = self.worker.connect.identity_revision();
         let within = self.cluster.connect_within;
         let established =
             self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
@@ -271,8 +289,27 @@ impl Attempt<'_> {
                 };
                 Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
             })?;
-        let not_after = established.peer.as_ref().map_or(i64::MAX, |peer| peer.not_after);
-        Ok((established.stream, Reuse { requests: 1, identity, not_after }))
+        let proof = match &established.proved {
+            None => None,
+            Some((peer, before)) => {
+                let failed = |cause: String| {
+                    let sentence = "the upstream cannot be reached";
+                    Failure::Fault(Fault::upstream(502, sentence, cause, true))
+                };
+                let watch = &self.worker.watch;
+                let proof = watch.originated(&established.stream, peer, before);
+                let proof = proof.map_err(|error| failed(error.to_string()))?;
+                // Trust may have changed while hands were shaken.
+                if let Some(lapse) = watch.lapse(&proof) {
+                    return Err(failed(format!(
+                        "the peer is not proved any more: {}",
+                        lapse.code()
+                    )));
+                }
+                Some(proof)
+            }
+        };
+        Ok((established.stream, Reuse { requests: 1, proof }))
     }
 
     async fn obtain_http2(&self, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
@@ -286,7 +323,6 @@ impl Attempt<'_> {
             let (sentence, cause) = ("the upstream did not answer in time", "no connection yet");
             return Err(Failure::Fault(Fault::upstream(504, sentence, cause, true)));
         };
-        let identity = self.worker.connect.identity_revision();
         let secure = !matches!(self.endpoint.security, Security::Plain);
         let origin = |ready, streams| {
             let origin = UpstreamHttp2::new(ready, streams, self.hop.te_trailers, secure);
@@ -294,7 +330,7 @@ impl Attempt<'_> {
         };
         let now = crate::rt::unix_seconds();
         // What is no longer proved finishes the streams that it has, and gets no new ones.
-        place.retain(|each| each.reuse.identity == identity && each.reuse.not_after > now);
+        place.retain(|each| each.holds(now, |proof| self.worker.watch.lapse(proof).is_none()));
         let mut at = 0;
         while let Some(each) = place.get(at).filter(|_| may_reuse) {
             if !each.has_room() {
@@ -302,15 +338,19 @@ impl Attempt<'_> {
                 continue;
             }
             match each.send.clone().ready().await {
-                Ok(ready) => return Ok((origin(ready, each.streams.clone()), each.reuse, true)),
+                Ok(ready) => {
+                    return Ok((origin(ready, each.streams.clone()), each.reuse.clone(), true));
+                }
                 Err(_) => drop(place.remove(at)),
             }
         }
         let (stream, reuse) = self.connect(Protocol::Http2).await?;
-        let send =
-            originate(self.worker, stream).await.map_err(|broken| failed(broken.to_string()))?;
+        let send = originate(self.worker, stream, reuse.proof.clone()).await;
+        let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
-        place.push(Multiplexed { send: send.clone(), reuse, streams: streams.clone() });
+        let kept =
+            Multiplexed { send: send.clone(), reuse: reuse.clone(), streams: streams.clone() };
+        place.push(kept);
         drop(place);
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         Ok((origin(ready, streams), reuse, false))
@@ -363,9 +403,9 @@ impl Attempt<'_> {
         caller: &mut D,
         origin: &mut Origin,
         upload: &mut Pump,
-        watchdog: &mut Watchdog,
+        vigil: &mut Vigil<'_>,
     ) -> Result<Answer, Failure> {
-        watchdog.set(Some(Instant::now() + self.cluster.send_within));
+        vigil.set(Some(Instant::now() + self.cluster.send_within));
         let mut moved = upload.moved;
         let mut waiting = false;
         // The method that was sent: it decides whether the answer has a body.
@@ -375,7 +415,16 @@ impl Attempt<'_> {
         let method = std::str::from_utf8(&method).unwrap_or_default();
         let is_idempotent =
             matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
+        let unproved = |origin: &Origin| {
+            origin.reset_on_close();
+            let (sentence, cause) = ("the upstream is not proved any more", "its proof fell");
+            let retry = is_idempotent && !origin.has_answered();
+            Err(Failure::Fault(Fault::upstream(503, sentence, cause, retry)))
+        };
         poll_fn(|context| {
+            if vigil.is_unproved() {
+                return Poll::Ready(unproved(origin));
+            }
             // `100 Continue` and other interim responses must not wait for the final one.
             if let Poll::Ready(Err(_)) = caller.poll_flush(context) {
                 return Poll::Ready(Err(Failure::Gone));
@@ -397,12 +446,12 @@ impl Attempt<'_> {
                 }
                 if upload.moved != moved {
                     moved = upload.moved;
-                    watchdog.set(Some(Instant::now() + self.cluster.send_within));
+                    vigil.set(Some(Instant::now() + self.cluster.send_within));
                 }
             }
             if upload.is_finished() && !waiting {
                 waiting = true;
-                watchdog.set(Some(Instant::now() + self.cluster.read_within));
+                vigil.set(Some(Instant::now() + self.cluster.read_within));
             }
             loop {
                 match origin.poll_head(context, method, &mut exchange.response) {
@@ -435,7 +484,12 @@ impl Attempt<'_> {
             if upload.is_finished() && caller.poll_gone(context).is_ready() {
                 return Poll::Ready(Err(Failure::Gone));
             }
-            watchdog.poll(context).map(|()| {
+            vigil.poll(context, || Asked::of(exchange)).map(|alarm| {
+                match alarm {
+                    Alarm::Unproved => return unproved(origin),
+                    Alarm::Refused => return Err(Failure::Refused),
+                    Alarm::Late => {}
+                }
                 if !upload.is_finished() && upload.is_starved() {
                     let sentence = "the request's body took too long";
                     return Err(Failure::Fault(Fault::client(408, sentence)));
@@ -470,18 +524,27 @@ impl Upstreamed {
         &mut self,
         caller: &mut D,
         mut filters: BodyFilters,
-        watchdog: &mut Watchdog,
-    ) -> Result<(), String> {
+        vigil: &mut Vigil<'_>,
+        exchange: &Exchange,
+    ) -> Result<(), Stopped> {
         let within = self.cluster.read_within;
         let mut download = Pump::default();
         let mut moved = (self.upload.moved, 0);
         let mut armed = false;
         let is_filtered = !filters.is_empty();
+        let broken = |cause: String| Poll::Ready(Err(Stopped::Broken(cause)));
+        let unproved = |origin: &Origin| {
+            origin.reset_on_close();
+            broken("the upstream's proof fell".to_owned())
+        };
         poll_fn(|context| {
+            if vigil.is_unproved() {
+                return unproved(&self.origin);
+            }
             if !self.upload.is_finished() && !self.upload.is_stuck() {
                 match self.upload.poll(context, caller, &mut self.origin) {
-                    Poll::Ready(Err(Failed::Source(broken))) => {
-                        return Poll::Ready(Err(format!("the caller broke off: {broken}")));
+                    Poll::Ready(Err(Failed::Source(cause))) => {
+                        return broken(format!("the caller broke off: {cause}"));
                     }
                     Poll::Ready(Err(_)) => self.upload.get_stuck(),
                     Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -493,25 +556,29 @@ impl Upstreamed {
             };
             match polled {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(Failed::Source(broken))) => {
-                    return Poll::Ready(Err(format!("the upstream broke off: {broken}")));
+                Poll::Ready(Err(Failed::Source(cause))) => {
+                    return broken(format!("the upstream broke off: {cause}"));
                 }
-                Poll::Ready(Err(Failed::Sink(broken))) => {
-                    return Poll::Ready(Err(format!("the caller broke off: {broken}")));
+                Poll::Ready(Err(Failed::Sink(cause))) => {
+                    return broken(format!("the caller broke off: {cause}"));
                 }
-                Poll::Ready(Err(Failed::Filter(fault))) => return Poll::Ready(Err(fault.cause)),
+                Poll::Ready(Err(Failed::Filter(fault))) => return broken(fault.cause),
                 Poll::Pending => {}
             }
             let now_moved = (self.upload.moved, download.moved);
             if now_moved != moved || !armed {
                 (moved, armed) = (now_moved, true);
-                watchdog.set(Some(Instant::now() + within));
+                vigil.set(Some(Instant::now() + within));
             }
             // Nothing moves: should the caller have gone, nobody waits for the rest, and the upstream may stop.
             if self.upload.is_finished() && caller.poll_gone(context).is_ready() {
-                return Poll::Ready(Err("the caller has gone".to_owned()));
+                return broken("the caller has gone".to_owned());
             }
-            watchdog.poll(context).map(|()| Err("nothing moved within the time limit".to_owned()))
+            match std::task::ready!(vigil.poll(context, || Asked::of(exchange))) {
+                Alarm::Late => broken("nothing moved within the time limit".to_owned()),
+                Alarm::Unproved => unproved(&self.origin),
+                Alarm::Refused => Poll::Ready(Err(Stopped::Refused)),
+            }
         })
         .await
     }
@@ -529,9 +596,15 @@ impl Upstreamed {
     }
 
     /// The connection's bytes, after a switch of protocols.
-    pub(in crate::proxy) fn into_tunnel(self, worker: &Worker) -> Option<Tunnel> {
+    pub(in crate::proxy) fn into_tunnel(
+        self,
+        worker: &Worker,
+        kept: Kept,
+        decided: u64,
+    ) -> Option<Tunnel> {
         let Origin::Http1(origin) = self.origin else { return None };
         let (stream, early) = origin.http.into_parts(&worker.buffers);
-        Some(Tunnel { stream, early, protocol: self.protocol, _busy: self._busy })
+        let (protocol, proof) = (self.protocol, self.reuse.proof);
+        Some(Tunnel { stream, early, protocol, proof, kept, decided, _busy: self._busy })
     }
 }

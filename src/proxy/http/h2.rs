@@ -1,6 +1,7 @@
 //! HTTP/2: the `h2` crate driven directly. Both sides of an exchange, and serving a client's connection.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,17 +13,18 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::flow;
 use super::h1::RequestLine;
 use super::origin::{Answer, MAX_INTERIM, early_end};
 use super::{BodyLength, Broken, Downstream, Piece, Side};
+use crate::mtls::Proof;
 use crate::pipeline::{Client, Exchange, Head, Known};
 use crate::proxy::connection::Served;
-use crate::proxy::proof::Proof;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
-use crate::upstream::Stream;
+use crate::upstream;
 
 /// Streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
@@ -362,7 +364,8 @@ impl Drop for UpstreamHttp2 {
 /// Begins HTTP/2 on a new connection to an upstream; the connection's task runs on this worker.
 pub(in crate::proxy) async fn originate(
     worker: &Arc<Worker>,
-    stream: Stream,
+    stream: upstream::Stream,
+    proof: Option<Arc<Proof>>,
 ) -> Result<SendRequest<Bytes>, Broken> {
     let (send, connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -372,12 +375,19 @@ pub(in crate::proxy) async fn originate(
         // Until the peer says how many it takes: a burst on a new connection must not run into its limits.
         .initial_max_send_streams(100)
         .enable_push(false)
-        .handshake(stream)
+        .handshake(Proved::new(stream, proof.clone()))
         .await?;
     worker.spawn(async move {
         let mut connection = pin!(connection);
         let mut turn = Turn::default();
+        if let Some(proof) = &proof {
+            proof.attended().await;
+        }
+        let is_cut = || proof.as_ref().is_some_and(|proof| proof.is_cut());
         let _ = poll_fn(|context| {
+            if is_cut() {
+                return Poll::Ready(Ok(()));
+            }
             ready!(turn.poll(context));
             connection.as_mut().poll(context)
         })
@@ -585,11 +595,12 @@ fn read_request(parts: &http::request::Parts, head: &mut Head) -> Result<(), &'s
 /// Serves a client's HTTP/2 connection until its end; one task a stream.
 pub(in crate::proxy) async fn serve(
     worker: &Arc<Worker>,
-    stream: Stream,
+    stream: upstream::Stream,
     client: Arc<Client>,
-    mut proof: Proof,
-) -> Served {
-    let mut served = Served::default();
+    standing: flow::ConnectionStanding,
+    proof: &Arc<Proof>,
+    served: &mut Served,
+) {
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -598,11 +609,13 @@ pub(in crate::proxy) async fn serve(
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(32)
         .max_local_error_reset_streams(Some(128))
-        .handshake::<_, Bytes>(stream);
+        .handshake::<_, Bytes>(Proved::new(stream, Some(proof.clone())));
     let handshake = tokio::time::timeout(worker.limits.head_within, handshake).await;
     let Ok(Ok(mut connection)) = handshake else {
-        worker.note_malformed(&client, "the HTTP/2 preface is missing or late");
-        return served;
+        if proof.lapse().is_none() {
+            worker.note_malformed(&client, "the HTTP/2 preface is missing or late");
+        }
+        return;
     };
     let mut turn = Turn::default();
     let mut draining = pin!(worker.draining());
@@ -610,9 +623,12 @@ pub(in crate::proxy) async fn serve(
     let (mut is_leaving, mut is_calmed) = (false, false);
     let open = Arc::new(());
     let cancelled = Arc::new(Cancelled::default());
-    let standing = flow::ConnectionStanding::new(&client);
     loop {
         let next = poll_fn(|context| {
+            if proof.is_cut() {
+                // The streams' tasks hear of it from the connection.
+                return Poll::Ready(None);
+            }
             let idle = Arc::strong_count(&open) == 1 && !connection.has_streams();
             if watchdog.deadline().is_none() || !idle {
                 watchdog.set(Some(tokio::time::Instant::now() + worker.limits.idle_within));
@@ -623,7 +639,7 @@ pub(in crate::proxy) async fn serve(
                 return Poll::Ready(None);
             }
             if !is_leaving {
-                let ends = proof.is_expired() || proof.has_fallen();
+                let ends = proof.lapse().is_some();
                 if ends || is_idle_for_long || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
                     watchdog.set(Some(tokio::time::Instant::now() + worker.limits.head_within));
@@ -643,11 +659,11 @@ pub(in crate::proxy) async fn serve(
             Some(Ok(accepted)) => accepted,
             Some(Err(error)) => {
                 worker.note_malformed(&client, &format!("HTTP/2: {error}"));
-                return served;
+                return;
             }
-            None => return served,
+            None => return,
         };
-        if proof.has_fallen() || proof.is_expired() {
+        if worker.watch.lapse(proof).is_some_and(|lapse| !lapse.is_gentle()) {
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
@@ -655,8 +671,13 @@ pub(in crate::proxy) async fn serve(
         watchdog.set(None);
         let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());
         let (standing, cancelled) = (standing.clone(), cancelled.clone());
+        let proof = proof.clone();
         worker.clone().spawn(async move {
-            serve_stream(&worker, &client, standing, &cancelled, request, respond).await;
+            let accompanied = poll_fn(|context| Poll::Ready(proof.accompany(context.waker())));
+            let accompanied = accompanied.await;
+            let stream = Stream { client: &client, proof: &proof, cancelled: &cancelled };
+            stream.serve(&worker, standing, request, respond).await;
+            drop(accompanied);
             drop(guard);
         });
     }
@@ -675,42 +696,120 @@ impl Cancelled {
     }
 }
 
-async fn serve_stream(
-    worker: &Arc<Worker>,
-    client: &Arc<Client>,
-    mut standing: flow::ConnectionStanding,
-    cancelled: &Cancelled,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) {
-    let (parts, stream) = request.into_parts();
-    let mut exchange: Box<Exchange> = worker.lend_exchange(client);
-    if let Err(sentence) = read_request(&parts, &mut exchange.request) {
-        worker.note_malformed(client, sentence);
-        worker.take_back(exchange);
-        respond.send_reset(Reason::PROTOCOL_ERROR);
-        cancelled.0.fetch_add(1, Ordering::Relaxed);
-        return;
-    }
-    let mut caller = Caller {
-        length: length_of(&exchange.request, stream.is_end_stream()),
-        is_head: parts.method == Method::HEAD,
-        receiving: Receiving::new(stream),
-        respond,
-        sending: None,
-        received: 0,
-        sent: 0,
-    };
-    drop(parts);
-    let mut watchdog = Watchdog::new();
-    let _ = flow::exchange(worker, &mut exchange, &mut caller, &mut standing, &mut watchdog, false)
+/// What the streams of a connection share.
+struct Stream<'a> {
+    client: &'a Arc<Client>,
+    proof: &'a Proof,
+    cancelled: &'a Cancelled,
+}
+
+impl Stream<'_> {
+    async fn serve(
+        &self,
+        worker: &Arc<Worker>,
+        mut standing: flow::ConnectionStanding,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
+        let (client, cancelled) = (self.client, self.cancelled);
+        let (parts, stream) = request.into_parts();
+        let mut exchange: Box<Exchange> = worker.lend_exchange(client);
+        if let Err(sentence) = read_request(&parts, &mut exchange.request) {
+            worker.note_malformed(client, sentence);
+            worker.take_back(exchange);
+            respond.send_reset(Reason::PROTOCOL_ERROR);
+            cancelled.0.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let mut caller = Caller {
+            length: length_of(&exchange.request, stream.is_end_stream()),
+            is_head: parts.method == Method::HEAD,
+            receiving: Receiving::new(stream),
+            respond,
+            sending: None,
+            received: 0,
+            sent: 0,
+        };
+        drop(parts);
+        let mut watchdog = Watchdog::new();
+        let _ = flow::exchange(
+            worker,
+            &mut exchange,
+            &mut caller,
+            &mut standing,
+            &mut watchdog,
+            false,
+            self.proof,
+        )
         .await;
-    let is_answered = caller.sending.as_ref().is_some_and(|sending| sending.is_over);
-    // A caller that still sends what nobody reads is told to stop when the response has gone out and the stream is dropped;
-    // resetting it here would drop the response.
-    let mut context = Context::from_waker(std::task::Waker::noop());
-    if !is_answered && caller.poll_gone(&mut context).is_ready() {
-        cancelled.0.fetch_add(1, Ordering::Relaxed);
+        let is_answered = caller.sending.as_ref().is_some_and(|sending| sending.is_over);
+        // A caller that still sends what nobody reads is told to stop when the response has gone out and the stream is dropped;
+        // resetting it here would drop the response.
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        if !is_answered && caller.poll_gone(&mut context).is_ready() {
+            cancelled.0.fetch_add(1, Ordering::Relaxed);
+        }
+        worker.take_back(exchange);
     }
-    worker.take_back(exchange);
+}
+
+/// A connection's bytes, as long as it may carry any.
+struct Proved {
+    stream: upstream::Stream,
+    proof: Option<Arc<Proof>>,
+}
+
+impl Proved {
+    fn new(stream: upstream::Stream, proof: Option<Arc<Proof>>) -> Self {
+        Self { stream, proof }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.is_cut())
+    }
+
+    /// Its bytes; an error when they are not to be moved any more.
+    fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut upstream::Stream>> {
+        match self.is_cut() {
+            true => Err(io::ErrorKind::ConnectionAborted.into()),
+            false => Ok(Pin::new(&mut self.get_mut().stream)),
+        }
+    }
+}
+
+impl AsyncRead for Proved {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Proved {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(context, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(context)
+    }
+}
+
+impl Drop for Proved {
+    fn drop(&mut self) {
+        if self.is_cut() {
+            // Not a byte more goes out, not even those that the system holds.
+            self.stream.reset_on_close();
+        }
+    }
 }

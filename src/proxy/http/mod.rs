@@ -12,6 +12,7 @@ pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod transfer;
+pub(in crate::proxy) mod vigil;
 
 /// Why a body cannot go on.
 #[derive(Debug)]

@@ -80,6 +80,15 @@ impl Origin {
     }
 }
 
+impl Origin {
+    /// Not a byte more goes out, not even those that the system holds. A shared connection sees to that itself.
+    pub(in crate::proxy) fn reset_on_close(&self) {
+        if let Self::Http1(origin) = self {
+            origin.http.stream.reset_on_close();
+        }
+    }
+}
+
 impl Side for Origin {
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece<'_>, Broken>> {
         match self {

@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -50,7 +49,7 @@ const GATHERED: usize = 16 * 1024;
 
 /// One HTTP/1.1 connection.
 pub(in crate::proxy) struct Http1 {
-    pub(super) stream: Stream,
+    pub(in crate::proxy::http) stream: Stream,
     pub(super) input: Buffer,
     output: Buffer,
     pub(super) incoming: Incoming,
@@ -99,8 +98,7 @@ impl Http1 {
     pub(super) fn break_off(&self) -> bool {
         let is_silent = self.outgoing == Outgoing::UntilClose;
         if is_silent {
-            // Where that fails the socket is broken already.
-            let _ = socket2::SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+            self.stream.reset_on_close();
         }
         is_silent
     }

@@ -12,11 +12,12 @@ use tokio::time::Instant;
 use super::connection::{Http1, Incoming};
 use super::head::{Framing, Refused, RequestFacts, read_request};
 use super::write::{self, ResponseLine};
+use crate::mtls::{Lapse, Proof};
 use crate::pipeline::{Client, Exchange, Head, Reply};
 use crate::proxy::connection::Served;
-use crate::proxy::http::flow::{self, After};
+use crate::proxy::copy;
+use crate::proxy::http::flow::{self, After, ConnectionStanding};
 use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
-use crate::proxy::proof::Proof;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream::Stream;
@@ -25,6 +26,8 @@ use crate::upstream::Stream;
 pub(in crate::proxy) struct Caller<'a> {
     http: &'a mut Http1,
     worker: &'a Worker,
+    /// What the connection rests on.
+    proof: &'a Proof,
     facts: RequestFacts,
     /// The request's method was HEAD.
     is_head: bool,
@@ -76,6 +79,7 @@ impl Downstream for Caller<'_> {
         // What is left of the request's body would be read as the next request: then this one is the last.
         self.close |= !self.facts.keep_alive
             || self.worker.is_draining()
+            || self.proof.lapse().is_some()
             || (body == BodyLength::Unknown && self.facts.http10 && !bodiless);
         let line = ResponseLine { body, http10: self.facts.http10, close: self.close, bodiless };
         self.worker.buffers.lend(self.http.output());
@@ -138,6 +142,8 @@ enum Next {
     Request(RequestFacts, Box<Exchange>),
     Closed,
     Late,
+    /// The connection has lost its proof.
+    Unproved,
     Refused(Refused),
 }
 
@@ -146,48 +152,32 @@ pub(in crate::proxy) async fn serve(
     worker: &Arc<Worker>,
     stream: Stream,
     client: Arc<Client>,
-    early: &[u8],
-    mut proof: Proof,
-) -> Served {
+    mut standing: ConnectionStanding,
+    proof: &Arc<Proof>,
+    served: &mut Served,
+) {
     let mut http = Http1::new(stream);
-    if !early.is_empty() {
-        worker.buffers.lend(&mut http.input);
-        http.input.extend(early);
-    }
     let mut watchdog = Watchdog::new();
-    let mut standing = flow::ConnectionStanding::new(&client);
-    let mut served = Served::default();
-    // The connection lives no longer than what proved the caller.
-    let proved_until = proof.ends_at();
     let mut draining = std::pin::pin!(worker.draining());
     loop {
         let first = served.requests == 0;
-        let next = next_head(
-            worker,
-            &mut http,
-            &client,
-            &mut watchdog,
-            draining.as_mut(),
-            proved_until,
-            first,
-        );
+        let next =
+            next_head(worker, &mut http, &client, &mut watchdog, draining.as_mut(), proof, first);
         match next.await {
-            Next::Request(_, exchange) if proof.has_fallen() => {
-                worker.take_back(exchange);
-                return served;
-            }
             Next::Request(facts, mut exchange) => {
                 served.requests += 1;
                 let mut caller = Caller {
                     is_head: exchange.request.method() == "HEAD",
                     http: &mut http,
                     worker,
+                    proof,
                     facts,
-                    close: proof.is_expired(),
+                    close: false,
                     aborted: false,
                     invited: false,
                 };
                 let upgrade = facts.upgrade;
+                proof.set_busy(true);
                 let after = flow::exchange(
                     worker,
                     &mut exchange,
@@ -195,46 +185,55 @@ pub(in crate::proxy) async fn serve(
                     &mut standing,
                     &mut watchdog,
                     upgrade,
+                    proof,
                 )
                 .await;
                 let (close, aborted) = (caller.close, caller.aborted);
                 served.bytes_in += exchange.bytes_in;
                 served.bytes_out += exchange.bytes_out;
                 worker.take_back(exchange);
+                if matches!(after, After::Refused) {
+                    served.ended = Some(Lapse::PolicyChanged);
+                }
+                if served.ended.is_some() || proof.is_cut() {
+                    http.stream.reset_on_close();
+                    return;
+                }
                 match after {
                     After::Next if !close && http.is_body_taken() => {}
-                    After::Next | After::Close if aborted && http.break_off() => return served,
-                    After::Next | After::Close => {
-                        linger(worker, http).await;
-                        return served;
-                    }
                     After::Tunnel(tunnel) => {
                         let (stream, early) = http.into_parts(&worker.buffers);
-                        crate::proxy::copy::tunnel(worker, stream, early, *tunnel, &mut served)
-                            .await;
-                        return served;
+                        let (client, standing) = (&client, &standing);
+                        let caller = copy::Caller { stream, early, client, standing, proof };
+                        return copy::tunnel(worker, caller, *tunnel, served).await;
+                    }
+                    _ if aborted && http.break_off() => return,
+                    After::Next | After::Close | After::Refused => {
+                        return linger(worker, http).await;
                     }
                 }
+                proof.set_busy(false);
             }
             Next::Closed => {
-                http.release(&worker.buffers);
-                return served;
+                return http.release(&worker.buffers);
             }
-            Next::Late => {
-                if !http.input.is_empty() {
-                    let late =
-                        Refused { status: 408, sentence: "the request's head took too long" };
-                    refuse(worker, &mut http, late).await;
-                }
+            Next::Late | Next::Unproved if http.input.is_empty() => {
                 // TLS' farewell tells it from a connection that was broken off.
                 let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
-                return served;
+                return;
+            }
+            // What has come of a request is not looked at.
+            Next::Unproved => return linger(worker, http).await,
+            Next::Late => {
+                let late = Refused { status: 408, sentence: "the request's head took too long" };
+                refuse(worker, &mut http, late).await;
+                let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
+                return;
             }
             Next::Refused(refused) => {
                 worker.note_malformed(&client, refused.sentence);
                 refuse(worker, &mut http, refused).await;
-                linger(worker, http).await;
-                return served;
+                return linger(worker, http).await;
             }
         }
     }
@@ -247,17 +246,23 @@ async fn next_head(
     client: &Arc<Client>,
     watchdog: &mut Watchdog,
     mut draining: Pin<&mut impl Future<Output = ()>>,
-    proved_until: Option<Instant>,
+    proof: &Arc<Proof>,
     first: bool,
 ) -> Next {
     let limits = &worker.limits;
     let idle = if first { limits.head_within } else { limits.idle_within };
-    let until = Instant::now() + idle;
-    watchdog.set(Some(proved_until.map_or(until, |end| end.min(until))));
+    watchdog.set(Some(Instant::now() + idle));
     let mut scanned = 0;
     let mut leaving = None;
     let mut lent: Option<Box<Exchange>> = None;
     poll_fn(|context| {
+        let ends = proof.lapse();
+        if ends.is_some_and(|lapse| !lapse.is_gentle()) {
+            if let Some(exchange) = lent.take() {
+                worker.take_back(exchange);
+            }
+            return Poll::Ready(Next::Unproved);
+        }
         loop {
             if !http.input.is_empty() {
                 if scanned == 0 {
@@ -265,9 +270,12 @@ async fn next_head(
                 }
                 let mut exchange = lent.take().unwrap_or_else(|| worker.lend_exchange(client));
                 match read_request(http.input.data(), scanned, &mut exchange.request) {
-                    Ok(Some(_)) if proved_until.is_some_and(|end| Instant::now() >= end) => {
+                    // Trust may have changed since the connection was looked at.
+                    Ok(Some(_))
+                        if worker.watch.lapse(proof).is_some_and(|lapse| !lapse.is_gentle()) =>
+                    {
                         worker.take_back(exchange);
-                        return Poll::Ready(Next::Closed);
+                        return Poll::Ready(Next::Unproved);
                     }
                     Ok(Some(facts)) => {
                         http.input.consume(facts.length);
@@ -300,9 +308,15 @@ async fn next_head(
                 }
             }
         }
-        // A drain lets an idle connection carry one more request for a moment: what is already on its way is not lost.
-        if http.input.is_empty() && draining.as_mut().poll(context).is_ready() {
-            let until = *leaving.get_or_insert_with(|| Instant::now() + limits.drain_idle);
+        // A drain lets an idle connection carry one more request for a moment: what is already on its way is not lost. So does
+        // an end that takes nothing from whom we know at the other end.
+        let leaves = ends.is_some() || draining.as_mut().poll(context).is_ready();
+        if http.input.is_empty() && leaves {
+            // Before it would be cut off.
+            let within = ends.map_or(limits.drain_idle, |lapse| {
+                limits.drain_idle.min(limits.proof.within(lapse) / 2)
+            });
+            let until = *leaving.get_or_insert_with(|| Instant::now() + within);
             let sooner = watchdog.deadline().map_or(until, |deadline| deadline.min(until));
             watchdog.set(Some(sooner));
         }
