@@ -93,9 +93,12 @@ fn one_file_names_the_cryptographic_library() {
     let is_test = |path: &str| path.ends_with("tests.rs") || path.ends_with("forge.rs");
     for (path, text) in sources().into_iter().filter(|(path, _)| !is_test(path)) {
         let tokens = tokens(&text);
+        // `ring::digest`, `webpki::ring`, `ring as algorithm`.
         let names = |library: &str| {
-            tokens.windows(2).any(|two| two[0] == library && two[1] == "::")
-                || tokens.windows(2).any(|two| two[0] == "crypto" && two[1] == library)
+            tokens.windows(2).any(|two| {
+                let follows = two[0] == "::" && two[1] == library;
+                follows || (two[0] == library && ["::", "as"].contains(&two[1].as_str()))
+            })
         };
         for library in LIBRARIES {
             if path != "src/rt/crypto.rs" && names(library) {

@@ -53,6 +53,7 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
                 findings.extend(inspect(&settings, None).await);
                 if let Some(status) = settings.status {
                     findings.push(look_at_status(&status.to_string()).await);
+                    look_at_running_identity(&status.to_string(), &mut findings).await;
                     look_at_federation(&status.to_string(), &mut findings).await;
                 }
             }
@@ -94,6 +95,42 @@ async fn look_at_status(address: &str) -> Finding {
                 format!("running, not ready: {}", why.unwrap_or_default()),
             )
         }
+    }
+}
+
+/// How long the running process' identities last, and who may look into its memory. Silent when it does not run.
+async fn look_at_running_identity(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/identity", &[], None).await else { return };
+    let Ok(status) = answer.json() else { return };
+    for identity in status["identities"].as_array().into_iter().flatten() {
+        let left = identity["budget_seconds"].as_i64().unwrap_or(i64::MIN);
+        let id = identity["spiffe_id"].as_str().unwrap_or("?");
+        let what = identity["fails_first"].as_str().unwrap_or("?");
+        findings.push(match left {
+            ..=0 => Finding {
+                fix: Some(format!("see why its {what} was not renewed")),
+                ..finding(
+                    "process",
+                    Grade::Problem,
+                    format!("peers refuse {id}: its {what} is over"),
+                )
+            },
+            _ => finding(
+                "process",
+                Grade::Good,
+                format!("{id} lasts {left} s; first ends its {what}"),
+            ),
+        });
+    }
+    if status["memory_closed"] == false {
+        findings.push(Finding {
+            fix: Some("start it without WARDGATE_ALLOW_CORE_DUMPS".to_owned()),
+            ..finding(
+                "process",
+                Grade::Warning,
+                "its memory, private keys with it, is open to core files and to other processes of its user",
+            )
+        });
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who a workload is: SPIFFE IDs, SVIDs, trust bundles, and where they come from. A door: it defines nothing itself.
 
+mod budget;
 mod bundle;
 mod bundle_map;
 mod chain;
@@ -36,6 +37,7 @@ mod workload_tests;
     clippy::semicolon_if_nothing_returned, clippy::wildcard_imports, clippy::missing_errors_doc, reason = "generated")]
 pub(crate) mod workload_proto;
 
+pub use budget::{Budget, Limit};
 pub use bundle::{BundleDocument, JwtAuthority, Succession, TrustBundle, TrustBundles};
 pub use bundle_map::BundleMap;
 pub use chain::{ChainVerifier, Flaw, Presented, Purpose};

@@ -8,6 +8,7 @@ mod acceptor;
 mod certificates;
 mod connector;
 mod error;
+mod ocsp;
 mod proof;
 mod provider;
 mod public;
@@ -22,6 +23,10 @@ pub use certificates::{
 };
 pub use connector::{Alpn, Connector, ExpectedPeers};
 pub use error::{Error, Refusal, refusal};
+pub use ocsp::{
+    Answer as OcspAnswer, Error as OcspError, MAX_ANSWER_BYTES as MAX_OCSP_ANSWER_BYTES,
+    Question as OcspQuestion,
+};
 pub use proof::{Accompanied, Begun, Lapse, Opening, Proof, Proofs};
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};

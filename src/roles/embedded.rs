@@ -16,7 +16,6 @@ use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
 use crate::model::Listeners;
-use crate::observe::router;
 use crate::rt::{Clock, Live, Tasks};
 use crate::store;
 use crate::sync::scope;
@@ -87,12 +86,14 @@ impl Embedded {
             Some(control) => ControlPlaneRole::start(&settings, control, &own, &shared).await?,
             None => unreachable!("set above"),
         };
+        shared.identities.watch(own.identity());
         let mut tasks = Tasks::new();
         tasks.add(authority.clone().keep(Upkeep::default()));
+        tasks.add(super::warnings::watch(settings.warnings.clone(), shared.clone()));
         let mut status = None;
         if let Some(port) = world.status_port {
             let (listener, bound) = listen(loopback(port))?;
-            let app = router(&shared.readiness, &shared.registry);
+            let app = super::process::status(&shared);
             tasks.add(async move {
                 if let Err(error) = axum::serve(listener, app).await {
                     tracing::error!(%error, "the status port ended");
@@ -117,7 +118,9 @@ impl Embedded {
     /// # Errors
     /// The authority refuses it: another trust domain, for one.
     pub fn identity(&mut self, id: SpiffeId) -> Result<Live<Identity>, Error> {
-        issue(&self.authority, id, &mut self.identities)
+        let identity = issue(&self.authority, id, &mut self.identities)?;
+        self.shared.identities.watch(identity.clone());
+        Ok(identity)
     }
 
     /// The ID of a workload: `spiffe://<trust domain>/<name>`.

@@ -7,11 +7,14 @@ mod data_plane;
 mod embedded;
 mod error;
 mod feed;
+mod identities;
 mod inspection;
 mod issuer;
 mod process;
 mod settings;
+mod stapling;
 mod trust;
+mod warnings;
 
 pub use crate::issuer::{
     Authority, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding, Issued,
@@ -21,6 +24,7 @@ pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
+pub use identities::{Certificates, Identities};
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
@@ -28,3 +32,5 @@ pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };
+pub use stapling::Stapling;
+pub use warnings::{LifePart, TimeLeft, WarningSettings};

@@ -12,6 +12,7 @@ use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
 use super::feed::FeedConnect;
+use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use super::trust::federation;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub metrics: WardgateMetrics,
     /// Readiness.
     pub readiness: Readiness,
+    /// Our identities and public certificates.
+    pub identities: Identities,
     /// How it stands with declared trust domains.
     pub board: Board,
     /// The plugins of this build.
@@ -74,16 +77,29 @@ impl Shared {
         let registry = Registry::new();
         let metrics = WardgateMetrics::new(&registry);
         metrics.watch_audit(&audit);
+        let identities = Identities::new(&registry, Clock::system());
         Ok(Self {
             audit,
             board: Board::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
+            identities,
             plugins: crate::plugins::ALL,
             refresh: Refresh::default(),
         })
     }
+}
+
+/// All that the status port serves.
+pub(super) fn status(shared: &Shared) -> axum::Router {
+    let identities = shared.identities.clone();
+    let identity = axum::routing::get(async move || axum::Json(identities.status()));
+    let board = shared.board.clone();
+    let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
+    router(&shared.readiness, &shared.registry)
+        .route("/identity", identity)
+        .route("/federation", axum::routing::get(reports))
 }
 
 /// The identity that the settings name.
@@ -171,6 +187,9 @@ impl Running {
             _tasks: Tasks::new(),
             drain_within: Duration::from_secs(settings.drain_seconds),
         };
+        running
+            ._tasks
+            .add(super::warnings::watch(settings.warnings.clone(), running.shared.clone()));
         // First: a probe that asks early shall hear what is missing, not a refused connection.
         running.open_status(settings)?;
         let authority = running.start_issuer(settings, &roles).await?;
@@ -188,10 +207,7 @@ impl Running {
     fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(address)?;
-        let board = self.shared.board.clone();
-        let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
-        let mut app = router(&self.shared.readiness, &self.shared.registry)
-            .route("/federation", axum::routing::get(reports));
+        let mut app = status(&self.shared);
         if settings.proof.list_connections {
             if !address.ip().is_loopback() {
                 let problem = "needs a status port on loopback: it tells who is connected to whom";
@@ -231,6 +247,7 @@ impl Running {
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
+                self.shared.identities.watch(trust.identity());
                 Some(feed(settings, scope::Role::Issuer, "issuer", Some(&trust.identity()))?)
             }
             None => None,
@@ -277,8 +294,7 @@ impl Running {
     /// Every identity that comes into use stands in the decision log; one that was taken away makes the process not ready.
     fn watch(&mut self, identity: &Live<crate::identity::Identity>, gate: Gate) {
         let mut identity = identity.clone();
-        let current = identity.clone();
-        self.shared.metrics.watch_identity(move || current.load().svid.not_after, Clock::system());
+        self.shared.identities.watch(identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -335,6 +351,7 @@ impl Running {
                     );
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
+                plan.stapling = ingress.stapling();
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {

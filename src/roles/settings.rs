@@ -7,6 +7,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::stapling::Stapling;
+use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
@@ -115,6 +117,9 @@ pub struct Settings {
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// When to warn that a certificate ends.
+    #[serde(default)]
+    pub warnings: WarningSettings,
     /// Threads that carry traffic; as many as there are cores when not given.
     #[serde(default)]
     pub workers: Option<usize>,
@@ -195,6 +200,24 @@ pub struct IngressSettings {
     /// HTTPS with the certificates of the `ssls` resources; `null` opens none.
     #[serde(default = "default_https")]
     pub https: Option<SocketAddr>,
+    /// Fetches what the issuers of these certificates say of them (OCSP), and shows it in handshakes. Asked are the responders
+    /// that a certificate names, over plain HTTP, as is usual: the answers are signed.
+    #[serde(default = "default_ocsp_stapling")]
+    pub ocsp_stapling: bool,
+    /// Asks responders at private addresses as well: for an authority of one's own.
+    #[serde(default)]
+    pub ocsp_private_addresses: bool,
+}
+
+impl IngressSettings {
+    /// How OCSP answers are fetched, if they are.
+    pub fn stapling(&self) -> Option<Stapling> {
+        self.ocsp_stapling.then_some(Stapling { private_addresses: self.ocsp_private_addresses })
+    }
+}
+
+const fn default_ocsp_stapling() -> bool {
+    true
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the setting itself is optional")]
@@ -387,6 +410,7 @@ impl Settings {
             issuer: None,
             status: None,
             audit: AuditSettings::default(),
+            warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
             proof: ProofSettings::default(),

@@ -17,6 +17,7 @@ mod crypto;
 mod drain;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod expiry;
 mod federation;
 mod grpc;
 mod headers;
@@ -30,6 +31,8 @@ mod plugins;
 mod policy;
 mod proof;
 mod revocation;
+mod rotation;
+mod stapling;
 mod tls_attacks;
 mod tls_edge;
 mod upstream;
