@@ -74,7 +74,7 @@ impl WorkloadApi {
         federated: Live<TrustBundles>,
     ) -> Result<Self, Error> {
         let listener = listen(path)?;
-        let attestor = Arc::new(UnixAttestor);
+        let attestor = Arc::new(UnixAttestor::new(entries.clone()));
         let service = Service { authority, entries, federated, attestor, guard: None };
         Ok(Self { path: path.to_owned(), listener, service })
     }
@@ -247,7 +247,7 @@ impl Subscription {
             return None;
         }
         loop {
-            let entries = match self.entitled() {
+            let entries = match self.entitled().await {
                 Ok(entries) => entries,
                 Err(status) => {
                     self.is_over = true;
@@ -283,8 +283,8 @@ impl Subscription {
     }
 
     /// The caller's entries now. Attested anew each time: it may have changed its program, or be gone.
-    fn entitled(&self) -> Result<Vec<Arc<RegistrationEntry>>, Status> {
-        let shown = self.service.attestor.attest(&self.caller).map_err(|error| {
+    async fn entitled(&self) -> Result<Vec<Arc<RegistrationEntry>>, Status> {
+        let shown = self.service.attestor.attest(&self.caller).await.map_err(|error| {
             tracing::warn!(%error, pid = self.caller.pid(), "a caller of the Workload API was sent away");
             Status::permission_denied("no identity issued: the caller cannot be attested")
         })?;

@@ -7,7 +7,9 @@
 mod acceptor;
 mod certificates;
 mod connector;
+mod enrolment;
 mod error;
+mod private;
 mod provider;
 mod public;
 #[cfg(test)]
@@ -19,7 +21,9 @@ pub use certificates::{
     PublicCertificate, PublicCertificates, public_client_config, public_server_config,
 };
 pub use connector::{Alpn, Connector, ExpectedPeers};
+pub use enrolment::{Anchor, EnrolmentAcceptor, connect_issuer};
 pub use error::{Error, Refusal, refusal};
+pub use private::connect_private;
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};
 pub use verifier::PeerVerifier;
