@@ -169,9 +169,12 @@ async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
     for (door, address) in &running.doors {
         writeln!(out, "{} listens on {address}", format!("{door:?}").to_lowercase())?;
     }
-    for (name, address) in
-        [("status", running.status), ("admin", running.admin), ("feed", running.feed)]
-    {
+    for (name, address) in [
+        ("status", running.status),
+        ("admin", running.admin),
+        ("feed", running.feed),
+        ("enrolment", running.enrolment),
+    ] {
         if let Some(address) = address {
             writeln!(out, "{name} listens on {address}")?;
         }

@@ -29,7 +29,7 @@ pub use attest::{
 };
 pub use authority::{Authority, DEFAULT_TTL};
 pub use enrolment::{
-    EnrolSettings, EnrolSource, Enrolled, Enrolment, EnrolmentParts, IssuerClient, Proof, TrustNews, certificate_request, new_key,
+    EnrolSettings, EnrolSource, Enrolled, Enrolment, EnrolmentParts, IssuerClient, Proof, TrustNews, certificate_request, issuer_id, new_key,
 };
 pub use entries::{Entries, RegistrationEntry};
 pub use error::Error;

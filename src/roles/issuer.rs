@@ -1,20 +1,26 @@
 //! Issuer: authority, attestation, registration entries and the Workload API wired together.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::control_plane::listen;
 use super::error::Error;
 use super::settings::{IssuerSettings, Settings};
-use crate::identity::{TrustBundles, TrustDomain};
-use crate::issuer::{Authority, Entries, RegistrationEntry, WorkloadApi};
+use crate::identity::{Identity, TrustBundles, TrustDomain};
+use crate::issuer::{
+    Authority, Enrolment, EnrolmentParts, Entries, RegistrationEntry, WorkloadApi,
+};
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
+use crate::observe::AuditLane;
 use crate::rt::{Clock, Drain, Live, Publisher, Tasks};
 use crate::sync::{Applied, Feed};
 
 /// A running issuer.
 pub struct IssuerRole {
+    enrolment: Option<SocketAddr>,
     drain: Drain,
     tasks: Tasks,
 }
@@ -44,15 +50,18 @@ pub fn authority(domain: &TrustDomain, directory: &Path) -> Result<Arc<Authority
 }
 
 impl IssuerRole {
-    /// Serves the Workload API. Entries come from the settings, and from `feed` where there is one.
+    /// Serves the Workload API, and enrolment where the settings name a listener: that needs the issuer's own `identity`.
+    /// Entries come from the settings, and from `feed` where there is one.
     ///
     /// # Errors
-    /// An entry of the settings is not valid, or the socket cannot be taken.
+    /// An entry or a cluster of the settings is not valid, or the socket or the listener cannot be taken.
     pub fn start(
         settings: &Settings,
         issuer: &IssuerSettings,
-        authority: Arc<Authority>,
+        (authority, folder): (&Arc<Authority>, &Path),
         feed: Option<Box<dyn Feed>>,
+        identity: Option<Live<Identity>>,
+        audit: &AuditLane,
     ) -> Result<Self, Error> {
         let domain = settings.trust_domain()?;
         let own = issuer
@@ -62,9 +71,35 @@ impl IssuerRole {
             .collect::<Result<Vec<_>, _>>()?;
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let federated = Live::fixed(TrustBundles::default());
-        let api = WorkloadApi::bind(&issuer.socket, authority, entries, federated)?;
+        let api =
+            WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
+        let mut enrolment = None;
+        if let (Some(address), Some(identity)) = (issuer.listen, identity) {
+            let parts = EnrolmentParts {
+                authority: authority.clone(),
+                directory: folder.to_owned(),
+                entries,
+                identity,
+                kubernetes: issuer.kubernetes.clone(),
+                audit: audit.clone(),
+            };
+            let (listener, bound) = listen(address)?;
+            let served = Enrolment::new(listener, parts, drain.guard())?;
+            enrolment = Some(bound);
+            tasks.add(async move {
+                if let Err(error) = served.serve().await {
+                    tracing::error!(%error, "enrolment ended");
+                }
+            });
+        } else if !issuer.kubernetes.is_empty() {
+            return Err(super::settings::Error::Setting {
+                field: "issuer.kubernetes",
+                problem: "given without issuer.listen: nobody could enrol".into(),
+            }
+            .into());
+        }
         let guard = drain.guard();
         tasks.add(async move {
             if let Err(error) = api.serve(guard).await {
@@ -74,7 +109,12 @@ impl IssuerRole {
         if let Some(feed) = feed {
             tasks.add(follow(feed, own, domain, publisher));
         }
-        Ok(Self { drain, tasks })
+        Ok(Self { enrolment, drain, tasks })
+    }
+
+    /// Where workloads on other machines enrol.
+    pub fn enrolment(&self) -> Option<SocketAddr> {
+        self.enrolment
     }
 
     /// Ends the streams and removes the socket.

@@ -12,7 +12,7 @@ use super::feed::FeedConnect;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
-use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
+use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
     AuditLog, AuditSettings, Gate, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics,
@@ -93,6 +93,11 @@ pub async fn identity_source(
         Some(IdentitySettings::Files(files)) => {
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
         }
+        Some(IdentitySettings::Enrol(enrol)) => {
+            let state = settings.state_dir.join(format!("enrolled-{part}.json"));
+            let (enrol, domain) = (EnrolSettings::clone(enrol), settings.trust_domain()?);
+            Ok(Box::new(EnrolSource::start(enrol, domain, &state, Clock::system()).await?))
+        }
         Some(IdentitySettings::Issuer { spiffe_id }) => {
             let Some(authority) = issuer else {
                 return Err(missing("source issuer needs role issuer in the same process").into());
@@ -106,7 +111,7 @@ pub async fn identity_source(
             let federated = Live::fixed(crate::identity::TrustBundles::default());
             Ok(Box::new(IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?))
         }
-        None => Err(missing("missing; expected source: workload_api, files or issuer").into()),
+        None => Err(missing("missing; expected source: workload_api, files, enrol or issuer").into()),
     }
 }
 
@@ -120,6 +125,8 @@ pub struct Running {
     pub admin: Option<SocketAddr>,
     /// Where its feed listens.
     pub feed: Option<SocketAddr>,
+    /// Where workloads enrol.
+    pub enrolment: Option<SocketAddr>,
     /// The admin key that this start generated.
     pub generated_key: Option<Redacted<String>>,
     shared: Shared,
@@ -145,6 +152,7 @@ impl Running {
             status: None,
             admin: None,
             feed: None,
+            enrolment: None,
             generated_key: None,
             shared,
             data_planes: Vec::new(),
@@ -195,18 +203,26 @@ impl Running {
         let folder =
             issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
         let authority = authority(&settings.trust_domain()?, &folder)?;
-        let feed = match &settings.control_plane {
-            Some(_) => {
+        let identity = match (&settings.control_plane, issuer.listen) {
+            (None, None) => None,
+            _ => {
                 let id = settings.own_id("issuer")?;
                 let federated = Live::fixed(crate::identity::TrustBundles::default());
                 let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
                 let identity = source.identity();
                 self._identities.push(Box::new(source));
-                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity))?)
+                Some(identity)
             }
+        };
+        let feed = match &settings.control_plane {
+            Some(_) => Some(feed(settings, scope::Role::Issuer, "issuer", identity.as_ref())?),
             None => None,
         };
-        self.issuer = Some(IssuerRole::start(settings, issuer, authority.clone(), feed)?);
+        let audit = self.shared.audit.control();
+        let role =
+            IssuerRole::start(settings, issuer, (&authority, &folder), feed, identity, audit)?;
+        self.enrolment = role.enrolment();
+        self.issuer = Some(role);
         Ok(Some(authority))
     }
 

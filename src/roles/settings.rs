@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::auth::KeySettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::issuer::{EnrolSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::store;
 
@@ -135,6 +136,8 @@ pub enum IdentitySettings {
     WorkloadApi(WorkloadApiSettings),
     /// Files that something else rotates.
     Files(FileSettings),
+    /// An issuer on another machine, by a join token or a Kubernetes token.
+    Enrol(Box<EnrolSettings>),
     /// The issuer in this very process (role issuer).
     Issuer {
         /// The identity to take; `spiffe://<trust domain>/wardgate/<role>` when not given.
@@ -243,6 +246,12 @@ fn default_feed() -> SocketAddr {
 pub struct IssuerSettings {
     /// Where the Workload API is served.
     pub socket: PathBuf,
+    /// Where workloads on other machines enrol; not opened when not given.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// Kubernetes clusters whose service accounts may enrol.
+    #[serde(default)]
+    pub kubernetes: Vec<KubernetesSettings>,
     /// The authority's folder; `authority` in `state_dir` when not given. Made at the first start.
     #[serde(default)]
     pub authority: Option<PathBuf>,

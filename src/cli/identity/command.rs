@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{init, inspect, issue};
+use super::{init, inspect, issue, join};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::rt::Clock;
 
@@ -52,6 +52,8 @@ enum Verb {
         #[arg(long = "dns", value_name = "NAME")]
         dns_names: Vec<String>,
     },
+    Join(Box<join::JoinArgs>),
+    Renew(join::RenewArgs),
     /// Show what the certificates of a PEM file say, and whether their bundle vouches for them
     Inspect {
         /// A PEM file with certificates: an SVID, an authority, a bundle
@@ -66,7 +68,7 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
+pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
@@ -85,6 +87,8 @@ fn execute(verb: Verb, clock: &Clock, out: &mut impl Write) -> anyhow::Result<Ex
         Verb::Issue { dir, id, out: to, ttl, dns_names } => {
             issue::issue(&dir, &id, &to, Duration::from_secs(ttl), &dns_names, clock, out)
         }
+        Verb::Join(args) => join::join(*args, clock, out),
+        Verb::Renew(args) => join::renew(&args, clock, out),
         Verb::Inspect { file, bundle } => inspect::inspect(&file, bundle.as_deref(), clock, out),
     }
 }

@@ -6,6 +6,7 @@ mod command;
 mod init;
 mod inspect;
 mod issue;
+mod join;
 mod text;
 
 pub(super) use command::{IdentityArgs, run};

@@ -13,7 +13,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::key::certificate_request;
 use super::message::TrustNews;
-use crate::identity::{SpiffeId, Svid};
+use crate::identity::{SpiffeId, Svid, TrustDomain};
 use crate::issuer::Error;
 use crate::issuer::wire;
 use crate::issuer::wire::issuer_client::IssuerClient as Calls;
@@ -70,6 +70,14 @@ impl fmt::Debug for Enrolled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Enrolled").field("svid", &self.svid).finish_non_exhaustive()
     }
+}
+
+/// Whom the issuer of a trust domain has to prove to be: `spiffe://<trust domain>/wardgate/issuer`.
+///
+/// # Panics
+/// Never: the path is a good one for any trust domain.
+pub fn issuer_id(domain: &TrustDomain) -> SpiffeId {
+    domain.workload("/wardgate/issuer").expect("a good path for any trust domain")
 }
 
 /// Calls an issuer, and nobody else: it must prove its SPIFFE ID.

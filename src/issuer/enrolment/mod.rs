@@ -17,7 +17,7 @@ mod tests;
 mod throttle;
 mod ticket;
 
-pub use client::{Enrolled, IssuerClient, Proof};
+pub use client::{Enrolled, IssuerClient, Proof, issuer_id};
 pub use key::{certificate_request, new_key};
 pub use listener::Enrolment;
 pub use message::TrustNews;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Enrolled, Following, IssuerClient};
+use super::client::{Enrolled, Following, IssuerClient, issuer_id};
 use super::key::new_key;
 use super::message::TrustNews;
 use super::settings::EnrolSettings;
 use super::state::{State, StateFile};
-use crate::identity::{Identity, IdentitySource, SpiffeId, Trust, TrustDomain, renew_after};
+use crate::identity::{Identity, IdentitySource, Trust, TrustDomain, renew_after};
 use crate::issuer::Error;
 use crate::mtls::Anchor;
 use crate::rt::{Backoff, Clock, Live, Publisher, Tasks};
@@ -28,13 +28,13 @@ pub struct EnrolSource {
 }
 
 impl EnrolSource {
-    /// Begins with the identity that is kept in `state`, or enrols; `issuer` is whom the issuer has to prove to be.
+    /// Begins with the identity of `domain` that is kept in `state`, or enrols.
     ///
     /// # Errors
     /// A setting makes no sense, `state` cannot be used, or no valid identity comes within the time of the settings.
     pub async fn start(
         settings: EnrolSettings,
-        issuer: &SpiffeId,
+        domain: TrustDomain,
         state: &Path,
         clock: Clock,
     ) -> Result<Self, Error> {
@@ -42,8 +42,8 @@ impl EnrolSource {
         let within = Duration::from_secs(settings.first_within_seconds);
         let address = settings.issuer.clone();
         let enrolment = Enrolment {
-            client: IssuerClient::new(&settings.issuer, issuer),
-            domain: issuer.trust_domain(),
+            client: IssuerClient::new(&settings.issuer, &issuer_id(&domain)),
+            domain,
             file: StateFile::new(state.to_owned()),
             settings,
             clock,
