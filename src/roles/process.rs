@@ -1,7 +1,7 @@
 //! A process: the roles of its settings, started in order, drained in reverse.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ pub async fn identity_source(
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
         }
         Some(IdentitySettings::Enrol(enrol)) => {
-            let state = settings.state_dir.join(format!("enrolled-{part}.json"));
+            let state = enrolled_file(settings, part);
             let (enrol, domain) = (EnrolSettings::clone(enrol), settings.trust_domain()?);
             Ok(Box::new(EnrolSource::start(enrol, domain, &state, Clock::system()).await?))
         }
@@ -113,6 +113,11 @@ pub async fn identity_source(
         }
         None => Err(missing("missing; expected source: workload_api, files, enrol or issuer").into()),
     }
+}
+
+/// Where a part that enrolled keeps its identity.
+pub(super) fn enrolled_file(settings: &Settings, part: &str) -> PathBuf {
+    settings.state_dir.join(format!("enrolled-{part}.json"))
 }
 
 /// A process at work.

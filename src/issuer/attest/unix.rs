@@ -409,7 +409,7 @@ mod tests {
         let _connection = UnixStream::connect(socket).unwrap();
         println!("connected");
         let mut line = String::new();
-        std::io::stdin().read_line(&mut line).unwrap();
+        io::stdin().read_line(&mut line).unwrap();
     }
 
     fn wait_until_connected(child: &mut Child) {

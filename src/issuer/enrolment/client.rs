@@ -162,7 +162,7 @@ impl IssuerClient {
         }
     }
 
-    async fn calls(&self, anchor: &Anchor, own: Option<&Svid>) -> Result<Calls<Channel>, Error> {
+    pub(super) async fn calls(&self, anchor: &Anchor, own: Option<&Svid>) -> Result<Calls<Channel>, Error> {
         let failed = |detail| unreachable(&self.address, detail);
         let shaking = async {
             let tcp = TcpStream::connect(&self.address).await.map_err(|error| error.to_string())?;

@@ -59,6 +59,18 @@ impl EnrolSource {
         renewal.add(enrolment.follow(held, publisher));
         Ok(Self { live, _renewal: renewal })
     }
+
+    /// The identity that is kept in `state`, if there is one. The issuer is not asked: looking must not use up a token.
+    ///
+    /// # Errors
+    /// It is damaged or over.
+    pub fn kept(state: &Path, domain: &TrustDomain, clock: &Clock) -> Result<Option<Self>, Error> {
+        let file = StateFile::new(state.to_owned());
+        let Some(kept) = file.look(domain)? else { return Ok(None) };
+        let trust = kept.trust.trust(domain)?;
+        let identity = Identity::successor(None, kept.svid.clone(), trust, clock.now())?;
+        Ok(Some(Self { live: Live::fixed(identity), _renewal: Tasks::new() }))
+    }
 }
 
 impl IdentitySource for EnrolSource {

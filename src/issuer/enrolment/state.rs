@@ -70,18 +70,18 @@ impl StateFile {
         Self { path }
     }
 
+    /// The identity that is there; nothing is changed.
+    pub(super) fn look(&self, domain: &TrustDomain) -> Result<Option<Box<Enrolled>>, Error> {
+        match self.read()?.map(|text| parse(&text, domain)) {
+            Some(Ok(State::Enrolled { enrolled, .. })) => Ok(Some(enrolled)),
+            Some(Ok(State::Asked(_))) | None => Ok(None),
+            Some(Err(detail)) => Err(Error::Damaged { path: self.path.clone(), detail }),
+        }
+    }
+
     /// Reads what is there; `None` when nothing is. What is damaged is reported, put aside and not used.
     pub(super) fn load(&self, domain: &TrustDomain) -> Result<Option<State>, Error> {
-        let text = match std::fs::read(&self.path) {
-            Ok(text) => Zeroizing::new(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Read { path: self.path.clone(), source }),
-        };
-        let seen = std::fs::metadata(&self.path)
-            .map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        if seen.permissions().mode() & 0o007 != 0 {
-            return Err(Error::KeyReadable { path: self.path.clone() });
-        }
+        let Some(text) = self.read()? else { return Ok(None) };
         match parse(&text, domain) {
             Ok(state) => Ok(Some(state)),
             Err(detail) => {
@@ -92,6 +92,20 @@ impl StateFile {
                 Ok(None)
             }
         }
+    }
+
+    fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+        let failed = |source| Error::Read { path: self.path.clone(), source };
+        let text = match std::fs::read(&self.path) {
+            Ok(text) => Zeroizing::new(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let seen = std::fs::metadata(&self.path).map_err(failed)?;
+        if seen.permissions().mode() & 0o007 != 0 {
+            return Err(Error::KeyReadable { path: self.path.clone() });
+        }
+        Ok(Some(text))
     }
 
     /// Puts a key in the file's place before an identity is asked for.
