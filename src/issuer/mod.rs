@@ -24,12 +24,13 @@ mod wire;
 mod workload_api;
 
 pub use attest::{
-    Attestor, Caller, Grant, JoinTokens, KubernetesAttestor, KubernetesMode, KubernetesSettings, ProofFlaw, Selector, TokenId,
-    TokenOrder, TokenState, UnixAttestor,
+    Attestor, Caller, Grant, JoinTokens, KubernetesAttestor, KubernetesMode, KubernetesSettings,
+    ProofFlaw, Selector, TokenId, TokenOrder, TokenState, UnixAttestor,
 };
 pub use authority::{Authority, DEFAULT_TTL};
 pub use enrolment::{
-    EnrolSettings, EnrolSource, Enrolled, Enrolment, EnrolmentParts, IssuerClient, Proof, TrustNews, certificate_request, issuer_id, new_key,
+    EnrolSettings, EnrolSource, Enrolled, Enrolment, EnrolmentParts, IssuerClient, Proof,
+    TrustNews, certificate_request, issuer_id, new_key,
 };
 pub use entries::{Entries, RegistrationEntry};
 pub use error::Error;

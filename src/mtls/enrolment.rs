@@ -274,7 +274,6 @@ impl ServerCertVerifier for IssuerVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Flaw;
     use crate::identity::forge::Forge;
 
     fn sha256(der: &[u8]) -> [u8; 32] {
@@ -334,6 +333,8 @@ mod tests {
         let anchor = Anchor::Trust(Arc::new(a.bundles().into()));
         let own = other.svid("/web");
         let (_, far) = meet(&a, &anchor, Some(&own)).await;
-        assert_eq!(far.unwrap_err().code(), Flaw::UnknownAuthority.code());
+        let error = far.unwrap_err();
+        assert_eq!(error.presented().unwrap().id.as_deref(), Some(own.id.as_str()));
+        assert!(matches!(error.refusal(), Some(Refusal::Flaw(_))), "{error:?}");
     }
 }

@@ -28,10 +28,12 @@ pub async fn connect_private<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let invalid = |detail: String| Error::Network(io::Error::new(io::ErrorKind::InvalidInput, detail));
+    let invalid =
+        |detail: String| Error::Network(io::Error::new(io::ErrorKind::InvalidInput, detail));
     let mut store = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(roots) {
-        let root = root.map_err(|error| invalid(format!("the authorities' PEM is damaged: {error}")))?;
+        let root =
+            root.map_err(|error| invalid(format!("the authorities' PEM is damaged: {error}")))?;
         store.add(root).map_err(Error::Own)?;
     }
     if store.is_empty() {

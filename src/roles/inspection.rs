@@ -110,10 +110,7 @@ fn look_at_state(settings: &Settings, findings: &mut Findings) {
 }
 
 /// The identity that the first of the roles got when it enrolled. To enrol here would use up its token.
-fn enrolled(
-    settings: &Settings,
-    roles: &[Role],
-) -> Result<Option<Box<dyn IdentitySource>>, Error> {
+fn enrolled(settings: &Settings, roles: &[Role]) -> Result<Option<Box<dyn IdentitySource>>, Error> {
     let domain = settings.trust_domain()?;
     for role in roles.iter().filter(|role| **role != Role::Issuer) {
         let state = enrolled_file(settings, &role.to_string());

@@ -71,8 +71,7 @@ impl IssuerRole {
             .collect::<Result<Vec<_>, _>>()?;
         let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let federated = Live::fixed(TrustBundles::default());
-        let api =
-            WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
+        let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
         let mut enrolment = None;

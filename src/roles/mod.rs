@@ -12,7 +12,8 @@ mod process;
 mod settings;
 
 pub use crate::issuer::{
-    Authority, Enrolled, Error as IssuerError, IssuerClient, JoinTokens, Proof, TokenId, TokenOrder, issuer_id, new_key,
+    Authority, Enrolled, Error as IssuerError, IssuerClient, JoinTokens, Proof, TokenId,
+    TokenOrder, issuer_id, new_key,
 };
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};

@@ -111,7 +111,9 @@ pub async fn identity_source(
             let federated = Live::fixed(crate::identity::TrustBundles::default());
             Ok(Box::new(IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?))
         }
-        None => Err(missing("missing; expected source: workload_api, files, enrol or issuer").into()),
+        None => {
+            Err(missing("missing; expected source: workload_api, files, enrol or issuer").into())
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod bad_input;
 mod cli;
 mod control;
 mod drain;
+mod enrolment;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod grpc;

@@ -126,19 +126,22 @@ pub(super) fn join(
     }
     match &args.issuer {
         Some(issuer) => enrol(issuer, &args, clock, out),
-        None => bail!("expected one of --new-token, --list, --revoke TOKEN-ID and --issuer HOST:PORT"),
+        None => {
+            bail!("expected one of --new-token, --list, --revoke TOKEN-ID and --issuer HOST:PORT")
+        }
     }
 }
 
 fn new_token(args: &JoinArgs, clock: &Clock, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let dir = args.dir.display();
-    let root = std::fs::read(args.dir.join("root.pem")).with_context(|| {
-        format!("no authority in {dir}; `wardgate identity init` makes one")
-    })?;
+    let root = std::fs::read(args.dir.join("root.pem"))
+        .with_context(|| format!("no authority in {dir}; `wardgate identity init` makes one"))?;
     let domain = domain_of(&root).with_context(|| format!("{dir}/root.pem cannot be used"))?;
     if let Some(id) = &args.id {
         if id.trust_domain() != domain {
-            bail!("{id} is not in trust domain {domain}, the only one that this authority speaks for");
+            bail!(
+                "{id} is not in trust domain {domain}, the only one that this authority speaks for"
+            );
         }
         if id.path().is_empty() {
             bail!("{id} has no path: it names a trust domain, not a workload");
@@ -175,10 +178,9 @@ fn list(tokens: &JoinTokens, clock: &Clock, out: &mut impl Write) -> anyhow::Res
             None if token.expires <= clock.now() => format!("expired {}", date(token.expires)),
             None => format!("unused until {}", date(token.expires)),
         };
-        let gives = token.spiffe_id.map_or_else(
-            || format!("entries with join_token:{}", token.id),
-            |id| id.to_string(),
-        );
+        let gives = token
+            .spiffe_id
+            .map_or_else(|| format!("entries with join_token:{}", token.id), |id| id.to_string());
         writeln!(out, "{}  {gives}  {state}", token.id)?;
     }
     Ok(ExitCode::SUCCESS)
@@ -203,7 +205,8 @@ fn enrol(
     let enrolled = wait(client.enrol(&anchor, &proof, &key, args.id.as_ref()))?;
     write(to, &domain, &enrolled)?;
     let pending = to.join(PENDING);
-    std::fs::remove_file(&pending).with_context(|| format!("cannot remove {}", pending.display()))?;
+    std::fs::remove_file(&pending)
+        .with_context(|| format!("cannot remove {}", pending.display()))?;
     show("Enrolled as", to, &enrolled, clock, out)
 }
 
@@ -233,9 +236,8 @@ pub(super) fn renew(
         let path = args.dir.join(name);
         std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     };
-    let ticket = read("ticket").context(
-        "only what `wardgate identity join --issuer` put into files can be renewed",
-    )?;
+    let ticket = read("ticket")
+        .context("only what `wardgate identity join --issuer` put into files can be renewed")?;
     let key = Zeroizing::new(read("key.pem")?);
     let svid = Svid::from_pem(&read("svid.pem")?, &key)
         .with_context(|| format!("the identity in {} cannot be used", args.dir.display()))?;
@@ -307,9 +309,7 @@ fn domain_of(pem: &[u8]) -> anyhow::Result<TrustDomain> {
     Ok(id.trust_domain())
 }
 
-fn wait<T>(
-    call: impl Future<Output = Result<T, crate::roles::IssuerError>>,
-) -> anyhow::Result<T> {
+fn wait<T>(call: impl Future<Output = Result<T, crate::roles::IssuerError>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

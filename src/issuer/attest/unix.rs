@@ -170,7 +170,10 @@ fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 fn option<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, mut value: T) -> io::Result<T> {
     let size = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
     let mut length = size;
-    #[expect(unsafe_code, reason = "rustix has no SO_PEERPIDFD, and reads a pid of 0 into a non-zero type")]
+    #[expect(
+        unsafe_code,
+        reason = "rustix has no SO_PEERPIDFD, and reads a pid of 0 into a non-zero type"
+    )]
     // SAFETY: `value` is `length` bytes that may be written, both outlive the call, and any bits are a valid `T`.
     let outcome = unsafe {
         libc::getsockopt(
@@ -198,8 +201,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// of this checks), leave only another process of that very user, on kernels where nothing better can be had.
 fn opened(pid: libc::pid_t, socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Error> {
     let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
-    let handle =
-        pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone("the process is gone"))?;
+    let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone("the process is gone"))?;
     let mut looked = [PollFd::new(&socket, PollFlags::RDHUP)];
     let now = rustix::event::Timespec::default();
     let _ = poll(&mut looked, Some(&now));
@@ -394,7 +396,11 @@ mod tests {
     /// Another process of this test that connects to the socket and lives until it is killed.
     fn connecting(socket: &std::path::Path) -> Child {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "issuer::attest::unix::tests::a_process_that_connects", "--nocapture"])
+            .args([
+                "--exact",
+                "issuer::attest::unix::tests::a_process_that_connects",
+                "--nocapture",
+            ])
             .env("WARDGATE_TEST_CONNECT", socket)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

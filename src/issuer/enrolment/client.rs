@@ -152,17 +152,18 @@ impl IssuerClient {
         Ok(Following { address: self.address.clone(), stream })
     }
 
-    async fn within<T>(
-        &self,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Error> {
+    async fn within<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Error> {
         match tokio::time::timeout(ANSWER_WITHIN, call).await {
             Ok(answer) => answer.map_err(|status| refused(&self.address, &status)),
             Err(_) => Err(unreachable(&self.address, "no answer in time".into())),
         }
     }
 
-    pub(super) async fn calls(&self, anchor: &Anchor, own: Option<&Svid>) -> Result<Calls<Channel>, Error> {
+    pub(super) async fn calls(
+        &self,
+        anchor: &Anchor,
+        own: Option<&Svid>,
+    ) -> Result<Calls<Channel>, Error> {
         let failed = |detail| unreachable(&self.address, detail);
         let shaking = async {
             let tcp = TcpStream::connect(&self.address).await.map_err(|error| error.to_string())?;

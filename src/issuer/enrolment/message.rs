@@ -160,7 +160,9 @@ mod tests {
         assert!(refused(&|news| news.bundles[0].trust_domain = "A".into()).contains("\"A\""));
         assert!(refused(&|news| news.bundles.push(news.bundles[0].clone())).contains("two"));
         assert!(refused(&|news| news.bundles[0].document = "{}".into()).contains("keys"));
-        assert!(refused(&|news| news.bundles[0].document = r#"{"keys":[]}"#.into()).contains("own"));
+        assert!(
+            refused(&|news| news.bundles[0].document = r#"{"keys":[]}"#.into()).contains("own")
+        );
         assert!(
             refused(&|news| news.bundles[0].revocation_lists = vec!["?".into()])
                 .contains("revocation list")

@@ -161,7 +161,10 @@ impl Service {
     }
 
     /// Every identity of whoever showed this: what its token or its cluster gives, then what entries give.
-    fn entitled(&self, shown: &BTreeSet<Selector>) -> Result<Vec<Arc<RegistrationEntry>>, ProofFlaw> {
+    fn entitled(
+        &self,
+        shown: &BTreeSet<Selector>,
+    ) -> Result<Vec<Arc<RegistrationEntry>>, ProofFlaw> {
         let own = |grant: Grant| {
             let Grant { spiffe_id, ttl, dns_names } = grant;
             Arc::new(RegistrationEntry::granted(spiffe_id, ttl, dns_names))
@@ -251,9 +254,9 @@ impl Service {
             // Before anything is issued: a crash from here on costs a token, and never gives two identities.
             let (tokens, spki) = (self.shared.tokens.clone(), key.sha256.clone());
             let using = tokio::task::spawn_blocking(move || tokens.use_up(&token, &spki, now));
-            let used = using.await.unwrap_or_else(|error| {
-                Err(ProofFlaw::Unavailable { detail: error.to_string() })
-            });
+            let used = using
+                .await
+                .unwrap_or_else(|error| Err(ProofFlaw::Unavailable { detail: error.to_string() }));
             used.map_err(|flaw| Refused::from(flaw).about(&entry.spiffe_id))?;
         }
         self.issue(entry, &key, selectors, now)
@@ -533,8 +536,7 @@ impl Issuer for Service {
             Ok((ticket, _)) => ticket,
             Err(refused) => return Err(self.refuse(&from, "svid", refused)),
         };
-        let watching =
-            Watching { service: self.clone(), from, ticket, sent: None, is_over: false };
+        let watching = Watching { service: self.clone(), from, ticket, sent: None, is_over: false };
         let messages =
             unfold(watching, async |mut watching| Some((watching.next().await?, watching)));
         Ok(Response::new(Box::pin(messages)))

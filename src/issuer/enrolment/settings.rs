@@ -87,7 +87,10 @@ impl EnrolSettings {
         }
         let kubernetes = self.kubernetes_token_file.is_some();
         if !one_of([self.token.is_some(), self.token_file.is_some(), kubernetes]) {
-            return Err(wrong("token", "expected one of token, token_file and kubernetes_token_file"));
+            return Err(wrong(
+                "token",
+                "expected one of token, token_file and kubernetes_token_file",
+            ));
         }
         self.wanted().map(drop)
     }

@@ -166,8 +166,7 @@ impl Enrolment {
             }
         };
         let wanted = self.settings.wanted()?;
-        let enrolled =
-            self.client.enrol(&beginning.anchor, &proof, &key, wanted.as_ref()).await?;
+        let enrolled = self.client.enrol(&beginning.anchor, &proof, &key, wanted.as_ref()).await?;
         tracing::info!(id = %enrolled.svid.id, serial = %enrolled.svid.serial, "enrolled with the issuer");
         Ok((enrolled, beginning.sha256))
     }
@@ -182,7 +181,11 @@ impl Enrolment {
         self.client.renew(anchor, &current.svid, &current.ticket, proof.as_ref(), &key).await
     }
 
-    fn identity(&self, previous: Option<&Identity>, enrolled: &Enrolled) -> Result<Identity, Error> {
+    fn identity(
+        &self,
+        previous: Option<&Identity>,
+        enrolled: &Enrolled,
+    ) -> Result<Identity, Error> {
         if let Some(wanted) = self.settings.wanted()?
             && wanted != enrolled.svid.id
         {

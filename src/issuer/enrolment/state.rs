@@ -128,7 +128,8 @@ impl StateFile {
 
     fn save(&self, written: &Written) -> Result<(), Error> {
         let failed = |source| Error::Write { path: self.path.clone(), source };
-        let text = Zeroizing::new(serde_json::to_vec(written).map_err(io::Error::other).map_err(failed)?);
+        let text =
+            Zeroizing::new(serde_json::to_vec(written).map_err(io::Error::other).map_err(failed)?);
         replace(&self.path, &text).map_err(failed)
     }
 }

@@ -229,7 +229,9 @@ async fn a_token_is_good_for_its_own_identity_only_and_is_not_used_up_by_asking_
     let world = World::start().await;
     world.register(&[("spiffe://a.test/admin", "unix:uid:0")]);
     let (_, proof) = world.token(Some(WEB), 600);
-    for wanted in ["spiffe://a.test/admin", "spiffe://a.test/wardgate/control", "spiffe://b.test/web"] {
+    for wanted in
+        ["spiffe://a.test/admin", "spiffe://a.test/wardgate/control", "spiffe://b.test/web"]
+    {
         let wanted: SpiffeId = wanted.parse().unwrap();
         let (anchor, key) = (world.anchor(), new_key().unwrap());
         let refused = world.client().enrol(&anchor, &proof, &key, Some(&wanted)).await.unwrap_err();
@@ -273,7 +275,8 @@ async fn an_svid_renews_itself_without_a_token_as_long_as_it_stands() {
     // A ticket belongs to its SVID.
     let mixed = Enrolled { ticket: first.ticket.clone(), ..third };
     assert!(detail(&world.renew(&mixed, None).await.unwrap_err()).contains("another SVID"));
-    let mut touched = Enrolled { ticket: second.ticket.clone(), svid: second.svid.clone(), ..mixed };
+    let mut touched =
+        Enrolled { ticket: second.ticket.clone(), svid: second.svid.clone(), ..mixed };
     touched.ticket[40] ^= 1;
     assert!(detail(&world.renew(&touched, None).await.unwrap_err()).contains("enrol again"));
     // An SVID that this issuer gave over another way has none.
@@ -286,8 +289,11 @@ async fn an_svid_renews_itself_without_a_token_as_long_as_it_stands() {
     world.tokens.revoke(&id).unwrap();
     let revoked = world.renew(&second, None).await.unwrap_err();
     assert!(matches!(revoked, Error::IssuerDenied { .. }), "{revoked}");
-    let reasons: Vec<_> =
-        world.records().iter().filter_map(|record| record["reason"].as_str().map(str::to_owned)).collect();
+    let reasons: Vec<_> = world
+        .records()
+        .iter()
+        .filter_map(|record| record["reason"].as_str().map(str::to_owned))
+        .collect();
     assert_eq!(reasons, ["token_expired", "ticket", "ticket", "ticket", "ticket", "token_revoked"]);
 }
 
@@ -300,9 +306,8 @@ async fn an_entry_that_is_taken_away_ends_renewal_and_the_stream() {
     let enrolled = world.enrol(&proof).await.unwrap();
     let (svid, ticket) = (&enrolled.svid, &enrolled.ticket);
     let mut following = world.client().watch(&world.anchor(), svid, ticket).await.unwrap();
-    let soon = async |following: &mut client::Following| {
-        timeout(SOON, following.next()).await.unwrap()
-    };
+    let soon =
+        async |following: &mut client::Following| timeout(SOON, following.next()).await.unwrap();
     let first = soon(&mut following).await.unwrap().unwrap();
     assert_eq!(first, enrolled.trust);
     world.federated.set(Forge::new("b.test").bundles());
@@ -351,13 +356,15 @@ async fn hostile_requests_get_nothing_and_use_nothing_up() {
     assert_eq!(giant.code(), Code::OutOfRange, "{giant}");
     let none = wire::EnrolRequest { proof: None, ..request(csr.clone(), "") };
     assert_eq!(enrol(none).await.code(), Code::Unauthenticated);
-    let wanted = wire::EnrolRequest { spiffe_id: "web".into(), ..request(csr.clone(), token.reveal()) };
+    let wanted =
+        wire::EnrolRequest { spiffe_id: "web".into(), ..request(csr.clone(), token.reveal()) };
     assert_eq!(enrol(wanted).await.code(), Code::InvalidArgument);
 
     // Without a certificate there is nothing to renew, whatever ticket is shown.
     let enrolled = world.enrol(&proof).await.unwrap();
     let ticket = enrolled.ticket.clone();
-    let renew = wire::RenewRequest { certificate_request: csr, ticket: ticket.clone(), proof: None };
+    let renew =
+        wire::RenewRequest { certificate_request: csr, ticket: ticket.clone(), proof: None };
     let refused = raw(&world, None, async |mut calls| calls.renew(renew).await.unwrap_err()).await;
     assert_eq!(refused.code(), Code::Unauthenticated);
     let watch = wire::WatchRequest { ticket };
@@ -637,7 +644,10 @@ async fn settings_that_make_no_sense_are_refused_by_name() {
         (json!({ "token": "a", "issuer": "host:port" }), "identity.issuer"),
         (json!({ "token": "a", "spiffe_id": "web" }), "identity.spiffe_id"),
         (json!({ "token": "a", "bundle_pem": "hello" }), "identity.bundle_pem"),
-        (json!({ "token": "a", "bundle_pem": null, "bundle_sha256": "ab" }), "identity.bundle_sha256"),
+        (
+            json!({ "token": "a", "bundle_pem": null, "bundle_sha256": "ab" }),
+            "identity.bundle_sha256",
+        ),
     ] {
         let settings = world.settings(&change);
         let refused = world.source(&settings, "none.json").await.unwrap_err().to_string();

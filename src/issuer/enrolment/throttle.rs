@@ -92,7 +92,7 @@ mod tests {
     fn many_addresses_do_not_fill_the_memory() {
         let (throttle, start) = (Throttle::default(), Instant::now());
         for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
-            let later = start + Duration::from_millis(number.into());
+            let later = start + Duration::from_micros(number.into());
             throttle.failed(std::net::Ipv4Addr::from(number).into(), later);
         }
         assert_eq!(throttle.clear_at.lock().len(), MAX_ADDRESSES);

@@ -45,7 +45,10 @@ impl ApiServer {
             detail,
         };
         let given = settings.api_server.clone().or_else(from_environment).ok_or_else(|| {
-            wrong("missing; expected https://host:port, or KUBERNETES_SERVICE_HOST as in a pod".into())
+            wrong(
+                "missing; expected https://host:port, or KUBERNETES_SERVICE_HOST as in a pod"
+                    .into(),
+            )
         })?;
         let shape = || wrong(format!("{given:?} is not https://host:port"));
         let url: Uri = given.parse().map_err(|_| shape())?;
@@ -88,7 +91,12 @@ impl ApiServer {
             Err(_) => Err(format!("no answer within {} s", WITHIN.as_secs())),
         };
         answer.map_err(|detail| {
-            tracing::error!(host = self.host, port = self.port, detail, "the Kubernetes API server gives no answer");
+            tracing::error!(
+                host = self.host,
+                port = self.port,
+                detail,
+                "the Kubernetes API server gives no answer"
+            );
             ProofFlaw::Unavailable { detail: format!("the API server: {detail}") }
         })
     }
@@ -146,7 +154,8 @@ impl ApiServer {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = body.map(ToString::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| error.to_string())?;
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| error.to_string())?;
         let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let status = answer.status();
         if !status.is_success() {
@@ -154,7 +163,8 @@ impl ApiServer {
             return Err(format!("it answers {method} {path} with {status}"));
         }
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
-        let body = body.collect().await.map_err(|error| format!("its answer broke off: {error}"))?;
+        let body =
+            body.collect().await.map_err(|error| format!("its answer broke off: {error}"))?;
         serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("its answer: {error}"))
     }
 

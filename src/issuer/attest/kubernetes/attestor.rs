@@ -107,14 +107,13 @@ impl KubernetesAttestor {
         };
         if let Some(template) = &made.settings.id_template {
             let field = "id_template";
-            let wrong = |detail| Error::Kubernetes {
-                cluster: made.settings.name.clone(),
-                field,
-                detail,
-            };
+            let wrong =
+                |detail| Error::Kubernetes { cluster: made.settings.name.clone(), field, detail };
             let accounts = ["{namespace}", "{service_account}"];
             if let Some(missing) = accounts.iter().find(|name| !template.contains(*name)) {
-                return Err(wrong(format!("{template:?} lacks {missing}: accounts would share an identity")));
+                return Err(wrong(format!(
+                    "{template:?} lacks {missing}: accounts would share an identity"
+                )));
             }
             made.filled(template, "namespace", "account").map_err(wrong)?;
         }
@@ -180,7 +179,9 @@ impl KubernetesAttestor {
         })?;
         let spiffe_id = self
             .filled(template, namespace, account)
-            .inspect_err(|detail| tracing::warn!(namespace, account, detail, "no identity by id_template"))
+            .inspect_err(|detail| {
+                tracing::warn!(namespace, account, detail, "no identity by id_template")
+            })
             .ok()?;
         let ttl = self.settings.ttl.map_or(DEFAULT_TTL, |ttl| Duration::from_secs(ttl.into()));
         Some(Grant { spiffe_id, ttl, dns_names: Vec::new() })
@@ -206,7 +207,11 @@ impl KubernetesAttestor {
     /// The cluster's keys: from the file, or fetched, and fetched again for a key that is not known.
     async fn keys(&self, kid: &str) -> Result<Keys, ProofFlaw> {
         let unavailable = |detail: String| {
-            tracing::error!(cluster = self.settings.name, detail, "the cluster's keys cannot be had");
+            tracing::error!(
+                cluster = self.settings.name,
+                detail,
+                "the cluster's keys cannot be had"
+            );
             ProofFlaw::Unavailable { detail }
         };
         if let Some(path) = &self.settings.jwks_file {
@@ -214,7 +219,8 @@ impl KubernetesAttestor {
                 .await
                 .map_err(|error| unavailable(format!("cannot read {}: {error}", path.display())))?;
             let named = |error: String| unavailable(format!("{}: {error}", path.display()));
-            let document = serde_json::from_slice(&text).map_err(|error| named(error.to_string()))?;
+            let document =
+                serde_json::from_slice(&text).map_err(|error| named(error.to_string()))?;
             return Keys::parse(&document).map_err(named);
         }
         if let Some(keys) = self.fresh(kid) {
@@ -228,7 +234,9 @@ impl KubernetesAttestor {
         if last.is_some_and(|last| last.elapsed() < FETCH_EVERY) {
             return match &*self.fetched.lock() {
                 Some((at, keys)) if at.elapsed() < KEYS_FRESH => Ok(keys.clone()),
-                _ => Err(ProofFlaw::Unavailable { detail: "the cluster's keys cannot be had".into() }),
+                _ => Err(ProofFlaw::Unavailable {
+                    detail: "the cluster's keys cannot be had".into(),
+                }),
             };
         }
         *last = Some(Instant::now());
@@ -246,4 +254,3 @@ impl KubernetesAttestor {
         (at.elapsed() < KEYS_FRESH && keys.knows(kid)).then(|| keys.clone())
     }
 }
-

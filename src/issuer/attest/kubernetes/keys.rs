@@ -23,7 +23,10 @@ pub(super) struct Key {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Material {
-    Rsa { modulus: Vec<u8>, exponent: Vec<u8> },
+    Rsa {
+        modulus: Vec<u8>,
+        exponent: Vec<u8>,
+    },
     /// An uncompressed point of P-256.
     Point(Vec<u8>),
 }
@@ -94,9 +97,11 @@ impl Key {
     /// Did this key sign the message? RSA keys below 2048 bits never did.
     pub(super) fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.material {
-            Material::Rsa { modulus, exponent } => RsaPublicKeyComponents { n: modulus, e: exponent }
-                .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
-                .is_ok(),
+            Material::Rsa { modulus, exponent } => {
+                RsaPublicKeyComponents { n: modulus, e: exponent }
+                    .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
+                    .is_ok()
+            }
             Material::Point(point) => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
                 .verify(message, signature)
                 .is_ok(),

@@ -208,7 +208,10 @@ async fn tricks_with_algorithms_and_keys_do_not_work() {
     let (signed, signature) = good.rsplit_once('.').unwrap();
 
     // No signature, or one with a shared secret: the public key's text, as the classical attack has it.
-    for alg in ["none", "None", "NONE", "nOnE", "HS256", "HS512", "PS256", "RS384", "RS1", "EdDSA", "ES384", ""] {
+    for alg in [
+        "none", "None", "NONE", "nOnE", "HS256", "HS512", "PS256", "RS384", "RS1", "EdDSA",
+        "ES384", "",
+    ] {
         let header = part(&json!({ "alg": alg, "kid": "e" }));
         for signature in ["", signature] {
             let token = format!("{header}.{}.{signature}", part(&claims()));
@@ -248,12 +251,20 @@ async fn tricks_with_algorithms_and_keys_do_not_work() {
     let (other, _) = other.rsplit_once('.').unwrap();
     assert_eq!(by_file.refused(&format!("{other}.{signature}")).await, "token_signature");
     let rsa = RSA_TOKEN.rsplit_once('.').unwrap().1;
-    let rsa = format!("{}.{}.{rsa}", part(&json!({ "alg": "RS256", "kid": "r" })), part(&changed("/exp", json!(NOW * 2))));
+    let rsa = format!(
+        "{}.{}.{rsa}",
+        part(&json!({ "alg": "RS256", "kid": "r" })),
+        part(&changed("/exp", json!(NOW * 2)))
+    );
     assert_eq!(by_file.refused(&rsa).await, "token_signature");
     let header = part(&json!({ "alg": "ES256", "kid": "e" }));
     let twice = claims().to_string().replacen('{', r#"{"aud":["wardgate"],"#, 1);
     let twice = format!("{header}.{}", text(twice.as_bytes()));
-    assert_eq!(by_file.refused(&signer.sign_text(&twice)).await, "token_malformed", "a claim twice");
+    assert_eq!(
+        by_file.refused(&signer.sign_text(&twice)).await,
+        "token_malformed",
+        "a claim twice"
+    );
 
     for (bad, code) in [
         (String::new(), "token_malformed"),
@@ -278,7 +289,9 @@ async fn keys_in_a_file_are_followed_and_a_damaged_file_lets_nobody_in() {
     retired["keys"].as_array_mut().unwrap().pop();
     std::fs::write(&by_file.path, retired.to_string()).unwrap();
     assert_eq!(by_file.refused(&token).await, "token_key");
-    for damaged in ["", "{", "{}", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct","kid":"r","k":"AA"}]}"#] {
+    for damaged in
+        ["", "{", "{}", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct","kid":"r","k":"AA"}]}"#]
+    {
         std::fs::write(&by_file.path, damaged).unwrap();
         assert_eq!(by_file.refused(&token).await, "token_not_checkable", "{damaged}");
     }
@@ -313,7 +326,11 @@ fn is_us(headers: &HeaderMap) -> bool {
     headers.get("authorization").is_some_and(|value| value == "Bearer our-own-token")
 }
 
-async fn reviewing(State(script): State<Arc<Script>>, headers: HeaderMap, body: String) -> Response {
+async fn reviewing(
+    State(script): State<Arc<Script>>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
     if !is_us(&headers) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
@@ -385,7 +402,8 @@ async fn the_api_server_is_asked_for_our_audience_with_our_own_token() {
     assert_eq!(attestor.attest("the-pods-token\n", NOW).await.unwrap(), all_of_web());
     let asked = server.script.asked.lock().clone();
     let spec = json!({ "token": "the-pods-token", "audiences": [AUDIENCE] });
-    let question = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec });
+    let question =
+        json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec });
     assert_eq!(asked, [question]);
 }
 
@@ -508,9 +526,8 @@ async fn over_tls_only_the_clusters_own_authority_counts() {
             let Ok(stream) = acceptor.accept(tcp).await else { continue };
             let service = hyper_util::service::TowerToHyperService::new(app.clone());
             let stream = hyper_util::rt::TokioIo::new(stream);
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(stream, service)
-                .await;
+            let _ =
+                hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
         }
     });
     let write = |name: &str, text: &str| {
@@ -546,11 +563,18 @@ fn a_template_gives_each_account_its_own_identity_and_nobody_ours() {
     let other = selectors(&["k8s:cluster:dev", "k8s:ns:shop", "k8s:sa:web"]);
     assert_eq!(istio.grant(&other), None, "another cluster's account");
     assert_eq!(istio.grant(&selectors(&["k8s:cluster:prod", "k8s:ns:shop"])), None);
-    assert_eq!(attestor(json!({ "mode": "jwks", "jwks_file": "/x" })).unwrap().grant(&all_of_web()), None);
+    assert_eq!(
+        attestor(json!({ "mode": "jwks", "jwks_file": "/x" })).unwrap().grant(&all_of_web()),
+        None
+    );
 
     let short = with("spiffe://a.test/{namespace}/{service_account}").unwrap();
     let ours = selectors(&["k8s:cluster:prod", "k8s:ns:wardgate", "k8s:sa:control"]);
-    assert_eq!(short.grant(&ours), None, "whoever may name a namespace must not become the control plane");
+    assert_eq!(
+        short.grant(&ours),
+        None,
+        "whoever may name a namespace must not become the control plane"
+    );
 
     for (template, says) in [
         ("spiffe://a.test/ns/{namespace}", "lacks {service_account}"),

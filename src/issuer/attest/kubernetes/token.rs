@@ -102,7 +102,8 @@ impl<'a> Unverified<'a> {
             "ES256" => Algorithm::Es256,
             _ => return Err(ProofFlaw::Algorithm { found: short(&header.alg) }),
         };
-        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| malformed("the signature"))?;
+        let signature =
+            URL_SAFE_NO_PAD.decode(signature).map_err(|_| malformed("the signature"))?;
         let kid = header.kid.ok_or(ProofFlaw::Key { kid: String::new() })?;
         Ok(Self { kid, algorithm, signed, signature, payload })
     }
