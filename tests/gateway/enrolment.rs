@@ -71,6 +71,33 @@ fn by_token(file: &Path) -> Value {
 }
 
 #[tokio::test]
+async fn the_hash_of_the_program_can_be_part_of_a_local_attestation() {
+    let world = World::new();
+    let binary = std::fs::read(env!("CARGO_BIN_EXE_wardgate")).unwrap();
+    let digest = hex::encode(ring::digest::digest(&ring::digest::SHA256, &binary));
+    let uid = format!("unix:uid:{}", rustix::process::getuid().as_raw());
+    let entry = |sha256: &str| {
+        let selectors = [uid.clone(), format!("unix:sha256:{sha256}")];
+        json!({ "entries": [{ "spiffe_id": world.id("/billing"), "selectors": selectors }] })
+    };
+    let source = json!({
+        "source": "workload_api",
+        "socket": format!("unix:{}", world.folder.join("workload.sock").display()),
+        "first_within_seconds": 20,
+    });
+    let app = App::echo("app");
+    let billing = billing(&world, &app).set("identity", &source);
+    let mut first = issuer(&world, &entry(&digest)).start();
+    let sidecar = billing.start();
+    assert_eq!(world.peer("/shop").get(&sidecar, "/").await.status, 200);
+    drop(sidecar);
+    first.end();
+    let _other = issuer(&world, &entry(&"ab".repeat(32))).start();
+    let refused = billing.set("identity.first_within_seconds", &json!(1)).fails();
+    assert!(refused.err.contains("no valid identity"), "{}", refused.err);
+}
+
+#[tokio::test]
 async fn a_sidecar_enrols_with_a_join_token_and_a_restart_needs_none() {
     let world = World::new();
     let issuer = issuer(&world, &json!({})).start();

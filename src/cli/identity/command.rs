@@ -87,7 +87,7 @@ fn execute(verb: Verb, clock: &Clock, out: &mut impl Write) -> anyhow::Result<Ex
         Verb::Issue { dir, id, out: to, ttl, dns_names } => {
             issue::issue(&dir, &id, &to, Duration::from_secs(ttl), &dns_names, clock, out)
         }
-        Verb::Join(args) => join::join(*args, clock, out),
+        Verb::Join(args) => join::join(&args, clock, out),
         Verb::Renew(args) => join::renew(&args, clock, out),
         Verb::Inspect { file, bundle } => inspect::inspect(&file, bundle.as_deref(), clock, out),
     }

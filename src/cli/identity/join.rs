@@ -104,12 +104,12 @@ pub(super) struct RenewArgs {
 }
 
 pub(super) fn join(
-    args: JoinArgs,
+    args: &JoinArgs,
     clock: &Clock,
     out: &mut impl Write,
 ) -> anyhow::Result<ExitCode> {
     if args.new_token {
-        return new_token(&args, clock, out);
+        return new_token(args, clock, out);
     }
     let tokens = JoinTokens::of(&args.dir);
     if args.list {
@@ -125,7 +125,7 @@ pub(super) fn join(
         return Ok(ExitCode::SUCCESS);
     }
     match &args.issuer {
-        Some(issuer) => enrol(issuer, &args, clock, out),
+        Some(issuer) => enrol(issuer, args, clock, out),
         None => {
             bail!("expected one of --new-token, --list, --revoke TOKEN-ID and --issuer HOST:PORT")
         }

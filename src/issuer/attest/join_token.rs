@@ -175,7 +175,7 @@ impl JoinTokens {
         if !place(&path, &record).map_err(|source| Error::Write { path: path.clone(), source })? {
             return Err(Error::Exists { path });
         }
-        let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*secret));
+        let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_slice()));
         Ok((id.clone(), Zeroizing::new(format!("{PREFIX}{id}_{}", *text))))
     }
 

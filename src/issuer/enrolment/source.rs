@@ -11,7 +11,7 @@ use super::client::{Enrolled, Following, IssuerClient, issuer_id};
 use super::key::new_key;
 use super::message::TrustNews;
 use super::settings::EnrolSettings;
-use super::state::{State, StateFile};
+use super::state::{Kept, StateFile};
 use crate::identity::{Identity, IdentitySource, Trust, TrustDomain, renew_after};
 use crate::issuer::Error;
 use crate::mtls::Anchor;
@@ -67,8 +67,8 @@ impl EnrolSource {
     pub fn kept(state: &Path, domain: &TrustDomain, clock: &Clock) -> Result<Option<Self>, Error> {
         let file = StateFile::new(state.to_owned());
         let Some(kept) = file.look(domain)? else { return Ok(None) };
-        let trust = kept.trust.trust(domain)?;
-        let identity = Identity::successor(None, kept.svid.clone(), trust, clock.now())?;
+        let trust = kept.enrolled.trust.trust(domain)?;
+        let identity = Identity::successor(None, kept.enrolled.svid, trust, clock.now())?;
         Ok(Some(Self { live: Live::fixed(identity), _renewal: Tasks::new() }))
     }
 }
@@ -129,27 +129,41 @@ impl Enrolment {
     }
 
     async fn once(&self) -> Result<(Held, Identity), Error> {
-        let beginning = self.settings.beginning(&self.domain).await?;
-        let kept = self.file.load(&self.domain)?;
-        if let Some(State::Enrolled { beginning: began, enrolled }) = kept
-            && enrolled.svid.seconds_left(self.clock.now()) > 0
-        {
-            let enrolled = if began == beginning.sha256 {
-                *enrolled
-            } else {
-                // The operator changed where trust begins: what was trusted by the old beginning counts no more.
-                tracing::warn!("the bundle of the settings is another than before: renewing by it");
-                self.renewed(&beginning.anchor, &enrolled).await?
-            };
-            let identity = self.identity(None, &enrolled)?;
-            tracing::info!(id = %identity.id(), serial = %identity.svid.serial, "beginning with the identity on disk");
-            self.file.save_enrolled(&beginning.sha256, &enrolled)?;
-            return Ok((Held::new(enrolled, beginning.sha256, self.clock.now()), identity));
-        }
-        let (enrolled, beginning) = self.enrolled().await?;
+        let (enrolled, beginning) = match self.kept().await? {
+            Some(kept) => kept,
+            None => self.enrolled().await?,
+        };
         let identity = self.identity(None, &enrolled)?;
-        self.file.save_enrolled(&beginning, &enrolled)?;
+        self.file.save(&beginning, &enrolled)?;
         Ok((Held::new(enrolled, beginning, self.clock.now()), identity))
+    }
+
+    /// What is on disk, as far as it can be used.
+    async fn kept(&self) -> Result<Option<(Enrolled, String)>, Error> {
+        let Some(Kept { beginning: began, enrolled }) = self.file.load(&self.domain)? else {
+            return Ok(None);
+        };
+        if enrolled.svid.seconds_left(self.clock.now()) <= 0 {
+            return Ok(None);
+        }
+        let beginning = self.settings.beginning(&self.domain).await?;
+        if began == beginning.sha256 {
+            tracing::info!(id = %enrolled.svid.id, serial = %enrolled.svid.serial, "beginning with the identity on disk");
+            return Ok(Some((enrolled, began)));
+        }
+        // The operator changed where trust begins: what was trusted by the old beginning counts no more.
+        tracing::warn!("the bundle of the settings is another than before: renewing by it");
+        match self.renewed(&beginning.anchor, &enrolled).await {
+            Ok(enrolled) => Ok(Some((enrolled, beginning.sha256))),
+            // Another authority may not know the SVID any more.
+            Err(error) => {
+                tracing::warn!(
+                    error = report(&error),
+                    "the identity on disk is not renewed; enrolling anew"
+                );
+                Ok(None)
+            }
+        }
     }
 
     /// Enrols by the proof of the settings. The key is on disk before the issuer sees it: the answer may get lost, and a join
@@ -157,15 +171,7 @@ impl Enrolment {
     async fn enrolled(&self) -> Result<(Enrolled, String), Error> {
         let beginning = self.settings.beginning(&self.domain).await?;
         let proof = self.settings.proof().await?;
-        let key = match self.file.load(&self.domain)? {
-            Some(State::Asked(key)) => key,
-            _ => {
-                let key = new_key()?;
-                self.file.save_asked(&key)?;
-                key
-            }
-        };
-        let wanted = self.settings.wanted()?;
+        let (key, wanted) = (self.file.asking()?, self.settings.wanted()?);
         let enrolled = self.client.enrol(&beginning.anchor, &proof, &key, wanted.as_ref()).await?;
         tracing::info!(id = %enrolled.svid.id, serial = %enrolled.svid.serial, "enrolled with the issuer");
         Ok((enrolled, beginning.sha256))
@@ -282,7 +288,7 @@ impl Enrolment {
         let current = publisher.live().load();
         let identity = self.identity(Some(&current), &enrolled)?;
         // What is on disk serves a restart only: a full disk takes nothing away from who is running.
-        if let Err(error) = self.file.save_enrolled(&beginning, &enrolled) {
+        if let Err(error) = self.file.save(&beginning, &enrolled) {
             tracing::error!(error = report(&error), "the renewed identity is only in memory");
         }
         tracing::info!(id = %identity.id(), serial = %identity.svid.serial, "identity renewed by the issuer");
@@ -299,7 +305,7 @@ impl Enrolment {
         let before = std::mem::replace(&mut held.enrolled.trust, news);
         match self.identity(Some(&current), &held.enrolled) {
             Ok(identity) => {
-                if let Err(error) = self.file.save_enrolled(&held.beginning, &held.enrolled) {
+                if let Err(error) = self.file.save(&held.beginning, &held.enrolled) {
                     tracing::error!(error = report(&error), "the new bundles are only in memory");
                 }
                 publisher.set(identity);

@@ -587,13 +587,13 @@ async fn an_answer_that_got_lost_is_asked_for_again_with_the_same_key() {
     let (_, proof) = world.token(Some(WEB), 600);
     let settings = world.settings(&by_token(&proof));
     // The issuer has heard us, and we never heard of it.
-    let key = new_key().unwrap();
     let file = state::StateFile::new(world.folder.path().join("state.json"));
-    file.save_asked(&key).unwrap();
+    let key = file.asking().unwrap();
     world.client().enrol(&world.anchor(), &proof, &key, None).await.unwrap();
     let source = world.source(&settings, "state.json").await.unwrap();
     let identity = source.identity().load();
     assert_eq!(identity.svid.key.secret_der(), key.secret_der());
+    assert_ne!(file.asking().unwrap().secret_der(), key.secret_der(), "it was answered");
 }
 
 #[tokio::test]
@@ -618,6 +618,9 @@ async fn what_is_on_disk_is_used_only_as_far_as_it_can_be_trusted() {
     };
     let refused = world.source(&stranger, "state.json").await.unwrap_err();
     assert!(matches!(refused, Error::NotInTime { .. }), "{refused}");
+    // Nothing is lost by that.
+    drop(world.source(&by_root, "state.json").await.unwrap());
+    drop(world.source(&settings, "state.json").await.unwrap());
 
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let refused = world.source(&settings, "state.json").await.unwrap_err();

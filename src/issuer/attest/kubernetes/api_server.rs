@@ -59,7 +59,8 @@ impl ApiServer {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let is_tls = *scheme == Scheme::HTTPS;
         let is_loopback = host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-        if !is_tls && !(*scheme == Scheme::HTTP && is_loopback) {
+        let is_local = *scheme == Scheme::HTTP && is_loopback;
+        if !is_tls && !is_local {
             return Err(wrong(format!(
                 "{given:?}: expected https; http is for loopback addresses only"
             )));

@@ -40,12 +40,12 @@ impl Account {
     pub(super) fn new(
         namespace: String,
         name: String,
-        uid: String,
+        uid: &str,
         pod_name: Option<String>,
         pod_uid: Option<String>,
     ) -> Result<Self, ProofFlaw> {
-        let all = [Some(&namespace), Some(&name), Some(&uid), pod_name.as_ref(), pod_uid.as_ref()];
-        if !all.into_iter().flatten().all(|one| is_name(one)) {
+        let bound = [&pod_name, &pod_uid].into_iter().filter_map(Option::as_deref);
+        if ![&namespace, &name, uid].into_iter().chain(bound).all(is_name) {
             return Err(ProofFlaw::Subject { detail: "a name that is none" });
         }
         Ok(Self { namespace, name, pod_name, pod_uid })
@@ -180,7 +180,7 @@ impl KubernetesAttestor {
         let spiffe_id = self
             .filled(template, namespace, account)
             .inspect_err(|detail| {
-                tracing::warn!(namespace, account, detail, "no identity by id_template")
+                tracing::warn!(namespace, account, detail, "no identity by id_template");
             })
             .ok()?;
         let ttl = self.settings.ttl.map_or(DEFAULT_TTL, |ttl| Duration::from_secs(ttl.into()));

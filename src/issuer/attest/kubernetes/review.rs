@@ -75,5 +75,5 @@ fn judge(status: Status, audience: &str) -> Result<Account, ProofFlaw> {
         user.extra.get(&key).and_then(|values| values.first()).cloned()
     };
     let (pod_name, pod_uid) = (extra("pod-name"), extra("pod-uid"));
-    Account::new(namespace.into(), name.into(), user.uid, pod_name, pod_uid)
+    Account::new(namespace.into(), name.into(), &user.uid, pod_name, pod_uid)
 }

@@ -104,13 +104,13 @@ fn changed(pointer: &str, value: Value) -> Value {
     claims
 }
 
-fn settings(extra: Value) -> KubernetesSettings {
+fn settings(extra: &Value) -> KubernetesSettings {
     let mut all = json!({ "name": "prod", "audience": AUDIENCE });
     all.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
     serde_json::from_value(all).unwrap()
 }
 
-fn attestor(extra: Value) -> Result<KubernetesAttestor, Error> {
+fn attestor(extra: &Value) -> Result<KubernetesAttestor, Error> {
     KubernetesAttestor::new(settings(extra), "a.test".parse().unwrap())
 }
 
@@ -141,7 +141,7 @@ impl ByFile {
         let (folder, signer) = (Folder::new(), Signer::new());
         let path = folder.path().join("jwks.json");
         std::fs::write(&path, signer.jwks().to_string()).unwrap();
-        let attestor = attestor(json!({ "mode": "jwks", "jwks_file": path })).unwrap();
+        let attestor = attestor(&json!({ "mode": "jwks", "jwks_file": path })).unwrap();
         Self { _folder: folder, path, signer, attestor }
     }
 
@@ -364,7 +364,7 @@ impl ApiServer {
     }
 
     fn attestor(&self, mode: &str) -> KubernetesAttestor {
-        attestor(json!({
+        attestor(&json!({
             "mode": mode,
             "api_server": format!("http://{}", self.address),
             "token_file": self.folder.path().join("token"),
@@ -372,7 +372,7 @@ impl ApiServer {
         .unwrap()
     }
 
-    fn says(&self, status: Value) {
+    fn says(&self, status: &Value) {
         let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status });
         *self.script.review.lock() = Some((201, review));
     }
@@ -397,7 +397,7 @@ fn vouched() -> Value {
 #[tokio::test]
 async fn the_api_server_is_asked_for_our_audience_with_our_own_token() {
     let server = ApiServer::start().await;
-    server.says(vouched());
+    server.says(&vouched());
     let attestor = server.attestor("token_review");
     assert_eq!(attestor.attest("the-pods-token\n", NOW).await.unwrap(), all_of_web());
     let asked = server.script.asked.lock().clone();
@@ -433,7 +433,7 @@ async fn what_the_api_server_does_not_vouch_for_is_refused() {
         (with("/user/extra", json!("x")), "token_not_checkable"),
         (with("/authenticated", json!("yes")), "token_not_checkable"),
     ] {
-        server.says(status.clone());
+        server.says(&status);
         let flaw = attestor.attest("t", NOW).await.unwrap_err();
         assert_eq!(flaw.code(), code, "{status}");
     }
@@ -448,7 +448,7 @@ async fn an_api_server_that_gives_no_answer_lets_nobody_in() {
         let flaw = attestor.attest("t", NOW).await.unwrap_err();
         assert!(matches!(flaw, ProofFlaw::Unavailable { .. }), "{status}: {flaw}");
     }
-    server.says(vouched());
+    server.says(&vouched());
     attestor.attest("t", NOW).await.unwrap();
     let token = server.folder.path().join("token");
     std::fs::write(&token, "another").unwrap();
@@ -537,7 +537,7 @@ async fn over_tls_only_the_clusters_own_authority_counts() {
     };
     let token_file = write("token", "our-own-token");
     let with = |host: &str, ca: &str| {
-        attestor(json!({
+        attestor(&json!({
             "api_server": format!("https://{host}:{}", address.port()),
             "ca_file": write("ca.pem", ca),
             "token_file": token_file,
@@ -554,7 +554,7 @@ async fn over_tls_only_the_clusters_own_authority_counts() {
 #[test]
 fn a_template_gives_each_account_its_own_identity_and_nobody_ours() {
     let with = |template: &str| {
-        attestor(json!({ "mode": "jwks", "jwks_file": "/x", "id_template": template, "ttl": 600 }))
+        attestor(&json!({ "mode": "jwks", "jwks_file": "/x", "id_template": template, "ttl": 600 }))
     };
     let istio = with("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}").unwrap();
     let grant = istio.grant(&all_of_web()).unwrap();
@@ -564,7 +564,7 @@ fn a_template_gives_each_account_its_own_identity_and_nobody_ours() {
     assert_eq!(istio.grant(&other), None, "another cluster's account");
     assert_eq!(istio.grant(&selectors(&["k8s:cluster:prod", "k8s:ns:shop"])), None);
     assert_eq!(
-        attestor(json!({ "mode": "jwks", "jwks_file": "/x" })).unwrap().grant(&all_of_web()),
+        attestor(&json!({ "mode": "jwks", "jwks_file": "/x" })).unwrap().grant(&all_of_web()),
         None
     );
 
@@ -602,7 +602,7 @@ fn settings_that_make_no_sense_are_refused_by_name() {
         (json!({ "api_server": "https://h", "issuer": "" }), "issuer"),
         (json!({ "api_server": "https://h", "ttl": 0 }), "ttl"),
     ] {
-        let error = attestor(extra.clone()).unwrap_err().to_string();
+        let error = attestor(&extra).unwrap_err().to_string();
         assert!(error.contains("cluster") && error.contains(says), "{extra}: {error}");
     }
     let unknown = json!({ "audience": "a", "audiences": ["a"] });

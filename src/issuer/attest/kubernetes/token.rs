@@ -151,7 +151,8 @@ impl Claims {
             return Err(ProofFlaw::Subject { detail: "sub names another than kubernetes.io does" });
         }
         let (pod_name, pod_uid) = pod.map_or((None, None), |pod| (Some(pod.name), Some(pod.uid)));
-        Account::new(namespace, serviceaccount.name, serviceaccount.uid, pod_name, pod_uid)
+        let Named { name, uid } = serviceaccount;
+        Account::new(namespace, name, &uid, pod_name, pod_uid)
     }
 }
 
