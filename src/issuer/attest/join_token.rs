@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -175,7 +173,7 @@ impl JoinTokens {
         if !place(&path, &record).map_err(|source| Error::Write { path: path.clone(), source })? {
             return Err(Error::Exists { path });
         }
-        let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_slice()));
+        let text = Zeroizing::new(hex::encode(secret.as_slice()));
         Ok((id.clone(), Zeroizing::new(format!("{PREFIX}{id}_{}", *text))))
     }
 
@@ -227,13 +225,10 @@ impl JoinTokens {
         let rest = rest.strip_prefix(PREFIX).ok_or_else(|| malformed("the beginning"))?;
         let (id, secret) = rest.split_once('_').ok_or_else(|| malformed("no secret"))?;
         let id: TokenId = id.parse()?;
-        let secret = URL_SAFE_NO_PAD.decode(secret).map_err(|_| malformed("the secret"))?;
-        let secret = Zeroizing::new(secret);
-        if secret.len() != SECRET_BYTES {
-            return Err(malformed("the secret's length"));
-        }
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        hex::decode_to_slice(secret, &mut *bytes).map_err(|_| malformed("the secret"))?;
         let record = self.record(&id)?.ok_or(ProofFlaw::Unknown)?;
-        let shown = hex::encode(digest(&SHA256, &secret));
+        let shown = hex::encode(digest(&SHA256, &*bytes));
         if !bool::from(shown.as_bytes().ct_eq(record.sha256.as_bytes())) {
             return Err(ProofFlaw::Unknown);
         }
@@ -430,7 +425,7 @@ mod tests {
         let (id, text) = tokens.mint(&order(), NOW).unwrap();
         let (other, _) = tokens.mint(&order(), NOW).unwrap();
         let secret = text.rsplit_once('_').unwrap().1;
-        let wrong = URL_SAFE_NO_PAD.encode([0; 32]);
+        let wrong = hex::encode([0; 32]);
         for (shown, code) in [
             (String::new(), "token_malformed"),
             ("wgj_".into(), "token_malformed"),
@@ -438,7 +433,8 @@ mod tests {
             (format!("wgj_{id}_"), "token_malformed"),
             (format!("wgj_../../root_{secret}"), "token_malformed"),
             (format!("wgj_{}_{secret}", id.as_str().to_uppercase()), "token_malformed"),
-            (format!("wgj_{id}_{}", &secret[1..]), "token_malformed"),
+            (format!("wgj_{id}_{}", &secret[2..]), "token_malformed"),
+            (format!("wgj_{id}_{secret}00"), "token_malformed"),
             (format!("wgj_{id}_{wrong}"), "token_unknown"),
             (format!("wgj_{other}_{secret}"), "token_unknown"),
             (format!("wgj_0123456789abcdef_{secret}"), "token_unknown"),

@@ -396,10 +396,8 @@ async fn names_in_a_certificate_request_count_for_nothing() {
 async fn who_guesses_tokens_has_to_wait_even_with_a_good_one() {
     let world = World::start().await;
     let (_, good) = world.token(Some(WEB), 600);
-    let guess = Proof::JoinToken(Redacted::new(format!(
-        "wgj_0123456789abcdef_{}",
-        URL_SAFE_NO_PAD.encode([7; 32])
-    )));
+    let guess =
+        Proof::JoinToken(Redacted::new(format!("wgj_0123456789abcdef_{}", hex::encode([7; 32]))));
     for _ in 0..10 {
         assert_eq!(detail(&world.enrol(&guess).await.unwrap_err()), "the proof is not valid");
     }
