@@ -46,6 +46,23 @@ const ALL: &[Generated] = &[
         transport: true,
     },
     Generated {
+        proto: "issuer.proto",
+        package: "wardgate.issuer.v1",
+        out: "issuer/generated/issuer.rs",
+        client: true,
+        server: true,
+        without_debug: &[
+            "EnrolRequest",
+            "RenewRequest",
+            "WatchRequest",
+            "Proof",
+            "KubernetesToken",
+            "Enrolled",
+        ],
+        shared_bytes: &[],
+        transport: false,
+    },
+    Generated {
         proto: "workload.proto",
         package: "",
         out: "identity/generated/workload.rs",

@@ -207,6 +207,7 @@ async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
         ("admin", running.admin),
         ("feed", running.feed),
         ("bundle", running.bundle),
+        ("enrolment", running.enrolment),
     ] {
         if let Some(address) = address {
             writeln!(out, "{name} listens on {address}")?;

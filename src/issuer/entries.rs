@@ -81,6 +81,12 @@ impl RegistrationEntry {
         })
     }
 
+    /// What a proof gives by itself, without a declared entry.
+    pub(super) fn granted(spiffe_id: SpiffeId, ttl: Duration, dns_names: Vec<String>) -> Self {
+        let (hint, federates_with) = (String::new(), BTreeSet::new());
+        Self { spiffe_id, selectors: BTreeSet::new(), ttl, dns_names, hint, federates_with }
+    }
+
     /// Does an attestation show all that this entry asks for?
     pub fn admits(&self, shown: &BTreeSet<Selector>) -> bool {
         self.selectors.is_subset(shown)
@@ -91,12 +97,18 @@ impl RegistrationEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
     all: Vec<Arc<RegistrationEntry>>,
+    ask_for_programs: bool,
 }
 
 impl Entries {
     /// Every identity of a caller that showed `shown`.
     pub fn matching(&self, shown: &BTreeSet<Selector>) -> Vec<Arc<RegistrationEntry>> {
         self.all.iter().filter(|entry| entry.admits(shown)).cloned().collect()
+    }
+
+    /// Does an entry ask for the hash of a program, which costs more than other selectors?
+    pub fn ask_for_programs(&self) -> bool {
+        self.ask_for_programs
     }
 
     /// How many entries there are.
@@ -112,7 +124,10 @@ impl Entries {
 
 impl FromIterator<RegistrationEntry> for Entries {
     fn from_iter<I: IntoIterator<Item = RegistrationEntry>>(entries: I) -> Self {
-        Self { all: entries.into_iter().map(Arc::new).collect() }
+        let all: Vec<_> = entries.into_iter().map(Arc::new).collect();
+        let mut selectors = all.iter().flat_map(|entry| &entry.selectors);
+        let ask_for_programs = selectors.any(|one| matches!(one, Selector::UnixSha256(_)));
+        Self { all, ask_for_programs }
     }
 }
 
@@ -157,7 +172,7 @@ mod tests {
         assert!(refused("spiffe://a.test", &uid).contains("has no path"));
         assert!(refused("web", &uid).contains("does not start with spiffe://"));
         assert!(refused("spiffe://a.test/web", &[]).contains("everybody would have"));
-        for bad in ["uid:1", "unix:uid:x", "unix:uid:-1", "unix:path:web", "k8s:ns:x", "unix:uid:"]
+        for bad in ["uid:1", "unix:uid:x", "unix:uid:-1", "unix:path:web", "k8s:pod:x", "unix:uid:"]
         {
             assert!(refused("spiffe://a.test/web", &[bad]).contains("selectors"), "{bad}");
         }

@@ -242,4 +242,65 @@ pub enum Error {
         /// Why.
         detail: &'static str,
     },
+    /// A setting of a Kubernetes cluster that cannot be used.
+    #[error("issuer.kubernetes, cluster {cluster:?}, {field}: {detail}")]
+    Kubernetes {
+        /// The cluster's name.
+        cluster: String,
+        /// Which setting.
+        field: &'static str,
+        /// What is wrong, and what was expected.
+        detail: String,
+    },
+    /// A setting of the identity source `enrol` that cannot be used.
+    #[error("identity.{field}: {detail}")]
+    EnrolSetting {
+        /// Which setting.
+        field: &'static str,
+        /// What is wrong, and what was expected.
+        detail: String,
+    },
+    /// The listener for enrolments failed.
+    #[error("the issuer's listener failed")]
+    Listen(#[source] tonic::transport::Error),
+    /// Nobody who is our issuer answers.
+    #[error("no answer from the issuer at {address}: {detail}")]
+    IssuerUnreachable {
+        /// Where it was looked for.
+        address: String,
+        /// What happened.
+        detail: String,
+    },
+    /// The issuer does not take what was shown.
+    #[error("the issuer at {address} refuses: {detail}")]
+    IssuerRefused {
+        /// Where it was asked.
+        address: String,
+        /// What it said.
+        detail: String,
+    },
+    /// The issuer says that the identity is not ours, or no longer.
+    #[error("the issuer at {address} gives us no identity: {detail}")]
+    IssuerDenied {
+        /// Where it was asked.
+        address: String,
+        /// What it said.
+        detail: String,
+    },
+    /// The issuer's answer makes no sense.
+    #[error("the issuer's answer cannot be used: {detail}")]
+    IssuerAnswer {
+        /// Which part of it.
+        detail: String,
+    },
+    /// No identity came in time.
+    #[error("no valid identity within {} s from the issuer at {address}", within.as_secs_f64())]
+    NotInTime {
+        /// Where it was looked for.
+        address: String,
+        /// How long was waited.
+        within: std::time::Duration,
+        /// What the last attempt said.
+        source: Option<Box<Self>>,
+    },
 }

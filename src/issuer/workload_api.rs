@@ -84,7 +84,7 @@ impl WorkloadApi {
         federated: Live<TrustBundles>,
     ) -> Result<Self, Error> {
         let listener = listen(path)?;
-        let attestor = Arc::new(UnixAttestor);
+        let attestor = Arc::new(UnixAttestor::new(entries.clone()));
         authority.jwt().tend()?;
         let (announced, jwt_keys) = (authority.announced(), authority.jwt().keys());
         let service =
@@ -282,7 +282,7 @@ impl Subscription {
             return None;
         }
         loop {
-            let entries = match self.entitled() {
+            let entries = match self.entitled().await {
                 Ok(entries) => entries,
                 Err(status) => {
                     self.is_over = true;
@@ -336,8 +336,8 @@ impl Subscription {
     }
 
     /// The caller's entries now. Attested anew each time: it may have changed its program, or be gone.
-    fn entitled(&self) -> Result<Vec<Arc<RegistrationEntry>>, Status> {
-        let shown = self.service.attestor.attest(&self.caller).map_err(|error| {
+    async fn entitled(&self) -> Result<Vec<Arc<RegistrationEntry>>, Status> {
+        let shown = self.service.attestor.attest(&self.caller).await.map_err(|error| {
             tracing::warn!(%error, pid = self.caller.pid(), "a caller of the Workload API was sent away");
             Status::permission_denied("no identity issued: the caller cannot be attested")
         })?;
@@ -474,7 +474,7 @@ impl SpiffeWorkloadApi for Service {
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
         let subscription = self.subscribe(&request)?;
-        subscription.tokens(request.get_ref()).map(Response::new)
+        subscription.tokens(request.get_ref()).await.map(Response::new)
     }
 
     async fn fetch_jwt_bundles(
@@ -493,6 +493,6 @@ impl SpiffeWorkloadApi for Service {
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
         let subscription = self.subscribe(&request)?;
-        subscription.validate(request.get_ref()).map(Response::new)
+        subscription.validate(request.get_ref()).await.map(Response::new)
     }
 }

@@ -21,7 +21,9 @@ pub struct Workload {
     pub labels: Labels,
     /// The identity that is issued.
     pub spiffe_id: String,
-    /// What the caller's attestation must show, all of it: `unix:uid:1000`, `unix:gid:1000`, `unix:path:/usr/bin/app`.
+    /// What the caller's attestation must show, all of it. A local process: `unix:uid:N`, `unix:gid:N`,
+    /// `unix:supplementary_gid:N`, `unix:path:/P`, `unix:sha256:HEX`. From another machine: `join_token:ID`, or `k8s:cluster:NAME`,
+    /// `k8s:ns:NAME`, `k8s:sa:NAME`, `k8s:pod-name:NAME`, `k8s:pod-uid:UID`.
     #[schemars(length(min = 1))]
     pub selectors: Vec<String>,
     /// Seconds that an SVID lives; one hour when not given.

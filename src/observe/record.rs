@@ -268,6 +268,27 @@ pub struct IdentityRecord<'a> {
     pub detail: Option<&'a str>,
 }
 
+/// What the issuer gave to a caller from another machine, or refused.
+#[derive(Clone, Copy, Debug)]
+pub struct IssuerRecord<'a> {
+    /// `enrolled`, `renewed`, `refused`.
+    pub event: &'a str,
+    /// The socket's other end.
+    pub src_addr: Option<SocketAddr>,
+    /// What the caller showed: `join_token`, `kubernetes`, `svid`, `none`.
+    pub proof: Option<&'a str>,
+    /// The identity that was given, or that it was about as far as that is known.
+    pub spiffe_id: Option<&'a str>,
+    /// The serial number of the new certificate.
+    pub serial: Option<&'a str>,
+    /// When it ends, seconds since 1970.
+    pub not_after: Option<i64>,
+    /// Why it was refused: a stable code.
+    pub reason: Option<&'a str>,
+    /// A sentence for people.
+    pub detail: Option<&'a str>,
+}
+
 /// A change of the configuration that was applied or refused.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigRecord<'a> {
@@ -318,10 +339,11 @@ pub(super) enum Type {
     Admin,
     Posture,
     Loss,
+    Issuer,
 }
 
 impl Type {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -330,6 +352,7 @@ impl Type {
         Self::Admin,
         Self::Posture,
         Self::Loss,
+        Self::Issuer,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -346,6 +369,7 @@ impl Type {
             Self::Admin => "admin",
             Self::Posture => "posture",
             Self::Loss => "loss",
+            Self::Issuer => "issuer",
         }
     }
 }
@@ -482,6 +506,31 @@ impl Record for IdentityRecord<'_> {
             fields.time("not_after", millis(seconds));
         }
         fields.some_text("trust_domains", self.trust_domains);
+        fields.some_text("detail", self.detail);
+    }
+}
+
+impl Record for IssuerRecord<'_> {
+    const TYPE: Type = Type::Issuer;
+
+    // Whoever may open a connection may cause any number of refusals: they must not fill the room of what was given.
+    fn is_reserved(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    fn write(&self, fields: &mut Fields<'_>) {
+        fields.text("event", self.event);
+        if let Some(address) = self.src_addr {
+            fields.object("src", |src| src.text("addr", &address.to_string()));
+        }
+        fields.some_text("proof", self.proof);
+        fields.some_text("spiffe_id", self.spiffe_id);
+        fields.some_text("serial", self.serial);
+        if let Some(seconds) = self.not_after {
+            fields.time("not_after", millis(seconds));
+        }
+        fields.text("outcome", outcome(self.reason.is_none()));
+        fields.some_text("reason", self.reason);
         fields.some_text("detail", self.detail);
     }
 }

@@ -6,22 +6,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::control_plane::listen;
 use super::error::Error;
 use super::settings::{IssuerSettings, Settings};
 use super::trust::foreign_bundles;
 use crate::federation::{BundleEndpoint, Federation};
 use crate::identity::TrustDomain;
 use crate::issuer::{
-    Authority, Entries, FileCustody, Passphrase, RegistrationEntry, RotationPolicy, Upkeep,
-    WorkloadApi,
+    Authority, Enrolment, EnrolmentParts, Entries, FileCustody, Passphrase, RegistrationEntry,
+    RotationPolicy, Upkeep, WorkloadApi,
 };
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
+use crate::observe::AuditLane;
 use crate::rt::{Clock, Drain, Publisher, Tasks};
 use crate::sync::{Applied, Feed};
 
 /// A running issuer.
 pub struct IssuerRole {
     bundle: Option<SocketAddr>,
+    enrolment: Option<SocketAddr>,
     drain: Drain,
     tasks: Tasks,
 }
@@ -59,17 +62,19 @@ pub fn authority(
 }
 
 impl IssuerRole {
-    /// Serves the Workload API, and the bundle endpoint where the settings have one. Entries come from the settings, and from
-    /// `feed` where there is one; what the feed declares about trust goes to `trust`, whose identity is the issuer's own.
+    /// Serves the Workload API, and the bundle endpoint and enrolment where the settings have them. Entries come from the
+    /// settings, and from `feed` where there is one; what the feed declares about trust goes to `trust`, whose identity is the
+    /// issuer's own.
     ///
     /// # Errors
-    /// An entry or another one of the settings is not valid, or the socket cannot be taken.
+    /// An entry, a cluster or another one of the settings is not valid, or the socket or a listener cannot be taken.
     pub fn start(
         settings: &Settings,
         issuer: &IssuerSettings,
-        authority: Arc<Authority>,
+        (authority, folder): (&Arc<Authority>, &Path),
         trust: &Federation,
         feed: Option<Box<dyn Feed>>,
+        audit: &AuditLane,
     ) -> Result<Self, Error> {
         let domain = settings.trust_domain()?;
         let own = issuer
@@ -86,10 +91,35 @@ impl IssuerRole {
         let upkeep = upkeep(issuer)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
-        let bundle = publish(settings, issuer, &authority, trust, &drain, &mut tasks)?;
+        let bundle = publish(settings, issuer, authority, trust, &drain, &mut tasks)?;
         let federated = foreign_bundles(trust.identity(), &mut tasks);
-        let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries, federated)?;
-        tasks.add(authority.keep(upkeep));
+        let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
+        tasks.add(authority.clone().keep(upkeep));
+        let mut enrolment = None;
+        if let Some(address) = issuer.listen {
+            let parts = EnrolmentParts {
+                authority: authority.clone(),
+                directory: folder.to_owned(),
+                entries,
+                identity: trust.identity(),
+                kubernetes: issuer.kubernetes.clone(),
+                audit: audit.clone(),
+            };
+            let (listener, bound) = listen(address)?;
+            let served = Enrolment::new(listener, parts, drain.guard())?;
+            enrolment = Some(bound);
+            tasks.add(async move {
+                if let Err(error) = served.serve().await {
+                    tracing::error!(%error, "enrolment ended");
+                }
+            });
+        } else if !issuer.kubernetes.is_empty() {
+            return Err(super::settings::Error::Setting {
+                field: "issuer.kubernetes",
+                problem: "given without issuer.listen: nobody could enrol".into(),
+            }
+            .into());
+        }
         let guard = drain.guard();
         tasks.add(async move {
             if let Err(error) = api.serve(guard).await {
@@ -99,12 +129,17 @@ impl IssuerRole {
         if let Some(feed) = feed {
             tasks.add(follow(feed, own, domain, trust.clone(), publisher));
         }
-        Ok(Self { bundle, drain, tasks })
+        Ok(Self { bundle, enrolment, drain, tasks })
     }
 
     /// Where the bundle endpoint listens.
     pub fn bundle(&self) -> Option<SocketAddr> {
         self.bundle
+    }
+
+    /// Where workloads on other machines enrol.
+    pub fn enrolment(&self) -> Option<SocketAddr> {
+        self.enrolment
     }
 
     /// Ends the streams and removes the socket.

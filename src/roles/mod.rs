@@ -17,8 +17,9 @@ mod trust;
 mod warnings;
 
 pub use crate::issuer::{
-    Authority, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding, Issued,
-    KeyCustody, Passphrase, Phase, Reason, Records, Step,
+    Authority, Enrolled, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding,
+    Issued, IssuerClient, JoinTokens, KeyCustody, Passphrase, Phase, Proof, Reason, Records, Step,
+    TokenId, TokenOrder, issuer_id, new_key,
 };
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};

@@ -1,7 +1,7 @@
 //! A process: the roles of its settings, started in order, drained in reverse.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::settings::{self, IdentitySettings, Role, Settings};
 use super::trust::federation;
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
-use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
+use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
     AuditLog, AuditSettings, Gate, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics,
@@ -121,6 +121,11 @@ pub async fn identity_source(
         Some(IdentitySettings::Files(files)) => {
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
         }
+        Some(IdentitySettings::Enrol(enrol)) => {
+            let state = enrolled_file(settings, part);
+            let (enrol, domain) = (EnrolSettings::clone(enrol), settings.trust_domain()?);
+            Ok(Box::new(EnrolSource::start(enrol, domain, &state, Clock::system()).await?))
+        }
         Some(IdentitySettings::Issuer { spiffe_id }) => {
             let Some(authority) = issuer else {
                 return Err(missing("source issuer needs role issuer in the same process").into());
@@ -134,8 +139,15 @@ pub async fn identity_source(
             let federated = Live::fixed(crate::identity::TrustBundles::default());
             Ok(Box::new(IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?))
         }
-        None => Err(missing("missing; expected source: workload_api, files or issuer").into()),
+        None => {
+            Err(missing("missing; expected source: workload_api, files, enrol or issuer").into())
+        }
     }
+}
+
+/// Where a part that enrolled keeps its identity.
+pub(super) fn enrolled_file(settings: &Settings, part: &str) -> PathBuf {
+    settings.state_dir.join(format!("enrolled-{part}.json"))
 }
 
 /// A process at work.
@@ -150,6 +162,8 @@ pub struct Running {
     pub feed: Option<SocketAddr>,
     /// Where its bundle endpoint listens.
     pub bundle: Option<SocketAddr>,
+    /// Where workloads enrol.
+    pub enrolment: Option<SocketAddr>,
     /// The admin key that this start generated.
     pub generated_key: Option<Redacted<String>>,
     shared: Shared,
@@ -177,6 +191,7 @@ impl Running {
             admin: None,
             feed: None,
             bundle: None,
+            enrolment: None,
             generated_key: None,
             shared,
             data_planes: Vec::new(),
@@ -252,8 +267,10 @@ impl Running {
             }
             None => None,
         };
-        let role = IssuerRole::start(settings, issuer, authority.clone(), &trust, feed)?;
+        let audit = self.shared.audit.control();
+        let role = IssuerRole::start(settings, issuer, (&authority, &folder), &trust, feed, audit)?;
         self.bundle = role.bundle();
+        self.enrolment = role.enrolment();
         self.issuer = Some(role);
         Ok(Some(authority))
     }

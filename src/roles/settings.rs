@@ -12,7 +12,7 @@ use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
-use crate::issuer::JwtSettings;
+use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::store;
@@ -147,6 +147,8 @@ pub enum IdentitySettings {
     WorkloadApi(WorkloadApiSettings),
     /// Files that something else rotates.
     Files(FileSettings),
+    /// An issuer on another machine, by a join token or a Kubernetes token.
+    Enrol(Box<EnrolSettings>),
     /// The issuer in this very process (role issuer).
     Issuer {
         /// The identity to take; `spiffe://<trust domain>/wardgate/<role>` when not given.
@@ -273,6 +275,12 @@ fn default_feed() -> SocketAddr {
 pub struct IssuerSettings {
     /// Where the Workload API is served.
     pub socket: PathBuf,
+    /// Where workloads on other machines enrol; not opened when not given.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// Kubernetes clusters whose service accounts may enrol.
+    #[serde(default)]
+    pub kubernetes: Vec<KubernetesSettings>,
     /// The authority's folder; `authority` in `state_dir` when not given. Made at the first start.
     #[serde(default)]
     pub authority: Option<PathBuf>,

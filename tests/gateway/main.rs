@@ -15,6 +15,7 @@ mod conformance;
 mod control;
 mod crypto;
 mod drain;
+mod enrolment;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod expiry;

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use super::authority::Place;
 use super::revoke::RevokeArgs;
 use super::rotate_root::RotateRoot;
-use super::{bundle, federate, init, inspect, issue, revoke, rotate_root, upstream, whois};
+use super::{bundle, federate, init, inspect, issue, join, revoke, rotate_root, upstream, whois};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::rt::Clock;
 
@@ -90,6 +90,8 @@ enum Verb {
         #[arg(long, value_name = "DIR", default_value = "certs")]
         dir: PathBuf,
     },
+    Join(Box<join::JoinArgs>),
+    Renew(join::RenewArgs),
     /// Show what the certificates or revocation lists of a PEM file say, and whether their bundle vouches for them
     Inspect {
         /// A PEM file with certificates (an SVID, an authority, a bundle) or revocation lists
@@ -145,6 +147,8 @@ fn execute(verb: Verb, clock: &Clock, out: &mut impl Write) -> anyhow::Result<Ex
         Verb::RotateRoot(step) => rotate_root::rotate_root(&step, clock, out),
         Verb::Revoke(args) => revoke::revoke(&args, clock, out),
         Verb::Whois { asked, dir } => whois::whois(&dir, &asked, clock, out),
+        Verb::Join(args) => join::join(&args, clock, out),
+        Verb::Renew(args) => join::renew(&args, clock, out),
         Verb::Inspect { file, bundle } => inspect::inspect(&file, bundle.as_deref(), clock, out),
         Verb::Bundle { verb } => bundle::bundle(&verb, clock, out),
         Verb::Federate { verb } => federate::federate(&verb, out),

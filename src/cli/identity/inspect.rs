@@ -176,7 +176,7 @@ fn show(der: &[u8], now: i64, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn first_id(der: &[u8]) -> Option<SpiffeId> {
+pub(super) fn first_id(der: &[u8]) -> Option<SpiffeId> {
     let (_, parsed) = X509Certificate::from_der(der).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     names.value.general_names.iter().find_map(|name| match name {

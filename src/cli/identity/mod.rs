@@ -11,6 +11,7 @@ mod federate;
 mod init;
 mod inspect;
 mod issue;
+mod join;
 mod revoke;
 mod rotate_root;
 mod text;

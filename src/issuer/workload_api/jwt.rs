@@ -21,7 +21,7 @@ const MAX_AUDIENCE: usize = 1024;
 
 impl Subscription {
     /// A token for each of the caller's identities, or for the one that it asks for.
-    pub(super) fn tokens(&self, asked: &JwtsvidRequest) -> Result<JwtsvidResponse, Status> {
+    pub(super) async fn tokens(&self, asked: &JwtsvidRequest) -> Result<JwtsvidResponse, Status> {
         let audiences = &asked.audience;
         if audiences.is_empty() || audiences.iter().any(String::is_empty) {
             return Err(Status::invalid_argument("audience: at least one is expected, none empty"));
@@ -37,7 +37,7 @@ impl Subscription {
                 Status::invalid_argument(format!("spiffe_id: it is no SPIFFE ID: {why}"))
             })?),
         };
-        let mut entries = self.entitled()?;
+        let mut entries = self.entitled().await?;
         entries.retain(|entry| wanted.as_ref().is_none_or(|id| *id == entry.spiffe_id));
         if entries.is_empty() {
             return Err(Status::permission_denied(
@@ -94,14 +94,14 @@ impl Subscription {
     }
 
     /// Verifies a token with what the caller may verify with.
-    pub(super) fn validate(
+    pub(super) async fn validate(
         &self,
         asked: &ValidateJwtsvidRequest,
     ) -> Result<ValidateJwtsvidResponse, Status> {
         if asked.audience.is_empty() {
             return Err(Status::invalid_argument("audience: one is expected"));
         }
-        let entries = self.entitled()?;
+        let entries = self.entitled().await?;
         let rules = TokenRules {
             audiences: vec![asked.audience.clone()],
             several_audiences: true,
