@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use wardgate::identity::{Identity, SpiffeId, TrustBundles};
+use wardgate::identity::{Identity, Refresh, SpiffeId, TokenRules, Tokens, TrustBundles};
 use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Listeners, Resource};
 use wardgate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
 use wardgate::observe::Registry;
@@ -280,12 +280,45 @@ fn proxied(criterion: &mut Criterion) {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+/// A token at its first use, and whenever it comes again.
+fn token(criterion: &mut Criterion) {
+    let domain = "bench.local".parse().expect("a trust domain");
+    let authority = Authority::in_memory(domain, Clock::system()).expect("an authority");
+    let id = authority.domain().workload("/shop").expect("an id");
+    let audiences = ["billing".to_owned()];
+    let issued = authority.jwt().issue(&id, &audiences, Duration::from_secs(300));
+    let issued = issued.expect("a token");
+    let svid = authority.issue(&id, Duration::from_secs(3600), &[]).expect("an identity");
+    let bundles: TrustBundles = [authority.bundle()].into_iter().collect();
+    let identity = Live::fixed(Identity::new(svid, bundles));
+    let trust = identity.load().trust.clone();
+    let mut group = criterion.benchmark_group("token");
+    group.bench_function("prove ES256", |bencher| {
+        bencher.iter(|| trust.token_verifier().prove(black_box(issued.text.reveal())).is_ok());
+    });
+    let tokens = Tokens::new(&identity, Clock::system(), Refresh::default());
+    let rules = TokenRules {
+        audiences: audiences.to_vec(),
+        several_audiences: false,
+        leeway: 0,
+        max_lifetime: Some(3600),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    group.bench_function("verify a known one", |bencher| {
+        bencher.iter(|| {
+            runtime.block_on(tokens.verify(black_box(issued.text.reveal()), &rules)).is_ok()
+        });
+    });
+    group.finish();
+}
+
 fn all(criterion: &mut Criterion) {
     router(criterion);
     keeper(criterion);
     policy(criterion);
     chain(criterion);
     handshake(criterion);
+    token(criterion);
     proxied(criterion);
 }
 

@@ -5,16 +5,18 @@
 //! | floor | rooms |
 //! |---|---|
 //! | face | `cli` > `roles` |
-//! | offices | `control`, `issuer` |
+//! | offices | `control`, `issuer`, `federation` |
 //! | traffic | `proxy` > `snapshot` > `pipeline` > `upstream`; `plugins` > `pipeline` |
-//! | trust | `mtls`, `policy` > `identity`; `observe` beside them |
+//! | trust | `conformance` > `mtls`, `policy` > `identity`; `observe` beside them |
 //! | declared | `sync` > `store` > `model` |
 //! | ground | `model`, `rt` |
 //!
 //! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
 
 pub mod cli;
+pub mod conformance;
 pub mod control;
+pub mod federation;
 pub mod identity;
 pub mod issuer;
 pub mod model;

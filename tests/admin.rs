@@ -329,6 +329,7 @@ async fn each_kind_takes_its_own_and_refuses_what_is_wrong() {
     let world = world().await;
     world.put("/upstreams/1", upstream()).await;
     let (cert, key) = certificate("a.example");
+    let root = certificate("b.test").0;
     let policy = json!({"action": "allow", "rules": [{"from": {"principals": ["spiffe://shop/web"]}, "to": {"methods": ["GET"], "paths": ["/cart/{id}"]}}]});
     let workload = json!({"spiffe_id": "spiffe://shop/web", "selectors": ["unix:uid:1000"]});
     for (path, good, bad, sentence) in [
@@ -376,6 +377,48 @@ async fn each_kind_takes_its_own_and_refuses_what_is_wrong() {
             "invalid configuration: property \"action\" validation failed: matches none of the enum values",
         ),
         (
+            "/trust_domains/b.test",
+            json!({"bundle": root}),
+            json!({"endpoint": {"url": "http://b.example/", "profile": "https_web"}}),
+            "invalid configuration: property \"endpoint\" validation failed: property \"url\" validation failed: \"http://b.example/\": the scheme must be https",
+        ),
+        (
+            "/trust_domains/b.test",
+            json!({"revocation": {"mode": "hard"}}),
+            json!({"desc": "nothing"}),
+            "invalid configuration: object matches none of the required: [\"bundle\"] or [\"endpoint\"] or [\"revocation\"]",
+        ),
+        (
+            "/trust_domains/b.test",
+            json!({"endpoint": {"url": "https://b.example/", "profile": "https_web"}, "refresh_hint": 60}),
+            json!({"bundle": "hello"}),
+            "invalid configuration: property \"bundle\" validation failed: expected PEM",
+        ),
+        (
+            "/trust_domains/b.test",
+            json!({"bundle": root}),
+            json!({"bundle": root, "refresh_hint": 5}),
+            "invalid configuration: property \"refresh_hint\" validation failed: expected 5 to be greater than 10",
+        ),
+        (
+            "/revocations/1",
+            json!({"serial": "1F:A0", "trust_domain": "b.test", "reason": "lost"}),
+            json!({"serial": "1F:A0"}),
+            "invalid configuration: ",
+        ),
+        (
+            "/revocations/1",
+            json!({"spiffe_id": "spiffe://b.test/x", "expires_at": 1}),
+            json!({"spiffe_id": "b.test/x"}),
+            "invalid configuration: property \"spiffe_id\" validation failed: \"b.test/x\" is not a SPIFFE ID: does not start with spiffe://",
+        ),
+        (
+            "/revocations/1",
+            json!({"spki_sha256": "ab".repeat(32)}),
+            json!({"spki_sha256": "ab"}),
+            "invalid configuration: property \"spki_sha256\" validation failed: failed to match pattern",
+        ),
+        (
             "/workloads/1",
             workload.clone(),
             json!({"spiffe_id": "https://a", "selectors": ["unix:uid:1"]}),
@@ -401,6 +444,7 @@ async fn each_kind_takes_its_own_and_refuses_what_is_wrong() {
         ("upstreams", upstream()),
         ("identity_policies", policy),
         ("workloads", workload),
+        ("revocations", json!({"spiffe_id": "spiffe://b.test/x"})),
     ] {
         assert_eq!(
             world.ask("POST", &format!("/{kind}"), &body).await.status.as_u16(),
@@ -768,6 +812,8 @@ async fn plugins_and_schemas_can_be_read() {
         ("plugin_config", "plugins"),
         ("identity_policy", "rules"),
         ("workload", "spiffe_id"),
+        ("trust_domain", "endpoint"),
+        ("revocation", "serial"),
     ] {
         assert!(
             world.get(&format!("/schema/{name}")).await.json()["properties"][field].is_object(),

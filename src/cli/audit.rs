@@ -249,7 +249,16 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
         (src, dst) => src.or(dst),
     });
     add(get("/method").map(|method| format!("{method} {}", get("/path").unwrap_or_default())));
-    for pointer in ["/status", "/event", "/revision", "/reason", "/detail", "/denial_id"] {
+    for pointer in [
+        "/status",
+        "/event",
+        "/spiffe_id",
+        "/proof",
+        "/revision",
+        "/reason",
+        "/detail",
+        "/denial_id",
+    ] {
         add(get(pointer));
     }
     add(get("/policy_id").map(|policy| format!("by {policy}:{}", get("/rule").unwrap_or_default())));

@@ -53,6 +53,8 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
                 findings.extend(inspect(&settings, None).await);
                 if let Some(status) = settings.status {
                     findings.push(look_at_status(&status.to_string()).await);
+                    look_at_running_identity(&status.to_string(), &mut findings).await;
+                    look_at_federation(&status.to_string(), &mut findings).await;
                 }
             }
             Err(error) => findings.push(finding("settings", Grade::Problem, error.to_string())),
@@ -92,6 +94,71 @@ async fn look_at_status(address: &str) -> Finding {
                 Grade::Problem,
                 format!("running, not ready: {}", why.unwrap_or_default()),
             )
+        }
+    }
+}
+
+/// How long the running process' identities last, and who may look into its memory. Silent when it does not run.
+async fn look_at_running_identity(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/identity", &[], None).await else { return };
+    let Ok(status) = answer.json() else { return };
+    for identity in status["identities"].as_array().into_iter().flatten() {
+        let left = identity["budget_seconds"].as_i64().unwrap_or(i64::MIN);
+        let id = identity["spiffe_id"].as_str().unwrap_or("?");
+        let what = identity["fails_first"].as_str().unwrap_or("?");
+        findings.push(match left {
+            ..=0 => Finding {
+                fix: Some(format!("see why its {what} was not renewed")),
+                ..finding(
+                    "process",
+                    Grade::Problem,
+                    format!("peers refuse {id}: its {what} is over"),
+                )
+            },
+            _ => finding(
+                "process",
+                Grade::Good,
+                format!("{id} lasts {left} s; first ends its {what}"),
+            ),
+        });
+    }
+    if status["memory_closed"] == false {
+        findings.push(Finding {
+            fix: Some("start it without WARDGATE_ALLOW_CORE_DUMPS".to_owned()),
+            ..finding(
+                "process",
+                Grade::Warning,
+                "its memory, private keys with it, is open to core files and to other processes of its user",
+            )
+        });
+    }
+}
+
+/// How it stands with declared trust domains in the running process.
+async fn look_at_federation(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/federation", &[], None).await else { return };
+    let answer = answer.json().unwrap_or_default();
+    for report in answer["trust_domains"].as_array().into_iter().flatten() {
+        let text = |field: &str| report[field].as_str().unwrap_or_default();
+        let (domain, error) = (text("trust_domain"), text("last_error"));
+        let (has_bundle, failures) = (report["has_bundle"] == true, report["failures"].as_u64());
+        findings.push(match (report["alarm"] == true, has_bundle, failures) {
+            (true, ..) => finding("trust", Grade::Problem, format!("{domain}: ALARM: {error}")),
+            (false, false, _) => {
+                let text = format!("{domain}: no bundle, nobody of it is trusted: {error}");
+                finding("trust", Grade::Problem, text)
+            }
+            (false, true, Some(failures)) if failures > 0 => {
+                let text = format!("{domain}: {failures} fetches failed: {error}");
+                finding("trust", Grade::Warning, text)
+            }
+            _ => finding("trust", Grade::Good, format!("{domain}: {} roots", report["roots"])),
+        });
+        for list in report["lists"].as_array().into_iter().flatten() {
+            if let (Some(from), Some(error)) = (list["from"].as_str(), list["error"].as_str()) {
+                let text = format!("{domain}: revocation list {from}: {error}");
+                findings.push(finding("trust", Grade::Warning, text));
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, demo, dev, explain, identity};
+use super::{audit, check, conformance, demo, dev, explain, identity};
 use crate::observe::{LogFormat, start_logging};
 use crate::roles::{Role, Running, Settings};
 use crate::rt::memory;
@@ -58,6 +58,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
+    /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
+    Conformance(conformance::ConformanceArgs),
     /// Print the JSON Schema of the settings file, for editors
     Schema,
     /// Print completions for a shell
@@ -151,6 +153,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
         Command::Audit(args) => audit::run(&args, out),
         Command::Identity(args) => identity::run(args),
+        Command::Conformance(args) => {
+            start_logging(LogFormat::Text, Some(&conformance_logs()))?;
+            runtime.block_on(conformance::run(&args, out))
+        }
         Command::Schema => {
             let schema = schemars::schema_for!(Settings);
             writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
@@ -184,6 +190,11 @@ fn quiet() -> Option<String> {
     Some(std::env::var("WARDGATE_LOG").unwrap_or_else(|_| "error".to_owned()))
 }
 
+/// A run makes a proxy refuse a hundred times; the report tells of it, so that the log need not.
+fn conformance_logs() -> String {
+    std::env::var("WARDGATE_LOG").unwrap_or_else(|_| "off".to_owned())
+}
+
 async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::read(&args.config)?;
     let running = Running::start(&settings, args.role).await?;
@@ -191,9 +202,13 @@ async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
     for (door, address) in &running.doors {
         writeln!(out, "{} listens on {address}", format!("{door:?}").to_lowercase())?;
     }
-    for (name, address) in
-        [("status", running.status), ("admin", running.admin), ("feed", running.feed)]
-    {
+    for (name, address) in [
+        ("status", running.status),
+        ("admin", running.admin),
+        ("feed", running.feed),
+        ("bundle", running.bundle),
+        ("enrolment", running.enrolment),
+    ] {
         if let Some(address) = address {
             writeln!(out, "{name} listens on {address}")?;
         }

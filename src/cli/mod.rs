@@ -4,6 +4,7 @@ mod audit;
 mod check;
 mod client;
 mod command;
+mod conformance;
 mod demo;
 mod dev;
 mod explain;

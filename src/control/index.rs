@@ -32,8 +32,9 @@ pub(super) enum Fact {
 }
 
 /// The field of each auth plugin that must be unique among all consumers and credentials.
-const UNIQUE: [(&str, &str); 6] = [
+const UNIQUE: [(&str, &str); 7] = [
     ("key-auth", "key"),
+    ("spiffe-auth", "spiffe_id"),
     ("basic-auth", "username"),
     ("jwt-auth", "key"),
     ("hmac-auth", "key_id"),

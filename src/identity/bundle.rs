@@ -18,9 +18,55 @@ use super::{Error, TrustDomain, strict_json};
 pub struct JwtAuthority {
     /// `kid`: which tokens it is for.
     pub key_id: String,
-    /// The public key as a JSON Web Key (RFC 7517).
+    /// The public key as a JSON Web Key (RFC 7517): its type and its numbers, without `kid` and `use`.
     pub key: Value,
 }
+
+/// The members of a key that are kept: what is public and says which key it is.
+const JWK_MEMBERS: [&str; 7] = ["kty", "crv", "x", "y", "n", "e", "alg"];
+
+impl JwtAuthority {
+    /// From an entry of a key set; `None` when it has no `kid` (64) or its type is unknown (59).
+    pub fn from_jwk(entry: &Value) -> Option<Self> {
+        let text = |name: &str| entry.get(name).and_then(Value::as_str);
+        let key_id = text("kid").filter(|id| !id.is_empty())?.to_owned();
+        text("kty").filter(|kind| KEY_TYPES.contains(kind))?;
+        let kept = JWK_MEMBERS.iter().filter_map(|name| Some((*name, entry.get(*name)?.clone())));
+        let key = kept.map(|(name, value)| (name.to_owned(), value)).collect();
+        Some(Self { key_id, key: Value::Object(key) })
+    }
+
+    /// As an entry of a key set, for JWT-SVIDs only.
+    pub fn to_jwk(&self) -> Value {
+        let mut entry = self.key.clone();
+        entry["kid"] = self.key_id.clone().into();
+        entry["use"] = JWT_SVID.into();
+        entry
+    }
+
+    /// From the key set of one trust domain as the Workload API carries it. There a key needs no `use`, since the message says
+    /// what its keys are for; a key for something else is passed over all the same (64).
+    ///
+    /// # Errors
+    /// It is not a key set.
+    pub fn parse_set(json: &[u8]) -> Result<Vec<Self>, Error> {
+        let wrong = |detail: &str| Error::BundleDocument { detail: detail.into() };
+        let document = strict_json::parse(json)
+            .map_err(|error| Error::BundleDocument { detail: error.to_string() })?;
+        let keys = document.get("keys").and_then(Value::as_array);
+        let keys = keys.ok_or_else(|| wrong("`keys` is missing, or not a list"))?;
+        let for_tokens = |entry: &&Value| entry.get("use").is_none_or(|of| of == JWT_SVID);
+        Ok(keys.iter().filter(for_tokens).filter_map(Self::from_jwk).collect())
+    }
+
+    /// A key set of these keys, as the Workload API carries it.
+    pub fn to_set(authorities: &[Self]) -> Value {
+        json!({ "keys": authorities.iter().map(Self::to_jwk).collect::<Vec<_>>() })
+    }
+}
+
+const JWT_SVID: &str = "jwt-svid";
+const KEY_TYPES: [&str; 3] = ["EC", "RSA", "OKP"];
 
 /// The authorities of one trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +145,7 @@ impl TrustBundle {
 
 /// A bundle as SPIFFE publishes it: a JWKS with the X.509 authorities in `x5c` (Trust Domain and Bundle, section 4).
 ///
-/// Keys for JWT-SVIDs are passed over: they never vouch for a certificate.
+/// Both kinds of keys are read, each for its own use: a key for JWT-SVIDs never vouches for a certificate, nor the reverse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundleDocument {
     /// The authorities.
@@ -128,8 +174,13 @@ impl BundleDocument {
         let keys = document.get("keys").ok_or_else(|| wrong("`keys` is missing"))?;
         let keys = keys.as_array().ok_or_else(|| wrong("`keys` is not a list"))?;
         let mut roots = Vec::new();
+        let mut jwt_authorities = Vec::new();
         for key in keys {
             let text = |name: &str| key.get(name).and_then(Value::as_str);
+            if text("use") == Some(JWT_SVID) {
+                jwt_authorities.extend(JwtAuthority::from_jwk(key));
+                continue;
+            }
             if !matches!(text("kty"), Some("EC" | "RSA" | "OKP"))
                 || text("use") != Some("x509-svid")
             {
@@ -142,7 +193,7 @@ impl BundleDocument {
             let der = encoded.as_str().and_then(|encoded| STANDARD.decode(encoded).ok());
             roots.push(CertificateDer::from(der.ok_or(Error::BundleCertificate { position })?));
         }
-        let bundle = TrustBundle::checked(domain, roots)?;
+        let bundle = TrustBundle { jwt_authorities, ..TrustBundle::checked(domain, roots)? };
         let sequence = match document.get("spiffe_sequence") {
             None => None,
             Some(found) => Some(
@@ -191,6 +242,7 @@ impl BundleDocument {
                 key["x5c"] = json!([STANDARD.encode(root)]);
                 Ok(key)
             })
+            .chain(self.bundle.jwt_authorities.iter().map(|authority| Ok(authority.to_jwk())))
             .collect::<Result<Vec<_>, Error>>()?;
         let mut document = json!({ "keys": keys });
         if let Some(sequence) = self.sequence {

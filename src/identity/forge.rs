@@ -1,8 +1,8 @@
 //! Certificates for tests: good ones, and each bad one that a rule is about.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
@@ -69,6 +69,20 @@ impl Forge {
         Signed { chain: vec![leaf], key }
     }
 
+    /// A revocation list of the root as PEM; it lives for a day from `seconds_ago`.
+    pub(crate) fn list_by_root(&self, number: u64, seconds_ago: i64) -> String {
+        let this_update = OffsetDateTime::now_utc() - Duration::seconds(seconds_ago);
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update: this_update + Duration::days(1),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.root_issuer).unwrap().pem().unwrap()
+    }
+
     pub(crate) fn svid(&self, path: &str) -> Svid {
         let id = format!("spiffe://{}{path}", self.domain);
         let Signed { chain, key } = self.sign(&leaf(&id));
@@ -79,6 +93,28 @@ impl Forge {
     pub(crate) fn identity(&self, path: &str, others: &[&Self]) -> Identity {
         let all = others.iter().copied().chain([self]);
         Identity::new(self.svid(path), all.map(Self::bundle).collect::<TrustBundles>())
+    }
+}
+
+impl Forge {
+    /// A revocation list of these serial numbers, signed by the root.
+    pub(crate) fn revocation_list(&self, serials: &[u64]) -> Vec<u8> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = serials.iter().map(|serial| rcgen::RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: now - Duration::minutes(1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: now - Duration::minutes(1),
+            next_update: now + Duration::hours(1),
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.root_issuer).unwrap().der().to_vec()
     }
 }
 

@@ -1,7 +1,5 @@
 //! `RevocationList`: a certificate revocation list (RFC 5280, section 5), parsed once and asked often.
 
-use std::time::Duration;
-
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm,
@@ -160,14 +158,6 @@ impl RevocationList {
     /// Is it neither of the future nor out of date?
     pub fn is_current(&self, now: i64) -> bool {
         (self.this_update..self.next_update).contains(&now)
-    }
-
-    /// May it still be counted on at `now`, if it may be so old?
-    pub fn is_younger_than(&self, max_age: Option<Duration>, now: i64) -> bool {
-        max_age.is_none_or(|max| {
-            let max = i64::try_from(max.as_secs()).unwrap_or(i64::MAX);
-            now <= self.this_update.saturating_add(max)
-        })
     }
 
     /// Did this authority issue the list? Its name is the list's issuer, it may sign lists, and the signature is its own.

@@ -6,7 +6,7 @@ use rustls_pki_types::UnixTime;
 
 use std::sync::Arc;
 
-use super::{Error, Flaw, Presented, Purpose, SpiffeId, Svid, Trust, TrustBundles};
+use super::{Error, Flaw, Presented, Purpose, Refresh, SpiffeId, Svid, Trust, TrustBundles};
 use crate::rt::Live;
 
 /// All that a handshake needs: our own SVID and whom we trust. Replaced as a whole.
@@ -90,6 +90,10 @@ fn vouch(svid: &Svid, bundles: &TrustBundles, now: i64) -> Result<(), Flaw> {
 pub trait IdentitySource: Send + Sync {
     /// The current identity and its successors.
     fn identity(&self) -> Live<Identity>;
+    /// A way to ask for newer bundles at once; most sources have none.
+    fn refresh(&self) -> Refresh {
+        Refresh::default()
+    }
 }
 
 /// Tells an operator of bundles that share a key: each of the two trust domains can then speak for the other.

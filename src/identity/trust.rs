@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{ChainVerifier, Revocations, TrustBundles};
+use super::{ChainVerifier, Revocations, TokenVerifier, TrustBundles};
 
 /// How exactly a verifier takes the rules that a specification leaves open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,17 +32,29 @@ pub struct Trust {
     /// How exactly the rules are taken.
     pub rules: Rules,
     verifier: OnceLock<Arc<ChainVerifier>>,
+    token_verifier: OnceLock<TokenVerifier>,
 }
 
 impl Trust {
     /// Trust in `bundles` under these conditions.
     pub fn new(bundles: TrustBundles, revocation: Revocations, rules: Rules) -> Self {
-        Self { bundles, revocation, rules, verifier: OnceLock::new() }
+        Self {
+            bundles,
+            revocation,
+            rules,
+            verifier: OnceLock::new(),
+            token_verifier: OnceLock::new(),
+        }
     }
 
     /// The verifier of this trust; compiled at the first call.
     pub fn verifier(&self) -> &Arc<ChainVerifier> {
         self.verifier.get_or_init(|| Arc::new(ChainVerifier::new(self)))
+    }
+
+    /// The verifier of JWT-SVIDs of this trust; compiled at the first call.
+    pub fn token_verifier(&self) -> &TokenVerifier {
+        self.token_verifier.get_or_init(|| TokenVerifier::new(self))
     }
 }
 

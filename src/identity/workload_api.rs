@@ -1,14 +1,15 @@
 //! Identity source: the SPIFFE Workload API, served by SPIRE's agent or by our own issuer.
 //!
 //! Each message is the full state and replaces the former as a whole, after it was validated; a message that is refused
-//! changes nothing. When the API says that we have no identity any more, or not this one, ours is withdrawn. When it only goes
-//! away, ours stays, and we come back to it: at once, then with growing pauses.
+//! changes nothing. When the API says that we have no identity any more, or not this one, it is asked again at once, and when it
+//! says so again, ours is withdrawn. When it only goes away, ours stays, and we come back to it: at once, then with growing
+//! pauses.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status, Streaming};
 
 use super::source::warn_of_shared_keys;
@@ -49,6 +50,11 @@ fn thirty() -> u64 {
 
 /// How long the API may take for its first word on a stream. SPIRE's agent waits until its server has signed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How long an identity that the API took away on a running stream may wait for the answer to a second question.
+///
+/// SPIRE's agent (1.14) says "no identity issued" on streams that are open while it has SVIDs signed anew by another authority;
+/// a new call waits until they are there, and is denied at once when the entry is gone.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// The pause after an answer that trying again will hardly change.
 const LONG_PAUSE: Duration = Duration::from_secs(60);
 /// The pauses between attempts; a stream that lasted longer than the longest begins with none (96).
@@ -126,10 +132,7 @@ impl Subscription {
         let mut backoff = pauses();
         loop {
             let attempt = async {
-                let mut stream = self.open().await?;
-                let message = stream.message().await.map_err(|status| self.refused(&status))?;
-                let message = message
-                    .ok_or_else(|| Error::StreamEnded { address: self.endpoint.text.clone() })?;
+                let (stream, message) = self.ask().await?;
                 match self.wanted.in_message(&message)? {
                     Delivered::Ours(svid, trust) => {
                         let identity = Identity::successor(None, *svid, trust, self.clock.now())?;
@@ -156,40 +159,90 @@ impl Subscription {
         let mut backoff = pauses();
         let mut opened = Instant::now();
         loop {
-            let ended = loop {
-                match stream.message().await {
-                    Ok(Some(message)) => self.take(&message, &publisher),
-                    Ok(None) => {
-                        break Error::StreamEnded { address: self.endpoint.text.clone() };
-                    }
-                    Err(status) => break self.refused(&status),
-                }
-            };
-            self.lost(&ended, &publisher);
+            let ended = self.listen(&mut stream, &publisher).await;
+            tracing::warn!(error = ended.report(), "no stream of the Workload API; trying again");
             // At once, unless streams end as soon as they begin.
             if opened.elapsed() > PAUSES.1 {
                 backoff.reset();
             } else {
                 backoff.wait().await;
             }
-            stream = loop {
-                match self.open().await {
-                    Ok(stream) => break stream,
-                    Err(error) => {
-                        self.lost(&error, &publisher);
-                        if is_final(&error) {
-                            tokio::time::sleep(LONG_PAUSE).await;
-                        }
-                    }
-                }
-                backoff.wait().await;
-            };
+            stream = self.reopen(&ended, &mut backoff, &publisher).await;
             opened = Instant::now();
         }
     }
 
+    /// Takes each message; why the stream ended, or has to be ended since our SVID is missing from it.
+    async fn listen(&self, stream: &mut Messages, publisher: &Publisher<Identity>) -> Error {
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    let missing = self.take(&message, publisher);
+                    if let Err(error) = missing
+                        && !publisher.live().load().is_withdrawn()
+                    {
+                        return error;
+                    }
+                }
+                Ok(None) => return self.stream_ended(),
+                Err(status) => return self.refused(&status),
+            }
+        }
+    }
+
+    /// Asks until there is an answer. An identity that was taken away when the stream `ended` is withdrawn when it is denied
+    /// again, or when no answer comes in time.
+    async fn reopen(
+        &self,
+        ended: &Error,
+        backoff: &mut Backoff,
+        publisher: &Publisher<Identity>,
+    ) -> Messages {
+        let mut doubt = takes_away(ended).then(|| Instant::now() + CONFIRM_WITHIN);
+        loop {
+            let asked = match doubt {
+                None => self.ask().await,
+                Some(until) => {
+                    let late = |_| Err(self.not_in_time(CONFIRM_WITHIN));
+                    timeout_at(until, self.ask()).await.unwrap_or_else(late)
+                }
+            };
+            let error = match asked {
+                Ok((stream, message)) => {
+                    if let Err(missing) = self.take(&message, publisher) {
+                        withdraw(&missing, publisher);
+                    }
+                    return stream;
+                }
+                Err(error) => error,
+            };
+            let is_hopeless = is_final(&error);
+            if takes_away(&error) {
+                withdraw(&error, publisher);
+                doubt = None;
+            } else {
+                tracing::warn!(error = error.report(), "cannot reach the Workload API");
+            }
+            if doubt.is_some_and(|until| is_hopeless || Instant::now() >= until) {
+                withdraw(ended, publisher);
+                doubt = None;
+            }
+            if is_hopeless {
+                tokio::time::sleep(LONG_PAUSE).await;
+            }
+            backoff.wait().await;
+        }
+    }
+
     /// Puts a message's identity into the place of the current one.
-    fn take(&self, message: &X509svidResponse, publisher: &Publisher<Identity>) {
+    ///
+    /// # Errors
+    /// The message has others' SVIDs, and not ours.
+    fn take(
+        &self,
+        message: &X509svidResponse,
+        publisher: &Publisher<Identity>,
+    ) -> Result<(), Error> {
         let current = publisher.live().load();
         // What was taken away does not come back with an SVID that is over.
         let previous = (!current.is_withdrawn()).then_some(&*current);
@@ -197,7 +250,7 @@ impl Subscription {
             Ok(Delivered::Ours(svid, trust)) => {
                 Identity::successor(previous, *svid, trust, self.clock.now())
             }
-            Ok(Delivered::Others(ids)) => return withdraw(&self.not_among(&ids), publisher),
+            Ok(Delivered::Others(ids)) => return Err(self.not_among(&ids)),
             Err(error) => Err(error),
         };
         match next {
@@ -211,28 +264,28 @@ impl Subscription {
                 "the Workload API's message refused; keeping the identity in use"
             ),
         }
+        Ok(())
     }
 
-    /// The stream is over. A denial is a statement about us and takes the identity away; everything else is not.
-    fn lost(&self, error: &Error, publisher: &Publisher<Identity>) {
-        if matches!(error, Error::WorkloadApi { code: Code::PermissionDenied, .. }) {
-            withdraw(error, publisher);
-        } else {
-            tracing::warn!(error = error.report(), "no stream of the Workload API; trying again");
-        }
-    }
-
-    async fn open(&self) -> Result<Messages, Error> {
+    /// A new stream and the first message on it.
+    async fn ask(&self) -> Result<(Messages, X509svidResponse), Error> {
         let mut client = self.endpoint.connect().await?;
-        match timeout(ANSWER_WITHIN, client.fetch_x509svid(X509svidRequest {})).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.refused(&status)),
-            Err(_) => Err(Error::NotInTime {
-                origin: self.endpoint.text.clone(),
-                within: ANSWER_WITHIN,
-                source: None,
-            }),
-        }
+        let asking = async {
+            let answer = client.fetch_x509svid(X509svidRequest {}).await;
+            let mut stream = answer.map_err(|status| self.refused(&status))?.into_inner();
+            let message = stream.message().await.map_err(|status| self.refused(&status))?;
+            Ok((stream, message.ok_or_else(|| self.stream_ended())?))
+        };
+        let late = |_| Err(self.not_in_time(ANSWER_WITHIN));
+        timeout(ANSWER_WITHIN, asking).await.unwrap_or_else(late)
+    }
+
+    fn stream_ended(&self) -> Error {
+        Error::StreamEnded { address: self.endpoint.text.clone() }
+    }
+
+    fn not_in_time(&self, within: Duration) -> Error {
+        Error::NotInTime { origin: self.endpoint.text.clone(), within, source: None }
     }
 
     fn refused(&self, status: &Status) -> Error {
@@ -266,6 +319,14 @@ fn withdraw(reason: &Error, publisher: &Publisher<Identity>) {
 
 fn pauses() -> Backoff {
     Backoff::new(PAUSES.0, PAUSES.1)
+}
+
+/// Does this say that we are not, or no longer, who we are? All other errors say nothing about us (102, 103).
+fn takes_away(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::WorkloadApi { code: Code::PermissionDenied, .. } | Error::NotAmong { .. }
+    )
 }
 
 /// Trying again gives the same answer (97, 99).

@@ -1,6 +1,7 @@
 //! Where the Workload API is and whether we may believe what answers there (SPIFFE Workload Endpoint, sections 3 to 5).
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use tonic::{Request, Status};
 
 use super::Error;
 use super::workload_proto::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use super::workload_proto::{Jwtsvid, ValidateJwtsvidRequest, X509svid};
 
 /// How long a connection may take to be established.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -38,6 +40,29 @@ impl Interceptor for SecurityHeader {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert("workload.spiffe.io", MetadataValue::from_static("true"));
         Ok(request)
+    }
+}
+
+/// Without its key.
+impl fmt::Debug for X509svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("X509svid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+    }
+}
+
+/// Without its token.
+impl fmt::Debug for Jwtsvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jwtsvid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+    }
+}
+
+/// Without its token.
+impl fmt::Debug for ValidateJwtsvidRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ValidateJwtsvidRequest")
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
     }
 }
 

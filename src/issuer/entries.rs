@@ -9,6 +9,9 @@ use super::{DEFAULT_TTL, Error, Selector};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::model::Workload;
 
+/// What a client of the Workload API need not accept more of (rule 107).
+const MAX_HINT: usize = 1024;
+
 /// One entry, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistrationEntry {
@@ -20,13 +23,18 @@ pub struct RegistrationEntry {
     pub ttl: Duration,
     /// DNS names that the SVID also bears.
     pub dns_names: Vec<String>,
+    /// What tells this identity from others of the same caller; empty when nothing does.
+    pub hint: String,
+    /// Other trust domains whose bundles the workload gets.
+    pub federates_with: BTreeSet<TrustDomain>,
 }
 
 impl RegistrationEntry {
     /// Checks a declared entry for an issuer of `domain`.
     ///
     /// # Errors
-    /// Names the field: an ID that is none, has no path or is of another trust domain, no selector or one that is not known.
+    /// Names the field: an ID that is none, has no path or is of another trust domain, no selector or one that is not known, a
+    /// hint of more than 1024 bytes, a name in `federates_with` that is no other trust domain's.
     pub fn new(workload: &Workload, domain: &TrustDomain) -> Result<Self, Error> {
         let wrong = |field, detail: String| Error::Entry { field, detail };
         let text = &workload.spiffe_id;
@@ -47,8 +55,36 @@ impl RegistrationEntry {
         if ttl.is_zero() || ttl > MAX_TTL {
             return Err(wrong("ttl", format!("{} s: expected 1 s to 24 h", ttl.as_secs())));
         }
-        let dns_names = workload.dns_names.clone();
-        Ok(Self { spiffe_id, selectors: selectors.collect::<Result<_, _>>()?, ttl, dns_names })
+        let hint = workload.hint.clone().unwrap_or_default();
+        if hint.len() > MAX_HINT {
+            let detail = format!("{} bytes: expected at most {MAX_HINT}", hint.len());
+            return Err(wrong("hint", detail));
+        }
+        let mut federates_with = BTreeSet::new();
+        for name in &workload.federates_with {
+            let other: TrustDomain = name
+                .parse()
+                .map_err(|cause| wrong("federates_with", format!("{name:?}: {cause}")))?;
+            if other == *domain {
+                let detail = format!("{name} is the issuer's own trust domain");
+                return Err(wrong("federates_with", detail));
+            }
+            federates_with.insert(other);
+        }
+        Ok(Self {
+            spiffe_id,
+            selectors: selectors.collect::<Result<_, _>>()?,
+            ttl,
+            dns_names: workload.dns_names.clone(),
+            hint,
+            federates_with,
+        })
+    }
+
+    /// What a proof gives by itself, without a declared entry.
+    pub(super) fn granted(spiffe_id: SpiffeId, ttl: Duration, dns_names: Vec<String>) -> Self {
+        let (hint, federates_with) = (String::new(), BTreeSet::new());
+        Self { spiffe_id, selectors: BTreeSet::new(), ttl, dns_names, hint, federates_with }
     }
 
     /// Does an attestation show all that this entry asks for?
@@ -61,12 +97,18 @@ impl RegistrationEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
     all: Vec<Arc<RegistrationEntry>>,
+    ask_for_programs: bool,
 }
 
 impl Entries {
     /// Every identity of a caller that showed `shown`.
     pub fn matching(&self, shown: &BTreeSet<Selector>) -> Vec<Arc<RegistrationEntry>> {
         self.all.iter().filter(|entry| entry.admits(shown)).cloned().collect()
+    }
+
+    /// Does an entry ask for the hash of a program, which costs more than other selectors?
+    pub fn ask_for_programs(&self) -> bool {
+        self.ask_for_programs
     }
 
     /// How many entries there are.
@@ -82,7 +124,10 @@ impl Entries {
 
 impl FromIterator<RegistrationEntry> for Entries {
     fn from_iter<I: IntoIterator<Item = RegistrationEntry>>(entries: I) -> Self {
-        Self { all: entries.into_iter().map(Arc::new).collect() }
+        let all: Vec<_> = entries.into_iter().map(Arc::new).collect();
+        let mut selectors = all.iter().flat_map(|entry| &entry.selectors);
+        let ask_for_programs = selectors.any(|one| matches!(one, Selector::UnixSha256(_)));
+        Self { all, ask_for_programs }
     }
 }
 
@@ -127,9 +172,27 @@ mod tests {
         assert!(refused("spiffe://a.test", &uid).contains("has no path"));
         assert!(refused("web", &uid).contains("does not start with spiffe://"));
         assert!(refused("spiffe://a.test/web", &[]).contains("everybody would have"));
-        for bad in ["uid:1", "unix:uid:x", "unix:uid:-1", "unix:path:web", "k8s:ns:x", "unix:uid:"]
+        for bad in ["uid:1", "unix:uid:x", "unix:uid:-1", "unix:path:web", "k8s:pod:x", "unix:uid:"]
         {
             assert!(refused("spiffe://a.test/web", &[bad]).contains("selectors"), "{bad}");
         }
+        let declared = |name: &str, value: serde_json::Value| {
+            let mut declared =
+                serde_json::json!({ "spiffe_id": "spiffe://a.test/web", "selectors": uid });
+            declared[name] = value;
+            let workload = serde_json::from_value(declared).unwrap();
+            RegistrationEntry::new(&workload, &"a.test".parse().unwrap())
+        };
+        for (field, value) in [
+            ("hint", "x".repeat(1025).into()),
+            ("federates_with", serde_json::json!(["a.test"])),
+            ("federates_with", serde_json::json!(["B.test"])),
+            ("federates_with", serde_json::json!(["spiffe://b.test"])),
+        ] {
+            let error = declared(field, value).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+        let unknown = declared("federates_with", serde_json::json!(["b.test"])).unwrap();
+        assert_eq!(unknown.federates_with.len(), 1, "it may become known later");
     }
 }

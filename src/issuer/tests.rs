@@ -10,6 +10,9 @@ use tokio::time::timeout;
 
 use super::{Authority, Entries, Error, IssuerSource, RegistrationEntry, WorkloadApi};
 use crate::identity::forge::{Folder, Forge};
+use crate::identity::workload_proto::{
+    X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
+};
 use crate::identity::{
     Identity, IdentitySource, TrustBundles, TrustDomain, WorkloadApiSettings, WorkloadApiSource,
 };
@@ -61,9 +64,53 @@ impl World {
         WorkloadApiSource::start(self.settings(), Clock::system()).await.unwrap()
     }
 
+    /// The messages of a method as they are on the wire.
+    async fn stream<Q, A>(&self, method: &'static str, request: Q) -> Messages<A>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let path = self.socket();
+        let channel = tonic::transport::Endpoint::from_static("http://localhost")
+            .connect_with_connector(tower::service_fn(move |_| {
+                let path = path.clone();
+                async move {
+                    let stream = tokio::net::UnixStream::connect(path).await?;
+                    Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+                }
+            }))
+            .await
+            .unwrap();
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.unwrap();
+        let mut request = tonic::Request::new(request);
+        request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+        let path = http::uri::PathAndQuery::from_static(method);
+        let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        let answer = client.server_streaming(request, path, codec).await.unwrap();
+        Messages(answer.into_inner())
+    }
+
+    async fn listen(&self) -> Messages<X509svidResponse> {
+        self.stream("/SpiffeWorkloadAPI/FetchX509SVID", X509svidRequest {}).await
+    }
+
+    async fn listen_for_bundles(&self) -> Messages<X509BundlesResponse> {
+        self.stream("/SpiffeWorkloadAPI/FetchX509Bundles", X509BundlesRequest {}).await
+    }
+
     /// Entries for our own user: paths and lifetimes.
     fn register(&self, entries: &[(&str, u32)]) {
         self.entries.set(entries.iter().map(|(path, ttl)| entry(own_uid(), path, *ttl)).collect());
+    }
+}
+
+struct Messages<A>(tonic::Streaming<A>);
+
+impl<A> Messages<A> {
+    async fn next(&mut self) -> A {
+        let next = timeout(SOON, self.0.message()).await.expect("no message in time");
+        next.unwrap().expect("the stream is over")
     }
 }
 
@@ -80,8 +127,16 @@ fn entry(uid: u32, path: &str, ttl: u32) -> RegistrationEntry {
     RegistrationEntry::new(&serde_json::from_value(declared).unwrap(), &domain()).unwrap()
 }
 
+fn federating(entry: RegistrationEntry, with: &str) -> RegistrationEntry {
+    RegistrationEntry { federates_with: [with.parse().unwrap()].into(), ..entry }
+}
+
 fn domain() -> TrustDomain {
     "a.test".parse().unwrap()
+}
+
+fn own_roots(identity: &Identity) -> usize {
+    identity.trust.bundles.find(&domain()).map_or(0, |bundle| bundle.roots.len())
 }
 
 /// The next identity that `wanted` accepts.
@@ -156,10 +211,17 @@ async fn other_entries_do_not_disturb_and_other_bundles_arrive_at_once() {
     let mut live = source.identity();
     let first = live.load();
     let ours = entry(own_uid(), "/web", 3600);
+    let federating = federating(ours.clone(), "b.test");
     world.entries.set([ours, entry(own_uid() + 1, "/stranger", 3600)].into_iter().collect());
     timeout(Duration::from_millis(200), live.changed()).await.unwrap_err();
 
+    // Of other trust domains a workload hears only when its entry says so; and as soon as they are known.
     let b = Forge::new("b.test");
+    world.federated.set(b.bundles());
+    timeout(Duration::from_millis(200), live.changed()).await.unwrap_err();
+    world.federated.set(TrustBundles::default());
+    world.entries.set([federating].into_iter().collect());
+    until(&mut live, |next| next.svid.serial != first.svid.serial).await;
     world.federated.set(b.bundles());
     let next = until(&mut live, |next| next.trust.bundles.len() == 2).await;
     assert_eq!(next.trust.bundles.find(&b.domain), Some(&b.bundle()));
@@ -174,11 +236,53 @@ async fn other_entries_do_not_disturb_and_other_bundles_arrive_at_once() {
     timeout(Duration::from_millis(300), async {
         loop {
             live.changed().await;
-            assert_eq!(live.load().trust.bundles.find(&domain()), Some(&world.authority.bundle()));
+            let current = live.load();
+            let ours = current.trust.bundles.find(&domain()).unwrap();
+            assert_eq!(ours.roots, world.authority.bundle().roots);
         }
     })
     .await
     .unwrap_err();
+}
+
+#[tokio::test]
+async fn a_new_root_and_a_revocation_reach_those_who_listen() {
+    let world = World::start();
+    world.register(&[("/web", 3600)]);
+    let mut listener = world.listen().await;
+    let mut bundles = world.listen_for_bundles().await;
+    let first = listener.next().await;
+    assert_eq!(first.crl.len(), 2, "root and intermediate");
+    assert_eq!(bundles.next().await.crl, first.crl);
+
+    world.authority.prepare_root().unwrap();
+    let second = listener.next().await;
+    assert!(second.svids[0].bundle.len() > first.svids[0].bundle.len());
+    assert_eq!(second.crl.len(), 4);
+    let told = bundles.next().await;
+    assert_eq!(told.bundles["spiffe://a.test"], second.svids[0].bundle);
+    // Lists may come a moment after the bundle.
+    let lists = if told.crl == second.crl { told.crl } else { bundles.next().await.crl };
+    assert_eq!(lists, second.crl);
+    world.authority.activate_root(None, true).unwrap();
+    // Not at once but spread over a while, which is at most a minute: so the entry that changes brings it here.
+    world.register(&[("/web", 1800)]);
+    let third = listener.next().await;
+    let issuer = |der: &[u8]| {
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        X509Certificate::from_der(der).unwrap().1.issuer().as_raw().to_vec()
+    };
+    assert_ne!(issuer(&third.svids[0].x509_svid), issuer(&second.svids[0].x509_svid));
+}
+
+#[tokio::test]
+async fn a_hint_tells_identities_apart() {
+    let world = World::start();
+    let hinted = RegistrationEntry { hint: "internal".into(), ..entry(own_uid(), "/db", 3600) };
+    world.entries.set([entry(own_uid(), "/web", 3600), hinted].into_iter().collect());
+    let settings = WorkloadApiSettings { hint: Some("internal".into()), ..world.settings() };
+    let source = WorkloadApiSource::start(settings, Clock::system()).await.unwrap();
+    assert_eq!(source.identity().load().id().path(), "/db");
 }
 
 #[tokio::test]
@@ -198,9 +302,14 @@ async fn of_several_identities_the_settings_choose_one() {
     assert_eq!(id(&choose(None, None).await.unwrap()), "/web", "the first is the default");
     assert_eq!(id(&choose(Some("spiffe://a.test/db"), None).await.unwrap()), "/db");
     let error = choose(Some("spiffe://a.test/x"), None).await.unwrap_err().report();
-    assert!(error.contains("expected spiffe://a.test/x"), "{error}");
+    assert!(
+        error.contains(
+            "no SVID for spiffe://a.test/x, only for spiffe://a.test/web, spiffe://a.test/db"
+        ),
+        "{error}"
+    );
     let error = choose(None, Some("internal")).await.unwrap_err().report();
-    assert!(error.contains("no SVID of the Workload API has the hint \"internal\""), "{error}");
+    assert!(error.contains("no SVID for hint \"internal\""), "{error}");
 }
 
 #[tokio::test]
@@ -266,8 +375,14 @@ async fn callers_are_told_what_is_wrong_with_their_call() {
     assert_eq!(status, "3", "InvalidArgument");
     assert!(message.contains("security%20header%20missing"), "{message}");
     for method in ["FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID"] {
-        assert_eq!(call(method, true).await.0, "12", "Unimplemented: {method}");
-        assert_eq!(call(method, false).await.0, "3", "{method}");
+        let (status, message) = call(method, false).await;
+        assert_eq!(status, "3", "{method}");
+        assert!(message.contains("security%20header%20missing"), "{message}");
+    }
+    for method in ["FetchJWTSVID", "ValidateJWTSVID"] {
+        let (status, message) = call(method, true).await;
+        assert_eq!(status, "3", "{method}");
+        assert!(message.contains("audience"), "{message}");
     }
 }
 
@@ -331,8 +446,15 @@ async fn an_identity_in_process_is_renewed_and_follows_the_bundles() {
     let first = live.load();
     federated.set(Forge::new("b.test").bundles());
     let second = until(&mut live, |next| next.trust.bundles.len() == 2).await;
+    assert_eq!(first.svid.serial, second.svid.serial, "only the bundles are news");
     until(&mut live, |next| next.svid.serial != second.svid.serial).await;
-    assert_ne!(first.svid.serial, second.svid.serial);
+    // Another root signs: it is renewed soon, long before it would be due.
+    authority.prepare_root().unwrap();
+    let third = until(&mut live, |next| own_roots(next) == 2).await;
+    authority.activate_root(None, true).unwrap();
+    let before = third.svid.chain[1].clone();
+    until(&mut live, |next| next.svid.chain[1] != before).await;
+    assert_eq!(live.load().trust.revocation.by_domain[&domain()].lists.len(), 4);
 
     let stranger = "spiffe://b.test/web".parse().unwrap();
     let none = Live::fixed(TrustBundles::default());

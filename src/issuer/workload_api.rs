@@ -20,18 +20,24 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::source::{changed, pause};
-use super::{Attestor, Authority, Caller, Entries, Error, RegistrationEntry, UnixAttestor};
+use super::socket_authority::SocketAuthority;
+use super::source::{changed, pause, spread};
+use super::{
+    Announcement, Attestor, Authority, Caller, Entries, Error, Evidence, Keys, RegistrationEntry,
+    UnixAttestor,
+};
 use crate::identity::workload_proto::spiffe_workload_api_server::{
     SpiffeWorkloadApi, SpiffeWorkloadApiServer,
 };
 use crate::identity::workload_proto::{
-    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
-    ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
-    X509svid, X509svidRequest, X509svidResponse,
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
+    X509svidResponse,
 };
 use crate::identity::{Svid, TrustBundles};
-use crate::rt::{DrainGuard, Live};
+use crate::rt::{DrainGuard, Live, Tasks};
+
+mod jwt;
 
 /// Callers at once; the next ones wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -55,8 +61,10 @@ impl fmt::Debug for WorkloadApi {
 #[derive(Clone)]
 struct Service {
     authority: Arc<Authority>,
+    announced: Live<Announcement>,
     entries: Live<Entries>,
     federated: Live<TrustBundles>,
+    jwt_keys: Live<Keys>,
     attestor: Arc<dyn Attestor>,
     guard: Option<DrainGuard>,
 }
@@ -65,7 +73,7 @@ impl WorkloadApi {
     /// Takes the socket at `path`, which any local process may then connect to. Its directory is made when it is missing; a
     /// socket that nobody serves any more is replaced. To be called within a runtime.
     ///
-    /// `federated` are the bundles of other trust domains that every workload may verify with.
+    /// `federated` are the bundles of other trust domains; a workload gets those that its entries name.
     ///
     /// # Errors
     /// Another process serves the socket, something else is in its place, or the file system refuses.
@@ -76,8 +84,11 @@ impl WorkloadApi {
         federated: Live<TrustBundles>,
     ) -> Result<Self, Error> {
         let listener = listen(path)?;
-        let attestor = Arc::new(UnixAttestor);
-        let service = Service { authority, entries, federated, attestor, guard: None };
+        let attestor = Arc::new(UnixAttestor::new(entries.clone()));
+        authority.jwt().tend()?;
+        let (announced, jwt_keys) = (authority.announced(), authority.jwt().keys());
+        let service =
+            Service { authority, announced, entries, federated, jwt_keys, attestor, guard: None };
         Ok(Self { path: path.to_owned(), listener, service })
     }
 
@@ -95,6 +106,8 @@ impl WorkloadApi {
     pub async fn serve(self, mut guard: DrainGuard) -> Result<(), Error> {
         let Self { path, listener, mut service } = self;
         service.guard = Some(guard.clone());
+        let mut tending = Tasks::new();
+        tending.add(tend(service.authority.clone()));
         let api = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(64 * 1024);
         let served = Server::builder()
             .max_concurrent_streams(MAX_CALLS)
@@ -104,6 +117,17 @@ impl WorkloadApi {
             .await;
         let _ = std::fs::remove_file(&path);
         served.map_err(|source| Error::Serve { path, source })
+    }
+}
+
+/// Keeps the keys for JWT-SVIDs up to date also while nobody asks for a token.
+async fn tend(authority: Arc<Authority>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        if let Err(error) = authority.jwt().tend() {
+            tracing::error!(%error, "the keys of JWT-SVIDs cannot be kept up to date");
+        }
     }
 }
 
@@ -155,6 +179,7 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = Result<Connection, io:
             match Caller::of(&stream) {
                 Ok(caller) => {
                     let caller = Arc::new(caller);
+                    let stream = SocketAuthority::new(stream);
                     let connection = Connection { stream, caller, _place: place };
                     return Some((Ok(connection), (listener, places)));
                 }
@@ -166,7 +191,7 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = Result<Connection, io:
 
 /// A connection and who is behind it.
 struct Connection {
-    stream: UnixStream,
+    stream: SocketAuthority<UnixStream>,
     caller: Arc<Caller>,
     _place: OwnedSemaphorePermit,
 }
@@ -215,12 +240,16 @@ impl Service {
         }
         let caller = request.extensions().get::<Arc<Caller>>();
         let caller = caller.ok_or_else(|| Status::internal("the caller is not known"))?.clone();
-        Ok(Subscription { service: self.clone(), caller, sent: None, is_over: false })
+        let (heard, soon) = (self.announced.load(), None);
+        Ok(Subscription { service: self.clone(), caller, sent: None, heard, soon, is_over: false })
     }
 
-    /// All that is trusted: our own domain and, beside it, the others.
-    fn bundles(&self) -> TrustBundles {
-        let mut bundles = TrustBundles::clone(&self.federated.load());
+    /// What a caller with these entries verifies with: our own domain's bundle and, of the others, those that its entries name.
+    fn bundles(&self, entries: &[Arc<RegistrationEntry>]) -> TrustBundles {
+        let federated = self.federated.load();
+        let named = entries.iter().flat_map(|entry| &entry.federates_with);
+        let mut bundles: TrustBundles =
+            named.filter_map(|domain| federated.find(domain).cloned()).collect();
         bundles.insert(self.authority.bundle());
         bundles
     }
@@ -231,6 +260,10 @@ struct Subscription {
     service: Service,
     caller: Arc<Caller>,
     sent: Option<Sent>,
+    /// What the authority had announced when the caller was told last.
+    heard: Arc<Announcement>,
+    /// When to tell it what is new and not urgent.
+    soon: Option<Instant>,
     is_over: bool,
 }
 
@@ -249,20 +282,36 @@ impl Subscription {
             return None;
         }
         loop {
-            let entries = match self.entitled() {
+            let entries = match self.entitled().await {
                 Ok(entries) => entries,
                 Err(status) => {
                     self.is_over = true;
                     return Some(Err(status));
                 }
             };
-            let bundles = self.service.bundles();
-            let Some(sent) = &self.sent else { return Some(Ok((entries, bundles))) };
-            let is_due = sent.renew_at.is_some_and(|at| at <= Instant::now());
-            if is_due || sent.entries != entries || sent.bundles != bundles {
+            let announced = self.service.announced.load();
+            let bundles = self.service.bundles(&entries);
+            let now = Instant::now();
+            let renew_at = match &self.sent {
+                None => Some(now),
+                Some(sent) if sent.entries != entries || sent.bundles != bundles => Some(now),
+                // Who is trusted no longer is for all to know at once.
+                Some(_) if self.heard.revoked != announced.revoked => Some(now),
+                Some(sent) => {
+                    let is_news = (&self.heard.root, &self.heard.lists)
+                        != (&announced.root, &announced.lists);
+                    if is_news && self.soon.is_none() {
+                        // Nobody would be the worse for hearing it a little later, and all at once would be a burst.
+                        let pause = sent.renew_at.map(|at| at.saturating_duration_since(now));
+                        self.soon = Some(now + spread(pause.unwrap_or_default()));
+                    }
+                    sent.renew_at.into_iter().chain(self.soon).min()
+                }
+            };
+            if renew_at.is_some_and(|at| at <= now) {
+                (self.heard, self.soon) = (announced, None);
                 return Some(Ok((entries, bundles)));
             }
-            let renew_at = sent.renew_at;
             let renewal = async {
                 match renew_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -278,6 +327,8 @@ impl Subscription {
             tokio::select! {
                 () = changed(&mut self.service.entries) => {}
                 () = changed(&mut self.service.federated) => {}
+                () = changed(&mut self.service.jwt_keys) => {}
+                () = changed(&mut self.service.announced) => {}
                 () = renewal => {}
                 () = asked => return None,
             }
@@ -285,8 +336,8 @@ impl Subscription {
     }
 
     /// The caller's entries now. Attested anew each time: it may have changed its program, or be gone.
-    fn entitled(&self) -> Result<Vec<Arc<RegistrationEntry>>, Status> {
-        let shown = self.service.attestor.attest(&self.caller).map_err(|error| {
+    async fn entitled(&self) -> Result<Vec<Arc<RegistrationEntry>>, Status> {
+        let shown = self.service.attestor.attest(&self.caller).await.map_err(|error| {
             tracing::warn!(%error, pid = self.caller.pid(), "a caller of the Workload API was sent away");
             Status::permission_denied("no identity issued: the caller cannot be attested")
         })?;
@@ -311,9 +362,18 @@ impl Subscription {
         let own = self.service.authority.bundle();
         let bundle = own.to_der();
         let mut svids = Vec::with_capacity(entries.len());
+        let mut renew_at = None;
         for entry in &entries {
-            let issued =
-                self.service.authority.issue(&entry.spiffe_id, entry.ttl, &entry.dns_names);
+            let evidence = Evidence {
+                by: "workload api".to_owned(),
+                selectors: entry.selectors.iter().map(ToString::to_string).collect(),
+            };
+            let issued = self.service.authority.issue_to(
+                &entry.spiffe_id,
+                entry.ttl,
+                &entry.dns_names,
+                &evidence,
+            );
             let svid = match issued {
                 Ok(svid) => svid,
                 Err(error) => {
@@ -326,70 +386,60 @@ impl Subscription {
                 id = %svid.id, serial = %svid.serial, pid = self.caller.pid(), uid = self.caller.uid,
                 "issued an SVID over the Workload API"
             );
-            svids.push(message(&svid, bundle.clone()));
+            let left = svid.seconds_left(self.service.authority.clock().now());
+            let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
+            let due = Instant::now() + pause(left);
+            renew_at = Some(renew_at.map_or(due, |at: Instant| at.min(due)));
+            svids.push(message(&svid, &entry.hint, bundle.clone()));
         }
         let federated_bundles = bundles
             .iter()
             .filter(|other| other.domain != own.domain)
             .map(|other| (other.domain.id().to_string(), other.to_der()))
             .collect();
-        let renew_at = entries.iter().map(|entry| pause(entry.ttl)).min();
-        let renew_at = renew_at.map(|pause| Instant::now() + pause);
         self.sent = Some(Sent { entries, bundles, renew_at });
-        Some(Ok(X509svidResponse { svids, crl: Vec::new(), federated_bundles }))
+        Some(Ok(X509svidResponse { svids, crl: self.lists(), federated_bundles }))
     }
 
     async fn next_bundles(&mut self) -> Option<Result<X509BundlesResponse, Status>> {
+        let mut told_lists = self.sent.is_some().then(|| self.heard.lists.clone());
         loop {
             let (entries, bundles) = match self.due().await? {
                 Ok(due) => due,
                 Err(status) => return Some(Err(status)),
             };
             // Other entries do not change what this stream tells.
-            let is_news = self.sent.as_ref().is_none_or(|sent| sent.bundles != bundles);
+            let is_news = self.sent.as_ref().is_none_or(|sent| sent.bundles != bundles)
+                || told_lists.as_ref() != Some(&self.heard.lists);
+            told_lists = Some(self.heard.lists.clone());
             let told: HashMap<_, _> = bundles
                 .iter()
                 .map(|bundle| (bundle.domain.id().to_string(), bundle.to_der()))
                 .collect();
             self.sent = Some(Sent { entries, bundles, renew_at: None });
             if is_news {
-                return Some(Ok(X509BundlesResponse { crl: Vec::new(), bundles: told }));
+                return Some(Ok(X509BundlesResponse { crl: self.lists(), bundles: told }));
             }
         }
     }
+
+    /// The revocation lists of our own trust domain.
+    fn lists(&self) -> Vec<Vec<u8>> {
+        self.heard.lists.iter().map(|list| list.to_vec()).collect()
+    }
 }
 
-fn message(svid: &Svid, bundle: Vec<u8>) -> X509svid {
+fn message(svid: &Svid, hint: &str, bundle: Vec<u8>) -> X509svid {
     X509svid {
         spiffe_id: svid.id.to_string(),
         x509_svid: svid.chain.iter().flat_map(|one| one.iter().copied()).collect(),
         x509_svid_key: svid.key.secret_der().to_vec(),
         bundle,
-        hint: String::new(),
-    }
-}
-
-/// Without its key.
-impl fmt::Debug for X509svid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("X509svid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
-    }
-}
-
-/// Without its token.
-impl fmt::Debug for Jwtsvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jwtsvid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+        hint: hint.to_owned(),
     }
 }
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn no_jwt() -> Status {
-    Status::unimplemented(
-        "this issuer has X.509-SVIDs only; it does not issue or validate JWT-SVIDs yet",
-    )
-}
 
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for Service {
@@ -423,23 +473,26 @@ impl SpiffeWorkloadApi for Service {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        self.subscribe(&request)?;
-        Err(no_jwt())
+        let subscription = self.subscribe(&request)?;
+        subscription.tokens(request.get_ref()).await.map(Response::new)
     }
 
     async fn fetch_jwt_bundles(
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.subscribe(&request)?;
-        Err(no_jwt())
+        let subscription = self.subscribe(&request)?;
+        let messages = unfold(subscription, async |mut subscription| {
+            Some((subscription.next_jwt_bundles().await?, subscription))
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        self.subscribe(&request)?;
-        Err(no_jwt())
+        let subscription = self.subscribe(&request)?;
+        subscription.validate(request.get_ref()).await.map(Response::new)
     }
 }

@@ -21,7 +21,9 @@ pub struct Workload {
     pub labels: Labels,
     /// The identity that is issued.
     pub spiffe_id: String,
-    /// What the caller's attestation must show, all of it: `unix:uid:1000`, `unix:gid:1000`, `unix:path:/usr/bin/app`.
+    /// What the caller's attestation must show, all of it. A local process: `unix:uid:N`, `unix:gid:N`,
+    /// `unix:supplementary_gid:N`, `unix:path:/P`, `unix:sha256:HEX`. From another machine: `join_token:ID`, or `k8s:cluster:NAME`,
+    /// `k8s:ns:NAME`, `k8s:sa:NAME`, `k8s:pod-name:NAME`, `k8s:pod-uid:UID`.
     #[schemars(length(min = 1))]
     pub selectors: Vec<String>,
     /// Seconds that an SVID lives; one hour when not given.
@@ -31,6 +33,14 @@ pub struct Workload {
     /// DNS names that the SVID also bears.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_names: Vec<String>,
+    /// What tells this identity from others of the same caller: it goes into the SVID's `hint`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub hint: Option<String>,
+    /// Other trust domains whose bundles the workload gets as well; none when not given. One that is not known yet is sent
+    /// as soon as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub federates_with: Vec<String>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

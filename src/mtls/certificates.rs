@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -12,16 +13,24 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::provider::{certified, provider};
-use super::{Alpn, Error};
+use super::{Alpn, Error, OcspAnswer, OcspQuestion};
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// A certificate for server names, checked and ready to serve.
 #[derive(Debug)]
 pub struct PublicCertificate {
     names: Vec<String>,
-    key: Arc<CertifiedKey>,
+    id: Option<String>,
+    serial: String,
+    sha256: String,
+    not_after: i64,
+    /// Replaced when an OCSP answer comes or ends.
+    key: ArcSwap<CertifiedKey>,
+    stapled: ArcSwapOption<OcspAnswer>,
 }
 
 impl PublicCertificate {
@@ -56,7 +65,68 @@ impl PublicCertificate {
             other => other,
         })?;
         key.keys_match().map_err(|error| wrong(format!("key and certificate: {error}")))?;
-        Ok(Self { names, key })
+        let leaf = &key.cert[0];
+        let (_, parsed) = X509Certificate::from_der(leaf)
+            .map_err(|_| wrong("the first certificate is not X.509".into()))?;
+        Ok(Self {
+            id: None,
+            serial: hex::encode(parsed.raw_serial()),
+            sha256: hex::encode(digest(&SHA256, leaf)),
+            not_after: parsed.validity().not_after.timestamp(),
+            names,
+            key: ArcSwap::from(key),
+            stapled: ArcSwapOption::empty(),
+        })
+    }
+
+    /// With the id of the resource that it comes from.
+    #[must_use]
+    pub fn of_resource(mut self, id: Option<&str>) -> Self {
+        self.id = id.map(str::to_owned);
+        self
+    }
+
+    /// The id of the resource that it comes from, where that is known.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The serial number, lower-case hexadecimal.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// SHA-256 of the certificate, lower-case hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// When it ends, seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    /// Shows this OCSP answer in handshakes from now on, or none.
+    pub fn staple(&self, answer: Option<Arc<OcspAnswer>>) {
+        let mut key = CertifiedKey::clone(&self.key.load());
+        key.ocsp = answer.as_ref().map(|answer| answer.der.clone());
+        self.key.store(Arc::new(key));
+        self.stapled.store(answer);
+    }
+
+    /// The OCSP answer that handshakes show.
+    pub fn stapled(&self) -> Option<Arc<OcspAnswer>> {
+        self.stapled.load_full()
+    }
+
+    /// Does the certificate demand an OCSP answer (RFC 7633)? Clients refuse it without one.
+    pub fn must_staple(&self) -> bool {
+        super::ocsp::must_staple(&self.key.load().cert[0])
+    }
+
+    /// What to ask its issuer's responder, where it names one.
+    pub fn ocsp_question(&self) -> Option<OcspQuestion> {
+        OcspQuestion::about(&self.key.load().cert)
     }
 
     /// The server names, in lower case.
@@ -83,10 +153,10 @@ fn folded(name: &str) -> String {
 /// The public certificates of a listener, found by server name (SNI).
 #[derive(Debug, Default)]
 pub struct PublicCertificates {
-    exact: HashMap<String, Arc<CertifiedKey>>,
+    exact: HashMap<String, Arc<PublicCertificate>>,
     /// By the suffix behind `*.`.
-    wildcard: HashMap<String, Arc<CertifiedKey>>,
-    any: Option<Arc<CertifiedKey>>,
+    wildcard: HashMap<String, Arc<PublicCertificate>>,
+    any: Option<Arc<PublicCertificate>>,
 }
 
 impl PublicCertificates {
@@ -99,7 +169,7 @@ impl PublicCertificates {
             let (_, suffix) = name.as_ref()?.split_once('.')?;
             self.wildcard.get(suffix)
         };
-        exact.or_else(wildcard).or(self.any.as_ref()).cloned()
+        exact.or_else(wildcard).or(self.any.as_ref()).map(|found| found.key.load_full())
     }
 }
 
@@ -109,7 +179,7 @@ impl FromIterator<Arc<PublicCertificate>> for PublicCertificates {
         let mut found = Self::default();
         for certificate in all {
             for name in &certificate.names {
-                let key = certificate.key.clone();
+                let key = certificate.clone();
                 match name.strip_prefix("*.") {
                     Some(suffix) => drop(found.wildcard.entry(suffix.to_owned()).or_insert(key)),
                     None if name == "*" => drop(found.any.get_or_insert(key)),

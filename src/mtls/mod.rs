@@ -7,10 +7,14 @@
 mod acceptor;
 mod certificates;
 mod connector;
+mod enrolment;
 mod error;
+mod ocsp;
+mod private;
 mod proof;
 mod provider;
 mod public;
+mod publication;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -20,8 +24,15 @@ pub use certificates::{
     PublicCertificate, PublicCertificates, public_client_config, public_server_config,
 };
 pub use connector::{Alpn, Connector, ExpectedPeers};
+pub use enrolment::{Anchor, EnrolmentAcceptor, connect_issuer};
 pub use error::{Error, Refusal, refusal};
+pub use ocsp::{
+    Answer as OcspAnswer, Error as OcspError, MAX_ANSWER_BYTES as MAX_OCSP_ANSWER_BYTES,
+    Question as OcspQuestion,
+};
+pub use private::connect_private;
 pub use proof::{Accompanied, Begun, Lapse, Opening, Proof, Proofs};
 pub use provider::provider;
 pub use public::{PublicAcceptor, connect_public};
+pub use publication::{OpenAcceptor, connect_spiffe, connect_web};
 pub use verifier::PeerVerifier;

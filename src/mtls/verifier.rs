@@ -96,6 +96,16 @@ thread_local! {
 pub(super) async fn handshake<S>(
     shaking: impl Future<Output = io::Result<S>>,
 ) -> Result<(S, Arc<Peer>), Error> {
+    match handshake_of_anybody(shaking).await? {
+        (stream, Some(peer)) => Ok((stream, peer)),
+        (_, None) => Err(Error::refused(Flaw::NoCertificate.into())),
+    }
+}
+
+/// As [`handshake`], also when the configuration let a peer come without a certificate.
+pub(super) async fn handshake_of_anybody<S>(
+    shaking: impl Future<Output = io::Result<S>>,
+) -> Result<(S, Option<Arc<Peer>>), Error> {
     let mut shaking = pin!(shaking);
     let mut verdict = None;
     let outcome = poll_fn(|context| {
@@ -116,9 +126,11 @@ pub(super) async fn handshake<S>(
                     presented: presented.into(),
                 });
             }
-            Ok((stream, Arc::new(peer)))
+            Ok((stream, Some(Arc::new(peer))))
         }
-        (Ok(_), _) => Err(Error::refused(Flaw::NoCertificate.into())),
+        (Ok(stream), None) => Ok((stream, None)),
+        // rustls does not go on after a refusal.
+        (Ok(_), Some(Verdict { peer: Err(refusal), .. })) => Err(Error::refused(refusal)),
         (Err(error), verdict) => {
             let (judged, presented) = match verdict {
                 Some(Verdict { peer, presented }) => (peer.err(), presented),

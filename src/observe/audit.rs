@@ -18,7 +18,7 @@ use super::json::Fields;
 use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled};
 use super::record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, HandshakeRefusedRecord,
-    IdentityRecord, Record, Type,
+    IdentityRecord, IssuerRecord, Record, Type,
 };
 use crate::rt::unix_millis;
 
@@ -171,6 +171,14 @@ impl AuditLane {
     /// # Errors
     /// There is no room even in the reserved part.
     pub fn identity(&self, record: &IdentityRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records what the issuer gave or refused. A refusal is dropped and counted when there is no room.
+    ///
+    /// # Errors
+    /// There is no room even in the reserved part: give nothing.
+    pub fn issuer(&self, record: &IssuerRecord<'_>) -> Result<(), Full> {
         self.record(record)
     }
 

@@ -275,7 +275,7 @@ impl Registry {
         .unwrap_or(made)
     }
 
-    /// A value that is worked out whenever somebody looks; it replaces an earlier one of the same labels.
+    /// A value that is worked out whenever somebody looks; it replaces an earlier one of the same labels. NaN is not shown.
     ///
     /// `value` must be quick and must not use the registry.
     pub fn computed(
@@ -358,7 +358,12 @@ impl Registry {
                     Series::Gauge(gauge) => {
                         sample(out, name, "", labels, "", Number(gauge.value()))?;
                     }
-                    Series::Computed(value) => sample(out, name, "", labels, "", Number(value()))?,
+                    Series::Computed(value) => {
+                        let value = value();
+                        if !value.is_nan() {
+                            sample(out, name, "", labels, "", Number(value))?;
+                        }
+                    }
                     Series::Histogram(histogram) => {
                         let (counts, sum) = histogram.read();
                         let mut total = 0;
@@ -469,7 +474,6 @@ impl WardgateMetrics {
             ("wardgate_decisions_total", Counter, "Decisions of policy, by outcome and reason."),
             ("wardgate_audit_lost_total", Counter, "Records that the audit log had no room for."),
             ("wardgate_audit_writing", Gauge, "1 while the audit log can be written."),
-            ("wardgate_identity_budget_seconds", Gauge, "Seconds until our own identity ends."),
             ("wardgate_config_revision", Gauge, "Revision of the configuration in force."),
             ("wardgate_handshakes_refused_total", Counter, "Handshakes refused, by reason."),
             ("wardgate_tls_handshakes_total", Counter, "Handshakes accepted, by key exchange."),
@@ -512,18 +516,6 @@ impl WardgateMetrics {
         let writing = move || f64::from(u8::from(audit.is_writing()));
         self.registry.computed("wardgate_audit_writing", &[], MetricKind::Gauge, writing);
     }
-
-    /// Shows how long our identity still lasts; `not_after` gives its end in seconds since 1970, `now` the clock's.
-    pub fn watch_identity(
-        &self,
-        not_after: impl Fn() -> i64 + Send + Sync + 'static,
-        clock: crate::rt::Clock,
-    ) {
-        #[expect(clippy::cast_precision_loss, reason = "a metric's value")]
-        let budget = move || (not_after() - clock.now()) as f64;
-        let name = "wardgate_identity_budget_seconds";
-        self.registry.computed(name, &[], MetricKind::Gauge, budget);
-    }
 }
 
 #[cfg(test)]
@@ -549,6 +541,7 @@ mod tests {
         registry.gauge("open", &[]).set(2.5);
         registry.gauge("open", &[]).add(-1.0);
         registry.computed("budget", &[], MetricKind::Gauge, || f64::INFINITY);
+        registry.computed("budget", &[("of", "nobody")], MetricKind::Gauge, || f64::NAN);
         assert_eq!(
             registry.render(),
             "# TYPE budget gauge\nbudget +Inf\n\

@@ -29,5 +29,6 @@ pub use logging::{LogFormat, start as start_logging};
 pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,
-    HandshakeRefusedRecord, IdentityRecord, Nearest, WouldBe, next_connection_id,
+    HandshakeRefusedRecord, IdentityRecord, IssuerRecord, Nearest, TokenFacts, WouldBe,
+    next_connection_id,
 };

@@ -79,6 +79,17 @@ pub struct Nearest<'a> {
     pub clause: &'a str,
 }
 
+/// A token, by what may be written down of it: never its text.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenFacts<'a> {
+    /// The start of its SHA-256, lower-case hexadecimal.
+    pub hash: &'a str,
+    /// Whom it names; only when its signature was good.
+    pub subject: Option<&'a str>,
+    /// Its `jti`; only when its signature was good.
+    pub id: Option<&'a str>,
+}
+
 /// What would have been decided if observed policies were enforced.
 #[derive(Clone, Copy, Debug)]
 pub struct WouldBe<'a> {
@@ -139,6 +150,10 @@ pub struct DecisionRecord<'a> {
     pub nearest: Option<Nearest<'a>>,
     /// The revision of the configuration that decided.
     pub config_revision: u64,
+    /// The plugin that decided, when it was no policy.
+    pub plugin: Option<&'a str>,
+    /// The token that the caller presented.
+    pub token: Option<TokenFacts<'a>>,
     /// The request's id, if it bears one.
     pub request_id: Option<&'a str>,
 }
@@ -165,6 +180,8 @@ impl<'a> DecisionRecord<'a> {
             denial_id: None,
             nearest: None,
             config_revision: 0,
+            plugin: None,
+            token: None,
             request_id: None,
         }
     }
@@ -237,7 +254,7 @@ impl<'a> ConnectionRecord<'a> {
 /// A change of our own identity or of whom we trust.
 #[derive(Clone, Copy, Debug)]
 pub struct IdentityRecord<'a> {
-    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`.
+    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`; `bundle_refused` for an alarm about a fetched bundle.
     pub event: &'a str,
     /// Who we are.
     pub spiffe_id: &'a str,
@@ -247,6 +264,27 @@ pub struct IdentityRecord<'a> {
     pub not_after: Option<i64>,
     /// The trust domains that we can verify, separated by blanks.
     pub trust_domains: Option<&'a str>,
+    /// A sentence for people.
+    pub detail: Option<&'a str>,
+}
+
+/// What the issuer gave to a caller from another machine, or refused.
+#[derive(Clone, Copy, Debug)]
+pub struct IssuerRecord<'a> {
+    /// `enrolled`, `renewed`, `refused`.
+    pub event: &'a str,
+    /// The socket's other end.
+    pub src_addr: Option<SocketAddr>,
+    /// What the caller showed: `join_token`, `kubernetes`, `svid`, `none`.
+    pub proof: Option<&'a str>,
+    /// The identity that was given, or that it was about as far as that is known.
+    pub spiffe_id: Option<&'a str>,
+    /// The serial number of the new certificate.
+    pub serial: Option<&'a str>,
+    /// When it ends, seconds since 1970.
+    pub not_after: Option<i64>,
+    /// Why it was refused: a stable code.
+    pub reason: Option<&'a str>,
     /// A sentence for people.
     pub detail: Option<&'a str>,
 }
@@ -301,10 +339,11 @@ pub(super) enum Type {
     Admin,
     Posture,
     Loss,
+    Issuer,
 }
 
 impl Type {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -313,6 +352,7 @@ impl Type {
         Self::Admin,
         Self::Posture,
         Self::Loss,
+        Self::Issuer,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -329,6 +369,7 @@ impl Type {
             Self::Admin => "admin",
             Self::Posture => "posture",
             Self::Loss => "loss",
+            Self::Issuer => "issuer",
         }
     }
 }
@@ -383,6 +424,14 @@ impl Record for DecisionRecord<'_> {
                 fields.text("policy_id", nearest.policy_id);
                 fields.text("rule", nearest.rule);
                 fields.text("clause", nearest.clause);
+            });
+        }
+        fields.some_text("plugin", self.plugin);
+        if let Some(token) = &self.token {
+            fields.object("token", |fields| {
+                fields.text("hash", token.hash);
+                fields.some_text("subject", token.subject);
+                fields.some_text("id", token.id);
             });
         }
         fields.some_text("request_id", self.request_id);
@@ -457,6 +506,31 @@ impl Record for IdentityRecord<'_> {
             fields.time("not_after", millis(seconds));
         }
         fields.some_text("trust_domains", self.trust_domains);
+        fields.some_text("detail", self.detail);
+    }
+}
+
+impl Record for IssuerRecord<'_> {
+    const TYPE: Type = Type::Issuer;
+
+    // Whoever may open a connection may cause any number of refusals: they must not fill the room of what was given.
+    fn is_reserved(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    fn write(&self, fields: &mut Fields<'_>) {
+        fields.text("event", self.event);
+        if let Some(address) = self.src_addr {
+            fields.object("src", |src| src.text("addr", &address.to_string()));
+        }
+        fields.some_text("proof", self.proof);
+        fields.some_text("spiffe_id", self.spiffe_id);
+        fields.some_text("serial", self.serial);
+        if let Some(seconds) = self.not_after {
+            fields.time("not_after", millis(seconds));
+        }
+        fields.text("outcome", outcome(self.reason.is_none()));
+        fields.some_text("reason", self.reason);
         fields.some_text("detail", self.detail);
     }
 }

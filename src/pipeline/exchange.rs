@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Expr, Head};
-use crate::identity::{Peer, SpiffeId};
+use crate::identity::{JwtSvid, Peer, SpiffeId, Tokens};
 use crate::model::{Id, Labels, Listeners};
 
 /// The caller's connection, the same for all its exchanges.
@@ -70,6 +70,8 @@ pub struct Consumer {
 pub trait Directory: Send + Sync {
     /// The consumer whose credential for `plugin` has `key`, and that credential's settings.
     fn find(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Arc<Value>)>;
+    /// The consumer whose credential for `plugin` has a SPIFFE pattern that means `id`; of several the most particular one.
+    fn of_identity(&self, plugin: &str, id: &SpiffeId) -> Option<(Arc<Consumer>, Arc<Value>)>;
     /// The consumer of that name.
     fn named(&self, name: &str) -> Option<Arc<Consumer>>;
 }
@@ -125,6 +127,19 @@ impl Notes {
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
+/// A note: why an auth plugin refused the caller. It becomes a record of the decision log.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Which plugin it was.
+    pub plugin: &'static str,
+    /// A stable code.
+    pub reason: &'static str,
+    /// The refused token, by the start of its SHA-256.
+    pub token_hash: Option<String>,
+    /// Whom the token names and its `jti`, when its signature was good.
+    pub token: Option<Arc<JwtSvid>>,
+}
+
 impl std::fmt::Debug for Notes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Notes({})", self.0.len())
@@ -162,6 +177,10 @@ pub struct Exchange {
     pub params: Vec<(String, String)>,
     /// The consumers of this snapshot.
     pub consumers: Option<Arc<dyn Directory>>,
+    /// Where JWT-SVIDs are verified; nowhere without an identity of our own.
+    pub tokens: Option<Arc<Tokens>>,
+    /// Whom the caller's token names, once a plugin has verified it. It is never the connection's peer.
+    pub token: Option<Arc<JwtSvid>>,
     /// Who calls, once an auth plugin knows.
     pub consumer: Option<Arc<Consumer>>,
     /// What goes upstream in place of what came.
@@ -197,6 +216,8 @@ impl Exchange {
             matched_host: None,
             params: Vec::new(),
             consumers: None,
+            tokens: None,
+            token: None,
             consumer: None,
             rewritten: Rewritten::default(),
             notes: Notes::default(),
@@ -218,6 +239,7 @@ impl Exchange {
         self.matched_path = 0;
         self.matched_host = None;
         self.params.clear();
+        self.token = None;
         self.consumer = None;
         self.rewritten = Rewritten::default();
         self.notes.0.clear();

@@ -17,14 +17,15 @@ mod plugin;
 pub(crate) mod tests;
 mod variables;
 
+pub use crate::identity::{JwtSvid, MAX_LEEWAY, SpiffeId, SpiffePattern, TokenRules, TrustDomain};
 pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted};
 pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
 pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
 pub use exchange::{
-    Client, Consumer, Directory, Exchange, Notes, RequestId, ResponseSource, Rewritten, RouteInfo,
-    Times,
+    Client, Consumer, Directory, Exchange, Notes, Refusal, RequestId, ResponseSource, Rewritten,
+    RouteInfo, Times,
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};

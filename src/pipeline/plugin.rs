@@ -47,6 +47,10 @@ pub struct Entry {
     pub check_credential: Option<Check>,
     /// Which field of a credential must be unique among all consumers.
     pub credential_key: Option<&'static str>,
+    /// That field is a SPIFFE pattern: the consumer is found by the IDs that it means.
+    pub credential_is_pattern: bool,
+    /// The plugin by whose credentials it finds consumers, when it has none of its own.
+    pub credential_of: Option<&'static str>,
     /// The schema of its gateway-wide metadata.
     pub metadata: Option<fn() -> Schema>,
     /// Judges its gateway-wide metadata.
@@ -67,6 +71,8 @@ impl Entry {
             credential: None,
             check_credential: None,
             credential_key: None,
+            credential_is_pattern: false,
+            credential_of: None,
             metadata: None,
             check_metadata: None,
             prefers_route: false,
@@ -91,6 +97,21 @@ impl Entry {
             credential_key: Some(key),
             ..self
         }
+    }
+
+    /// As [`Entry::credential`], where the field is a SPIFFE pattern.
+    #[must_use]
+    pub const fn credential_by_identity<C: DeserializeOwned + JsonSchema + 'static>(
+        self,
+        key: &'static str,
+    ) -> Self {
+        Self { credential_is_pattern: true, ..self.credential::<C>(key) }
+    }
+
+    /// The plugin finds consumers by the credentials of another one.
+    #[must_use]
+    pub const fn finding_by(self, plugin: &'static str) -> Self {
+        Self { credential_of: Some(plugin), ..self }
     }
 
     /// The plugin has gateway-wide metadata of type `M`.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Client, Exchange, Flow, Head, Reply, RouteInfo};
 use crate::identity::Peer;
+pub(crate) use crate::identity::token_forge::TokenWorld;
 use crate::model::{Id, Labels, Listeners};
 
 /// A caller from 192.0.2.7 with the identity `spiffe://shop/web`.

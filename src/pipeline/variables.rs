@@ -82,6 +82,11 @@ known! {
     "wardgate_peer_trust_domain" => PeerTrustDomain,
     "wardgate_peer_serial" => WardgatePeerSerial,
     "wardgate_peer_sha256" => PeerSha256,
+    "wardgate_token_subject" => TokenSubject,
+    "wardgate_token_trust_domain" => TokenTrustDomain,
+    "wardgate_token_audience" => TokenAudience,
+    "wardgate_token_id" => TokenId,
+    "wardgate_token_hash" => TokenHash,
     "wardgate_identity" => Identity,
 }
 
@@ -303,6 +308,14 @@ impl Known {
             Self::PeerId => peer?.id.as_str().into(),
             Self::PeerTrustDomain => peer?.id.trust_domain_name().into(),
             Self::PeerSha256 => peer?.sha256.as_str().into(),
+            Self::TokenSubject => exchange.token.as_ref()?.id.as_str().into(),
+            Self::TokenTrustDomain => exchange.token.as_ref()?.id.trust_domain_name().into(),
+            Self::TokenAudience => match exchange.token.as_ref()?.audiences.as_slice() {
+                [one] => one.as_str().into(),
+                many => Reading::Text(many.join(" ").into()),
+            },
+            Self::TokenId => exchange.token.as_ref()?.token_id.as_deref()?.into(),
+            Self::TokenHash => exchange.token.as_ref()?.hash.as_str().into(),
             Self::Identity => client.me.as_ref()?.as_str().into(),
         })
     }

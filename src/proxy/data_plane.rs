@@ -11,11 +11,11 @@ use super::connection::DoorSecurity;
 use super::listener::Listener;
 use super::metrics::ProxyMetrics;
 use super::worker::{Limits, Worker};
-use crate::identity::Identity;
+use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
 use crate::mtls::Proofs;
 use crate::observe::AuditLog;
-use crate::rt::{Drain, Live, socket};
+use crate::rt::{Clock, Drain, Live, socket};
 use crate::snapshot::Snapshot;
 use crate::upstream::Connect;
 
@@ -50,6 +50,8 @@ pub struct Parts {
     pub snapshot: Live<Snapshot>,
     /// Who we are; none for an ingress without SVID.
     pub identity: Option<Live<Identity>>,
+    /// Asks the identity's source for newer bundles.
+    pub refresh: Refresh,
     /// How upstreams are reached.
     pub connect: Connect,
     /// Where decisions are written.
@@ -154,6 +156,10 @@ fn thread(
 ) -> std::io::Result<Thread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lane = parts.audit.lane();
+    let tokens = parts
+        .identity
+        .as_ref()
+        .map(|identity| Arc::new(Tokens::new(identity, Clock::system(), parts.refresh.clone())));
     let worker = Worker::new(
         parts.limits,
         parts.connect.clone(),
@@ -161,6 +167,7 @@ fn thread(
         parts.metrics.clone(),
         parts.identity.clone(),
         &parts.snapshot,
+        tokens,
     );
     let drain = Drain::new();
     let guard = drain.guard();

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::buffer::Buffers;
 use super::metrics::ProxyMetrics;
 use super::proof::{ProofLimits, Watch};
-use crate::identity::Identity;
+use crate::identity::{Identity, Tokens};
 use crate::observe::AuditLane;
 use crate::pipeline::{Client, Exchange};
 use crate::rt::{Cached, Clock, Live};
@@ -71,6 +71,8 @@ pub(in crate::proxy) struct Worker {
     /// What its connections rest on.
     pub(in crate::proxy) watch: Watch,
     snapshot: Mutex<Cached<Snapshot>>,
+    /// Where this worker's tokens are verified; nowhere without an identity.
+    tokens: Option<Arc<Tokens>>,
     #[expect(clippy::vec_box, reason = "too large to be moved between a connection and this list")]
     exchanges: Mutex<Vec<Box<Exchange>>>,
     is_draining: AtomicBool,
@@ -85,6 +87,7 @@ impl Worker {
         metrics: Arc<ProxyMetrics>,
         identity: Option<Live<Identity>>,
         snapshot: &Live<Snapshot>,
+        tokens: Option<Arc<Tokens>>,
     ) -> Arc<Self> {
         let clock = Clock::system();
         let watch = Watch::new(limits.proof, clock, identity, lane.clone(), metrics.clone());
@@ -97,6 +100,7 @@ impl Worker {
             lane,
             metrics,
             snapshot: Mutex::new(snapshot.cached()),
+            tokens,
             exchanges: Mutex::new(Vec::new()),
             is_draining: AtomicBool::new(false),
             drain: Notify::new(),
@@ -123,7 +127,11 @@ impl Worker {
                 exchange.times.started = Instant::now();
                 exchange
             }
-            None => Box::new(Exchange::new(client.clone())),
+            None => {
+                let mut exchange = Box::new(Exchange::new(client.clone()));
+                exchange.tokens.clone_from(&self.tokens);
+                exchange
+            }
         }
     }
 

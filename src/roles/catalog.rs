@@ -134,5 +134,9 @@ pub(super) fn feed_rules(table: &'static [Entry]) -> Rules {
             .filter(|entry| entry.credential.is_some())
             .map(|entry| entry.name.into())
             .collect(),
+        borrowers: table
+            .iter()
+            .filter_map(|entry| Some((entry.name.into(), entry.credential_of?.into())))
+            .collect(),
     }
 }

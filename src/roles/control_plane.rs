@@ -12,12 +12,14 @@ use super::error::Error;
 use super::feed;
 use super::process::Shared;
 use super::settings::{ControlSettings, Settings};
+use super::trust::follow_store;
 use crate::control::auth::AdminKeys;
 use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
-use crate::identity::{Identity, SpiffePattern};
+use crate::federation::Federation;
+use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
 use crate::model::Redacted;
 use crate::observe::{self, AuditLane};
-use crate::rt::{Clock, Drain, Live, Tasks, socket};
+use crate::rt::{Clock, Drain, Tasks, socket};
 use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
@@ -41,6 +43,8 @@ pub struct FeedRules {
     pub ingress: Vec<SpiffePattern>,
     /// Who may ask for an issuer's registration entries.
     pub issuer: Vec<SpiffePattern>,
+    /// Whose workloads' sidecars may ask: another trust domain's learn nothing here, whatever we trust them for.
+    pub domain: TrustDomain,
 }
 
 impl FeedRules {
@@ -62,15 +66,19 @@ impl FeedRules {
             [] => vec![SpiffePattern::exactly(&settings.own_id("ingress")?)],
             ids => ids.iter().map(pattern).collect::<Result<_, _>>()?,
         };
-        Ok(Self { ingress, issuer: vec![SpiffePattern::exactly(&settings.own_id("issuer")?)] })
+        let issuer = vec![SpiffePattern::exactly(&settings.own_id("issuer")?)];
+        Ok(Self { ingress, issuer, domain: settings.trust_domain()? })
     }
 
     fn allow(&self, id: &str, role: scope::Role) -> bool {
-        let Ok(id) = id.parse() else { return false };
+        let Ok(id) = id.parse::<SpiffeId>() else { return false };
         let any = |patterns: &[SpiffePattern]| patterns.iter().any(|pattern| pattern.matches(&id));
         match role {
             // Everybody may ask for what concerns itself.
-            scope::Role::Sidecar => !super::data_plane::is_own_part(&id),
+            scope::Role::Sidecar => {
+                id.trust_domain_name() == self.domain.as_str()
+                    && !super::data_plane::is_own_part(&id)
+            }
             scope::Role::Ingress => any(&self.ingress),
             scope::Role::Issuer => any(&self.issuer),
         }
@@ -78,16 +86,18 @@ impl FeedRules {
 }
 
 impl ControlPlaneRole {
-    /// Opens the store and both listeners. The store need not answer yet.
+    /// Opens the store and both listeners. The store need not answer yet. The identity is that of `federation`, to which goes
+    /// whatever the store declares about trust.
     ///
     /// # Errors
     /// The store's file or an address cannot be used.
     pub async fn start(
         settings: &Settings,
         control: &ControlSettings,
-        identity: &Live<Identity>,
+        federation: &Federation,
         shared: &Shared,
     ) -> Result<Self, Error> {
+        let identity = &federation.identity();
         let chosen = match &control.store {
             Some(chosen) => chosen.clone(),
             None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
@@ -129,6 +139,7 @@ impl ControlPlaneRole {
         let drain = Drain::new();
         let mut tasks = Tasks::new();
         tasks.add(admin_api.serve(admin_listener, drain.guard()));
+        follow_store(&store, &chosen.prefix, federation, &mut tasks);
         let (following, followed, prefix) = (publisher.clone(), store.clone(), chosen.prefix);
         let guard = drain.guard();
         tasks.add(async move {

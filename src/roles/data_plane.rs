@@ -1,6 +1,6 @@
 //! Sidecar and ingress: identity, feed, keeper and proxy wired together.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,11 @@ use serde_json::json;
 
 use super::error::Error;
 use super::feed::full;
+use super::identities::Certificates;
 use super::process::Shared;
 use super::settings;
+use super::stapling::{self, Stapling};
+use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
 use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
 use crate::mtls::{
@@ -35,6 +38,8 @@ pub struct Plan {
     pub http: Option<SocketAddr>,
     /// The ingress' TLS door.
     pub https: Option<SocketAddr>,
+    /// How OCSP answers are fetched for its public certificates; none are when not given.
+    pub stapling: Option<Stapling>,
     /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
     pub app: Option<String>,
     /// Threads.
@@ -56,14 +61,17 @@ const APP_ROUTE: &str = "sidecar.app";
 impl DataPlaneRole {
     /// Opens the doors at once: until the first configuration is there, everything is refused.
     ///
+    /// The identity is that of `federation`, to which goes whatever the feed declares about trust.
+    ///
     /// # Errors
     /// A setting makes no sense, or a door cannot be opened; the error names it.
     pub fn start(
         plan: &Plan,
-        identity: Option<Live<Identity>>,
+        federation: Option<Federation>,
         feed: Box<dyn Feed>,
         shared: &Shared,
     ) -> Result<Self, Error> {
+        let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
         let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
         let own: Vec<Change> =
@@ -71,20 +79,29 @@ impl DataPlaneRole {
         let first = keeper.apply(own, 0);
         let (publisher, snapshot) = Publisher::of(first.snapshot);
         let (tls, public) = Publisher::new(None);
+        let (certificates, in_use) = Publisher::new(Certificates::default());
+        shared.identities.watch_certificates(in_use.clone());
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
         let keeping = Keeping {
             keeper,
             feed,
+            federation,
             publisher,
             tls,
+            certificates,
+            certificates_by_resource: Vec::new(),
             gate,
             shared: shared.clone(),
             held: HashSet::new(),
             refused: BTreeMap::new(),
         };
         tasks.add(keeping.run());
+        if let Some(settings) = plan.stapling {
+            let clock = shared.identities.clock().clone();
+            tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
+        }
 
         let doors = doors(plan, identity.as_ref(), public);
         let plane = DataPlane::start(&Parts {
@@ -92,6 +109,7 @@ impl DataPlaneRole {
             snapshot: snapshot.clone(),
             connect: Connect::new(identity.clone().map(Connector::new)),
             identity,
+            refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
             limits: Limits { proof: plan.proof, ..Limits::default() },
@@ -175,8 +193,13 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
 struct Keeping {
     keeper: Keeper,
     feed: Box<dyn Feed>,
+    /// What is declared about trust goes here; nowhere without an identity.
+    federation: Option<Federation>,
     publisher: Publisher<Snapshot>,
     tls: Publisher<Option<Arc<rustls::ServerConfig>>>,
+    certificates: Publisher<Certificates>,
+    /// With the resource as the snapshot has it: one that did not change keeps its certificate, and what was stapled to it.
+    certificates_by_resource: Vec<(Arc<Ssl>, Arc<PublicCertificate>)>,
     gate: Gate,
     shared: Shared,
     /// What the feed has given us: a full state says by silence what is gone.
@@ -188,6 +211,10 @@ impl Keeping {
     async fn run(mut self) {
         loop {
             let batch = self.feed.next().await;
+            // Before the rest: whom we trust no longer must not pass by what is declared with it.
+            let distrusted = self.federation.as_ref().map_or_else(Vec::new, |federation| {
+                federation.declare(&batch.changes, &batch.unreadable, batch.complete)
+            });
             let mut changes = batch.changes;
             let named: HashSet<(Kind, Id)> = changes
                 .iter()
@@ -222,6 +249,7 @@ impl Keeping {
                 .collect();
             let mut applied = self.keeper.apply(changes, batch.revision);
             stand_ins_aside(&mut applied.rejected, &batch.unreadable);
+            applied.rejected.extend(distrusted);
             for key in touched {
                 self.refused.remove(&key);
             }
@@ -245,26 +273,23 @@ impl Keeping {
     }
 
     /// The public certificates are made anew only when one of them changed: sessions are resumed within one configuration.
-    fn publish_certificates(&self, snapshot: &Snapshot) {
+    fn publish_certificates(&mut self, snapshot: &Snapshot) {
         let before = self.publisher.live().load();
         let changed = !Arc::ptr_eq(&before.certificates, &snapshot.certificates);
         if !changed && self.tls.live().load().is_some() {
             return;
         }
-        let usable = |ssl: &Arc<Ssl>| {
-            let names: Vec<&str> = ssl.names().iter().collect();
-            let certificate = PublicCertificate::from_pem(
-                &names,
-                ssl.cert.as_bytes(),
-                ssl.key.reveal().as_bytes(),
-            );
-            certificate
-                .map(Arc::new)
-                .map_err(|error| tracing::warn!(?names, "{}", full(&error)))
-                .ok()
-        };
-        let certificates: PublicCertificates =
-            snapshot.certificates.iter().filter_map(usable).collect();
+        let held = std::mem::take(&mut self.certificates_by_resource);
+        let before: HashMap<*const Ssl, Arc<PublicCertificate>> =
+            held.iter().map(|(ssl, made)| (Arc::as_ptr(ssl), made.clone())).collect();
+        for ssl in snapshot.certificates.iter() {
+            let made = before.get(&Arc::as_ptr(ssl)).cloned().or_else(|| certificate(ssl));
+            self.certificates_by_resource.extend(made.map(|made| (ssl.clone(), made)));
+        }
+        let certificates: Certificates =
+            self.certificates_by_resource.iter().map(|(_, made)| made.clone()).collect();
+        self.certificates.set(certificates.clone());
+        let certificates: PublicCertificates = certificates.into_iter().collect();
         match public_server_config(Arc::new(certificates)) {
             Ok(config) => self.tls.set(Some(config)),
             Err(error) => {
@@ -302,6 +327,19 @@ impl Keeping {
             refused = self.refused.len(),
             "configuration applied"
         );
+    }
+}
+
+/// A certificate that cannot be served is left out, and named.
+fn certificate(ssl: &Ssl) -> Option<Arc<PublicCertificate>> {
+    let names: Vec<&str> = ssl.names().iter().collect();
+    let key = ssl.key.reveal().as_bytes();
+    match PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), key) {
+        Ok(made) => Some(Arc::new(made.of_resource(ssl.id.as_ref().map(Id::as_str)))),
+        Err(error) => {
+            tracing::warn!(?names, "{}", full(&error));
+            None
+        }
     }
 }
 

@@ -11,10 +11,11 @@ use super::error::Error;
 use super::feed::FeedConnect;
 use super::process::{Shared, last_good};
 use super::settings::{ControlSettings, Settings};
+use super::trust::federation;
+use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
-use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
+use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
 use crate::model::Listeners;
-use crate::observe::router;
 use crate::rt::{Clock, Live, Tasks};
 use crate::store;
 use crate::sync::scope;
@@ -75,20 +76,24 @@ impl Embedded {
         let shared = Shared::open(&settings, "embedded")?;
         let domain = settings.trust_domain()?;
         let authority = match world.keep_authority {
-            true => super::issuer::authority(&domain, &world.state_dir.join("authority"))?,
+            true => super::issuer::authority(&domain, &world.state_dir.join("authority"), None)?,
             false => Arc::new(Authority::in_memory(domain, Clock::system())?),
         };
         let mut identities = Vec::new();
         let own = issue(&authority, settings.own_id("control")?, &mut identities)?;
+        let own = federation(&settings, "control", Reach::OwnDomain, own, &shared);
         let control = match &settings.control {
             Some(control) => ControlPlaneRole::start(&settings, control, &own, &shared).await?,
             None => unreachable!("set above"),
         };
+        shared.identities.watch(own.identity());
         let mut tasks = Tasks::new();
+        tasks.add(authority.clone().keep(Upkeep::default()));
+        tasks.add(super::warnings::watch(settings.warnings.clone(), shared.clone()));
         let mut status = None;
         if let Some(port) = world.status_port {
             let (listener, bound) = listen(loopback(port))?;
-            let app = router(&shared.readiness, &shared.registry);
+            let app = super::process::status(&shared);
             tasks.add(async move {
                 if let Err(error) = axum::serve(listener, app).await {
                     tracing::error!(%error, "the status port ended");
@@ -113,7 +118,9 @@ impl Embedded {
     /// # Errors
     /// The authority refuses it: another trust domain, for one.
     pub fn identity(&mut self, id: SpiffeId) -> Result<Live<Identity>, Error> {
-        issue(&self.authority, id, &mut self.identities)
+        let identity = issue(&self.authority, id, &mut self.identities)?;
+        self.shared.identities.watch(identity.clone());
+        Ok(identity)
     }
 
     /// The ID of a workload: `spiffe://<trust domain>/<name>`.
@@ -156,14 +163,15 @@ impl Embedded {
         role: scope::Role,
         plan: &Plan,
     ) -> Result<&DataPlaneRole, Error> {
-        let identity = self.identity(id)?;
+        let source = self.identity(id)?;
+        let federation = federation(&self.settings, name, Reach::Everywhere, source, &self.shared);
+        let identity = federation.identity();
         let expected = self.settings.own_id("control")?;
-        let connect =
-            FeedConnect::new(&self.control.feed().to_string(), identity.clone(), &expected);
+        let connect = FeedConnect::new(&self.control.feed().to_string(), identity, &expected);
         let last_good = last_good(&self.settings, name);
         let feed = Subscriber::start(subscriber::Settings::new(role, name), connect, last_good);
         let plan = Plan { workers: plan.workers.max(1), ..plan.clone() };
-        let plane = DataPlaneRole::start(&plan, Some(identity), Box::new(feed), &self.shared)?;
+        let plane = DataPlaneRole::start(&plan, Some(federation), Box::new(feed), &self.shared)?;
         let at = self.planes.len();
         self.planes.push(plane);
         Ok(&self.planes[at])

@@ -18,6 +18,9 @@ pub enum Error {
     /// The issuer's authority or its socket.
     #[error(transparent)]
     Issuer(#[from] crate::issuer::Error),
+    /// The bundle endpoint.
+    #[error(transparent)]
+    Federation(#[from] crate::federation::Error),
     /// The store.
     #[error("the store cannot be used")]
     Store(#[from] crate::store::Error),

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::data_plane::stand_ins_aside;
+use super::error::Error;
 use super::feed::{FeedConnect, full};
-use super::process::{identity_source, last_good, standalone};
+use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource};
+use crate::issuer::EnrolSource;
 use crate::model::{Body, Change, Kind};
 use crate::mtls::PublicCertificate;
 use crate::observe::Registry;
-use crate::rt::{Live, unix_seconds};
+use crate::rt::{Clock, Live, unix_seconds};
 use crate::snapshot::Keeper;
 use crate::sync::subscriber::Connect as _;
 use crate::sync::{Batch, Feed as _};
@@ -31,7 +33,7 @@ pub enum Grade {
 /// One thing that was looked at.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Finding {
-    /// `settings`, `identity`, `feed`, `policy` or `certificates`.
+    /// `settings`, `identity`, `feed`, `policy`, `certificates` or, of a running process, `trust`.
     pub section: &'static str,
     /// How it went.
     pub grade: Grade,
@@ -107,6 +109,18 @@ fn look_at_state(settings: &Settings, findings: &mut Findings) {
     }
 }
 
+/// The identity that the first of the roles got when it enrolled. To enrol here would use up its token.
+fn enrolled(settings: &Settings, roles: &[Role]) -> Result<Option<Box<dyn IdentitySource>>, Error> {
+    let domain = settings.trust_domain()?;
+    for role in roles.iter().filter(|role| **role != Role::Issuer) {
+        let state = enrolled_file(settings, &role.to_string());
+        if let Some(source) = EnrolSource::kept(&state, &domain, &Clock::system())? {
+            return Ok(Some(Box::new(source)));
+        }
+    }
+    Ok(None)
+}
+
 async fn look_at_identity(
     settings: &Settings,
     roles: &[Role],
@@ -124,7 +138,19 @@ async fn look_at_identity(
         return None;
     }
     let asked = Instant::now();
-    match identity_source(settings, "check", None).await {
+    let found = match &settings.identity {
+        Some(IdentitySettings::Enrol(enrol)) => match enrolled(settings, roles) {
+            Ok(Some(source)) => Ok(source),
+            Ok(None) => {
+                let text = format!("not enrolled yet with the issuer at {}", enrol.issuer);
+                findings.good("identity", text);
+                return None;
+            }
+            Err(error) => Err(error),
+        },
+        _ => identity_source(settings, "check", None).await,
+    };
+    match found {
         Ok(source) => {
             let identity = source.identity().load();
             let left = identity.svid.not_after - unix_seconds();

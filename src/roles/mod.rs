@@ -7,20 +7,31 @@ mod data_plane;
 mod embedded;
 mod error;
 mod feed;
+mod identities;
 mod inspection;
 mod issuer;
 mod process;
 mod settings;
+mod stapling;
+mod trust;
+mod warnings;
 
-pub use crate::issuer::Authority;
+pub use crate::issuer::{
+    Authority, Enrolled, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding,
+    Issued, IssuerClient, JoinTokens, KeyCustody, Passphrase, Phase, Proof, Reason, Records, Step,
+    TokenId, TokenOrder, issuer_id, new_key,
+};
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
+pub use identities::{Certificates, Identities};
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
-    IssuerSettings, ProofSettings, Role, Settings, SidecarSettings,
+    IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };
+pub use stapling::Stapling;
+pub use warnings::{LifePart, TimeLeft, WarningSettings};

@@ -1,19 +1,24 @@
 //! A process: the roles of its settings, started in order, drained in reverse.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde_json::json;
 
 use super::connections::Connections;
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
 use super::feed::FeedConnect;
+use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
-use crate::identity::{FileSource, IdentitySource, WorkloadApiSource};
-use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource};
+use super::trust::federation;
+use crate::federation::{Board, Federation, Reach};
+use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
+use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
     AuditLog, AuditSettings, Gate, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics,
@@ -38,8 +43,14 @@ pub struct Shared {
     pub metrics: WardgateMetrics,
     /// Readiness.
     pub readiness: Readiness,
+    /// Our identities and public certificates.
+    pub identities: Identities,
+    /// How it stands with declared trust domains.
+    pub board: Board,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
+    /// Asks the source of the identity that was opened last for newer bundles.
+    pub refresh: Refresh,
 }
 
 impl Shared {
@@ -66,14 +77,29 @@ impl Shared {
         let registry = Registry::new();
         let metrics = WardgateMetrics::new(&registry);
         metrics.watch_audit(&audit);
+        let identities = Identities::new(&registry, Clock::system());
         Ok(Self {
             audit,
+            board: Board::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
+            identities,
             plugins: crate::plugins::ALL,
+            refresh: Refresh::default(),
         })
     }
+}
+
+/// All that the status port serves.
+pub(super) fn status(shared: &Shared) -> axum::Router {
+    let identities = shared.identities.clone();
+    let identity = axum::routing::get(async move || axum::Json(identities.status()));
+    let board = shared.board.clone();
+    let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
+    router(&shared.readiness, &shared.registry)
+        .route("/identity", identity)
+        .route("/federation", axum::routing::get(reports))
 }
 
 /// The identity that the settings name.
@@ -89,10 +115,16 @@ pub async fn identity_source(
         |problem: &str| settings::Error::Setting { field: "identity", problem: problem.into() };
     match &settings.identity {
         Some(IdentitySettings::WorkloadApi(workload_api)) => {
-            Ok(Box::new(WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?))
+            let source = WorkloadApiSource::start(workload_api.clone(), Clock::system()).await?;
+            Ok(Box::new(JwtBundleSource::over(Box::new(source), workload_api).await?))
         }
         Some(IdentitySettings::Files(files)) => {
             Ok(Box::new(FileSource::start(files.clone(), Clock::system()).await?))
+        }
+        Some(IdentitySettings::Enrol(enrol)) => {
+            let state = enrolled_file(settings, part);
+            let (enrol, domain) = (EnrolSettings::clone(enrol), settings.trust_domain()?);
+            Ok(Box::new(EnrolSource::start(enrol, domain, &state, Clock::system()).await?))
         }
         Some(IdentitySettings::Issuer { spiffe_id }) => {
             let Some(authority) = issuer else {
@@ -107,8 +139,15 @@ pub async fn identity_source(
             let federated = Live::fixed(crate::identity::TrustBundles::default());
             Ok(Box::new(IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?))
         }
-        None => Err(missing("missing; expected source: workload_api, files or issuer").into()),
+        None => {
+            Err(missing("missing; expected source: workload_api, files, enrol or issuer").into())
+        }
     }
+}
+
+/// Where a part that enrolled keeps its identity.
+pub(super) fn enrolled_file(settings: &Settings, part: &str) -> PathBuf {
+    settings.state_dir.join(format!("enrolled-{part}.json"))
 }
 
 /// A process at work.
@@ -121,6 +160,10 @@ pub struct Running {
     pub admin: Option<SocketAddr>,
     /// Where its feed listens.
     pub feed: Option<SocketAddr>,
+    /// Where its bundle endpoint listens.
+    pub bundle: Option<SocketAddr>,
+    /// Where workloads enrol.
+    pub enrolment: Option<SocketAddr>,
     /// The admin key that this start generated.
     pub generated_key: Option<Redacted<String>>,
     shared: Shared,
@@ -147,6 +190,8 @@ impl Running {
             status: None,
             admin: None,
             feed: None,
+            bundle: None,
+            enrolment: None,
             generated_key: None,
             shared,
             data_planes: Vec::new(),
@@ -157,6 +202,9 @@ impl Running {
             _tasks: Tasks::new(),
             drain_within: Duration::from_secs(settings.drain_seconds),
         };
+        running
+            ._tasks
+            .add(super::warnings::watch(settings.warnings.clone(), running.shared.clone()));
         // First: a probe that asks early shall hear what is missing, not a refused connection.
         running.open_status(settings)?;
         let authority = running.start_issuer(settings, &roles).await?;
@@ -174,7 +222,7 @@ impl Running {
     fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(address)?;
-        let mut app = router(&self.shared.readiness, &self.shared.registry);
+        let mut app = status(&self.shared);
         if settings.proof.list_connections {
             if !address.ip().is_loopback() {
                 let problem = "needs a status port on loopback: it tells who is connected to whom";
@@ -204,19 +252,26 @@ impl Running {
         };
         let folder =
             issuer.authority.clone().unwrap_or_else(|| settings.state_dir.join("authority"));
-        let authority = authority(&settings.trust_domain()?, &folder)?;
+        let passphrase = issuer.passphrase_file.as_deref();
+        let authority = authority(&settings.trust_domain()?, &folder, passphrase)?;
+        let id = settings.own_id("issuer")?;
+        let federated = Live::fixed(crate::identity::TrustBundles::default());
+        let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
+        let trust =
+            federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
+        self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
-                let id = settings.own_id("issuer")?;
-                let federated = Live::fixed(crate::identity::TrustBundles::default());
-                let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
-                let identity = source.identity();
-                self._identities.push(Box::new(source));
-                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity))?)
+                self.shared.identities.watch(trust.identity());
+                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&trust.identity()))?)
             }
             None => None,
         };
-        self.issuer = Some(IssuerRole::start(settings, issuer, authority.clone(), feed)?);
+        let audit = self.shared.audit.control();
+        let role = IssuerRole::start(settings, issuer, (&authority, &folder), &trust, feed, audit)?;
+        self.bundle = role.bundle();
+        self.enrolment = role.enrolment();
+        self.issuer = Some(role);
         Ok(Some(authority))
     }
 
@@ -228,8 +283,8 @@ impl Running {
         let Some(control) = &settings.control else {
             return Err(missing("control", "missing; role control needs its settings").into());
         };
-        let source = self.identity(settings, "control", issuer).await?;
-        let role = ControlPlaneRole::start(settings, control, &source, &self.shared).await?;
+        let trust = self.identity(settings, "control", Reach::OwnDomain, issuer).await?;
+        let role = ControlPlaneRole::start(settings, control, &trust, &self.shared).await?;
         self.admin = Some(role.admin());
         self.feed = Some(role.feed());
         self.generated_key = role.generated_key().cloned();
@@ -241,21 +296,22 @@ impl Running {
         &mut self,
         settings: &Settings,
         part: &str,
+        reach: Reach,
         issuer: Option<&Arc<Authority>>,
-    ) -> Result<Live<crate::identity::Identity>, Error> {
+    ) -> Result<Federation, Error> {
         let gate = self.shared.readiness.gate("identity", "no identity yet");
         let source = identity_source(settings, part, issuer).await?;
-        let identity = source.identity();
+        self.shared.refresh = source.refresh();
+        let trust = federation(settings, part, reach, source.identity(), &self.shared);
         self._identities.push(source);
-        self.watch(&identity, gate);
-        Ok(identity)
+        self.watch(&trust.identity(), gate);
+        Ok(trust)
     }
 
     /// Every identity that comes into use stands in the decision log; one that was taken away makes the process not ready.
     fn watch(&mut self, identity: &Live<crate::identity::Identity>, gate: Gate) {
         let mut identity = identity.clone();
-        let current = identity.clone();
-        self.shared.metrics.watch_identity(move || current.load().svid.not_after, Clock::system());
+        self.shared.identities.watch(identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -269,8 +325,8 @@ impl Running {
                 let event = match &before {
                     None => "first",
                     Some(_) if now.is_withdrawn() => "withdrawn",
-                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
                     Some(before) if before.is_withdrawn() => "restored",
+                    Some(before) if before.svid.serial != now.svid.serial => "rotated",
                     Some(_) => "bundle_changed",
                 };
                 let domains: Vec<&str> =
@@ -312,6 +368,7 @@ impl Running {
                     );
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
+                plan.stapling = ingress.stapling();
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {
@@ -325,12 +382,13 @@ impl Running {
             }
         }
         // An ingress may do without an SVID; a sidecar is nothing without one.
-        let identity = match (role, &settings.identity) {
+        let trust = match (role, &settings.identity) {
             (Role::Ingress, None) => None,
-            _ => Some(self.identity(settings, part, issuer).await?),
+            _ => Some(self.identity(settings, part, Reach::Everywhere, issuer).await?),
         };
+        let identity = trust.as_ref().map(Federation::identity);
         let feed = feed(settings, feed_role, part, identity.as_ref())?;
-        let role = DataPlaneRole::start(&plan, identity, feed, &self.shared)?;
+        let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
         self.connections.add(role.proofs());
         self.data_planes.push(role);

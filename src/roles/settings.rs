@@ -7,8 +7,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::stapling::Stapling;
+use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
+use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::store;
@@ -113,6 +117,9 @@ pub struct Settings {
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// When to warn that a certificate ends.
+    #[serde(default)]
+    pub warnings: WarningSettings,
     /// Threads that carry traffic; as many as there are cores when not given.
     #[serde(default)]
     pub workers: Option<usize>,
@@ -140,6 +147,8 @@ pub enum IdentitySettings {
     WorkloadApi(WorkloadApiSettings),
     /// Files that something else rotates.
     Files(FileSettings),
+    /// An issuer on another machine, by a join token or a Kubernetes token.
+    Enrol(Box<EnrolSettings>),
     /// The issuer in this very process (role issuer).
     Issuer {
         /// The identity to take; `spiffe://<trust domain>/wardgate/<role>` when not given.
@@ -193,6 +202,24 @@ pub struct IngressSettings {
     /// HTTPS with the certificates of the `ssls` resources; `null` opens none.
     #[serde(default = "default_https")]
     pub https: Option<SocketAddr>,
+    /// Fetches what the issuers of these certificates say of them (OCSP), and shows it in handshakes. Asked are the responders
+    /// that a certificate names, over plain HTTP, as is usual: the answers are signed.
+    #[serde(default = "default_ocsp_stapling")]
+    pub ocsp_stapling: bool,
+    /// Asks responders at private addresses as well: for an authority of one's own.
+    #[serde(default)]
+    pub ocsp_private_addresses: bool,
+}
+
+impl IngressSettings {
+    /// How OCSP answers are fetched, if they are.
+    pub fn stapling(&self) -> Option<Stapling> {
+        self.ocsp_stapling.then_some(Stapling { private_addresses: self.ocsp_private_addresses })
+    }
+}
+
+const fn default_ocsp_stapling() -> bool {
+    true
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the setting itself is optional")]
@@ -248,12 +275,34 @@ fn default_feed() -> SocketAddr {
 pub struct IssuerSettings {
     /// Where the Workload API is served.
     pub socket: PathBuf,
+    /// Where workloads on other machines enrol; not opened when not given.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// Kubernetes clusters whose service accounts may enrol.
+    #[serde(default)]
+    pub kubernetes: Vec<KubernetesSettings>,
     /// The authority's folder; `authority` in `state_dir` when not given. Made at the first start.
     #[serde(default)]
     pub authority: Option<PathBuf>,
     /// Registration entries beside those of the control plane.
     #[serde(default)]
     pub entries: Vec<Workload>,
+    /// A file with the passphrase of the authority's private keys, readable by its owner alone; the environment's
+    /// `WARDGATE_CA_PASSPHRASE` when not given. With neither, new keys are kept in files of mode 0600 without encryption.
+    #[serde(default)]
+    pub passphrase_file: Option<PathBuf>,
+    /// Seconds that a revocation list holds, 60 to 2592000; it is signed anew at half of that.
+    #[serde(default = "default_list_seconds")]
+    pub crl_seconds: u64,
+    /// When the root is replaced by itself; by `wardgate identity rotate-root` alone when not given.
+    #[serde(default)]
+    pub root_rotation: Option<RootRotationSettings>,
+    /// Publishes our trust domain's bundle for others; not opened when not given.
+    #[serde(default)]
+    pub bundle_endpoint: Option<EndpointSettings>,
+    /// How JWT-SVIDs are issued.
+    #[serde(default)]
+    pub jwt: JwtSettings,
 }
 
 /// What ends connections that have lost their proof, and how fast. See `docs/proof.md`.
@@ -310,6 +359,22 @@ impl ProofSettings {
     }
 }
 
+const fn default_list_seconds() -> u64 {
+    86_400
+}
+
+/// When an issuer's root is replaced by itself.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RootRotationSettings {
+    /// Seconds that a root signs before the next one is prepared, at least 10.
+    pub every_seconds: u64,
+    /// Seconds that a new root is in the bundle before it signs, and the former one at least after that. When not given: 300, or
+    /// half of the longest SVID's life where that is more. The former root stays in any case as long as a live SVID chains to it.
+    #[serde(default)]
+    pub overlap_seconds: Option<u64>,
+}
+
 /// Settings of the decision log.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -353,6 +418,7 @@ impl Settings {
             issuer: None,
             status: None,
             audit: AuditSettings::default(),
+            warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
             proof: ProofSettings::default(),

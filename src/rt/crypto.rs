@@ -18,9 +18,9 @@ use tls_library::cipher_suite as suite;
 use tls_library::kx_group as group;
 
 #[cfg(feature = "aws-lc")]
-pub use aws_lc_rs::{aead, digest, hmac, rand, signature};
+pub use aws_lc_rs::{aead, digest, hmac, pbkdf2, rand, signature};
 #[cfg(not(feature = "aws-lc"))]
-pub use ring::{aead, digest, hmac, rand, signature};
+pub use ring::{aead, digest, hmac, pbkdf2, rand, signature};
 
 /// The library's algorithms for signatures in certificates.
 #[cfg(feature = "aws-lc")]

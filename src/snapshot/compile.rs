@@ -124,7 +124,12 @@ impl Workshop<'_> {
             if key.is_empty() {
                 return Err(refused(entry, &Invalid::new("an empty key would admit everybody")));
             }
-            held.push(Held { plugin: entry.name, key: key.to_owned(), settings: Arc::new(value) });
+            let pattern = entry.credential_is_pattern.then(|| key.parse());
+            let pattern = pattern
+                .transpose()
+                .map_err(|why| refused(entry, &Invalid::new(format!("{key}: {why}"))))?;
+            let settings = Arc::new(value);
+            held.push(Held { plugin: entry.name, key: key.to_owned(), settings, pattern });
         }
         Ok(held)
     }
@@ -242,7 +247,7 @@ fn link(
     hooks: crate::pipeline::Hooks,
 ) -> Result<Link, Invalid> {
     let mut link = Link::new(entry.name, entry.priority, meta, hooks)?;
-    if entry.credential.is_some() {
+    if entry.credential.is_some() || entry.credential_of.is_some() {
         link = link.authenticating();
     }
     if kind == Kind::GlobalRules && entry.prefers_route {

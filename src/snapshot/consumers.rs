@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::compiled::Broken;
 use super::merge::Links;
+use super::patterns::Patterns;
 use super::shards::Shards;
+use crate::identity::{SpiffeId, SpiffePattern};
 use crate::model::{Id, Kind};
 use crate::pipeline::{Consumer, Directory};
 
@@ -18,6 +20,8 @@ pub(super) struct Consumers {
     people: Shards<Arc<Person>>,
     /// By plugin, then by key. The hash is keyed: whoever guesses keys learns nothing from its timing.
     keys: BTreeMap<&'static str, Shards<Arc<Holder>, RandomState>>,
+    /// The same by plugin, for keys that are SPIFFE patterns.
+    patterns: BTreeMap<&'static str, Patterns<Arc<Holder>>>,
     groups: HashMap<Id, Result<Arc<Links>, Broken>>,
 }
 
@@ -46,6 +50,8 @@ pub(super) struct Held {
     pub(super) plugin: &'static str,
     pub(super) key: String,
     pub(super) settings: Arc<Value>,
+    /// The key as a pattern, where it is one.
+    pub(super) pattern: Option<SpiffePattern>,
 }
 
 /// The consumer's name and the credential's own id, of a credential's key.
@@ -72,13 +78,16 @@ impl Consumers {
     pub(super) fn take_keys(&mut self, resource: &(Kind, Id), held: &[Held]) {
         let (name, credential) = split_credential(&resource.1);
         for held in held {
-            let holder = Holder {
+            let holder = Arc::new(Holder {
                 resource: resource.clone(),
                 name: name.into(),
                 credential: credential.map(Into::into),
                 settings: held.settings.clone(),
-            };
-            self.keys.entry(held.plugin).or_default().insert(&held.key, Arc::new(holder));
+            });
+            if let Some(pattern) = &held.pattern {
+                self.patterns.entry(held.plugin).or_default().insert(pattern, holder.clone());
+            }
+            self.keys.entry(held.plugin).or_default().insert(&held.key, holder);
         }
     }
 
@@ -88,6 +97,11 @@ impl Consumers {
                 && keys.find(&held.key).is_some_and(|holder| holder.resource == *resource)
             {
                 keys.remove(&held.key);
+                if let (Some(pattern), Some(patterns)) =
+                    (&held.pattern, self.patterns.get_mut(held.plugin))
+                {
+                    patterns.remove(pattern);
+                }
             }
         }
     }
@@ -123,16 +137,26 @@ impl Consumers {
 
 impl Directory for Consumers {
     fn find(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Arc<Value>)> {
-        let holder = self.keys.get(plugin)?.find(key)?;
+        self.presented(self.keys.get(plugin)?.find(key)?)
+    }
+
+    fn of_identity(&self, plugin: &str, id: &SpiffeId) -> Option<(Arc<Consumer>, Arc<Value>)> {
+        self.presented(self.patterns.get(plugin)?.find(id)?)
+    }
+
+    fn named(&self, name: &str) -> Option<Arc<Consumer>> {
+        self.people.find(name).map(|person| person.consumer.clone())
+    }
+}
+
+impl Consumers {
+    /// The consumer as this credential presents it.
+    fn presented(&self, holder: &Holder) -> Option<(Arc<Consumer>, Arc<Value>)> {
         let person = self.people.find(&holder.name)?;
         let consumer = match &holder.credential {
             None => &person.consumer,
             Some(credential) => person.presented.get(credential)?,
         };
         Some((consumer.clone(), holder.settings.clone()))
-    }
-
-    fn named(&self, name: &str) -> Option<Arc<Consumer>> {
-        self.people.find(name).map(|person| person.consumer.clone())
     }
 }

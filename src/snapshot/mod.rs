@@ -7,6 +7,7 @@ mod compiled;
 mod consumers;
 mod keeper;
 mod merge;
+mod patterns;
 mod router;
 mod shards;
 

@@ -97,6 +97,8 @@ pub struct FileFeed {
     has: Versions,
     /// What is in the file, cannot be read, and never could.
     unreadable: BTreeSet<Key>,
+    /// What is in the file, cannot be read, and could be before.
+    damaged: BTreeSet<Key>,
     revision: Revision,
     /// The first batch, until it was asked for.
     first: Option<Batch>,
@@ -126,6 +128,7 @@ impl FileFeed {
             stamp,
             has: Versions::default(),
             unreadable: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             revision: 0,
             first: None,
         };
@@ -144,7 +147,7 @@ impl FileFeed {
     fn batch(&mut self, items: Vec<Item>) -> Batch {
         let revision = self.revision + 1;
         let mut wanted = Versions::default();
-        let mut unreadable = BTreeSet::new();
+        let (mut unreadable, mut damaged) = (BTreeSet::new(), BTreeSet::new());
         let mut bodies: BTreeMap<Key, Body> = BTreeMap::new();
         let mut batch = Batch::default();
         for Item { key, outcome, closed } in items {
@@ -167,7 +170,10 @@ impl FileFeed {
                     }
                     batch.unreadable.push(Rejected { kind, id, revision, reason });
                     match self.has.get(&key) {
-                        Some(before) => drop(wanted.insert(key, *before)),
+                        Some(before) => {
+                            wanted.insert(key.clone(), *before);
+                            damaged.insert(key);
+                        }
                         None => drop(unreadable.insert(key)),
                     }
                 }
@@ -182,7 +188,14 @@ impl FileFeed {
             .iter()
             .filter(|key| !unreadable.contains(*key) && !wanted.contains_key(*key));
         batch.changes.extend(gone.map(|(kind, id)| Change::Delete(*kind, id.clone())));
-        for (key, version) in delta.puts {
+        // What was damaged and is as it was before it: the reader heard of the damage and must hear of its end.
+        let repaired: Vec<(Key, Version)> = self
+            .damaged
+            .iter()
+            .filter(|key| !damaged.contains(*key))
+            .filter_map(|key| Some((key.clone(), *wanted.get(key)?)))
+            .collect();
+        for (key, version) in delta.puts.into_iter().chain(repaired) {
             if let Some(body) = bodies.remove(&key) {
                 let (kind, id) = key;
                 let resource = Resource { kind, id, revision: version.revision, body };
@@ -191,6 +204,7 @@ impl FileFeed {
         }
         self.has = wanted;
         self.unreadable = unreadable;
+        self.damaged = damaged;
         self.revision = revision;
         batch.revision = revision;
         batch
@@ -619,7 +633,8 @@ plugins: [key-auth]
         );
         assert_eq!(batch.unreadable[0].id.as_str(), "one");
 
-        // Put right again, through a symbolic link that is moved: the version before was in force all the time.
+        // Put right again, through a symbolic link that is moved. The version before was in force all the time, and is told
+        // again: the damage was, and its end must be.
         let other = folder.0.join("other");
         fs::write(&other, FIRST).unwrap();
         let link = folder.0.join("link");
@@ -628,7 +643,12 @@ plugins: [key-auth]
         let batch = next(&mut feed).await;
         assert_eq!(
             names(&batch),
-            ["credentials/jane/credentials/c@3", "routes/needs@3", "routes/routes-2@3"]
+            [
+                "credentials/jane/credentials/c@3",
+                "routes/needs@3",
+                "routes/one@1",
+                "routes/routes-2@3"
+            ]
         );
     }
 

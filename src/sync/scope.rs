@@ -101,6 +101,8 @@ pub struct Rules {
     pub pattern: PatternReader,
     /// The plugins that find a consumer by a credential: `key-auth` and its like.
     pub auth_plugins: Vec<Arc<str>>,
+    /// Plugins that find a consumer by another plugin's credentials, and that other plugin.
+    pub borrowers: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// The scope of one role with one SPIFFE ID; its replicas share it.
@@ -539,7 +541,7 @@ impl Facts {
     fn run(&mut self, plugins: Option<&PluginSet>, rules: &Rules) {
         for (name, settings) in enabled(plugins) {
             self.plugin(name, settings);
-            if let Some(auth) = rules.auth_plugin(name) {
+            if let Some(auth) = rules.credentials_of(name) {
                 self.refers_to.insert(Node::Bearers(auth));
                 self.alternatives(settings, rules);
             }
@@ -570,7 +572,7 @@ impl Facts {
             if field == "anonymous_consumer" {
                 self.refer(Kind::Consumers, id_in(value).as_ref());
             }
-            self.refers_to.extend(rules.auth_plugin(field).map(Node::Bearers));
+            self.refers_to.extend(rules.credentials_of(field).map(Node::Bearers));
         });
     }
 }
@@ -578,6 +580,15 @@ impl Facts {
 impl Rules {
     fn auth_plugin(&self, name: &str) -> Option<Arc<str>> {
         self.auth_plugins.iter().find(|plugin| ***plugin == *name).cloned()
+    }
+
+    /// The plugin by whose credentials the one of that name finds consumers: itself or another.
+    fn credentials_of(&self, name: &str) -> Option<Arc<str>> {
+        let borrowed = || {
+            let found = self.borrowers.iter().find(|(borrower, _)| **borrower == *name);
+            found.map(|(_, lender)| lender.clone())
+        };
+        self.auth_plugin(name).or_else(borrowed)
     }
 }
 
@@ -650,6 +661,7 @@ pub(super) mod tests {
         Rules {
             pattern: Arc::new(pattern),
             auth_plugins: vec!["key-auth".into(), "basic-auth".into(), "multi-auth".into()],
+            borrowers: vec![("token-auth".into(), "key-auth".into())],
         }
     }
 
@@ -730,6 +742,21 @@ pub(super) mod tests {
         world.put("identity_policies/cart", allow(json!([CART])));
         world.put("identity_policies/all", allow(json!([])));
         world
+    }
+
+    #[test]
+    fn what_is_declared_about_trust_concerns_everybody() {
+        let mut world = World::new();
+        world.put("trust_domains/b.test", json!({"bundle": "x"}));
+        world.put("revocations/1", json!({"spiffe_id": CART}));
+        world.0.put_unreadable(&key("revocations/2"));
+        for (role, id) in
+            [(Role::Sidecar, WEB), (Role::Ingress, EDGE), (Role::Issuer, "spiffe://i")]
+        {
+            let scope = world.0.enter(role, id);
+            let all = ["revocations/1", "revocations/2", "trust_domains/b.test"];
+            assert_eq!(world.all(scope), all, "{role}");
+        }
     }
 
     #[test]
@@ -847,6 +874,8 @@ pub(super) mod tests {
         assert_eq!(world.all(scope), ["identity_policies/all", "routes/x"]);
         world.put("routes/x", plugins(json!({"multi-auth": {"auth_plugins": [{"key-auth": {}}]}})));
         assert!(world.all(scope).contains(&"consumers/bob".into()));
+        world.put("routes/x", plugins(json!({"token-auth": {}})));
+        assert!(world.all(scope).contains(&"consumers/bob".into()), "by another's credentials");
         world.put("routes/x", plugins(json!({"key-auth": {"anonymous_consumer": "eve"}})));
         let all = world.all(scope);
         assert!(all.contains(&"consumers/bob".into()) && all.contains(&"consumers/eve".into()));

@@ -657,6 +657,30 @@ async fn what_cannot_be_read_in_the_store_is_shown_and_a_policy_is_still_announc
 }
 
 #[tokio::test]
+async fn what_is_declared_about_trust_is_announced_to_everybody_even_if_it_cannot_be_read() {
+    let world = World::new().await;
+    world.put("trust_domains/b.test", json!({"bundle": "x"})).await;
+    world.put("trust_domains/c.test", json!({"trust": "all"})).await;
+    world.put("revocations/1", json!({"spiffe_id": "spiffe://shop/lost", "colour": 1})).await;
+    world.put("revocations/2", json!({"colour": 1})).await;
+    for (role, id) in [(Role::Sidecar, "spiffe://shop/cart"), (Role::Ingress, EDGE)] {
+        let batch = world.data_plane(role, id).step().await;
+        // What of a revocation can be read stands in its place.
+        let mut put = names(&batch);
+        put.sort();
+        assert_eq!(put, ["revocations/1", "trust_domains/b.test"], "{role}");
+        let mut unreadable: Vec<String> =
+            batch.unreadable.iter().map(|one| format!("{}/{}", one.kind, one.id)).collect();
+        unreadable.sort();
+        assert_eq!(
+            unreadable,
+            ["revocations/1", "revocations/2", "trust_domains/c.test"],
+            "{role}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_route_that_cannot_be_read_stands_closed_where_it_would_be_served() {
     let world = World::new().await;
     let broken = json!({"uri": "/admin/*", "plugins": 7});

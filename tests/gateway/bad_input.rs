@@ -25,20 +25,20 @@ use crate::world::{
 };
 
 /// A sidecar that lets everybody of its trust domain in, and its workload.
-struct Guarded {
-    world: World,
-    app: App,
-    sidecar: Process,
+pub(crate) struct Guarded {
+    pub(crate) world: World,
+    pub(crate) app: App,
+    pub(crate) sidecar: Process,
 }
 
 /// How a stranger fared: what it saw, and what the decision log says of it.
-struct Refused {
-    seen: String,
-    record: Value,
+pub(crate) struct Refused {
+    pub(crate) seen: String,
+    pub(crate) record: Value,
 }
 
 impl Guarded {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = World::new();
         let app = App::echo("guarded");
         let everybody = allow("p", &[&world.id("/guarded")], &[&world.id("/**")]);
@@ -51,7 +51,7 @@ impl Guarded {
     }
 
     /// Knocks with an identity that must be refused at the handshake.
-    async fn refuses(&self, identity: Identity) -> Refused {
+    pub(crate) async fn refuses(&self, identity: Identity) -> Refused {
         let expected = &self.sidecar;
         let seen = match Peer::with(identity).stream(expected, Alpn::Http1).await {
             Err(error) => error.to_string(),
@@ -70,7 +70,7 @@ impl Guarded {
     }
 
     /// Nothing has come through, the refusal is on record, and others are served as before.
-    async fn after(&self, seen: String) -> Refused {
+    pub(crate) async fn after(&self, seen: String) -> Refused {
         let record = self.sidecar.record_with("/type", &json!("handshake_refused"));
         assert_eq!(record["outcome"], "deny");
         assert_eq!(record["dst"]["spiffe_id"], json!(self.sidecar.id));
@@ -80,7 +80,11 @@ impl Guarded {
     }
 
     /// Signs a leaf with the world's own authority, after `change` has made it bad.
-    fn forge(&self, path: &str, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    pub(crate) fn forge(
+        &self,
+        path: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Identity {
         let pem = std::fs::read_to_string(self.world.authority().join("intermediate.pem")).unwrap();
         let signing_key =
             KeyPair::from_pem(&pem[pem.find("-----BEGIN PRIVATE").unwrap()..]).unwrap();

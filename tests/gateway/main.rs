@@ -8,23 +8,33 @@
 #![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
 mod audit;
+mod authority;
 mod bad_input;
 mod cli;
+mod conformance;
 mod control;
 mod crypto;
 mod drain;
+mod enrolment;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod expiry;
+mod federation;
 mod grpc;
 mod headers;
 mod http1;
 mod http2;
 mod issuer;
+mod jwt_svid;
 mod keys;
 mod mesh;
 mod plugins;
 mod policy;
 mod proof;
+mod revocation;
+mod rotation;
+mod stapling;
+mod tls_attacks;
 mod tls_edge;
 mod upstream;
 mod world;

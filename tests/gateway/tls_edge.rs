@@ -10,19 +10,19 @@ use crate::mesh::Wire;
 use crate::world::{Admin, App, PATIENCE, Process, World, eventually};
 
 /// A certificate that signs itself, as PEM.
-struct Certificate {
+pub(crate) struct Certificate {
     chain: String,
     key: String,
 }
 
 impl Certificate {
-    fn of(names: &[&str]) -> Self {
+    pub(crate) fn of(names: &[&str]) -> Self {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         Self { chain: made.cert.pem(), key: made.signing_key.serialize_pem() }
     }
 
-    fn resource(&self, names: &[&str]) -> Value {
+    pub(crate) fn resource(&self, names: &[&str]) -> Value {
         json!({ "snis": names, "cert": self.chain, "key": self.key })
     }
 
@@ -35,16 +35,16 @@ impl Certificate {
 }
 
 /// An ingress with a TLS door before an app, and the control plane that feeds it.
-struct Edge {
-    app: App,
-    ingress: Process,
+pub(crate) struct Edge {
+    pub(crate) app: App,
+    pub(crate) ingress: Process,
     admin: Admin,
     _control: Process,
-    world: World,
+    pub(crate) world: World,
 }
 
 impl Edge {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let world = World::new();
         let app = App::echo("app");
         let control = world.control().start();
@@ -61,12 +61,12 @@ impl Edge {
         edge
     }
 
-    async fn put(&self, path: &str, value: &Value) {
+    pub(crate) async fn put(&self, path: &str, value: &Value) {
         let revision = self.admin.put(path, value).await;
         self.admin.applied(revision, 1).await;
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.ingress.address("ingress")
     }
 

@@ -87,6 +87,7 @@ pub fn wardgate_at(program: &Path) -> Command {
         "WARDGATE_KEY",
         "WARDGATE_AUDIT",
         "WARDGATE_CONFIG",
+        "WARDGATE_CA_PASSPHRASE",
         "WARDGATE_ALLOW_CORE_DUMPS",
     ] {
         command.env_remove(name);

@@ -5,12 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 #![allow(clippy::large_futures, reason = "a test has the stack for it")]
+#![allow(unreachable_pub, reason = "items are shared between the files of one binary")]
 #![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
 mod clients;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
 mod federation;
+mod guide;
 mod jwt;
 mod programs;
 mod sidecars;

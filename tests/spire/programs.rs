@@ -15,12 +15,13 @@ pub fn programs() -> Option<PathBuf> {
     }
     let wanted = std::env::var("WARDGATE_SPIRE").is_ok_and(|wanted| wanted == "1");
     assert!(!wanted, "no SPIRE in {}: run tests/spire/build", folder.display());
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    // Past the test harness, which keeps what a passing test prints to itself.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED {test}: no SPIRE in {}; WARDGATE_SPIRE=1 ./test builds it and runs this",
-        folder.display()
-    );
+    let here = folder.display();
+    skipped(&format!("no SPIRE in {here}; WARDGATE_SPIRE=1 ./test builds it and runs this"));
     None
+}
+
+/// Says that the running test is left, past the test harness, which keeps what a passing test prints to itself.
+pub fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
 }

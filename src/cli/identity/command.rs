@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{init, inspect, issue};
+use super::authority::Place;
+use super::revoke::RevokeArgs;
+use super::rotate_root::RotateRoot;
+use super::{bundle, federate, init, inspect, issue, join, revoke, rotate_root, upstream, whois};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::rt::Clock;
 
@@ -17,7 +20,9 @@ use crate::rt::Clock;
 Examples:
   wardgate identity init --trust-domain shop.example
   wardgate identity issue --id spiffe://shop.example/web --out web/
-  wardgate identity inspect web/svid.pem")]
+  wardgate identity inspect web/svid.pem
+  wardgate identity whois spiffe://shop.example/web
+  wardgate identity rotate-root status")]
 pub(in crate::cli) struct IdentityArgs {
     #[command(subcommand)]
     verb: Verb,
@@ -27,18 +32,37 @@ pub(in crate::cli) struct IdentityArgs {
 enum Verb {
     /// Make a trust domain's authority: a root and an intermediate, kept in a directory
     Init {
-        /// Where the authority is kept; made when missing, never overwritten
-        #[arg(long, value_name = "DIR", default_value = "certs")]
-        dir: PathBuf,
+        #[command(flatten)]
+        place: Place,
         /// The trust domain that the authority speaks for
         #[arg(long, value_name = "NAME", default_value = "example.org", value_parser = trust_domain)]
         trust_domain: TrustDomain,
+        /// Make no root: write a request for an intermediate, to be signed by a root that is kept elsewhere
+        #[arg(long)]
+        upstream: bool,
+    },
+    /// Ask the upstream authority for an intermediate: writes a certificate request (PKCS#10)
+    Request {
+        #[command(flatten)]
+        place: Place,
+        /// The trust domain, for a directory that holds no authority yet
+        #[arg(long, value_name = "NAME", value_parser = trust_domain)]
+        trust_domain: Option<TrustDomain>,
+    },
+    /// Take in the intermediate that the upstream authority signed
+    Adopt {
+        #[command(flatten)]
+        place: Place,
+        /// The signed certificate, with what is between it and the root (PEM)
+        chain: PathBuf,
+        /// The upstream's root (PEM)
+        #[arg(long, value_name = "FILE")]
+        root: PathBuf,
     },
     /// Issue an identity as files: svid.pem, key.pem (mode 0600) and bundle.pem
     Issue {
-        /// Where the authority is kept
-        #[arg(long, value_name = "DIR", default_value = "certs")]
-        dir: PathBuf,
+        #[command(flatten)]
+        place: Place,
         /// Whom the certificate names
         #[arg(long, value_name = "SPIFFE-ID", value_parser = spiffe_id)]
         id: SpiffeId,
@@ -52,21 +76,47 @@ enum Verb {
         #[arg(long = "dns", value_name = "NAME")]
         dns_names: Vec<String>,
     },
-    /// Show what the certificates of a PEM file say, and whether their bundle vouches for them
+    /// Replace the root without a break: prepare, activate, retire
+    #[command(subcommand)]
+    RotateRoot(RotateRoot),
+    /// Refuse a certificate, a key or a SPIFFE ID at once, in the whole mesh; with --dir: put it on an authority's revocation lists
+    Revoke(RevokeArgs),
+    /// Tell who was given a certificate, when, on what evidence, and whether it still holds
+    Whois {
+        /// A serial number (hexadecimal), a SPIFFE ID, or a PEM file with the certificate
+        #[arg(value_name = "SERIAL|SPIFFE-ID|FILE")]
+        asked: String,
+        /// Where the authority is kept
+        #[arg(long, value_name = "DIR", default_value = "certs")]
+        dir: PathBuf,
+    },
+    Join(Box<join::JoinArgs>),
+    Renew(join::RenewArgs),
+    /// Show what the certificates or revocation lists of a PEM file say, and whether their bundle vouches for them
     Inspect {
-        /// A PEM file with certificates: an SVID, an authority, a bundle
+        /// A PEM file with certificates (an SVID, an authority, a bundle) or revocation lists
         file: PathBuf,
-        /// Verify the first certificate with these roots (PEM or a SPIFFE bundle document)
+        /// Verify the first certificate, or each list, with these roots (PEM or a SPIFFE bundle document)
         #[arg(long, value_name = "FILE")]
         bundle: Option<PathBuf>,
     },
+    /// Show, export or declare trust bundles
+    Bundle {
+        #[command(subcommand)]
+        verb: bundle::BundleVerb,
+    },
+    /// Trust other trust domains whose bundles are fetched
+    Federate {
+        #[command(subcommand)]
+        verb: federate::FederateVerb,
+    },
 }
 
-fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
+pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
@@ -81,11 +131,27 @@ pub(in crate::cli) fn run(args: IdentityArgs) -> anyhow::Result<ExitCode> {
 
 fn execute(verb: Verb, clock: &Clock, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Init { dir, trust_domain } => init::init(&dir, trust_domain, clock, out),
-        Verb::Issue { dir, id, out: to, ttl, dns_names } => {
-            issue::issue(&dir, &id, &to, Duration::from_secs(ttl), &dns_names, clock, out)
+        Verb::Init { place, trust_domain, upstream: true } => {
+            upstream::request(&place, Some(&trust_domain), out)
         }
+        Verb::Init { place, trust_domain, upstream: false } => {
+            init::init(&place, trust_domain, clock, out)
+        }
+        Verb::Request { place, trust_domain } => {
+            upstream::request(&place, trust_domain.as_ref(), out)
+        }
+        Verb::Adopt { place, chain, root } => upstream::adopt(&place, &chain, &root, clock, out),
+        Verb::Issue { place, id, out: to, ttl, dns_names } => {
+            issue::issue(&place, &id, &to, Duration::from_secs(ttl), &dns_names, clock, out)
+        }
+        Verb::RotateRoot(step) => rotate_root::rotate_root(&step, clock, out),
+        Verb::Revoke(args) => revoke::revoke(&args, clock, out),
+        Verb::Whois { asked, dir } => whois::whois(&dir, &asked, clock, out),
+        Verb::Join(args) => join::join(&args, clock, out),
+        Verb::Renew(args) => join::renew(&args, clock, out),
         Verb::Inspect { file, bundle } => inspect::inspect(&file, bundle.as_deref(), clock, out),
+        Verb::Bundle { verb } => bundle::bundle(&verb, clock, out),
+        Verb::Federate { verb } => federate::federate(&verb, out),
     }
 }
 
@@ -173,5 +239,13 @@ mod tests {
         let note = folder.path().join("note.pem").display().to_string();
         let error = wardgate(&["inspect", &note]).unwrap_err().to_string();
         assert!(error.contains("holds no certificate"), "{error}");
+
+        let lists = folder.path().join("crl.pem").display().to_string();
+        let signer = folder.path().join("bundle.pem").display().to_string();
+        let (_, printed) = wardgate(&["inspect", &lists]).unwrap();
+        assert_eq!(printed.matches("revocation list").count(), 2, "{printed}");
+        let (code, printed) = wardgate(&["inspect", &lists, "--bundle", &signer]).unwrap();
+        assert_eq!(code, ExitCode::FAILURE, "the intermediate's list is not the root's");
+        assert!(printed.contains("good") && printed.contains("by none of"), "{printed}");
     }
 }

@@ -8,11 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 use super::text::{date, fingerprint, length};
-use crate::identity::{Presented, Purpose, SpiffeId, Trust, TrustBundle, TrustBundles};
+use crate::identity::{
+    Presented, Purpose, RevocationList, SpiffeId, Trust, TrustBundle, TrustBundles,
+};
 use crate::rt::Clock;
+
+/// What revocation lists begin with in PEM.
+const CRL: &[u8] = b"-----BEGIN X509 CRL-----";
 
 pub(super) fn inspect(
     file: &Path,
@@ -25,7 +30,15 @@ pub(super) fn inspect(
         .collect::<Result<_, _>>()
         .with_context(|| format!("{} is not PEM", file.display()))?;
     let Some((leaf, rest)) = chain.split_first() else {
-        bail!("{} holds no certificate: expected PEM with CERTIFICATE sections", file.display());
+        if !text.windows(CRL.len()).any(|window| window == CRL) {
+            bail!(
+                "{} holds no certificate: expected PEM with CERTIFICATE or X509 CRL sections",
+                file.display()
+            );
+        }
+        let lists = RevocationList::read(&text)
+            .with_context(|| format!("{} cannot be read", file.display()))?;
+        return show_lists(&lists, bundle, clock, out);
     };
     for (at, certificate) in chain.iter().enumerate() {
         if at > 0 {
@@ -55,6 +68,52 @@ pub(super) fn inspect(
                 holds = false;
                 writeln!(out, "{name}   refused ({}): {flaw}", flaw.code())?;
             }
+        }
+    }
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Revocation lists as tables. Each is verified with the certificates of `signers`, if given: roots, or an intermediate.
+fn show_lists(
+    lists: &[RevocationList],
+    signers: Option<&Path>,
+    clock: &Clock,
+    out: &mut impl Write,
+) -> anyhow::Result<ExitCode> {
+    let mut known: Vec<CertificateDer<'static>> = Vec::new();
+    if let Some(path) = signers {
+        let text =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        known = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>()?;
+    }
+    let now = clock.now();
+    let mut holds = true;
+    for (at, list) in lists.iter().enumerate() {
+        if at > 0 {
+            writeln!(out)?;
+        }
+        let mut row = |name: &str, value: &str| writeln!(out, "{name:<12}{value}");
+        row("kind", "revocation list")?;
+        row("issuer", &list.issuer().escape_debug().to_string())?;
+        row("number", list.number().unwrap_or("none"))?;
+        let (from, until) = (list.this_update(), list.next_update());
+        let state = match until < now {
+            true => "OUT OF DATE".to_owned(),
+            false => format!("{} left", length(until - now)),
+        };
+        row("valid", &format!("{} to {} ({state})", date(from), date(until)))?;
+        let (_, parsed) = CertificateRevocationList::from_der(list.der())
+            .with_context(|| format!("revocation list {} is none", at + 1))?;
+        for revoked in parsed.iter_revoked_certificates() {
+            let reason = revoked.reason_code().map(|(_, reason)| format!(" ({reason})"));
+            let since = date(revoked.revocation_date.timestamp());
+            let serial = hex::encode(revoked.user_certificate.to_bytes_be());
+            row("revoked", &format!("{serial} since {since}{}", reason.unwrap_or_default()))?;
+        }
+        if signers.is_some() {
+            let is_signed = known.iter().any(|signer| list.is_signed_by(signer));
+            holds &= is_signed;
+            row("signature", if is_signed { "good" } else { "by none of the certificates given" })?;
         }
     }
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -117,7 +176,7 @@ fn show(der: &[u8], now: i64, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn first_id(der: &[u8]) -> Option<SpiffeId> {
+pub(super) fn first_id(der: &[u8]) -> Option<SpiffeId> {
     let (_, parsed) = X509Certificate::from_der(der).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     names.value.general_names.iter().find_map(|name| match name {

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::authority::Place;
 use super::text::{date, replace};
 use crate::identity::SpiffeId;
-use crate::roles::Authority;
+use crate::roles::Evidence;
 use crate::rt::Clock;
 
 pub(super) fn issue(
-    dir: &Path,
+    place: &Place,
     id: &SpiffeId,
     to: &Path,
     ttl: Duration,
@@ -23,10 +24,12 @@ pub(super) fn issue(
     clock: &Clock,
     out: &mut impl Write,
 ) -> anyhow::Result<ExitCode> {
-    let authority = Authority::open(dir, clock.clone()).with_context(|| {
-        format!("no usable authority in {}; `wardgate identity init` makes one", dir.display())
-    })?;
-    let svid = authority.issue(id, ttl, dns_names)?;
+    let authority =
+        place.open(clock).with_context(|| format!("no usable authority in {}", place.name()))?;
+    let uid = rustix::process::getuid().as_raw();
+    let evidence =
+        Evidence { by: "command line".to_owned(), selectors: vec![format!("unix:uid:{uid}")] };
+    let svid = authority.issue_to(id, ttl, dns_names, &evidence)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)

@@ -2,10 +2,20 @@
 //!
 //! `command.rs` holds the verbs and their words; each other file does one family of them.
 
+mod admin;
+mod authority;
+mod bundle;
 mod command;
+mod deny;
+mod federate;
 mod init;
 mod inspect;
 mod issue;
+mod join;
+mod revoke;
+mod rotate_root;
 mod text;
+mod upstream;
+mod whois;
 
 pub(super) use command::{IdentityArgs, run};

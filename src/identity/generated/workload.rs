@@ -91,6 +91,7 @@ pub struct JwtBundlesResponse {
     >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct ValidateJwtsvidRequest {
     /// For whom the token must be.
     #[prost(string, tag = "1")]

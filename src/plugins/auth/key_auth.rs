@@ -155,7 +155,7 @@ impl KeyAuth {
 mod tests {
     use super::*;
     use crate::pipeline::tests::{exchange, reply};
-    use crate::pipeline::{Consumer, Directory};
+    use crate::pipeline::{Consumer, Directory, SpiffeId};
     use crate::plugins::tests::compile;
     use serde_json::Value;
     use std::sync::Arc;
@@ -165,6 +165,9 @@ mod tests {
         fn find(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Arc<Value>)> {
             let known = plugin == "key-auth" && key == "jack's key";
             known.then(|| (self.named("jack").unwrap(), Arc::new(json!({"key": key}))))
+        }
+        fn of_identity(&self, _: &str, _: &SpiffeId) -> Option<(Arc<Consumer>, Arc<Value>)> {
+            None
         }
         fn named(&self, name: &str) -> Option<Arc<Consumer>> {
             let labels = [("custom_id".to_owned(), "7".to_owned())].into();

@@ -16,9 +16,12 @@ use super::{BodyLength, Downstream};
 use crate::identity::SpiffeId;
 use crate::model::Listeners;
 use crate::mtls::Proof;
-use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
+use crate::observe::{
+    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, TokenFacts, WouldBe,
+};
 use crate::pipeline::{
-    BodyFilters, Client, Exchange, Fault, Flow, Reply, ResponseSource, RouteInfo, Side as FaultSide,
+    BodyFilters, Client, Exchange, Fault, Flow, Refusal, Reply, ResponseSource, RouteInfo,
+    Side as FaultSide,
 };
 use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
 use crate::proxy::copy::Tunnel;
@@ -162,6 +165,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
                 plugins(exchange, &mut chains).await
             }
         };
+        let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
         match course {
             Course::Forward => {
                 headers::send(exchange, &standing.told);
@@ -387,6 +391,42 @@ impl Judge<'_> {
             ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
         })
     }
+}
+
+/// An auth plugin's refusal goes into the decision log, and the caller learns under which id.
+fn refused_by_plugin(
+    course: Course,
+    worker: &Worker,
+    snapshot: &Snapshot,
+    exchange: &Exchange,
+    standing: &ConnectionStanding,
+) -> Course {
+    let Course::Reply(mut reply) = course else { return course };
+    let Some(refusal) = exchange.notes.find::<Refusal>() else { return Course::Reply(reply) };
+    let denial = DenialId::new();
+    let token = refusal.token_hash.as_deref().map(|hash| TokenFacts {
+        hash,
+        subject: refusal.token.as_ref().map(|token| token.id.as_str()),
+        id: refusal.token.as_ref().and_then(|token| token.token_id.as_deref()),
+    });
+    // A refusal that cannot be recorded is still a refusal.
+    let _ = worker.lane.decision(&DecisionRecord {
+        route_id: exchange.route.as_ref().map(|route| route.id.as_str()),
+        protocol: if exchange.is_http2 { "h2" } else { "http/1.1" },
+        method: exchange.request.method().as_bytes(),
+        host: exchange.request.authority().as_bytes(),
+        path: exchange.request.path().as_bytes(),
+        status: Some(reply.status),
+        mode: "plugin",
+        reason: Some(refusal.reason),
+        denial_id: Some(denial),
+        config_revision: snapshot.revision,
+        plugin: Some(refusal.plugin),
+        token,
+        ..DecisionRecord::of(&standing.ends, false)
+    });
+    reply.fields.push(("x-wardgate-denial".into(), denial.as_str().into()));
+    Course::Reply(reply)
 }
 
 /// The answer when no decision can be recorded: what cannot be proved later does not happen.
