@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(without.next_update, now - 60 + UNSAID);
 
         let (key, certificate) = world.delegate(vec![ExtendedKeyUsagePurpose::OcspSigning]);
-        ask(respond(&id, GOOD, now, until, &key, &[certificate.clone()])).unwrap();
+        ask(respond(&id, GOOD, now, until, &key, std::slice::from_ref(&certificate))).unwrap();
         let stranger = KeyPair::generate().unwrap();
         for (what, key, certificates) in [
             ("nobody's key", &stranger, vec![]),

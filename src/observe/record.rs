@@ -254,7 +254,7 @@ impl<'a> ConnectionRecord<'a> {
 /// A change of our own identity or of whom we trust.
 #[derive(Clone, Copy, Debug)]
 pub struct IdentityRecord<'a> {
-    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`; `bundle_refused` for an alarm about a fetched bundle.
+    /// `first`, `rotated`, `bundle_changed`, `withdrawn`, `restored`, `expiring`; `bundle_refused` for an alarm about a fetched bundle.
     pub event: &'a str,
     /// Who we are.
     pub spiffe_id: &'a str,
@@ -292,7 +292,7 @@ pub struct IssuerRecord<'a> {
 /// A change of the configuration that was applied or refused.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigRecord<'a> {
-    /// `applied`, `refused`, `restored` (from the last good copy).
+    /// `applied`, `refused`, `restored` (from the last good copy), `expiring` (a public certificate).
     pub event: &'a str,
     /// The store's revision.
     pub revision: u64,

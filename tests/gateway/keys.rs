@@ -259,7 +259,7 @@ async fn nothing_that_is_said_or_written_shows_a_private_key() {
         let mut places = heard.places_of(secret);
         places
             .retain(|place| !(secret.name == "the sealing key" && place.ends_with("/sealing.key")));
-        assert!(places.is_empty(), "{} is shown by {places:#?}", secret.name);
+        assert!(places.is_empty(), "113 {} is shown by {places:#?}", secret.name);
     }
     // Also keys that only the issuer and its caller know: how every P-256 key begins, and how a PEM does.
     let pkcs8 =

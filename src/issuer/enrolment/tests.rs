@@ -134,7 +134,8 @@ impl World {
 
     fn register(&self, entries: &[(&str, &str)]) {
         let entry = |(id, selector): &(&str, &str)| {
-            let declared = json!({ "spiffe_id": id, "selectors": [selector] });
+            let declared =
+                json!({ "spiffe_id": id, "selectors": [selector], "federates_with": ["b.test"] });
             let workload = serde_json::from_value(declared).unwrap();
             RegistrationEntry::new(&workload, &domain()).unwrap()
         };

@@ -384,7 +384,11 @@ impl Ours {
     fn register(&self, ids: &[&str]) {
         let uid = rustix::process::geteuid().as_raw();
         let entry = |id: &&str| {
-            let declared = json!({ "spiffe_id": id, "selectors": [format!("unix:uid:{uid}")] });
+            let declared = json!({
+                "spiffe_id": id,
+                "selectors": [format!("unix:uid:{uid}")],
+                "federates_with": ["b.test"],
+            });
             let workload = serde_json::from_value(declared).unwrap();
             RegistrationEntry::new(&workload, self.authority.domain()).unwrap()
         };
