@@ -1,7 +1,7 @@
 //! The public key that is to be certified: taken from a certificate request, whose names and wishes count for nothing.
 
-use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use ring::digest::{SHA256, digest};
+use crate::rt::crypto::digest::{SHA256, digest};
+use rcgen::{CertificateParams, DistinguishedName};
 use rustls_pki_types::PrivateKeyDer;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -10,6 +10,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 use zeroize::Zeroizing;
 
 use crate::issuer::Error;
+use crate::issuer::key::KeyPair;
 
 const MAX_REQUEST_BYTES: usize = 16 * 1024;
 /// RSA keys outside of these sizes are weak, or make every handshake slow.
@@ -94,7 +95,7 @@ mod tests {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
     use rcgen::{
-        BasicConstraints, IsCa, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
+        BasicConstraints, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
         PublicKeyData, SanType,
     };
 

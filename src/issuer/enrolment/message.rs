@@ -19,6 +19,9 @@ use crate::issuer::wire;
 #[serde(deny_unknown_fields)]
 pub struct TrustNews {
     bundles: Vec<BundleNews>,
+    /// The SVID should be renewed before its time. News only: nothing to be kept.
+    #[serde(skip)]
+    pub(super) renew_soon: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +45,7 @@ impl From<wire::Trust> for TrustNews {
                 .map(|list| STANDARD.encode(list))
                 .collect(),
         });
-        Self { bundles: bundles.collect() }
+        Self { bundles: bundles.collect(), renew_soon: trust.renew_soon }
     }
 }
 
@@ -86,7 +89,7 @@ impl TrustNews {
 ///
 /// # Errors
 /// A bundle has a key that a bundle document cannot carry.
-pub(super) fn to_wire(trust: &Trust) -> Result<wire::Trust, Error> {
+pub(super) fn to_wire(trust: &Trust, renew_soon: bool) -> Result<wire::Trust, Error> {
     let bundles = trust.bundles.iter().map(|bundle| {
         let refresh_after = Duration::from_secs(300);
         let document = BundleDocument { bundle: bundle.clone(), sequence: None, refresh_after };
@@ -98,7 +101,7 @@ pub(super) fn to_wire(trust: &Trust) -> Result<wire::Trust, Error> {
             revocation_lists: lists.map(|list| list.to_vec()).collect(),
         })
     });
-    Ok(wire::Trust { bundles: bundles.collect::<Result<_, Error>>()? })
+    Ok(wire::Trust { bundles: bundles.collect::<Result<_, Error>>()?, renew_soon })
 }
 
 /// Without what they prove and what they open.
@@ -140,7 +143,7 @@ mod tests {
         let lists = RevocationLists { lists, ..RevocationLists::default() };
         revocations.by_domain.insert(domain("b.test"), lists);
         let trust = Trust::new(bundles, revocations, Rules::default());
-        let news = TrustNews::from(to_wire(&trust).unwrap());
+        let news = TrustNews::from(to_wire(&trust, false).unwrap());
         assert_eq!(news.trust(&domain("a.test")).unwrap(), trust);
         let text = serde_json::to_string(&news).unwrap();
         assert_eq!(serde_json::from_str::<TrustNews>(&text).unwrap(), news);
@@ -149,7 +152,7 @@ mod tests {
     #[test]
     fn damaged_or_missing_trust_is_refused_as_a_whole() {
         let a = Forge::new("a.test");
-        let good = TrustNews::from(to_wire(&Trust::from(a.bundles())).unwrap());
+        let good = TrustNews::from(to_wire(&Trust::from(a.bundles()), false).unwrap());
         let refused = |change: &dyn Fn(&mut TrustNews)| {
             let mut news = good.clone();
             change(&mut news);

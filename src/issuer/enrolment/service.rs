@@ -19,13 +19,13 @@ use super::listener::Origin;
 use super::message::to_wire;
 use super::throttle::Throttle;
 use super::ticket::{Ticket, TicketKey};
-use crate::identity::{Identity, Peer, SpiffeId, Trust, TrustBundles};
+use crate::identity::{Identity, Peer, Revocations, SpiffeId, Trust, TrustBundles};
 use crate::issuer::source::changed;
 use crate::issuer::wire;
 use crate::issuer::wire::issuer_server::Issuer;
 use crate::issuer::{
-    Authority, Entries, Error, Evidence, Grant, JoinTokens, KubernetesAttestor, KubernetesSettings,
-    ProofFlaw, RegistrationEntry, Selector, TokenId,
+    Announcement, Authority, Entries, Error, Evidence, Grant, JoinTokens, KubernetesAttestor,
+    KubernetesSettings, ProofFlaw, RegistrationEntry, Selector, TokenId,
 };
 use crate::observe::{AuditLane, IssuerRecord};
 use crate::rt::{DrainGuard, Live};
@@ -200,6 +200,8 @@ impl Service {
             by: "enrolment".to_owned(),
             selectors: shown.iter().map(ToString::to_string).collect(),
         };
+        // Before signing: what changes meanwhile is taken for news.
+        let root = authority.announced().load().root.clone();
         let chain = authority
             .certify_to(&entry.spiffe_id, entry.ttl, &entry.dns_names, &key.spki, &evidence)
             .map_err(failed)?;
@@ -209,25 +211,31 @@ impl Service {
             spki_sha256: key.sha256.clone(),
             shown,
             proved,
+            root,
         };
         let lifetime = entry.ttl.min(until(not_after, authority.clock().now()));
         let message = wire::Enrolled {
             chain: chain.iter().map(|one| one.to_vec()).collect(),
             lifetime_seconds: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
             ticket: self.shared.tickets.seal(&ticket),
-            trust: Some(to_wire(&self.trust(entry)).map_err(failed)?),
+            trust: Some(to_wire(&self.trust(entry), false).map_err(failed)?),
         };
         Ok(Issued { message, spiffe_id: entry.spiffe_id.clone(), serial, not_after })
     }
 
-    /// Whom the holder of an identity may verify: its own trust domain by the word of the authority itself, and as the issuer
-    /// does those that its entry names.
+    /// Whom the holder of an identity may verify: its own trust domain by the word of the authority itself; of the others,
+    /// those that its entry names, as the issuer does.
     fn trust(&self, entry: &RegistrationEntry) -> Trust {
-        let identity = self.identity.load();
-        let known = |domain| identity.trust.bundles.find(domain).cloned();
-        let mut bundles: TrustBundles = entry.federates_with.iter().filter_map(known).collect();
+        let Trust { bundles: known, revocation, rules, .. } = &*self.identity.load().trust;
+        let named = entry.federates_with.iter();
+        let mut bundles: TrustBundles =
+            named.filter_map(|domain| known.find(domain).cloned()).collect();
         bundles.insert(self.shared.authority.bundle());
-        Trust::new(bundles, identity.trust.revocation.clone(), identity.trust.rules)
+        let lists = bundles.iter().filter_map(|bundle| {
+            Some((bundle.domain.clone(), revocation.by_domain.get(&bundle.domain)?.clone()))
+        });
+        let revocation = Revocations { by_domain: lists.collect(), ..Revocations::default() };
+        Trust::new(bundles, revocation, *rules)
     }
 
     async fn enrol(&self, request: wire::EnrolRequest) -> Result<Issued, Refused> {
@@ -296,12 +304,7 @@ impl Service {
             return Err(unproved("no_certificate", "expected the current SVID (mTLS)"));
         };
         let about = |refused: Refused| refused.about(&peer.id);
-        let seconds = self.shared.authority.clock().now();
-        let now = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-        // The handshake may be long ago.
-        let identity = self.identity.load();
-        let judged = identity.trust.verifier().again(&peer, UnixTime::since_unix_epoch(now));
-        judged.map_err(|flaw| about(unproved(flaw.code(), "the SVID does not hold any more")))?;
+        self.holds(&peer)?;
         let Some(ticket) = self.shared.tickets.open_ticket(sealed) else {
             let mut refused = unproved("ticket", "the ticket is not of this issuer: enrol again");
             refused.counts = true;
@@ -313,6 +316,17 @@ impl Service {
             return Err(about(refused));
         }
         Ok((ticket, peer))
+    }
+
+    /// Does an SVID that was proved in a handshake, perhaps long ago, hold still?
+    fn holds(&self, peer: &Peer) -> Result<(), Refused> {
+        let seconds = self.shared.authority.clock().now();
+        let now = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        let trust = &self.identity.load().trust;
+        trust.verifier().again(peer, UnixTime::since_unix_epoch(now)).map_err(|flaw| {
+            let status = Status::unauthenticated("the SVID does not hold any more");
+            Refused::new(flaw.code(), status).about(&peer.id)
+        })
     }
 
     /// The entry by which an enrolment stands, if it still does.
@@ -456,41 +470,57 @@ fn from<T>(request: &Request<T>) -> Result<Origin, Status> {
 struct Watching {
     service: Service,
     from: Origin,
+    peer: Arc<Peer>,
     ticket: Ticket,
-    sent: Option<Trust>,
+    announced: Live<Announcement>,
+    sent: Option<(Trust, bool)>,
+    /// By whose word the caller's SVID was judged the last time.
+    judged: Option<Arc<Trust>>,
     is_over: bool,
 }
 
 impl Watching {
+    /// The last word of the stream.
+    fn end(&mut self, refused: Refused) -> Status {
+        self.is_over = true;
+        self.service.refuse(&self.from, "svid", refused)
+    }
+
     async fn next(&mut self) -> Option<Result<wire::Trust, Status>> {
         if self.is_over {
             return None;
         }
         loop {
+            let current = self.service.identity.load().trust.clone();
+            if !self.judged.as_ref().is_some_and(|judged| Arc::ptr_eq(judged, &current)) {
+                if let Err(refused) = self.service.holds(&self.peer) {
+                    return Some(Err(self.end(refused)));
+                }
+                self.judged = Some(current);
+            }
             let entry = match self.service.standing(&self.ticket) {
                 Ok(entry) => Some(entry),
                 // The stream is no renewal: what cannot be found out now takes nothing away, nor does a proof that is old.
                 Err(refused) if refused.status.code() != tonic::Code::PermissionDenied => None,
-                Err(refused) => {
-                    self.is_over = true;
-                    return Some(Err(self.service.refuse(&self.from, "svid", refused)));
-                }
+                Err(refused) => return Some(Err(self.end(refused))),
             };
             if let Some(entry) = entry {
-                let trust = self.service.trust(&entry);
-                if self.sent.as_ref() != Some(&trust) {
-                    let message = to_wire(&trust).map_err(|error| {
+                let renew_soon = self.announced.load().root != self.ticket.root;
+                let news = (self.service.trust(&entry), renew_soon);
+                if self.sent.as_ref() != Some(&news) {
+                    let message = to_wire(&news.0, renew_soon).map_err(|error| {
                         tracing::error!(%error, "the trust bundles cannot be sent");
                         Status::unavailable("the trust bundles cannot be sent now")
                     });
                     self.is_over = message.is_err();
-                    self.sent = Some(trust);
+                    self.sent = Some(news);
                     return Some(message);
                 }
             }
             tokio::select! {
                 () = changed(&mut self.service.entries) => {}
                 () = changed(&mut self.service.identity) => {}
+                () = changed(&mut self.announced) => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = self.service.guard.asked() => return None,
             }
@@ -536,11 +566,20 @@ impl Issuer for Service {
         let from = from(&request)?;
         let sealed = request.into_inner().ticket;
         let proved = self.admit(from.address.ip()).and_then(|()| self.proved(&from, &sealed));
-        let ticket = match proved {
-            Ok((ticket, _)) => ticket,
+        let (ticket, peer) = match proved {
+            Ok(proved) => proved,
             Err(refused) => return Err(self.refuse(&from, "svid", refused)),
         };
-        let watching = Watching { service: self.clone(), from, ticket, sent: None, is_over: false };
+        let watching = Watching {
+            service: self.clone(),
+            from,
+            peer,
+            ticket,
+            announced: self.shared.authority.announced(),
+            sent: None,
+            judged: None,
+            is_over: false,
+        };
         let messages =
             unfold(watching, async |mut watching| Some((watching.next().await?, watching)));
         Ok(Response::new(Box::pin(messages)))

@@ -14,6 +14,7 @@ use super::settings::EnrolSettings;
 use super::state::{Kept, StateFile};
 use crate::identity::{Identity, IdentitySource, Trust, TrustDomain, renew_after};
 use crate::issuer::Error;
+use crate::issuer::source::spread;
 use crate::mtls::Anchor;
 use crate::rt::{Backoff, Clock, Live, Publisher, Tasks};
 
@@ -270,8 +271,8 @@ impl Enrolment {
         self.client.watch(&anchor, &held.enrolled.svid, &held.enrolled.ticket).await
     }
 
-    /// The next SVID: by the current one while it lives, by the proof of the settings when it is over or its ticket is not
-    /// taken any more.
+    /// The next SVID: by the current one while it lives; by the proof of the settings when it is over, and when it is not taken
+    /// any more and the proof can be shown again.
     async fn next(&self, held: &mut Held, publisher: &Publisher<Identity>) -> Result<(), Error> {
         let is_over = held.enrolled.svid.seconds_left(self.clock.now()) <= 0;
         let renewed = match is_over {
@@ -280,9 +281,9 @@ impl Enrolment {
         };
         let (enrolled, beginning) = match renewed {
             Some(Ok(enrolled)) => (enrolled, held.beginning.clone()),
-            Some(Err(error)) if !matches!(error, Error::IssuerRefused { .. }) => return Err(error),
+            Some(Err(error @ Error::IssuerDenied { .. })) => return Err(error),
             Some(Err(error)) if !self.settings.is_proof_lasting() => return Err(error),
-            // It knows us no longer by our SVID.
+            // The SVID is over, or may be revoked: who can still prove itself begins anew.
             _ => self.enrolled().await?,
         };
         let current = publisher.live().load();
@@ -297,7 +298,13 @@ impl Enrolment {
         Ok(())
     }
 
-    fn take(&self, news: TrustNews, held: &mut Held, publisher: &Publisher<Identity>) {
+    fn take(&self, mut news: TrustNews, held: &mut Held, publisher: &Publisher<Identity>) {
+        if news.renew_soon {
+            // A fleet does not renew at once.
+            let soon = Instant::now() + spread(held.enrolled.lifetime);
+            held.renew_at = held.renew_at.min(soon);
+        }
+        news.renew_soon = false;
         let current = publisher.live().load();
         if news == held.enrolled.trust && !current.is_withdrawn() {
             return;

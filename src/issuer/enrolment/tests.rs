@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::rt::crypto::rand::SystemRandom;
+use crate::rt::crypto::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -42,6 +42,8 @@ struct World {
     tokens: JoinTokens,
     entries: Publisher<Entries>,
     federated: Publisher<TrustBundles>,
+    /// Serial numbers that the issuer denies, as a `revocations` resource makes it.
+    denied: Publisher<Vec<String>>,
     clock: Clock,
     address: SocketAddr,
     audit: AuditLog,
@@ -67,6 +69,9 @@ impl World {
         let id = issuer_id(&domain());
         let own = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, live).unwrap();
         let (entries, live_entries) = Publisher::new(Entries::default());
+        let (denied, serials) = Publisher::new(Vec::new());
+        let mut serving = Tasks::new();
+        let identity = denying(own.identity(), serials, &mut serving);
         let settings =
             AuditSettings { path: Some(folder.path().join("audit")), ..AuditSettings::default() };
         let posture = Posture { role: "issuer".into(), spiffe_id: None, facts: Vec::new() };
@@ -75,7 +80,7 @@ impl World {
             authority: authority.clone(),
             directory: folder.path().to_owned(),
             entries: live_entries,
-            identity: own.identity(),
+            identity,
             kubernetes: serde_json::from_value::<Vec<KubernetesSettings>>(kubernetes.clone())
                 .unwrap(),
             audit: audit.control().clone(),
@@ -84,7 +89,6 @@ impl World {
         let address = listener.local_addr().unwrap();
         let drain = Drain::new();
         let enrolment = Enrolment::new(listener, parts, drain.guard()).unwrap();
-        let mut serving = Tasks::new();
         serving.add(async move { enrolment.serve().await.unwrap() });
         let tokens = JoinTokens::of(folder.path());
         Self {
@@ -93,6 +97,7 @@ impl World {
             tokens,
             entries,
             federated,
+            denied,
             clock,
             address,
             audit,
@@ -134,8 +139,9 @@ impl World {
 
     fn register(&self, entries: &[(&str, &str)]) {
         let entry = |(id, selector): &(&str, &str)| {
-            let declared =
-                json!({ "spiffe_id": id, "selectors": [selector], "federates_with": ["b.test"] });
+            let declared = json!({
+                "spiffe_id": id, "selectors": [selector], "federates_with": ["b.test"],
+            });
             let workload = serde_json::from_value(declared).unwrap();
             RegistrationEntry::new(&workload, &domain()).unwrap()
         };
@@ -164,6 +170,32 @@ impl World {
         let state = self.folder.path().join(state);
         EnrolSource::start(settings.clone(), domain(), &state, Clock::system()).await
     }
+}
+
+/// The issuer's identity, which trusts these serial numbers no more.
+fn denying(
+    mut identity: Live<Identity>,
+    mut serials: Live<Vec<String>>,
+    tasks: &mut Tasks,
+) -> Live<Identity> {
+    let composed = |identity: &Identity, serials: &[String]| {
+        let Trust { bundles, revocation, rules, .. } = &*identity.trust;
+        let mut revocation = revocation.clone();
+        let named = serials.iter().map(|serial| (domain(), serial.clone()));
+        revocation.denied.serials.extend(named);
+        Identity::new(identity.svid.clone(), Trust::new(bundles.clone(), revocation, *rules))
+    };
+    let (publisher, live) = Publisher::new(composed(&identity.load(), &serials.load()));
+    tasks.add(async move {
+        loop {
+            tokio::select! {
+                changed = identity.changed() => assert!(changed),
+                () = crate::issuer::source::changed(&mut serials) => {}
+            }
+            publisher.set(composed(&identity.load(), &serials.load()));
+        }
+    });
+    live
 }
 
 fn detail(error: &Error) -> &str {
@@ -436,7 +468,7 @@ impl Cluster {
     fn new() -> Self {
         let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
         let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
-        let key = EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).unwrap();
+        let key = crate::rt::crypto::ecdsa_key(algorithm, key.as_ref()).unwrap();
         let point = key.public_key().as_ref().to_vec();
         let (x, y) = (URL_SAFE_NO_PAD.encode(&point[1..33]), URL_SAFE_NO_PAD.encode(&point[33..]));
         let jwk = json!({ "kty": "EC", "crv": "P-256", "kid": "k", "x": x, "y": y });
@@ -539,7 +571,14 @@ fn by_token(proof: &Proof) -> Value {
 #[tokio::test]
 async fn a_source_renews_and_follows_the_bundles_and_a_restart_begins_with_what_is_on_disk() {
     let world = World::start().await;
-    let (_, proof) = world.token(Some(WEB), 4);
+    let (id, proof) = world.token(None, 600);
+    let selector = format!("join_token:{id}");
+    let declared = json!({
+        "spiffe_id": WEB, "selectors": [selector], "federates_with": ["b.test"], "ttl": 4,
+    });
+    let workload = serde_json::from_value(declared).unwrap();
+    let entry = RegistrationEntry::new(&workload, &domain()).unwrap();
+    world.entries.set([entry].into_iter().collect());
     let settings = world.settings(&by_token(&proof));
     let source = world.source(&settings, "state.json").await.unwrap();
     let mut live = source.identity();
@@ -564,6 +603,49 @@ async fn a_source_renews_and_follows_the_bundles_and_a_restart_begins_with_what_
     let kept = world.folder.path().join("state.json");
     let kept = EnrolSource::kept(&kept, &domain(), &Clock::system()).unwrap().unwrap();
     assert_eq!(kept.identity().load().id().as_str(), WEB);
+}
+
+#[tokio::test]
+async fn when_the_root_is_replaced_an_enrolled_workload_follows_before_its_time() {
+    let world = World::start().await;
+    let (_, proof) = world.token(Some(WEB), 600);
+    let source = world.source(&world.settings(&by_token(&proof)), "state.json").await.unwrap();
+    let mut live = source.identity();
+    let first = live.load();
+    world.authority.prepare_root().unwrap();
+    let roots = |identity: &Identity| identity.trust.bundles.find(&domain()).unwrap().roots.len();
+    let prepared = until(&mut live, |next| roots(next) == 2).await;
+    assert_eq!(prepared.svid.serial, first.svid.serial, "nothing is to be renewed yet");
+    world.authority.activate_root(Some(Duration::ZERO), true).unwrap();
+    let search = async {
+        loop {
+            let current = live.load();
+            if current.svid.chain[1] != first.svid.chain[1] {
+                return current;
+            }
+            live.changed().await;
+        }
+    };
+    // At most a tenth of the life later.
+    let renewed = timeout(Duration::from_secs(90), search).await.unwrap();
+    assert_eq!(renewed.id().as_str(), WEB);
+}
+
+#[tokio::test]
+async fn a_revoked_svid_is_not_renewed_and_whoever_can_prove_itself_anew_enrols_again() {
+    let cluster = Cluster::new();
+    let world = World::with(&cluster.settings(300), Clock::system()).await;
+    let proof = cluster.token("web", world.clock.now());
+    let enrolled = world.enrol(&proof).await.unwrap();
+    let (svid, ticket) = (&enrolled.svid, &enrolled.ticket);
+    let mut following = world.client().watch(&world.anchor(), svid, ticket).await.unwrap();
+    timeout(SOON, following.next()).await.unwrap().unwrap().unwrap();
+    world.denied.set([enrolled.svid.serial.clone()].into());
+    let ended = timeout(SOON, following.next()).await.unwrap().unwrap_err();
+    assert!(detail(&ended).contains("does not hold any more"), "{ended}");
+    world.renew(&enrolled, None).await.unwrap_err();
+    world.renew(&enrolled, Some(&proof)).await.unwrap_err();
+    assert_eq!(world.enrol(&proof).await.unwrap().svid.id, enrolled.svid.id);
 }
 
 #[tokio::test]
@@ -604,7 +686,10 @@ async fn what_is_on_disk_is_used_only_as_far_as_it_can_be_trusted() {
     let first = world.source(&settings, "state.json").await.unwrap().identity().load();
 
     // A bundle of the settings that is another one is believed, and the old beginning is not.
-    let root = ring::digest::digest(&ring::digest::SHA256, &world.authority.bundle().to_der());
+    let root = crate::rt::crypto::digest::digest(
+        &crate::rt::crypto::digest::SHA256,
+        &world.authority.bundle().to_der(),
+    );
     let mut by_root = world.settings(&json!({ "token": "x", "bundle_sha256": hex::encode(root) }));
     by_root.bundle_pem = None;
     let again = world.source(&by_root, "state.json").await.unwrap();

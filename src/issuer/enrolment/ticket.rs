@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
+use crate::rt::crypto::hmac;
+use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -33,6 +33,8 @@ pub(super) struct Ticket {
     pub(super) shown: BTreeSet<Selector>,
     /// When it was shown the last time, seconds since 1970.
     pub(super) proved: i64,
+    /// The root that the SVID chains to, as the authority calls it.
+    pub(super) root: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,6 +45,7 @@ struct Written {
     spki_sha256: String,
     shown: Vec<String>,
     proved: i64,
+    root: String,
 }
 
 impl Ticket {
@@ -108,6 +111,7 @@ impl TicketKey {
             spki_sha256: ticket.spki_sha256.clone(),
             shown: ticket.shown.iter().map(ToString::to_string).collect(),
             proved: ticket.proved,
+            root: ticket.root.clone(),
         };
         let text = serde_json::to_vec(&written).expect("text and numbers only");
         let tag = hmac::sign(&self.0, &text);
@@ -131,6 +135,7 @@ impl TicketKey {
             spki_sha256: written.spki_sha256,
             shown: shown.collect::<Option<_>>()?,
             proved: written.proved,
+            root: written.root,
         })
     }
 }
@@ -148,6 +153,7 @@ mod tests {
                 .map(|one| one.parse().unwrap())
                 .into(),
             proved: 1_800_000_000,
+            root: "r".into(),
         }
     }
 

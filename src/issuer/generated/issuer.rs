@@ -78,6 +78,9 @@ pub struct Trust {
     /// The caller's own trust domain, and those that it may verify beside it.
     #[prost(message, repeated, tag = "1")]
     pub bundles: ::prost::alloc::vec::Vec<Bundle>,
+    /// The issuer signs under another root by now: the SVID should be renewed before its time.
+    #[prost(bool, tag = "2")]
+    pub renew_soon: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Bundle {
