@@ -163,9 +163,9 @@ mod tests {
         let identity = a.identity("/web", &[]);
         let lists = RevocationLists { mode: RevocationMode::Hard, lists: Vec::new() };
         let revocation =
-            Revocations { by_domain: [(a.domain.clone(), lists)].into(), ..Revocations::default() };
+            Revocations { by_domain: [(a.domain, lists)].into(), ..Revocations::default() };
         let trust = Trust::new(identity.trust.bundles.clone(), revocation, Rules::default());
-        let hard = Budget::of(&Identity::new(identity.svid.clone(), trust));
+        let hard = Budget::of(&Identity::new(identity.svid, trust));
         assert_eq!(hard.first().1, Limit::RevocationList, "there is no list at all");
         assert!(hard.seconds_left(unix_seconds()) < 0);
     }

@@ -87,7 +87,7 @@ const SHA1: [u8; 11] = [0x30, 9, 6, 5, 0x2b, 0x0e, 3, 2, 0x1a, 5, 0];
 const BASIC: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1];
 
 /// Does the certificate demand that an answer is stapled (RFC 7633)?
-pub fn must_staple(leaf: &[u8]) -> bool {
+pub(super) fn must_staple(leaf: &[u8]) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(leaf) else { return false };
     let feature =
         parsed.extensions().iter().find(|one| one.oid.to_id_string() == "1.3.6.1.5.5.7.1.24");
@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(without.next_update, now - 60 + UNSAID);
 
         let (key, certificate) = world.delegate(vec![ExtendedKeyUsagePurpose::OcspSigning]);
-        ask(respond(&id, GOOD, now, until, &key, &[certificate.clone()])).unwrap();
+        ask(respond(&id, GOOD, now, until, &key, std::slice::from_ref(&certificate))).unwrap();
         let stranger = KeyPair::generate().unwrap();
         for (what, key, certificates) in [
             ("nobody's key", &stranger, vec![]),
