@@ -103,7 +103,7 @@ pub(super) async fn run(args: &ConformanceArgs, out: &mut impl Write) -> anyhow:
     let Suite::Spiffe(args) = &args.suite;
     match &args.verb {
         Some(Verb::Init { dir }) => init(dir, out),
-        None if args.own => against_ourselves(args, out).await,
+        None if args.own => Box::pin(against_ourselves(args, out)).await,
         None => {
             let fixtures = Fixtures::open(&args.dir)
                 .context("no usable fixtures; `wardgate conformance spiffe init` makes them")?;

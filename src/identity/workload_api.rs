@@ -135,7 +135,7 @@ impl Subscription {
                 let (stream, message) = self.ask().await?;
                 match self.wanted.in_message(&message)? {
                     Delivered::Ours(svid, trust) => {
-                        let identity = Identity::successor(None, *svid, trust, self.clock.now())?;
+                        let identity = Identity::successor(None, *svid, *trust, self.clock.now())?;
                         warn_of_shared_keys(&identity.trust.bundles);
                         Ok((stream, identity))
                     }
@@ -248,7 +248,7 @@ impl Subscription {
         let previous = (!current.is_withdrawn()).then_some(&*current);
         let next = match self.wanted.in_message(message) {
             Ok(Delivered::Ours(svid, trust)) => {
-                Identity::successor(previous, *svid, trust, self.clock.now())
+                Identity::successor(previous, *svid, *trust, self.clock.now())
             }
             Ok(Delivered::Others(ids)) => return Err(self.not_among(&ids)),
             Err(error) => Err(error),

@@ -31,7 +31,7 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) enum Delivered {
     /// Our SVID and whom it trusts; neither is judged yet.
-    Ours(Box<Svid>, Trust),
+    Ours(Box<Svid>, Box<Trust>),
     /// Other SVIDs, whose IDs these are, but not ours (102).
     Others(Vec<SpiffeId>),
 }
@@ -60,7 +60,10 @@ impl Wanted {
             return Err(Error::OtherId { found: svid.id.to_string(), expected: id.to_string() });
         }
         let revocation = revocations(&message.crl, &bundles, &svid);
-        Ok(Delivered::Ours(Box::new(svid), Trust::new(bundles, revocation, Rules::default())))
+        Ok(Delivered::Ours(
+            Box::new(svid),
+            Box::new(Trust::new(bundles, revocation, Rules::default())),
+        ))
     }
 
     fn fits(&self, svid: &X509svid, id: &SpiffeId) -> bool {
