@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::rt::crypto::digest::{SHA256, digest};
 use arc_swap::ArcSwapOption;
-use ring::digest::{SHA256, digest};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::NoServerSessionStorage;

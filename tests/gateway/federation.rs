@@ -277,7 +277,7 @@ async fn https_web_takes_the_endpoint_by_its_public_name() {
     let out = python.wait_with_output().unwrap();
     assert_eq!(
         String::from_utf8_lossy(&out.stdout).trim(),
-        "200 application/json 1 x509-svid True"
+        "200 application/json 2 x509-svid True"
     );
 }
 

@@ -246,7 +246,10 @@ async fn nothing_that_is_said_or_written_shows_a_private_key() {
     let sealing = String::from_utf8(read(control.state.join("sealing.key"))).unwrap();
     let secrets = [
         Secret::key("the root's key", &read(world.authority().join("root-key.pem"))),
-        Secret::key("the intermediate's key", &read(world.authority().join("intermediate.pem"))),
+        Secret::key(
+            "the intermediate's key",
+            &read(world.authority().join("intermediate-key.pem")),
+        ),
         Secret::key(
             "the control plane's key",
             &read(world.files("/wardgate/control").join("key.pem")),

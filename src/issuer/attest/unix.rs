@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::rt::crypto::digest::{Context, SHA256};
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use ring::digest::{Context, SHA256};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::Semaphore;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ring::digest::{SHA256, digest};
+use crate::rt::crypto::digest::{SHA256, digest};
 use schemars::JsonSchema;
 use serde::Deserialize;
 

@@ -1,10 +1,10 @@
 //! The keys with which a cluster signs its tokens: a JSON Web Key Set (RFC 7517).
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::signature::{
+use crate::rt::crypto::signature::{
     ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
 };
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 /// How a token may be signed: what Kubernetes uses, and nothing else.
