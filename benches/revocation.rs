@@ -2,7 +2,7 @@
 //!
 //! So many peers, each with an SVID of its own, hold one connection each to a sidecar of the real binary, in the middle of an
 //! answer over HTTP/1.1, of a stream over HTTP/2, or of a WebSocket in which bytes come all the time. Then the authority that
-//! vouched for them is removed, or policy takes everything from them. Measured is, for each connection, when its last byte came
+//! vouched for them is removed, policy takes everything from them, or the deny list names them. Measured is, for each connection, when its last byte came
 //! and when it was closed, and how long requests of a bystander took meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a bench that fails says where")]
@@ -42,6 +42,8 @@ enum Cause {
     Bundle,
     /// A policy is written through the Admin API.
     Policy,
+    /// The deny list gets their SPIFFE ID through the Admin API.
+    Denied,
 }
 
 /// When a connection had its last byte, and when it ended.
@@ -166,14 +168,14 @@ async fn run(kind: Kind, cause: Cause, count: usize, drain: f64) {
     let mut tasks = Tasks::new();
     let app = app(&mut tasks).await;
     let me = world.id("/billing");
-    let everyone = [world.id("/load/*"), world.id("/bystander")];
+    let everyone = [world.id("/load"), world.id("/bystander")];
     let everyone: Vec<&str> = everyone.iter().map(String::as_str).collect();
     let policy = allow("p", &[&me], &everyone);
     let part = world
         .sidecar("/billing")
         .set("sidecar.app", &json!(format!("http://{app}")))
         .set("proof", &json!({ "drain_within_seconds": drain }));
-    let control = (cause == Cause::Policy).then(|| world.control().start());
+    let control = (cause != Cause::Bundle).then(|| world.control().start());
     let billing = match &control {
         None => part.resources(&json!({ "identity_policies": [policy] })).start(),
         Some(control) => {
@@ -188,9 +190,9 @@ async fn run(kind: Kind, cause: Cause, count: usize, drain: f64) {
     let begun = Arc::new(tokio::sync::Semaphore::new(0));
     let (ends, mut ended) = tokio::sync::mpsc::channel(count);
     let alpn = if kind == Kind::Http2 { Alpn::Http2 } else { Alpn::Http1 };
-    for at in 0..count {
-        let id = domain.workload(&format!("/load/{at}")).unwrap();
-        let svid = other.issue(&id, Duration::from_secs(3600), &[]).unwrap();
+    let load = domain.workload("/load").unwrap();
+    for _ in 0..count {
+        let svid = other.issue(&load, Duration::from_secs(3600), &[]).unwrap();
         let trust: TrustBundles = [world.bundle()].into_iter().collect();
         let peer = Peer::with(Identity::new(svid, trust));
         let stream = peer.stream(&billing, alpn).await.unwrap();
@@ -224,6 +226,10 @@ async fn run(kind: Kind, cause: Cause, count: usize, drain: f64) {
         (Cause::Policy, Some(control)) => {
             let only = allow("p", &[&me], &[&world.id("/bystander")]);
             control.admin().put("/identity_policies/p", &only).await;
+        }
+        (Cause::Denied, Some(control)) => {
+            let denied = json!({ "spiffe_id": world.id("/load") });
+            control.admin().put("/revocations/r", &denied).await;
         }
         _ => {
             std::fs::write(files.join("bundle.new"), &first).unwrap();
@@ -271,7 +277,7 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.unwrap().block_on(async {
-        for cause in [Cause::Bundle, Cause::Policy] {
+        for cause in [Cause::Bundle, Cause::Policy, Cause::Denied] {
             for kind in [Kind::Http1, Kind::Http2, Kind::WebSocket] {
                 run(kind, cause, count, drain).await;
             }

@@ -290,6 +290,30 @@ async fn policy_ends_what_it_refuses_by_now_and_leaves_the_rest_of_the_connectio
 }
 
 #[tokio::test]
+async fn whom_the_deny_list_names_is_gone_and_nobody_else() {
+    let (world, app) = (World::new(), app());
+    let control = world.control().start();
+    let admin = control.admin();
+    let callers = [world.id("/shop"), world.id("/web")];
+    let callers: Vec<&str> = callers.iter().map(String::as_str).collect();
+    let policy = allow("p", &[&world.id("/billing")], &callers);
+    let revision = admin.put("/identity_policies/p", &policy).await;
+    let billing = world
+        .sidecar("/billing")
+        .set("sidecar.app", &json!(app.url()))
+        .set("proof", &json!({ "drain_within_seconds": 0.3 }))
+        .fed_by(&control)
+        .start();
+    admin.applied(revision, 1).await;
+    let shop = Held::by(&world.peer("/shop"), &billing).await;
+    let web = Held::by(&world.peer("/web"), &billing).await;
+    admin.put("/revocations/r", &json!({ "spiffe_id": world.id("/web") })).await;
+    web.end().await;
+    shop.stand().await;
+    assert_eq!(ended(&billing, "denied_by_list", 5).len(), 5);
+}
+
+#[tokio::test]
 async fn a_certificate_that_is_over_ends_its_connections_and_so_does_old_age() {
     let (world, app) = (World::new(), app());
     let part = billing(&world, &app, &json!({ "expiry_drain_within_seconds": 0.3 }));
