@@ -244,12 +244,7 @@ async fn nothing_that_is_said_or_written_shows_a_private_key() {
 
     let read = |path: PathBuf| std::fs::read(path).unwrap();
     let sealing = String::from_utf8(read(control.state.join("sealing.key"))).unwrap();
-    let secrets = [
-        Secret::key("the root's key", &read(world.authority().join("root-key.pem"))),
-        Secret::key(
-            "the intermediate's key",
-            &read(world.authority().join("intermediate-key.pem")),
-        ),
+    let mut secrets = vec![
         Secret::key(
             "the control plane's key",
             &read(world.files("/wardgate/control").join("key.pem")),
@@ -258,6 +253,11 @@ async fn nothing_that_is_said_or_written_shows_a_private_key() {
         Secret::key("a key that does not fit", other.as_bytes()),
         Secret::of("the sealing key", &STANDARD.decode(sealing.trim()).unwrap()),
     ];
+    let authority = files_in(&world.authority());
+    let signing = authority.iter().map(|path| (path, read(path.clone())));
+    let signing = signing.filter(|(_, content)| contains(content, b"PRIVATE KEY"));
+    secrets.extend(signing.map(|(path, content)| Secret::key(&path.to_string_lossy(), &content)));
+    assert!(secrets.len() >= 6, "the root's and the intermediate's: {authority:?}");
     for secret in &secrets {
         let mut places = heard.places_of(secret);
         places
