@@ -405,7 +405,11 @@ mod tests {
 
         publisher.set(other.bundle());
         let next = parsed(&again);
-        assert_eq!((next.sequence, &next.bundle), (Some(sequence + 1), &other.bundle()));
+        assert_eq!(
+            (next.sequence, &next.bundle),
+            (Some(sequence + 1), &other.bundle()),
+            "89 current"
+        );
         publisher.set(first.bundle());
         assert_eq!(parsed(&again).sequence, Some(sequence + 2), "back is a change as well");
 
