@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::identity;
+use crate::rt::causes;
 
 /// Why a bundle or a revocation list could not be fetched, or may not be taken. What was held before stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -164,13 +165,6 @@ impl Error {
 
     /// The sentence with all its causes, on one line.
     pub fn report(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(next) = cause {
-            text.push_str(": ");
-            text.push_str(&next.to_string());
-            cause = next.source();
-        }
-        text
+        causes(self)
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Flaw, TokenFlaw, TrustDomain};
+use crate::rt::causes;
 
 /// Why an identity or a trust bundle cannot be used. Each variant names what the operator looks at.
 #[derive(Debug, thiserror::Error)]
@@ -214,13 +215,6 @@ pub enum Error {
 impl Error {
     /// The sentence with all its causes, on one line.
     pub fn report(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(next) = cause {
-            text.push_str(": ");
-            text.push_str(&next.to_string());
-            cause = next.source();
-        }
-        text
+        causes(self)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
@@ -11,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::prepared::Prepared;
 use super::provider::{certified_svid, provider};
 use super::verifier::handshake;
 use super::{Error, PeerVerifier};
@@ -22,26 +22,13 @@ use crate::rt::Live;
 /// Clones share one TLS configuration, which is built once for each identity revision.
 #[derive(Clone, Debug)]
 pub struct Acceptor {
-    identity: Live<Identity>,
-    current: Arc<ArcSwapOption<Prepared>>,
-}
-
-struct Prepared {
-    /// Held, so that its address stays its own as long as this entry lives.
-    identity: Arc<Identity>,
-    tls: TlsAcceptor,
-}
-
-impl std::fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("id", self.identity.id()).finish_non_exhaustive()
-    }
+    prepared: Prepared<TlsAcceptor>,
 }
 
 impl Acceptor {
     /// Accepts as whoever `identity` says at each handshake.
     pub fn new(identity: Live<Identity>) -> Self {
-        Self { identity, current: Arc::default() }
+        Self { prepared: Prepared::new(identity) }
     }
 
     /// Shakes hands. The caller limits the time.
@@ -52,20 +39,9 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let tls = self.tls()?;
+        let tls =
+            self.prepared.get(|identity| Ok(TlsAcceptor::from(Arc::new(config(identity)?))))?;
         handshake(tls.accept(stream)).await
-    }
-
-    fn tls(&self) -> Result<TlsAcceptor, Error> {
-        let identity = self.identity.load();
-        if let Some(prepared) = &*self.current.load()
-            && Arc::ptr_eq(&prepared.identity, &identity)
-        {
-            return Ok(prepared.tls.clone());
-        }
-        let tls = TlsAcceptor::from(Arc::new(config(&identity)?));
-        self.current.store(Some(Arc::new(Prepared { identity, tls: tls.clone() })));
-        Ok(tls)
     }
 }
 

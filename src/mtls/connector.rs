@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -15,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::prepared::Prepared;
 use super::provider::{certified_svid, provider};
 use super::verifier::handshake;
 use super::{Error, PeerVerifier, Refusal};
@@ -75,15 +75,14 @@ impl Alpn {
 /// Clones share the TLS configurations: one for each identity revision, expectation and protocol.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    identity: Live<Identity>,
-    current: Arc<ArcSwapOption<Prepared>>,
+    prepared: Prepared<Arc<Presenting>>,
 }
 
 /// At this many expectations the cache starts afresh: more than a data plane has upstreams, and a bound all the same.
 const MAX_CONFIGS: usize = 16_384;
 
-struct Prepared {
-    identity: Arc<Identity>,
+/// What one identity connects with.
+struct Presenting {
     own: Arc<SingleCertAndKey>,
     chains: Arc<ChainVerifier>,
     configs: Mutex<Configs>,
@@ -92,21 +91,15 @@ struct Prepared {
 /// By the address of the expectation, which the entry keeps alive.
 type Configs = HashMap<(usize, Alpn), (Arc<ExpectedPeers>, TlsConnector)>;
 
-impl std::fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("id", self.identity.id()).finish_non_exhaustive()
-    }
-}
-
 impl Connector {
     /// Connects as whoever `identity` says at each handshake.
     pub fn new(identity: Live<Identity>) -> Self {
-        Self { identity, current: Arc::default() }
+        Self { prepared: Prepared::new(identity) }
     }
 
     /// Who connects.
     pub fn identity(&self) -> &Live<Identity> {
-        &self.identity
+        self.prepared.identity()
     }
 
     /// Shakes hands with a peer that must be one of `expected`. The caller limits the time.
@@ -127,7 +120,7 @@ impl Connector {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let tls = self.prepared()?.tls(expected, alpn)?;
+        let tls = self.presenting()?.tls(expected, alpn)?;
         // Identities are SPIFFE IDs, not names: rustls wants a name, and we send none.
         let nameless = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST));
         let (stream, peer) = handshake(tls.connect(nameless, stream)).await?;
@@ -141,25 +134,18 @@ impl Connector {
         Ok((stream, peer))
     }
 
-    fn prepared(&self) -> Result<Arc<Prepared>, Error> {
-        let identity = self.identity.load();
-        if let Some(prepared) = &*self.current.load()
-            && Arc::ptr_eq(&prepared.identity, &identity)
-        {
-            return Ok(prepared.clone());
-        }
-        let prepared = Arc::new(Prepared {
-            own: Arc::new(SingleCertAndKey::from(certified_svid(&identity.svid)?)),
-            chains: identity.trust.verifier().clone(),
-            configs: Mutex::default(),
-            identity,
-        });
-        self.current.store(Some(prepared.clone()));
-        Ok(prepared)
+    fn presenting(&self) -> Result<Arc<Presenting>, Error> {
+        self.prepared.get(|identity| {
+            Ok(Arc::new(Presenting {
+                own: Arc::new(SingleCertAndKey::from(certified_svid(&identity.svid)?)),
+                chains: identity.trust.verifier().clone(),
+                configs: Mutex::default(),
+            }))
+        })
     }
 }
 
-impl Prepared {
+impl Presenting {
     fn tls(&self, expected: &Arc<ExpectedPeers>, alpn: Alpn) -> Result<TlsConnector, Error> {
         let key = (Arc::as_ptr(expected).addr(), alpn);
         let mut configs = self.configs.lock();
@@ -204,8 +190,8 @@ mod tests {
             |pattern: &str| Arc::new(ExpectedPeers::new([pattern.parse().unwrap()]).unwrap());
         let (one, other) = (expect("spiffe://a.test/db"), expect("spiffe://a.test/*"));
         let tls = |expected, alpn| {
-            let prepared = client.prepared().unwrap();
-            prepared.tls(expected, alpn).unwrap().config().clone()
+            let presenting = client.presenting().unwrap();
+            presenting.tls(expected, alpn).unwrap().config().clone()
         };
         assert!(Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&one, Alpn::Http1)));
         assert!(!Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&one, Alpn::Http2)));

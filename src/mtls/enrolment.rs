@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::rt::crypto::digest::{SHA256, digest};
-use arc_swap::ArcSwapOption;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::NoServerSessionStorage;
@@ -18,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::prepared::Prepared;
 use super::provider::{certified, certified_svid, provider};
 use super::verifier::{handshake, handshake_of_anybody};
 use super::{Error, ExpectedPeers, PeerVerifier, Refusal};
@@ -30,25 +30,13 @@ use crate::rt::Live;
 /// The root goes with the chain, for callers who know nothing but its fingerprint.
 #[derive(Clone, Debug)]
 pub struct EnrolmentAcceptor {
-    identity: Live<Identity>,
-    current: Arc<ArcSwapOption<Prepared>>,
-}
-
-struct Prepared {
-    identity: Arc<Identity>,
-    tls: TlsAcceptor,
-}
-
-impl std::fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("id", self.identity.id()).finish_non_exhaustive()
-    }
+    prepared: Prepared<TlsAcceptor>,
 }
 
 impl EnrolmentAcceptor {
     /// Accepts as whoever `identity` says at each handshake.
     pub fn new(identity: Live<Identity>) -> Self {
-        Self { identity, current: Arc::default() }
+        Self { prepared: Prepared::new(identity) }
     }
 
     /// Shakes hands; who the caller is, if it shows an SVID. The caller of this limits the time.
@@ -62,24 +50,13 @@ impl EnrolmentAcceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let tls = self.tls()?;
+        let tls =
+            self.prepared.get(|identity| Ok(TlsAcceptor::from(Arc::new(config(identity)?))))?;
         let (stream, peer) = handshake_of_anybody(tls.accept(stream)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(Error::refused(Refusal::NoCommonProtocol));
         }
         Ok((stream, peer))
-    }
-
-    fn tls(&self) -> Result<TlsAcceptor, Error> {
-        let identity = self.identity.load();
-        if let Some(prepared) = &*self.current.load()
-            && Arc::ptr_eq(&prepared.identity, &identity)
-        {
-            return Ok(prepared.tls.clone());
-        }
-        let tls = TlsAcceptor::from(Arc::new(config(&identity)?));
-        self.current.store(Some(Arc::new(Prepared { identity, tls: tls.clone() })));
-        Ok(tls)
     }
 }
 

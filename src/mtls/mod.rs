@@ -10,6 +10,7 @@ mod connector;
 mod enrolment;
 mod error;
 mod ocsp;
+mod prepared;
 mod private;
 mod proof;
 mod provider;

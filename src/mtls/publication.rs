@@ -4,7 +4,6 @@
 use std::io;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
@@ -14,6 +13,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::prepared::Prepared;
 use super::provider::{certified_svid, provider};
 use super::verifier::handshake;
 use super::{Alpn, Error, ExpectedPeers, PeerVerifier, public_client_config};
@@ -93,26 +93,13 @@ fn config_with(authorities: &[CertificateDer<'static>]) -> Result<ClientConfig, 
 /// Accepts anybody and shows our SVID: the server of `https_spiffe`.
 #[derive(Clone, Debug)]
 pub struct OpenAcceptor {
-    identity: Live<Identity>,
-    current: Arc<ArcSwapOption<Prepared>>,
-}
-
-struct Prepared {
-    /// Held, so that its address stays its own as long as this entry lives.
-    identity: Arc<Identity>,
-    tls: TlsAcceptor,
-}
-
-impl std::fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("id", self.identity.id()).finish_non_exhaustive()
-    }
+    prepared: Prepared<TlsAcceptor>,
 }
 
 impl OpenAcceptor {
     /// Accepts as whoever `identity` says at each handshake.
     pub fn new(identity: Live<Identity>) -> Self {
-        Self { identity, current: Arc::default() }
+        Self { prepared: Prepared::new(identity) }
     }
 
     /// Shakes hands. The caller limits the time.
@@ -123,27 +110,19 @@ impl OpenAcceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.tls()?.accept(stream).await.map_err(Error::Network)
+        self.prepared.get(|identity| open(identity))?.accept(stream).await.map_err(Error::Network)
     }
+}
 
-    fn tls(&self) -> Result<TlsAcceptor, Error> {
-        let identity = self.identity.load();
-        if let Some(prepared) = &*self.current.load()
-            && Arc::ptr_eq(&prepared.identity, &identity)
-        {
-            return Ok(prepared.tls.clone());
-        }
-        let own = SingleCertAndKey::from(certified_svid(&identity.svid)?);
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .map_err(Error::Own)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(own));
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let tls = TlsAcceptor::from(Arc::new(config));
-        self.current.store(Some(Arc::new(Prepared { identity, tls: tls.clone() })));
-        Ok(tls)
-    }
+fn open(identity: &Identity) -> Result<TlsAcceptor, Error> {
+    let own = SingleCertAndKey::from(certified_svid(&identity.svid)?);
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(Error::Own)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(own));
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }

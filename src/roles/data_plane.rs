@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::error::Error;
-use super::feed::full;
 use super::identities::Certificates;
 use super::process::Shared;
 use super::settings;
@@ -22,7 +21,7 @@ use crate::mtls::{
 };
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
-use crate::rt::{Live, Publisher, Tasks};
+use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::Connect;
@@ -293,7 +292,7 @@ impl Keeping {
         match public_server_config(Arc::new(certificates)) {
             Ok(config) => self.tls.set(Some(config)),
             Err(error) => {
-                tracing::error!("the public certificates cannot be used: {}", full(&error));
+                tracing::error!("the public certificates cannot be used: {}", causes(&error));
             }
         }
     }
@@ -337,7 +336,7 @@ fn certificate(ssl: &Ssl) -> Option<Arc<PublicCertificate>> {
     match PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), key) {
         Ok(made) => Some(Arc::new(made.of_resource(ssl.id.as_ref().map(Id::as_str)))),
         Err(error) => {
-            tracing::warn!(?names, "{}", full(&error));
+            tracing::warn!(?names, "{}", causes(&error));
             None
         }
     }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::identity::{Identity, SpiffeId};
 use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
 use crate::observe::{AuditLane, HandshakeRefusedRecord, next_connection_id};
-use crate::rt::{DrainGuard, Live, Tasks};
+use crate::rt::{DrainGuard, Live, Tasks, causes};
 use crate::sync::publisher::PeerStream;
 use crate::sync::subscriber;
 
@@ -44,21 +44,9 @@ impl subscriber::Connect for FeedConnect {
         let tcp = TcpStream::connect(&self.address).await?;
         let _ = tcp.set_nodelay(true);
         let connected = self.connector.connect(tcp, &self.expected, Alpn::Http2).await;
-        let (stream, _) = connected.map_err(|error| io::Error::other(full(&error)))?;
+        let (stream, _) = connected.map_err(|error| io::Error::other(causes(&error)))?;
         Ok(stream)
     }
-}
-
-/// An error with its causes, for a field that holds one sentence.
-pub(super) fn full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The connections of data planes that the control plane's own handshake has verified.
@@ -99,7 +87,7 @@ pub(super) fn accept(
                     }
                     Ok(Err(error)) => {
                         let presented = error.presented();
-                        let detail = full(&error);
+                        let detail = causes(&error);
                         tracing::warn!(%address, "a data plane was refused: {detail}");
                         let _ = lane.handshake_refused(&HandshakeRefusedRecord {
                             conn_id: next_connection_id(),

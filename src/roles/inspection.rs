@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::data_plane::stand_ins_aside;
 use super::error::Error;
-use super::feed::{FeedConnect, full};
+use super::feed::FeedConnect;
 use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource};
@@ -13,7 +13,7 @@ use crate::issuer::EnrolSource;
 use crate::model::{Body, Change, Kind};
 use crate::mtls::PublicCertificate;
 use crate::observe::Registry;
-use crate::rt::{Clock, Live, unix_seconds};
+use crate::rt::{Clock, Live, causes, unix_seconds};
 use crate::snapshot::Keeper;
 use crate::sync::subscriber::Connect as _;
 use crate::sync::{Batch, Feed as _};
@@ -180,7 +180,7 @@ async fn look_at_identity(
         }
         Err(error) => {
             let fix = "check identity in the settings, and that its source answers this user";
-            findings.add("identity", Grade::Problem, full(&error), Some(fix));
+            findings.add("identity", Grade::Problem, causes(&error), Some(fix));
             None
         }
     }
@@ -204,7 +204,7 @@ async fn look_at_feed(
                 findings.add(
                     "feed",
                     Grade::Problem,
-                    full(&error),
+                    causes(&error),
                     Some("correct the file that resources names"),
                 );
                 None
@@ -341,7 +341,7 @@ fn look_at_certificate(id: &str, ssl: &crate::model::Ssl, findings: &mut Finding
     let made =
         PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), ssl.key.reveal().as_bytes());
     if let Err(error) = made {
-        findings.add("certificates", Grade::Problem, format!("ssl {id}: {}", full(&error)), None);
+        findings.add("certificates", Grade::Problem, format!("ssl {id}: {}", causes(&error)), None);
         return;
     }
     let parsed = x509_parser::pem::parse_x509_pem(ssl.cert.as_bytes());

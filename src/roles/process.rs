@@ -25,7 +25,7 @@ use crate::observe::{
     router,
 };
 use crate::pipeline::Entry;
-use crate::rt::{Clock, Live, Tasks};
+use crate::rt::{Clock, Live, Tasks, causes};
 use crate::sync::Feed;
 use crate::sync::file::{FileFeed, process_environment};
 use crate::sync::last_good::{LastGood, Saved};
@@ -477,7 +477,7 @@ pub(super) fn last_good(settings: &Settings, part: &str) -> Option<(LastGood, Op
             Some((place, saved))
         }
         Err(error) => {
-            tracing::error!("{}", super::feed::full(&error));
+            tracing::error!("{}", causes(&error));
             None
         }
     }

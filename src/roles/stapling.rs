@@ -12,12 +12,11 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::feed::full;
 use super::identities::Certificates;
 use crate::federation::is_private;
 use crate::mtls::{MAX_OCSP_ANSWER_BYTES, OcspAnswer, OcspError, OcspQuestion, PublicCertificate};
 use crate::observe::{Counter, MetricKind, Registry};
-use crate::rt::{Backoff, Clock, Live, spawn};
+use crate::rt::{Backoff, Clock, Live, causes, spawn};
 
 /// How answers are fetched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -172,7 +171,7 @@ impl Due {
         if matches!(error, Error::Answer(OcspError::Revoked)) {
             self.certificate.staple(None);
         }
-        let text = full(&error);
+        let text = causes(&error);
         if self.said.as_ref() != Some(&text) {
             tracing::warn!(
                 names = self.certificate.names().join(" "),

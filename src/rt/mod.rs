@@ -2,6 +2,7 @@
 //!
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
+mod causes;
 pub mod crypto;
 mod drain;
 mod live;
@@ -10,6 +11,7 @@ pub mod socket;
 mod task;
 mod time;
 
+pub use causes::causes;
 pub use drain::{Drain, DrainGuard};
 pub use live::{Cached, Live, Publisher};
 pub use task::{Tasks, spawn};

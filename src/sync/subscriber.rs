@@ -30,7 +30,7 @@ use super::last_good::{LastGood, Raw, RawState, Saved};
 use super::scope::Role;
 use super::{Applied, Batch, Feed};
 use crate::model::{Change, Id, Invalid, Kind, Rejected, Resource, Revision};
-use crate::rt::{Backoff, Live, Publisher, Tasks, unix_seconds};
+use crate::rt::{Backoff, Live, Publisher, Tasks, causes, unix_seconds};
 
 /// The longest message that a control plane may send. It splits what is longer, but not a single resource.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -613,18 +613,4 @@ fn unknown_name(kind: &str) -> String {
             format!("this data plane knows no kind {kind:?}; is it older than its control plane?")
         }
     }
-}
-
-/// An error and what is behind it, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let sentence = error.to_string();
-        if !text.ends_with(&sentence) {
-            text = format!("{text}: {sentence}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -8,6 +8,7 @@ use super::super::Error;
 use super::authority::{Authority, LIST_LIFETIME};
 use super::rotation::RotationPolicy;
 use super::state::Phase;
+use crate::rt::causes;
 
 /// How often it is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ impl Authority {
             });
             let problem = match tended.await {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(full(&error)),
+                Ok(Err(error)) => Some(causes(&error)),
                 Err(error) => Some(error.to_string()),
             };
             told.problem(problem);
@@ -80,11 +81,6 @@ impl Authority {
             None => Ok(()),
         }
     }
-}
-
-fn full(error: &Error) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
 }
 
 /// What was logged already: a log has an event once, not each second.

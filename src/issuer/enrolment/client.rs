@@ -19,6 +19,7 @@ use crate::issuer::wire;
 use crate::issuer::wire::issuer_client::IssuerClient as Calls;
 use crate::model::Redacted;
 use crate::mtls::{Anchor, ExpectedPeers, connect_issuer};
+use crate::rt::causes;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -240,15 +241,4 @@ fn refused(address: &str, status: &Status) -> Error {
 
 fn unreachable(address: &str, detail: String) -> Error {
     Error::IssuerUnreachable { address: address.to_owned(), detail }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

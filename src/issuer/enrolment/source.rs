@@ -16,7 +16,7 @@ use crate::identity::{Identity, IdentitySource, Trust, TrustDomain, renew_after}
 use crate::issuer::Error;
 use crate::issuer::source::spread;
 use crate::mtls::Anchor;
-use crate::rt::{Backoff, Clock, Live, Publisher, Tasks};
+use crate::rt::{Backoff, Clock, Live, Publisher, Tasks, causes};
 
 /// How long to wait when the issuer has said that we get nothing.
 const LONG_PAUSE: Duration = Duration::from_secs(30);
@@ -121,7 +121,7 @@ impl Enrolment {
                 Ok(found) => return Ok(found),
                 Err(error) if is_final(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(error = report(&error), "waiting for an identity");
+                    tracing::warn!(error = causes(&error), "waiting for an identity");
                     *last = Some(error);
                 }
             }
@@ -159,7 +159,7 @@ impl Enrolment {
             // Another authority may not know the SVID any more.
             Err(error) => {
                 tracing::warn!(
-                    error = report(&error),
+                    error = causes(&error),
                     "the identity on disk is not renewed; enrolling anew"
                 );
                 Ok(None)
@@ -290,7 +290,7 @@ impl Enrolment {
         let identity = self.identity(Some(&current), &enrolled)?;
         // What is on disk serves a restart only: a full disk takes nothing away from who is running.
         if let Err(error) = self.file.save(&beginning, &enrolled) {
-            tracing::error!(error = report(&error), "the renewed identity is only in memory");
+            tracing::error!(error = causes(&error), "the renewed identity is only in memory");
         }
         tracing::info!(id = %identity.id(), serial = %identity.svid.serial, "identity renewed by the issuer");
         *held = Held::new(enrolled, beginning, self.clock.now());
@@ -313,14 +313,14 @@ impl Enrolment {
         match self.identity(Some(&current), &held.enrolled) {
             Ok(identity) => {
                 if let Err(error) = self.file.save(&held.beginning, &held.enrolled) {
-                    tracing::error!(error = report(&error), "the new bundles are only in memory");
+                    tracing::error!(error = causes(&error), "the new bundles are only in memory");
                 }
                 publisher.set(identity);
             }
             Err(error) => {
                 held.enrolled.trust = before;
                 tracing::error!(
-                    error = report(&error),
+                    error = causes(&error),
                     "the issuer's bundles refused; keeping those in use"
                 );
             }
@@ -331,7 +331,7 @@ impl Enrolment {
     fn lost(&self, error: &Error, publisher: &Publisher<Identity>) -> bool {
         let denied = matches!(error, Error::IssuerDenied { .. });
         let current = publisher.live().load();
-        let error = report(error);
+        let error = causes(error);
         if denied && !current.is_withdrawn() {
             tracing::error!(error, id = %current.id(), "the issuer withdrew our identity");
             publisher.set(current.withdrawn());
@@ -353,16 +353,4 @@ fn renewals() -> Backoff {
 /// Trying again gives the same answer.
 fn is_final(error: &Error) -> bool {
     matches!(error, Error::EnrolSetting { .. } | Error::KeyReadable { .. } | Error::Write { .. })
-}
-
-/// The sentence with all its causes, on one line.
-fn report(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::settings::KubernetesSettings;
 use crate::issuer::{Error, ProofFlaw};
 use crate::mtls::{Alpn, connect_private};
-use crate::rt::Tasks;
+use crate::rt::{Tasks, causes};
 
 const WITHIN: Duration = Duration::from_secs(5);
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -190,15 +190,4 @@ fn from_environment() -> Option<String> {
         true => format!("https://[{host}]:{port}"),
         false => format!("https://{host}:{port}"),
     })
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
