@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::rt::crypto::digest::{SHA256, digest};
 use http::Uri;
-use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::board::ListReport;
 use super::disk::Shelf;
 use super::{Error, Limits};
-use crate::identity::{DatedList, RevocationList, TrustBundle};
+use crate::identity::{DatedList, ListOrigin, RevocationList, TrustBundle};
 
 /// Where lists come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,16 +169,17 @@ pub(super) fn succeed(
 ) -> Result<Vec<DatedList>, Error> {
     let lists = DatedList::read(bytes).map_err(|why| Error::List { why })?;
     for list in &lists {
-        let signer = signer(list, bundle);
-        match signer {
-            Signer::Root => {}
-            Signer::Forged => {
+        let origin = RevocationList::from_der(list.der.clone())
+            .map(|list| bundle.map_or(ListOrigin::Unknown, |bundle| list.origin(bundle)))?;
+        match origin {
+            ListOrigin::Root => {}
+            ListOrigin::Forged => {
                 return Err(Error::List {
                     why: "the authority that it names did not sign it".into(),
                 });
             }
-            Signer::Unknown if url.scheme_str() == Some("https") => {}
-            Signer::Unknown => {
+            ListOrigin::Unknown if url.scheme_str() == Some("https") => {}
+            ListOrigin::Unknown => {
                 let why = "over plain http it must be signed by a root of the trust domain's bundle; use https for lists of others";
                 return Err(Error::List { why: why.into() });
             }
@@ -191,27 +190,4 @@ pub(super) fn succeed(
         return Err(Error::OlderList);
     }
     Ok(lists)
-}
-
-enum Signer {
-    /// A root of the bundle.
-    Root,
-    /// A root's name, and not its signature.
-    Forged,
-    /// An authority that the bundle does not have: an intermediate.
-    Unknown,
-}
-
-fn signer(list: &DatedList, bundle: Option<&TrustBundle>) -> Signer {
-    let Ok(list) = RevocationList::from_der(list.der.clone()) else { return Signer::Forged };
-    let roots = || bundle.into_iter().flat_map(|bundle| &bundle.roots);
-    // Roots that follow one another may have the same name.
-    if roots().any(|root| list.is_signed_by(root)) {
-        return Signer::Root;
-    }
-    let has_its_name = |root: &CertificateDer<'_>| {
-        let parsed = X509Certificate::from_der(root);
-        parsed.is_ok_and(|(_, root)| root.subject().to_string() == list.issuer())
-    };
-    if roots().any(has_its_name) { Signer::Forged } else { Signer::Unknown }
 }

@@ -54,7 +54,7 @@ pub use pattern::SpiffePattern;
 pub use peer::Peer;
 pub use refresh::{Refresh, Refreshing};
 pub use revocation::{DenyList, RevocationLists, RevocationMode, Revocations};
-pub use revocation_list::RevocationList;
+pub use revocation_list::{ListOrigin, RevocationList};
 pub use source::{Identity, IdentitySource};
 pub use spiffe_id::{SpiffeId, TrustDomain};
 pub use svid::{Svid, renew_after};

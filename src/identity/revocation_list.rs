@@ -12,8 +12,8 @@ use x509_parser::prelude::{
     CertificateRevocationList, FromDer, GeneralName, ParsedExtension, X509Certificate,
 };
 
-use super::Error;
 use super::chain::ALGORITHMS;
+use super::{Error, TrustBundle};
 
 /// What a list says and who says it. That a list is parsed does not make it true: its issuer's signature is asked for with
 /// [`RevocationList::is_signed_by`], and by the verifier for each authority on a path.
@@ -58,6 +58,17 @@ pub(super) struct Subject<'a> {
     pub(super) serial: &'a [u8],
     /// It is an authority's.
     pub(super) is_authority: bool,
+}
+
+/// Where a list comes from, as far as a bundle can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListOrigin {
+    /// One of its roots signed it.
+    Root,
+    /// It bears a root's name and not its signature.
+    Forged,
+    /// It is by an authority that the bundle does not have: an intermediate, which only a peer's chain shows.
+    Unknown,
 }
 
 /// Two lists are one when they are the same to the byte.
@@ -168,6 +179,22 @@ impl RevocationList {
         *anchor.subject == *self.issuer_der()
             && may_sign_lists(&parsed)
             && self.is_signed_with(&key)
+    }
+
+    /// What a bundle says about where it comes from.
+    pub fn origin(&self, bundle: &TrustBundle) -> ListOrigin {
+        // Roots that follow one another may have the same name.
+        if bundle.roots.iter().any(|root| self.is_signed_by(root)) {
+            return ListOrigin::Root;
+        }
+        let has_its_name = |root: &CertificateDer<'_>| {
+            webpki::anchor_from_trusted_cert(root)
+                .is_ok_and(|anchor| *anchor.subject == *self.issuer_der())
+        };
+        match bundle.roots.iter().any(has_its_name) {
+            true => ListOrigin::Forged,
+            false => ListOrigin::Unknown,
+        }
     }
 
     /// Does it name this certificate? `serial` is the serial number in lower-case hexadecimal, without leading zeros.

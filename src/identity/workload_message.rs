@@ -3,16 +3,14 @@
 //! A message is the full state. It is taken as a whole or not at all; only revocation lists that are of no use are left out one
 //! by one.
 
-use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
 use zeroize::Zeroize;
 
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls_pki_types::CertificateRevocationListDer;
 
 use super::workload_proto::{X509svid, X509svidResponse};
 use super::{
-    Error, RevocationLists, Revocations, Rules, SpiffeId, Svid, Trust, TrustBundle, TrustBundles,
-    TrustDomain,
+    Error, ListOrigin, RevocationList, Revocations, Rules, SpiffeId, Svid, Trust, TrustBundle,
+    TrustBundles, TrustDomain,
 };
 
 /// The longest hint that counts, in bytes (107).
@@ -59,7 +57,7 @@ impl Wanted {
         if svid.id != *id {
             return Err(Error::OtherId { found: svid.id.to_string(), expected: id.to_string() });
         }
-        let revocation = revocations(&message.crl, &bundles, &svid);
+        let revocation = revocations(&message.crl, &bundles);
         Ok(Delivered::Ours(
             Box::new(svid),
             Box::new(Trust::new(bundles, revocation, Rules::default())),
@@ -135,31 +133,35 @@ fn domain_named(name: &str) -> Result<TrustDomain, Error> {
     if id.path().is_empty() { Ok(id.trust_domain()) } else { Err(unknown()) }
 }
 
-/// The message's revocation lists, each for the trust domains one of whose authorities signed it (111).
-fn revocations(lists: &[Vec<u8>], bundles: &TrustBundles, svid: &Svid) -> Revocations {
+/// The message's revocation lists (111): each for the trust domain one of whose roots signed it. A list by another authority is
+/// kept for all, since intermediates show themselves only in a peer's chain; there the verifier looks whose signature it bears,
+/// so that it speaks for nobody but its issuer's certificates.
+fn revocations(lists: &[Vec<u8>], bundles: &TrustBundles) -> Revocations {
     let mut revocations = Revocations::default();
     for der in lists {
-        let Ok((&[], list)) = CertificateRevocationList::from_der(der) else {
-            tracing::error!("a revocation list of the Workload API is malformed; passed over");
-            continue;
-        };
-        let mut is_signed = false;
-        for bundle in bundles.iter() {
-            let ours = svid.id.trust_domain_name() == bundle.domain.as_str();
-            let intermediates = if ours { svid.chain.get(1..).unwrap_or_default() } else { &[] };
-            if bundle.roots.iter().chain(intermediates).any(|one| has_signed(one, &list)) {
-                is_signed = true;
-                let domain = revocations.by_domain.entry(bundle.domain.clone()).or_default();
-                let RevocationLists { lists, .. } = domain;
-                lists.push(CertificateRevocationListDer::from(der.clone()));
+        let list = match RevocationList::from_der(CertificateRevocationListDer::from(der.clone())) {
+            Ok(list) => list,
+            Err(error) => {
+                let error = error.report();
+                tracing::error!(error, "a revocation list of the Workload API is passed over");
+                continue;
             }
-        }
-        if !is_signed {
-            let issuer = list.issuer().to_string();
+        };
+        let origins: Vec<_> =
+            bundles.iter().map(|bundle| (&bundle.domain, list.origin(bundle))).collect();
+        let any = |wanted| origins.iter().any(|(_, origin)| *origin == wanted);
+        if !any(ListOrigin::Root) && any(ListOrigin::Forged) {
+            let issuer = list.issuer();
             tracing::error!(
                 issuer,
-                "a revocation list of the Workload API is signed by no authority that we know; passed over"
+                "a revocation list of the Workload API is not signed by the authority that it names; passed over"
             );
+            continue;
+        }
+        let counts = if any(ListOrigin::Root) { ListOrigin::Root } else { ListOrigin::Unknown };
+        for (domain, _) in origins.iter().filter(|(_, origin)| *origin == counts) {
+            let of_domain = revocations.by_domain.entry((*domain).clone()).or_default();
+            of_domain.lists.push(list.der().clone());
         }
     }
     // Their order says nothing: without this, the same lists in another order would be another trust.
@@ -168,10 +170,4 @@ fn revocations(lists: &[Vec<u8>], bundles: &TrustBundles, svid: &Svid) -> Revoca
         lists.lists.dedup();
     }
     revocations
-}
-
-fn has_signed(authority: &CertificateDer<'_>, list: &CertificateRevocationList<'_>) -> bool {
-    let Ok((_, authority)) = X509Certificate::from_der(authority) else { return false };
-    authority.subject().as_raw() == list.issuer().as_raw()
-        && list.verify_signature(authority.public_key()).is_ok()
 }

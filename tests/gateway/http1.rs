@@ -791,7 +791,19 @@ async fn thousands_of_pipelined_requests_are_answered_in_order_in_bounded_memory
 
 #[tokio::test]
 async fn no_bytes_at_all_end_the_process_or_reach_the_app_by_chance() {
-    let app = App::echo("app");
+    // A head may be passed on before the bytes after it show that they are none; a whole request must be none by chance.
+    let whole = Arc::new(AtomicUsize::new(0));
+    let counted = whole.clone();
+    let app = App::serving(move |request: Request<Incoming>| {
+        let counted = counted.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            if request.into_body().collect().await.is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            Response::new(Full::new(Bytes::from(path)))
+        }
+    });
     let mesh = Mesh::before(&format!("http://{}", app.address));
     let mut random = fastrand::Rng::with_seed(7);
     let starts: [&[u8]; 6] = [
@@ -816,7 +828,7 @@ async fn no_bytes_at_all_end_the_process_or_reach_the_app_by_chance() {
             while wire.try_bytes(1).await.is_some() {}
         }
         let answer = mesh.wire(door).await.ask("GET /well HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        assert_eq!(answer.json()["path"], "/well", "{door:?}");
+        assert_eq!(answer.text(), "/well", "{door:?}");
     }
-    assert_eq!(app.requests(), 3);
+    assert_eq!(whole.load(Ordering::Relaxed), 3);
 }
