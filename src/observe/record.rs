@@ -340,10 +340,11 @@ pub(super) enum Type {
     Posture,
     Loss,
     Issuer,
+    Seal,
 }
 
 impl Type {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -353,6 +354,7 @@ impl Type {
         Self::Posture,
         Self::Loss,
         Self::Issuer,
+        Self::Seal,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -370,6 +372,7 @@ impl Type {
             Self::Posture => "posture",
             Self::Loss => "loss",
             Self::Issuer => "issuer",
+            Self::Seal => "seal",
         }
     }
 }

@@ -259,6 +259,7 @@ impl Running {
         let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
         let trust =
             federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
+        self.shared.audit.seal_as(trust.identity());
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
@@ -312,6 +313,7 @@ impl Running {
     fn watch(&mut self, identity: &Live<crate::identity::Identity>, gate: Gate) {
         let mut identity = identity.clone();
         self.shared.identities.watch(identity.clone());
+        self.shared.audit.seal_as(identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
