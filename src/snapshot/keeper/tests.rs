@@ -3,13 +3,16 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
 use crate::pipeline::tests::{client, exchange};
-use crate::pipeline::{Access, Build, Client, Plugin, Reply, Side};
+use crate::pipeline::{
+    Access, Build, Client, Exchange, Fault, Flow, Hooks, Plugin, Reply, Rewrite, RouteInfo, Side,
+};
 
 /// Writes its tag and the number of exchanges it has seen into the request.
 struct Tag {
