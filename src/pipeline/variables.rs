@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use super::path::{argument, host_of, normal_path};
+use super::path::{argument, host_of};
 use super::{Exchange, RequestId};
 use crate::model::{Id, Invalid};
 use crate::rt;
@@ -45,6 +45,7 @@ macro_rules! known {
 known! {
     "uri" => Uri,
     "request_uri" => RequestUri,
+    "real_request_uri" => RealRequestUri,
     "args" => Arguments,
     "is_args" => IsArguments,
     "host" => Host,
@@ -245,11 +246,13 @@ impl Known {
         let route = exchange.route.as_deref();
         let optional = |id: Option<&'_ Id>| id.map(|id| id.as_str().to_owned());
         Some(match self {
-            Self::Uri => Reading::Text(match normal_path(exchange.request.path())? {
-                Cow::Borrowed(_) => Cow::Borrowed(exchange.request.path()),
+            Self::Uri => Reading::Text(match exchange.uri()? {
+                // What is borrowed begins as the path does.
+                Cow::Borrowed(part) => Cow::Borrowed(&exchange.request.path()[..part.len()]),
                 Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
             }),
-            Self::RequestUri => exchange.request.target().into(),
+            Self::RequestUri => Reading::Text(request_uri(exchange)?),
+            Self::RealRequestUri => exchange.request.target().into(),
             Self::Arguments => exchange.request.query()?.into(),
             Self::IsArguments => {
                 if exchange.request.query().is_some_and(|query| !query.is_empty()) {
@@ -319,6 +322,26 @@ impl Known {
             Self::Identity => client.me.as_ref()?.as_str().into(),
         })
     }
+}
+
+/// As in APISIX the normal path with the query: a condition on it is not evaded by another spelling of the path.
+fn request_uri(exchange: &Exchange) -> Option<Cow<'_, str>> {
+    let request = &exchange.request;
+    let uri = exchange.uri()?;
+    let query = request.query().filter(|query| !query.is_empty());
+    if uri.len() == request.path().len() && matches!(uri, Cow::Borrowed(_)) {
+        return Some(Cow::Borrowed(if query.is_some() {
+            request.target()
+        } else {
+            request.path()
+        }));
+    }
+    let mut text = String::from_utf8_lossy(&uri).into_owned();
+    if let Some(query) = query {
+        text.push('?');
+        text.push_str(query);
+    }
+    Some(Cow::Owned(text))
 }
 
 fn present(text: &str) -> Option<Reading<'_>> {
@@ -505,7 +528,8 @@ mod tests {
         for (name, value) in [
             ("uri", Some("/a/b c")),
             ("document_uri", Some("/a/b c")),
-            ("request_uri", Some("/a//b%20c?x=1&y=%41+b&x=2&z")),
+            ("request_uri", Some("/a/b c?x=1&y=%41+b&x=2&z")),
+            ("real_request_uri", Some("/a//b%20c?x=1&y=%41+b&x=2&z")),
             ("args", Some("x=1&y=%41+b&x=2&z")),
             ("query_string", Some("x=1&y=%41+b&x=2&z")),
             ("is_args", Some("?")),

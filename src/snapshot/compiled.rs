@@ -11,7 +11,7 @@ use super::merge::{self, Links};
 use super::router::Router;
 use crate::model::{Id, Listeners, Method, Revision, Ssl};
 use crate::pipeline::{
-    Chain, Consumer, Directory, Exchange, Fault, RouteInfo, Side, Template, host_of, normal_path,
+    Chain, Consumer, Directory, Exchange, Fault, PathRules, RouteInfo, Side, Template, host_of,
 };
 use crate::policy::Policy;
 use crate::upstream::Cluster;
@@ -28,6 +28,7 @@ pub struct Snapshot {
     pub consumers: Arc<dyn Directory>,
     /// The global rules: they run before each route's plugins, and where no route matches.
     pub global: Chain,
+    pub(super) path_rules: PathRules,
     pub(super) routers: Routers,
     pub(super) people: Arc<Consumers>,
     pub(super) merged: MergedChains,
@@ -64,6 +65,10 @@ impl Routers {
         }
     }
 }
+
+/// A request's path that nothing can be matched against: badly encoded, above the root, hiding dots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnreadablePath;
 
 /// A route with everything that it refers to.
 #[derive(Debug)]
@@ -146,13 +151,23 @@ const MAX_MERGED: usize = 10_000;
 
 impl Snapshot {
     /// The route for the exchange's request, told to the exchange. Allocates only for path parameters and odd paths.
-    pub fn route(&self, door: Listeners, exchange: &mut Exchange) -> Option<&CompiledRoute> {
+    ///
+    /// # Errors
+    /// The path cannot be read: no route can match it, and 400 is the answer.
+    pub fn route(
+        &self,
+        door: Listeners,
+        exchange: &mut Exchange,
+    ) -> Result<Option<&CompiledRoute>, UnreadablePath> {
+        exchange.path_rules = self.path_rules;
         let method = Method::bit(exchange.request.method());
         let (route, host, path_at, parameters) = {
-            let path = normal_path(exchange.request.path())?;
+            let path = self.path_rules.matched(exchange.request.path()).ok_or(UnreadablePath)?;
             let host = host_of(exchange.request.authority());
             let accept = |route: &Arc<CompiledRoute>| route.conditions.hold(method, exchange);
-            let found = self.routers.of(door).find(&host, &path, accept)?;
+            let Some(found) = self.routers.of(door).find(&host, &path, accept) else {
+                return Ok(None);
+            };
             let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
             let parameters: Vec<(String, String)> = found
                 .parameters(&path)
@@ -167,7 +182,7 @@ impl Snapshot {
         if !parameters.is_empty() {
             exchange.params = parameters;
         }
-        Some(route)
+        Ok(Some(route))
     }
 
     /// The route's chain merged with the consumer's plugins; `None` when the consumer brings none.

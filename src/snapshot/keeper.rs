@@ -15,14 +15,14 @@ use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl};
 use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
 use super::merge::Links;
-use super::router::{Place, RouterKind};
+use super::router::{Place, RouterSettings};
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
     Rejected, Resource, Revision, Route, Service, Ssl, Timeout, Upstream,
 };
 use crate::observe::Registry;
-use crate::pipeline::{Chain, Consumer, Entry, Kept};
+use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
 use crate::policy::{self, Policy};
 use crate::upstream::Cluster;
 
@@ -43,7 +43,7 @@ pub struct Applied {
 pub struct Keeper {
     table: HashMap<&'static str, &'static Entry>,
     me: Option<SpiffeId>,
-    router: RouterKind,
+    router: RouterSettings,
     metrics: Registry,
     kept: Kept,
     metadata: BTreeMap<Id, Arc<Value>>,
@@ -158,6 +158,7 @@ impl Keeper {
             certificates: certificates.clone(),
             consumers: people.clone(),
             global: Chain::default(),
+            path_rules: PathRules::default(),
             routers: Routers::default(),
             people: people.clone(),
             merged: Default::default(),
@@ -165,7 +166,7 @@ impl Keeper {
         Self {
             table: table.iter().map(|entry| (entry.name, entry)).collect(),
             me,
-            router: RouterKind::default(),
+            router: RouterSettings::default(),
             metrics,
             kept: Kept::default(),
             metadata: BTreeMap::new(),
@@ -188,10 +189,12 @@ impl Keeper {
         }
     }
 
-    /// With another kind of router. Set before anything is applied.
+    /// With another kind of router, or other readings of paths. Set before anything is applied.
     #[must_use]
-    pub fn with_router(self, router: RouterKind) -> Self {
-        Self { router, ..self }
+    pub fn with_router(mut self, router: RouterSettings) -> Self {
+        self.router = router;
+        self.apply(Vec::new(), 0);
+        self
     }
 
     /// The newest snapshot.
@@ -205,7 +208,7 @@ impl Keeper {
             metadata: &self.metadata,
             metrics: &self.metrics,
             kept,
-            router: self.router,
+            router: self.router.http,
         }
     }
 
@@ -409,7 +412,7 @@ impl Keeper {
     fn delete_route(&mut self, id: &Id, work: &mut Work) {
         let Some(slot) = self.routes.remove(id) else { return };
         if let Some((door, place)) = &slot.placed {
-            self.routers.of_mut(*door).remove(self.router, id, place);
+            self.routers.of_mut(*door).remove(self.router.http, id, place);
         }
         self.forget_references(id, &slot.refers_to);
         work.routes.remove(id);

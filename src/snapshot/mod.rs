@@ -11,6 +11,6 @@ mod patterns;
 mod router;
 mod shards;
 
-pub use compiled::{CompiledRoute, Merged, Snapshot};
+pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
 pub use keeper::{Applied, Keeper};
-pub use router::{Found, Place, Router, RouterKind};
+pub use router::{Found, Place, Router, RouterKind, RouterSettings};

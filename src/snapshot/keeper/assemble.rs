@@ -41,6 +41,7 @@ impl Keeper {
             certificates: self.certificates.clone(),
             consumers: self.people.clone(),
             global: self.global(),
+            path_rules: self.router.path_rules(),
             routers: self.routers.clone(),
             people: self.people.clone(),
             merged: Default::default(),
@@ -64,7 +65,7 @@ impl Keeper {
     fn assemble_route(&mut self, id: &Id) {
         let Some(mut slot) = self.routes.remove(id) else { return };
         if let Some((door, place)) = slot.placed.take() {
-            self.routers.of_mut(door).remove(self.router, id, &place);
+            self.routers.of_mut(door).remove(self.router.http, id, &place);
         }
         let mut references = Vec::new();
         let (compiled, timed) = self.compiled_route(id, &slot, &mut references);
@@ -83,7 +84,7 @@ impl Keeper {
         let place = place.or_else(|| workshop.readable_place(&slot.body, service));
         if let Some(place) = place.filter(|_| self.applies(&slot)) {
             let door = slot.body.listener();
-            self.routers.of_mut(door).insert(self.router, id, &place, Arc::new(compiled));
+            self.routers.of_mut(door).insert(self.router.http, id, &place, Arc::new(compiled));
             slot.placed = Some((door, place));
         }
         self.routes.insert(id.clone(), slot);
