@@ -52,6 +52,7 @@ known! {
     "request_method" => Method,
     "scheme" => Scheme,
     "https" => Https,
+    "http2" => Http2,
     "remote_addr" => RemoteAddress,
     "remote_port" => RemotePort,
     "server_addr" => ServerAddress,
@@ -201,7 +202,10 @@ impl Variable {
             // What APISIX's nginx.conf calls its one server.
             Name::Fixed("_".into())
         } else {
-            return Err(Invalid::new(format!("unknown variable '{name}'")));
+            return Err(Invalid::new(match elsewhere(name) {
+                Some(why) => format!("variable '{name}' is not supported: {why}"),
+                None => format!("unknown variable '{name}'"),
+            }));
         }))
     }
 
@@ -265,6 +269,12 @@ impl Known {
             Self::Method => exchange.request.method().into(),
             Self::Scheme => if client.tls { "https" } else { "http" }.into(),
             Self::Https => if client.tls { "on" } else { "" }.into(),
+            Self::Http2 => match (exchange.is_http2, client.tls) {
+                (false, _) => "",
+                (true, true) => "h2",
+                (true, false) => "h2c",
+            }
+            .into(),
             Self::RemoteAddress => Reading::Address(client.address.ip().to_canonical()),
             Self::RemotePort => Reading::Number(client.address.port().into()),
             Self::ServerAddress => Reading::Address(client.local.ip().to_canonical()),
@@ -342,6 +352,20 @@ fn request_uri(exchange: &Exchange) -> Option<Cow<'_, str>> {
         text.push_str(query);
     }
     Some(Cow::Owned(text))
+}
+
+/// Why a variable that APISIX has is none here.
+fn elsewhere(name: &str) -> Option<&'static str> {
+    const BODY: &str = "conditions are judged before the body has come";
+    const STREAM: &str = "it belongs to stream routes";
+    Some(match name {
+        "graphql_name" | "graphql_operation" | "graphql_root_fields" | "request_body" => BODY,
+        "resp_body" => "no condition waits for the response's body",
+        "mqtt_client_id" | "rpc_time" | "redis_cmd_line" => STREAM,
+        "upstream_unresolved_host" => "see balancer_ip and balancer_port",
+        _ if name.starts_with("post_arg_") || name.starts_with("post_arg.") => BODY,
+        _ => return None,
+    })
 }
 
 fn present(text: &str) -> Option<Reading<'_>> {
@@ -538,6 +562,7 @@ mod tests {
             ("request_method", Some("GET")),
             ("scheme", Some("http")),
             ("https", Some("")),
+            ("http2", Some("")),
             ("remote_addr", Some("192.0.2.7")),
             ("remote_port", Some("40000")),
             ("server_addr", Some("192.0.2.1")),

@@ -2,6 +2,8 @@
 
 mod assemble;
 #[cfg(test)]
+mod rebuild;
+#[cfg(test)]
 mod tests;
 mod trial;
 
@@ -161,7 +163,6 @@ impl Keeper {
             path_rules: PathRules::default(),
             routers: Routers::default(),
             people: people.clone(),
-            merged: Default::default(),
         });
         Self {
             table: table.iter().map(|entry| (entry.name, entry)).collect(),

@@ -2,6 +2,8 @@
 //!
 //! This room does no I/O. It is a door: it defines nothing itself.
 
+#[cfg(test)]
+mod agreement;
 mod compile;
 mod compiled;
 mod consumers;

@@ -12,7 +12,7 @@ use crate::pipeline::{
 };
 use crate::policy::Policy;
 use crate::snapshot::compile::host_names;
-use crate::snapshot::compiled::{Broken, CompiledRoute, Snapshot};
+use crate::snapshot::compiled::{Broken, CompiledRoute, MergedChains, Snapshot};
 use crate::snapshot::merge;
 use crate::upstream::Cluster;
 
@@ -44,9 +44,7 @@ impl Keeper {
             path_rules: self.router.path_rules(),
             routers: self.routers.clone(),
             people: self.people.clone(),
-            merged: Default::default(),
         });
-        self.kept.sweep();
         Applied { snapshot: self.current.clone(), rejected: work.rejected }
     }
 
@@ -121,17 +119,7 @@ impl Keeper {
                 broken = Some(found);
             }
         };
-        let service = route.service_id.as_ref().and_then(|service| {
-            references.push((Kind::Services, service.clone()));
-            match self.services.get(service) {
-                None => note(Broken::new(404, format!("service {service} does not exist"))),
-                Some(slot) => match &slot.compiled {
-                    Ok(parts) => return Some((service, &slot.body, parts)),
-                    Err(why) => note(Broken::new(503, format!("service {service}: {why}"))),
-                },
-            }
-            None
-        });
+        // As in APISIX, a missing plugin config is found before a missing service.
         let config = route.plugin_config_id.as_ref().and_then(|config| {
             references.push((Kind::PluginConfigs, config.clone()));
             match self.plugin_configs.get(config) {
@@ -139,6 +127,17 @@ impl Keeper {
                 Some(slot) => match &slot.compiled {
                     Ok(links) => return Some(links),
                     Err(why) => note(Broken::new(503, format!("plugin config {config}: {why}"))),
+                },
+            }
+            None
+        });
+        let service = route.service_id.as_ref().and_then(|service| {
+            references.push((Kind::Services, service.clone()));
+            match self.services.get(service) {
+                None => note(Broken::new(404, format!("service {service} does not exist"))),
+                Some(slot) => match &slot.compiled {
+                    Ok(parts) => return Some((service, &slot.body, parts)),
+                    Err(why) => note(Broken::new(503, format!("service {service}: {why}"))),
                 },
             }
             None
@@ -200,6 +199,7 @@ impl Keeper {
             cluster,
             websocket: websocket.unwrap_or(false),
             links,
+            merged: MergedChains::default(),
             conditions: slot.parts.conditions.clone(),
             broken,
             no_cluster,

@@ -2,8 +2,10 @@
 //! order, find the same parameters, and after any changes be what a router made anew would be.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use regex::bytes::Regex;
 
@@ -93,15 +95,22 @@ fn fit(kind: RouterKind, wanted: &str, path: &str) -> Option<(PathRank, Vec<(Str
         }
         names.extend(name.map(str::to_owned));
     }
-    let expression = Regex::new(&format!("(?s-u)^{}$", expression.join("/"))).unwrap();
-    let groups = expression.captures(path.as_bytes())?;
-    let texts = groups
-        .iter()
-        .skip(1)
-        .map(|group| String::from_utf8(group.unwrap().as_bytes().to_vec()).unwrap());
-    let is_open = !names.is_empty();
-    let rank = (is_open, Reverse(if is_open { literal } else { 0 }));
-    Some((rank, names.into_iter().zip(texts).collect()))
+    if names.is_empty() {
+        return (wanted == path).then(|| ((false, Reverse(0)), Vec::new()));
+    }
+    let groups = compiled(&expression.join("/"));
+    let groups = groups.captures(path.as_bytes())?;
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let texts: Vec<String> =
+        groups.iter().skip(1).map(|group| text(group.unwrap().as_bytes())).collect();
+    Some(((true, Reverse(literal)), names.into_iter().zip(texts).collect()))
+}
+
+/// Thousands of cases have the same few expressions.
+fn compiled(expression: &str) -> Regex {
+    static KNOWN: LazyLock<Mutex<HashMap<String, Regex>>> = LazyLock::new(Mutex::default);
+    let make = || Regex::new(&format!("(?s-u)^{expression}$")).unwrap();
+    KNOWN.lock().entry(expression.to_owned()).or_insert_with(make).clone()
 }
 
 fn tried(
