@@ -63,7 +63,10 @@ impl World {
             exchange.request.append("apikey", key.as_bytes());
         }
         exchange.consumers = Some(snapshot.consumers.clone());
-        let route = snapshot.route(Listeners::Ingress, &mut exchange).expect("a route matches");
+        let route = snapshot
+            .route(Listeners::Ingress, &mut exchange)
+            .expect("a path")
+            .expect("a route matches");
         assert!(route.fault().is_none());
         let mut merged = None;
         let outcome: Result<Flow, Fault> = async {

@@ -1,13 +1,14 @@
 //! `Exchange`: one request and its answer on their way.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Expr, Head};
+use super::{Expr, Head, PathRules};
 use crate::identity::{JwtSvid, Peer, SpiffeId, Tokens};
 use crate::model::{Id, Labels, Listeners};
 
@@ -173,6 +174,8 @@ pub struct Exchange {
     pub matched_path: usize,
     /// Which of the route's hosts matched; `None` for a route without hosts.
     pub matched_host: Option<usize>,
+    /// How the process reads paths.
+    pub path_rules: PathRules,
     /// Path parameters that the router caught.
     pub params: Vec<(String, String)>,
     /// The consumers of this snapshot.
@@ -214,6 +217,7 @@ impl Exchange {
             route: None,
             matched_path: 0,
             matched_host: None,
+            path_rules: PathRules::default(),
             params: Vec::new(),
             consumers: None,
             tokens: None,
@@ -249,6 +253,11 @@ impl Exchange {
         self.endpoint = None;
         self.upstream_statuses.clear();
         (self.bytes_in, self.bytes_out) = (0, 0);
+    }
+
+    /// The request's path as `$uri` has it; `None` when it has no reading.
+    pub fn uri(&self) -> Option<Cow<'_, [u8]>> {
+        self.path_rules.uri(self.request.path())
     }
 
     /// Asks `condition` once in this exchange: later phases get the first answer, whatever has changed since.

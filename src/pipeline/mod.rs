@@ -34,7 +34,8 @@ pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
 pub use networks::Networks;
 pub use path::{
-    argument, arguments, encode_path, encode_unsafe, host_of, normal_path, without_argument,
+    PathRules, argument, arguments, encode_path, encode_unsafe, host_of, normal_path,
+    without_argument,
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
 pub use plugin::{Check, Entry, Plugin};

@@ -73,8 +73,8 @@ impl DataPlaneRole {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
         let roster = Roster::attending();
-        let mut keeper =
-            Keeper::new(shared.plugins, me, shared.registry.clone()).with_roster(roster.clone());
+        let keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
+        let mut keeper = keeper.with_router(shared.router).with_roster(roster.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);

@@ -26,6 +26,7 @@ use crate::observe::{
 };
 use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Tasks, causes};
+use crate::snapshot::RouterSettings;
 use crate::sync::Feed;
 use crate::sync::file::{FileFeed, process_environment};
 use crate::sync::last_good::{LastGood, Saved};
@@ -49,6 +50,8 @@ pub struct Shared {
     pub board: Board,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
+    /// How requests find their routes.
+    pub router: RouterSettings,
     /// Asks the source of the identity that was opened last for newer bundles.
     pub refresh: Refresh,
 }
@@ -86,6 +89,7 @@ impl Shared {
             readiness: Readiness::new(),
             identities,
             plugins: crate::plugins::ALL,
+            router: settings.router,
             refresh: Refresh::default(),
         })
     }

@@ -15,6 +15,7 @@ use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSet
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
+use crate::snapshot::RouterSettings;
 use crate::store;
 
 /// Why settings cannot be used.
@@ -114,6 +115,9 @@ pub struct Settings {
     /// Health, readiness and metrics; not opened when not given.
     #[serde(default)]
     pub status: Option<SocketAddr>,
+    /// How requests find their routes. The same for control plane and data planes.
+    #[serde(default)]
+    pub router: RouterSettings,
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
@@ -451,6 +455,7 @@ impl Settings {
             control: None,
             issuer: None,
             status: None,
+            router: RouterSettings::default(),
             audit: AuditSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),

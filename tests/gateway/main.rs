@@ -33,6 +33,7 @@ mod policy;
 mod proof;
 mod revocation;
 mod rotation;
+mod routing;
 mod stapling;
 mod tls_attacks;
 mod tls_edge;

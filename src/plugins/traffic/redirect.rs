@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::pipeline::{
     Build, Exchange, Fault, Flow, Hooks, Invalid, Pattern, PatternOptions, Plugin, Replacement,
-    Reply, Rewrite, Template, encode_path, encode_unsafe, normal_path,
+    Reply, Rewrite, Template, encode_path, encode_unsafe,
 };
 
 /// Where callers are sent. Exactly one of `uri`, `regex_uri` and `http_to_https` is given.
@@ -127,7 +127,7 @@ impl Rewrite for Redirect {
             }
             To::Template(template) => template.text(exchange),
             To::Pattern(pattern, by) => {
-                let path = normal_path(exchange.request.path()).unwrap_or_default();
+                let path = exchange.uri().unwrap_or_default();
                 match pattern.replace_first(&path, by) {
                     Some(location) => String::from_utf8_lossy(&location).into_owned(),
                     None => return Ok(Flow::Next),

@@ -212,7 +212,7 @@ fn admit<'a>(
     let door = exchange.client.door;
     let policy = &*snapshot.policy;
     if door == Listeners::Outbound {
-        return Ok(snapshot.route(door, exchange));
+        return snapshot.route(door, exchange).map_err(|_| Box::new(unreadable()));
     }
     connection.of(policy, exchange);
     let judge = Judge { worker, snapshot, connection };
@@ -220,7 +220,7 @@ fn admit<'a>(
     if door == Listeners::Inbound && judge.standing().is_some_and(Standing::is_hopeless) {
         return Err(judge.refuse(exchange, judge.decide(&Asked::of(exchange))));
     }
-    let route = snapshot.route(door, exchange);
+    let routed = snapshot.route(door, exchange);
     let decision = judge.decide(&Asked::of(exchange));
     if !decision.is_allowed() {
         return Err(judge.refuse(exchange, decision));
@@ -230,7 +230,7 @@ fn admit<'a>(
     if decided && judge.record(&Asked::of(exchange), decision, None, None).is_err() {
         return Err(Box::new(unlogged()));
     }
-    Ok(route)
+    routed.map_err(|_| Box::new(unreadable()))
 }
 
 /// What policy decides on.
@@ -427,6 +427,11 @@ fn refused_by_plugin(
     });
     reply.fields.push(("x-wardgate-denial".into(), denial.as_str().into()));
     Course::Reply(reply)
+}
+
+/// The answer to a path that cannot be read, as nginx gives it before APISIX sees the request.
+fn unreadable() -> Reply {
+    Reply::json(400, &serde_json::json!({ "error_msg": "the request's path cannot be read" }))
 }
 
 /// The answer when no decision can be recorded: what cannot be proved later does not happen.
