@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::{Endpoint, Members, Roster, Security};
-use crate::identity::SpiffePattern;
-use crate::model::{
-    Balance, HashOn, Invalid, KeepalivePool, Node, Nodes, PassHost, Scheme, Timeout, Upstream,
-    UpstreamIdentity, UpstreamTls,
-};
-use crate::mtls::ExpectedPeers;
-use crate::rt::Live;
+use super::blueprint::Blueprint;
+use super::following::Following;
+use super::nodes::nodes;
+use super::{Attended, Endpoint, Members, Roster};
+use crate::model::{Balance, HashOn, Invalid, KeepalivePool, PassHost, Scheme, Timeout, Upstream};
 
 /// The endpoints that this request has tried already.
 #[derive(Clone, Debug, Default)]
@@ -43,8 +40,8 @@ enum Serving {
     /// The nodes that are written there.
     Fixed(Members),
     /// Whoever was found last.
-    #[expect(dead_code, reason = "names and discovery come with the next changes")]
-    Changing(Live<Members>),
+    #[expect(dead_code, reason = "made from names and registries in the next changes")]
+    Changing(Arc<Attended<Following>>),
 }
 
 /// A compiled upstream.
@@ -58,8 +55,8 @@ pub struct Cluster {
     pub pass_host: PassHost,
     /// The Host for `pass_host: rewrite`.
     pub host: Option<String>,
-    /// Attempts beyond the first.
-    pub retries: u32,
+    /// Attempts beyond the first; as many as there are other endpoints when not given.
+    retries: Option<u32>,
     /// After this no further attempt starts.
     pub retry_within: Option<Duration>,
     /// To establish a connection, handshake included.
@@ -86,20 +83,15 @@ impl Cluster {
         timeout: Option<Timeout>,
         roster: &Roster,
     ) -> Result<Arc<Self>, Invalid> {
-        let nodes = nodes(upstream)?;
-        let endpoints: Box<[Arc<Endpoint>]> = nodes
-            .iter()
-            .map(|node| endpoint(name, upstream, node, roster).map(Arc::new))
-            .collect::<Result<_, _>>()?;
-        let others = u32::try_from(endpoints.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let members = Members::new(endpoints, upstream.balance)?;
+        let blueprint = Blueprint::compile(name, upstream)?;
+        let serving = Serving::Fixed(blueprint.members(&nodes(upstream)?, roster)?);
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
         Ok(Arc::new(Self {
             name: name.to_owned(),
             scheme: upstream.scheme,
             pass_host: upstream.pass_host,
             host: host_rewrite(upstream)?,
-            retries: upstream.retries.unwrap_or(others),
+            retries: upstream.retries,
             retry_within: upstream
                 .retry_timeout
                 .filter(|seconds| *seconds > 0.0)
@@ -110,7 +102,7 @@ impl Cluster {
             read_within: seconds_of("timeout.read", timeout.read)?,
             keepalive: upstream.keepalive_pool.unwrap_or_default(),
             hash_key: hash_key(upstream)?,
-            serving: Serving::Fixed(members),
+            serving,
         }))
     }
 
@@ -119,10 +111,43 @@ impl Cluster {
         let key = self.hash_key.as_ref().map(|_| key);
         match &self.serving {
             Serving::Fixed(members) => members.pick(key, tried).cloned(),
-            Serving::Changing(live) => {
-                let members = tried.members.get_or_insert_with(|| live.load()).clone();
+            Serving::Changing(following) => {
+                let members =
+                    tried.members.get_or_insert_with(|| following.members().load()).clone();
                 members.pick(key, tried).cloned()
             }
+        }
+    }
+
+    /// How many attempts beyond the first a request has that picked with this `tried`.
+    pub fn retries(&self, tried: &Tried) -> u32 {
+        let others = || {
+            let all = match (&self.serving, &tried.members) {
+                (Serving::Fixed(members), _) => members.endpoints().len(),
+                (Serving::Changing(_), members) => {
+                    members.as_ref().map_or(0, |members| members.endpoints().len())
+                }
+            };
+            u32::try_from(all.saturating_sub(1)).unwrap_or(u32::MAX)
+        };
+        self.retries.unwrap_or_else(others)
+    }
+
+    /// Waits until somebody has said who serves, and for `within` at most. Whoever is known to have fixed nodes, or has
+    /// been found before, does not wait at all: ask [`Cluster::is_waiting`] first, which costs a branch.
+    pub async fn found(&self, within: Duration) {
+        let Serving::Changing(following) = &self.serving else { return };
+        let mut members = following.members().clone();
+        let known = async { while !members.load().are_known() && members.changed().await {} };
+        // Nobody was found in time: then there is nobody to pick.
+        let _ = tokio::time::timeout(within, known).await;
+    }
+
+    /// Has nobody said yet who serves?
+    pub fn is_waiting(&self) -> bool {
+        match &self.serving {
+            Serving::Fixed(_) => false,
+            Serving::Changing(following) => !following.members().load().are_known(),
         }
     }
 
@@ -130,7 +155,7 @@ impl Cluster {
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         match &self.serving {
             Serving::Fixed(members) => members.endpoints().to_vec(),
-            Serving::Changing(live) => live.load().endpoints().to_vec(),
+            Serving::Changing(following) => following.members().load().endpoints().to_vec(),
         }
     }
 
@@ -182,82 +207,6 @@ fn hash_key(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     }
 }
 
-fn nodes(upstream: &Upstream) -> Result<Vec<Node>, Invalid> {
-    let map = match &upstream.nodes {
-        None => return Ok(Vec::new()),
-        Some(Nodes::List(list)) => return Ok(list.clone()),
-        Some(Nodes::Map(map)) => map,
-    };
-    map.iter()
-        .map(|(place, weight)| {
-            let (host, port) = split_place(place)?;
-            Ok(Node { host, port, weight: *weight, priority: 0, spiffe_ids: Vec::new() })
-        })
-        .collect()
-}
-
-/// `host`, `host:port`, `[v6]` or `[v6]:port`.
-fn split_place(place: &str) -> Result<(String, Option<u16>), Invalid> {
-    let invalid = || Invalid::new(format!("nodes: expected host or host:port, got {place:?}"));
-    let number = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(invalid);
-    if let Some(rest) = place.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or_else(invalid)?;
-        return match rest.strip_prefix(':') {
-            Some(port) => Ok((host.to_owned(), Some(number(port)?))),
-            None if rest.is_empty() => Ok((host.to_owned(), None)),
-            None => Err(invalid()),
-        };
-    }
-    match place.split_once(':') {
-        Some((_, port)) if port.contains(':') => {
-            Err(Invalid::new(format!("nodes: write the IPv6 address {place:?} in brackets")))
-        }
-        Some(("", _)) => Err(invalid()),
-        Some((host, port)) => Ok((host.to_owned(), Some(number(port)?))),
-        None if place.is_empty() => Err(invalid()),
-        None => Ok((place.to_owned(), None)),
-    }
-}
-
-fn endpoint(
-    cluster: &str,
-    upstream: &Upstream,
-    node: &Node,
-    roster: &Roster,
-) -> Result<Endpoint, Invalid> {
-    let secured = matches!(upstream.scheme, Scheme::Https | Scheme::Grpcs);
-    let tls = upstream.tls.clone().unwrap_or_default();
-    let security = match tls.identity {
-        Some(UpstreamIdentity::Svid) => Security::Mesh(expected(&tls, node)?),
-        None if !tls.spiffe_ids.is_empty() || !node.spiffe_ids.is_empty() => {
-            return Err(Invalid::new("tls.spiffe_ids: needs tls.identity: svid beside it"));
-        }
-        None if secured => Security::Public { verify: tls.verify.unwrap_or(true) },
-        None => Security::Plain,
-    };
-    let default_port = if secured { 443 } else { 80 };
-    let port = node.port.unwrap_or(default_port);
-    let state = roster.state(cluster, &format!("{}:{port}", node.host));
-    Ok(Endpoint::new(&node.host, port, node.weight, node.priority, security, state))
-}
-
-fn expected(tls: &UpstreamTls, node: &Node) -> Result<Arc<ExpectedPeers>, Invalid> {
-    let ids = if node.spiffe_ids.is_empty() { &tls.spiffe_ids } else { &node.spiffe_ids };
-    if ids.is_empty() {
-        return Err(Invalid::new(
-            "tls.spiffe_ids: required with tls.identity: svid; name whom you expect",
-        ));
-    }
-    let pattern = |id: &String| {
-        id.parse::<SpiffePattern>()
-            .map_err(|error| Invalid::new(format!("tls.spiffe_ids: {id:?}: {error}")))
-    };
-    let patterns = ids.iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
-    ExpectedPeers::new(patterns)
-        .map(Arc::new)
-        .map_err(|error| Invalid::new(format!("tls.spiffe_ids: {error}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +237,7 @@ mod tests {
         let order: Vec<_> =
             std::iter::from_fn(|| cluster.pick(b"", &mut tried).map(|e| e.port)).collect();
         assert_eq!((order.len(), order[2]), (3, 3));
-        assert_eq!(cluster.retries, 2);
+        assert_eq!(cluster.retries(&tried), 2);
     }
 
     #[test]

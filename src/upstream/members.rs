@@ -12,6 +12,7 @@ pub struct Members {
     endpoints: Box<[Arc<Endpoint>]>,
     /// One a priority level, highest first.
     levels: Box<[Balancer]>,
+    is_unknown: bool,
 }
 
 impl Members {
@@ -33,7 +34,17 @@ impl Members {
             }
         };
         let levels = priorities.into_iter().map(level).collect();
-        Ok(Self { endpoints, levels })
+        Ok(Self { endpoints, levels, is_unknown: false })
+    }
+
+    /// Whoever names the nodes has not answered yet.
+    pub(super) fn unknown() -> Self {
+        Self { is_unknown: true, ..Self::default() }
+    }
+
+    /// Has anybody said who they are, be it nobody?
+    pub fn are_known(&self) -> bool {
+        !self.is_unknown
     }
 
     /// All endpoints.

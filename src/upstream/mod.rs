@@ -1,10 +1,13 @@
 //! Where requests go: clusters that pick an endpoint, and connections to it. A door: it defines nothing itself.
 
 mod balance;
+mod blueprint;
 mod cluster;
 mod connect;
 mod endpoint;
+mod following;
 mod members;
+mod nodes;
 mod pool;
 mod roster;
 

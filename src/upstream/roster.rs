@@ -34,6 +34,11 @@ impl Book {
         }
     }
 
+    fn known<T: Send + Sync + 'static>(&self, key: &(String, TypeId)) -> Option<Arc<Attended<T>>> {
+        let known = self.attended.get(key).and_then(Weak::upgrade)?;
+        known.downcast().ok()
+    }
+
     fn sweep(&mut self) {
         self.states.retain(|_, state| state.strong_count() > 0);
         self.attended.retain(|_, attended| attended.strong_count() > 0);
@@ -108,12 +113,8 @@ impl Roster {
         state
     }
 
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "names, discovery and health come with the next changes")
-    )]
     /// What is attended to under this key: the same as long as somebody holds it; else `make`'s, and `attend`'s work goes on
-    /// until the last holder is gone. `key` has to name all that `make` and `attend` depend on.
+    /// until the last holder is gone. `key` has to name all that `make` and `attend` depend on; `make` may ask this roster.
     pub(super) fn keep<T, F>(
         &self,
         key: &str,
@@ -125,14 +126,17 @@ impl Roster {
         F: Future<Output = ()> + Send + 'static,
     {
         let key = (key.to_owned(), TypeId::of::<T>());
-        let mut book = self.book.lock();
-        let known = book.attended.get(&key).and_then(Weak::upgrade);
-        if let Some(known) = known.and_then(|known| known.downcast::<Attended<T>>().ok()) {
+        if let Some(known) = self.book.lock().known(&key) {
             return known;
         }
+        // Without the lock: it may ask this roster for something.
         let value = Arc::new(make());
         let (held, mut held_by_somebody) = Publisher::new(());
         let attended = Arc::new(Attended { value: value.clone(), _held: held });
+        let mut book = self.book.lock();
+        if let Some(known) = book.known(&key) {
+            return known;
+        }
         if self.attends {
             let erased: Arc<dyn Any + Send + Sync> = attended.clone();
             book.attended.insert(key, Arc::downgrade(&erased));

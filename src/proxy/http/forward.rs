@@ -83,6 +83,9 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         .as_deref()
         .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
     let started = Instant::now();
+    if cluster.is_waiting() {
+        Box::pin(cluster.found(cluster.connect_within)).await;
+    }
     let mut tried = Tried::default();
     let mut upload = Pump::default();
     let mut attempts = 0;
@@ -129,7 +132,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
         let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
-        if !fault.retry || attempts > cluster.retries || !in_time {
+        if !fault.retry || attempts > cluster.retries(&tried) || !in_time {
             return Err(Failure::Fault(fault));
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
