@@ -111,12 +111,7 @@ fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
             }
         }
         Kind::Upstreams => {
-            none(&[
-                ("checks", "active and passive health checks"),
-                ("service_name", "service discovery; name the nodes"),
-                ("discovery_type", "service discovery; name the nodes"),
-                ("discovery_args", "service discovery; name the nodes"),
-            ])?;
+            none(&[("checks", "active and passive health checks")])?;
             for (field, names) in
                 [("type", &["ewma"][..]), ("scheme", &["tcp", "tls", "udp", "kafka"][..])]
             {

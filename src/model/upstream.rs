@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Labels, Timeout};
+use super::{DiscoveryArgs, DiscoveryType, Id, Labels, Timeout};
 
 /// How a node is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -190,6 +190,16 @@ pub struct Upstream {
     /// The nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
+    /// In place of nodes: the service's name in the registry of `discovery_type`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub service_name: Option<String>,
+    /// Which registry knows the nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_type: Option<DiscoveryType>,
+    /// What the registry is told beside the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_args: Option<DiscoveryArgs>,
     /// Further nodes tried after a failure; all the others when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]

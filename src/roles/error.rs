@@ -39,6 +39,9 @@ pub enum Error {
     /// The resources file.
     #[error("the resources file cannot be used")]
     Resources(#[from] crate::sync::file::Error),
+    /// The registries.
+    #[error(transparent)]
+    Discovery(#[from] crate::upstream::DiscoveryError),
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),

@@ -16,6 +16,7 @@ use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::store;
+use crate::upstream::DiscoverySettings;
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +130,9 @@ pub struct Settings {
     /// What ends connections that have lost their proof, and how fast.
     #[serde(default)]
     pub proof: ProofSettings,
+    /// The registries that know the nodes of services, for roles sidecar and ingress.
+    #[serde(default)]
+    pub discovery: DiscoverySettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -422,6 +426,7 @@ impl Settings {
             workers: Some(1),
             drain_seconds: 5,
             proof: ProofSettings::default(),
+            discovery: DiscoverySettings::default(),
         }
     }
 

@@ -6,10 +6,12 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::blueprint::Blueprint;
+use super::discovery;
 use super::following::Following;
 use super::nodes::nodes;
 use super::{Attended, Endpoint, Members, Roster};
 use crate::model::{Balance, HashOn, Invalid, KeepalivePool, PassHost, Scheme, Timeout, Upstream};
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// The endpoints that this request has tried already.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +42,6 @@ enum Serving {
     /// The nodes that are written there.
     Fixed(Members),
     /// Whoever was found last.
-    #[expect(dead_code, reason = "made from names and registries in the next changes")]
     Changing(Arc<Attended<Following>>),
 }
 
@@ -83,8 +84,7 @@ impl Cluster {
         timeout: Option<Timeout>,
         roster: &Roster,
     ) -> Result<Arc<Self>, Invalid> {
-        let blueprint = Blueprint::compile(name, upstream)?;
-        let serving = Serving::Fixed(blueprint.members(&nodes(upstream)?, roster)?);
+        let serving = serving(name, upstream, roster)?;
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
         Ok(Arc::new(Self {
             name: name.to_owned(),
@@ -163,6 +163,22 @@ impl Cluster {
     pub fn speaks_http2(&self) -> bool {
         matches!(self.scheme, Scheme::Grpc | Scheme::Grpcs)
     }
+}
+
+fn serving(name: &str, upstream: &Upstream, roster: &Roster) -> Result<Serving, Invalid> {
+    let blueprint = Blueprint::compile(name, upstream)?;
+    if let Some(source) = discovery::source(upstream, roster)? {
+        blueprint.takes_any_node()?;
+        let following = Following::keep(&key(name, upstream), blueprint, source, roster);
+        return Ok(Serving::Changing(following));
+    }
+    blueprint.members(&nodes(upstream)?, roster).map(Serving::Fixed)
+}
+
+/// All that the members of a cluster depend on.
+fn key(name: &str, upstream: &Upstream) -> String {
+    let text = serde_json::to_string(upstream).unwrap_or_default();
+    format!("{name} {}", hex::encode(digest(&SHA256, text.as_bytes())))
 }
 
 fn seconds_of(field: &str, seconds: f64) -> Result<Duration, Invalid> {

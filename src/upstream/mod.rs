@@ -4,6 +4,7 @@ mod balance;
 mod blueprint;
 mod cluster;
 mod connect;
+mod discovery;
 mod endpoint;
 mod following;
 mod members;
@@ -13,6 +14,7 @@ mod roster;
 
 pub use cluster::{Cluster, Tried};
 pub use connect::{Connect, Error, Established, Protocol, Stream};
+pub use discovery::{Discovery, Error as DiscoveryError, Settings as DiscoverySettings};
 pub use endpoint::{Busy, Endpoint, Security};
 pub use members::Members;
 pub use pool::{Idle, Multiplexed, Pool, Reuse, Shared};

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Discovery;
 use super::endpoint::EndpointState;
 use crate::rt::{Publisher, Tasks};
 
@@ -53,6 +54,7 @@ pub struct Roster {
     begun: Arc<Notify>,
     /// Nobody runs what is written down: a control plane compiles to judge, and serves no requests.
     attends: bool,
+    discovery: Option<Discovery>,
 }
 
 impl std::fmt::Debug for Roster {
@@ -90,6 +92,21 @@ impl Roster {
     /// A roster whose work is done by [`Roster::run`]. `Roster::default()` is one for trials: nothing is attended to.
     pub fn attending() -> Self {
         Self { attends: true, ..Self::default() }
+    }
+
+    /// Who knows services by name. Without, all names are taken, and nobody has nodes.
+    #[must_use]
+    pub fn with_discovery(self, discovery: Discovery) -> Self {
+        Self { discovery: Some(discovery), ..self }
+    }
+
+    pub(super) fn discovery(&self) -> Option<&Discovery> {
+        self.discovery.as_ref()
+    }
+
+    /// Is what is written down run?
+    pub(super) fn attends(&self) -> bool {
+        self.attends
     }
 
     /// The same endpoints' states, for a compilation whose result is thrown away.
