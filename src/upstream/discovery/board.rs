@@ -202,11 +202,13 @@ impl State {
         let has_spoken = |told: &&Told| told.has_spoken_of(service);
         let waits = self.servers.iter().any(|told| !has_spoken(&told) && !told.is_away);
         let has_answer = self.servers.iter().any(|told| has_spoken(&told));
-        if waits || !has_answer {
-            let before = self.dumped.get(service);
-            return before.or(default.filter(|_| !waits)).cloned();
+        let before = self.dumped.get(service).filter(|_| waits || !has_answer);
+        match before {
+            Some(before) => Some(before.clone()),
+            None if waits => None,
+            // Nobody has it, or nobody answers: no request shall wait for that.
+            None => Some(default.cloned().unwrap_or_default()),
         }
-        Some(default.cloned().unwrap_or_default())
     }
 
     fn publish(&self, default: Option<&Arc<[Node]>>) {
