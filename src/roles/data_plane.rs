@@ -24,7 +24,7 @@ use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, Pr
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::{Connect, Roster};
+use crate::upstream::{Connect, DnsSettings, Resolver, Roster, UpstreamSettings};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +45,10 @@ pub struct Plan {
     pub workers: usize,
     /// How long connections may live, and how long they may take to end.
     pub proof: ProofLimits,
+    /// How the names of nodes are resolved.
+    pub dns: DnsSettings,
+    /// What holds for all upstreams.
+    pub upstreams: UpstreamSettings,
 }
 
 /// A running data plane with all that keeps it current.
@@ -72,7 +76,9 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let roster = Roster::attending();
+        let roster = Roster::attending()
+            .with_names(Resolver::new(&plan.dns)?)
+            .with_public_roots(plan.upstreams.public_roots()?);
         let mut keeper =
             Keeper::new(shared.plugins, me, shared.registry.clone()).with_roster(roster.clone());
         let own: Vec<Change> =

@@ -16,6 +16,7 @@ use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::store;
+use crate::upstream::{DnsSettings, UpstreamSettings};
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +130,12 @@ pub struct Settings {
     /// What ends connections that have lost their proof, and how fast.
     #[serde(default)]
     pub proof: ProofSettings,
+    /// How the names of upstreams' nodes are resolved, for roles sidecar and ingress.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// What holds for all upstreams, for roles sidecar and ingress.
+    #[serde(default)]
+    pub upstreams: UpstreamSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -422,6 +429,8 @@ impl Settings {
             workers: Some(1),
             drain_seconds: 5,
             proof: ProofSettings::default(),
+            dns: DnsSettings::default(),
+            upstreams: UpstreamSettings::default(),
         }
     }
 
