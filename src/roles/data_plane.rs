@@ -24,7 +24,9 @@ use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, Pr
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::{Connect, Discovery, DiscoverySettings, Roster};
+use crate::upstream::{
+    Connect, Discovery, DiscoverySettings, DnsSettings, Resolver, Roster, UpstreamSettings,
+};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +49,10 @@ pub struct Plan {
     pub proof: ProofLimits,
     /// The registries that know the nodes of services.
     pub discovery: DiscoverySettings,
+    /// How the names of nodes are resolved.
+    pub dns: DnsSettings,
+    /// What holds for all upstreams.
+    pub upstreams: UpstreamSettings,
 }
 
 /// A running data plane with all that keeps it current.
@@ -76,7 +82,10 @@ impl DataPlaneRole {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
         let discovery = Discovery::new(&plan.discovery)?;
-        let roster = Roster::attending().with_discovery(discovery.clone());
+        let roster = Roster::attending()
+            .with_names(Resolver::new(&plan.dns)?)
+            .with_public_roots(plan.upstreams.public_roots()?)
+            .with_discovery(discovery.clone());
         let mut keeper =
             Keeper::new(shared.plugins, me, shared.registry.clone()).with_roster(roster.clone());
         let own: Vec<Change> =

@@ -42,6 +42,9 @@ pub enum Error {
     /// The registries.
     #[error(transparent)]
     Discovery(#[from] crate::upstream::DiscoveryError),
+    /// How names are resolved.
+    #[error("setting {0}")]
+    Names(#[from] crate::upstream::NameError),
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),

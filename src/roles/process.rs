@@ -356,7 +356,8 @@ impl Running {
     ) -> Result<(), Error> {
         let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
         let discovery = settings.discovery.clone();
-        let mut plan = Plan { workers, proof, discovery, ..Plan::default() };
+        let (dns, upstreams) = (settings.dns.clone(), settings.upstreams.clone());
+        let mut plan = Plan { workers, proof, dns, upstreams, discovery, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),

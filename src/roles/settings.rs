@@ -16,7 +16,7 @@ use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::store;
-use crate::upstream::DiscoverySettings;
+use crate::upstream::{DiscoverySettings, DnsSettings, UpstreamSettings};
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +133,12 @@ pub struct Settings {
     /// The registries that know the nodes of services, for roles sidecar and ingress.
     #[serde(default)]
     pub discovery: DiscoverySettings,
+    /// How the names of upstreams' nodes are resolved, for roles sidecar and ingress.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// What holds for all upstreams, for roles sidecar and ingress.
+    #[serde(default)]
+    pub upstreams: UpstreamSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -427,6 +433,8 @@ impl Settings {
             drain_seconds: 5,
             proof: ProofSettings::default(),
             discovery: DiscoverySettings::default(),
+            dns: DnsSettings::default(),
+            upstreams: UpstreamSettings::default(),
         }
     }
 

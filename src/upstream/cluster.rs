@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use super::blueprint::Blueprint;
 use super::discovery;
-use super::following::Following;
-use super::nodes::nodes;
+use super::following::{Following, Source};
+use super::nodes::{address, nodes};
 use super::{Attended, Endpoint, Members, Roster};
 use crate::model::{Balance, HashOn, Invalid, KeepalivePool, PassHost, Scheme, Timeout, Upstream};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -143,6 +143,14 @@ impl Cluster {
         let _ = tokio::time::timeout(within, known).await;
     }
 
+    /// Is there a node by now, whether it can be reached or not?
+    pub fn has_nodes(&self) -> bool {
+        match &self.serving {
+            Serving::Fixed(members) => members.has_nodes(),
+            Serving::Changing(following) => following.members().load().has_nodes(),
+        }
+    }
+
     /// Has nobody said yet who serves?
     pub fn is_waiting(&self) -> bool {
         match &self.serving {
@@ -166,18 +174,25 @@ impl Cluster {
 }
 
 fn serving(name: &str, upstream: &Upstream, roster: &Roster) -> Result<Serving, Invalid> {
-    let blueprint = Blueprint::compile(name, upstream)?;
+    let blueprint = Blueprint::compile(name, upstream, roster)?;
     if let Some(source) = discovery::source(upstream, roster)? {
         blueprint.takes_any_node()?;
         let following = Following::keep(&key(name, upstream), blueprint, source, roster);
         return Ok(Serving::Changing(following));
     }
-    blueprint.members(&nodes(upstream)?, roster).map(Serving::Fixed)
+    let nodes = nodes(upstream)?;
+    if nodes.iter().all(|node| address(&node.host).is_some()) {
+        return blueprint.members(&nodes, |_| None, roster).map(Serving::Fixed);
+    }
+    blueprint.judge(&nodes)?;
+    let following =
+        Following::keep(&key(name, upstream), blueprint, Source::written(nodes), roster);
+    Ok(Serving::Changing(following))
 }
 
 /// All that the members of a cluster depend on.
 fn key(name: &str, upstream: &Upstream) -> String {
-    let text = serde_json::to_string(upstream).unwrap_or_default();
+    let text = zeroize::Zeroizing::new(serde_json::to_string(upstream).unwrap_or_default());
     format!("{name} {}", hex::encode(digest(&SHA256, text.as_bytes())))
 }
 
@@ -198,28 +213,55 @@ fn host_rewrite(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     }
 }
 
+/// The variables that `hash_on: vars` admits, beside those that begin with `arg_`; as in APISIX.
+const HASHED: [&str; 9] = [
+    "uri",
+    "server_name",
+    "server_addr",
+    "request_uri",
+    "remote_port",
+    "remote_addr",
+    "query_string",
+    "host",
+    "hostname",
+];
+
+/// What a ring hashes, as a template of variables.
 fn hash_key(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     if upstream.balance != Balance::Chash {
         return Ok(None);
     }
-    let key = upstream.key.as_deref();
-    let named = |prefix: &str| {
-        let key = key.ok_or_else(|| Invalid::new("key: required when type is chash"))?;
-        let key = key.strip_prefix(prefix).unwrap_or(key).to_ascii_lowercase();
-        Ok(format!("${{{prefix}{}}}", key.replace('-', "_")))
+    let key = || {
+        let key = upstream.key.as_deref();
+        key.ok_or_else(|| Invalid::new("key: required when type is chash"))
+    };
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let named = |prefix: &str, what: &str| {
+        let key = key()?;
+        let name = key.strip_prefix(prefix).filter(|rest| !rest.is_empty()).unwrap_or(key);
+        match !name.is_empty() && name.bytes().all(word) {
+            true => Ok(Some(format!("${{{prefix}{name}}}"))),
+            false => Err(Invalid(format!("key: expected the name of a {what}, got {key:?}"))),
+        }
     };
     match upstream.hash_on {
-        HashOn::Vars => named("").map(Some),
-        HashOn::Header => named("http_").map(Some),
-        HashOn::Cookie => {
-            let key = key.ok_or_else(|| Invalid::new("key: required when type is chash"))?;
-            Ok(Some(format!("${{cookie_{}}}", key.strip_prefix("cookie_").unwrap_or(key))))
+        HashOn::Vars => {
+            let key = key()?;
+            let argument = key.strip_prefix("arg_");
+            let is_argument =
+                argument.is_some_and(|name| !name.is_empty() && name.bytes().all(word));
+            match is_argument || HASHED.contains(&key) {
+                true => Ok(Some(format!("${{{key}}}"))),
+                false => Err(Invalid(format!(
+                    "key: expected one of {} or arg_NAME when hash_on is vars, got {key:?}",
+                    HASHED.join(", ")
+                ))),
+            }
         }
+        HashOn::Header => named("http_", "header"),
+        HashOn::Cookie => named("cookie_", "cookie"),
         HashOn::Consumer => Ok(Some("${consumer_name}".to_owned())),
-        HashOn::VarsCombinations => match key {
-            Some(key) => Ok(Some(key.to_owned())),
-            None => Err(Invalid::new("key: required when type is chash")),
-        },
+        HashOn::VarsCombinations => key().map(|key| Some(key.to_owned())),
     }
 }
 
@@ -239,15 +281,24 @@ mod tests {
 
     #[test]
     fn round_robin_is_smooth_and_leaves_out_weight_zero() {
-        let cluster = cluster(json!({"nodes": {"a:1": 2, "b:2": 1, "c:3": 0}})).unwrap();
-        assert_eq!(picks(&cluster, 6), [1, 2, 1, 1, 2, 1]);
+        let cluster =
+            cluster(json!({"nodes": {"127.0.0.1:1": 2, "127.0.0.1:2": 1, "127.0.0.1:3": 0}}))
+                .unwrap();
+        // It begins anywhere in a turn, and goes around.
+        let seen = picks(&cluster, 6);
+        assert!(
+            [[1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1], [1, 1, 2, 1, 1, 2]]
+                .iter()
+                .any(|turn| seen == turn),
+            "{seen:?}"
+        );
     }
 
     #[test]
     fn a_retry_gets_another_node_and_lower_levels_come_last() {
         let cluster = cluster(json!({"nodes": [
-            {"host": "a", "port": 1, "weight": 1}, {"host": "b", "port": 2, "weight": 1},
-            {"host": "c", "port": 3, "weight": 1, "priority": -1}]}))
+            {"host": "::1", "port": 1, "weight": 1}, {"host": "[::1]", "port": 2, "weight": 1},
+            {"host": "127.0.0.1", "port": 3, "weight": 1, "priority": -1}]}))
         .unwrap();
         let mut tried = Tried::default();
         let order: Vec<_> =
@@ -261,8 +312,8 @@ mod tests {
         let ring = |nodes: serde_json::Value| {
             cluster(json!({"type": "chash", "key": "uri", "nodes": nodes})).unwrap()
         };
-        let three = ring(json!({"a:1": 1, "b:2": 1, "c:3": 1}));
-        let two = ring(json!({"a:1": 1, "b:2": 1}));
+        let three = ring(json!({"127.0.0.1:1": 1, "127.0.0.1:2": 1, "127.0.0.1:3": 1}));
+        let two = ring(json!({"127.0.0.1:1": 1, "127.0.0.1:2": 1}));
         let pick = |cluster: &Cluster, key: u32| {
             cluster.pick(&key.to_be_bytes(), &mut Tried::default()).unwrap().port
         };
@@ -278,7 +329,8 @@ mod tests {
     #[test]
     fn the_least_busy_node_for_its_weight_is_chosen() {
         let cluster =
-            cluster(json!({"type": "least_conn", "nodes": {"a:1": 1, "b:2": 2}})).unwrap();
+            cluster(json!({"type": "least_conn", "nodes": {"127.0.0.1:1": 1, "127.0.0.1:2": 2}}))
+                .unwrap();
         let held: Vec<_> =
             (0..3).map(|_| cluster.pick(b"", &mut Tried::default()).unwrap().busy()).collect();
         let ports: Vec<_> = cluster.endpoints().iter().map(|e| (e.port, e.load())).collect();
@@ -304,6 +356,35 @@ mod tests {
                 "tls.spiffe_ids: needs tls.identity: svid beside it",
             ),
             (
+                json!({"type": "chash", "key": "mqtt_client_id"}),
+                "key: expected one of uri, server_name, server_addr, request_uri, remote_port, remote_addr, \
+                 query_string, host, hostname or arg_NAME when hash_on is vars, got \"mqtt_client_id\"",
+            ),
+            (
+                json!({"type": "chash", "hash_on": "header", "key": "a b"}),
+                "key: expected the name of a header, got \"a b\"",
+            ),
+            (
+                json!({"nodes": {"shop.test": 1}, "tls": {"client_cert": "x"}}),
+                "tls.client_cert: needs scheme https or grpcs",
+            ),
+            (
+                json!({"scheme": "https", "tls": {"client_cert": "x"}}),
+                "tls.client_key: required with client_cert",
+            ),
+            (
+                json!({"scheme": "https", "tls": {"ca_certs": ["x"]}}),
+                "tls.ca_certs: authorities of public certificates: it holds no certificate",
+            ),
+            (
+                json!({"nodes": [{"host": "shop.test", "weight": 1, "spiffe_ids": ["spiffe://d/a"]}]}),
+                "tls.spiffe_ids: needs tls.identity: svid beside it",
+            ),
+            (
+                json!({"tls": {"identity": "svid", "spiffe_ids": ["spiffe://d/a"], "verify": false}}),
+                "tls.verify: has no place beside tls.identity: svid, which shows our SVID and verifies the peer's",
+            ),
+            (
                 json!({"timeout": {"connect": 0, "send": 1, "read": 1}}),
                 "timeout.connect: expected seconds above 0, got 0",
             ),
@@ -312,5 +393,33 @@ mod tests {
         }
         let v6 = cluster(json!({"nodes": {"[::1]:81": 1}})).unwrap();
         assert_eq!(v6.endpoints()[0].authority(), "[::1]:81");
+    }
+
+    #[test]
+    fn what_a_ring_hashes_is_a_template() {
+        for (hash_on, key, template) in [
+            ("vars", Some("uri"), "${uri}"),
+            ("vars", Some("arg_a-B"), "${arg_a-B}"),
+            ("header", Some("X-User"), "${http_X-User}"),
+            ("header", Some("http_x_user"), "${http_x_user}"),
+            ("cookie", Some("sid"), "${cookie_sid}"),
+            ("consumer", None, "${consumer_name}"),
+            ("vars_combinations", Some("$host$remote_addr"), "$host$remote_addr"),
+        ] {
+            let value = json!({"type": "chash", "hash_on": hash_on, "key": key});
+            assert_eq!(cluster(value).unwrap().hash_key.as_deref(), Some(template), "{hash_on}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_goes_without_saying_is_not_said() {
+        let field = |scheme: &str, node: &str| {
+            let nodes = json!({ "scheme": scheme, "nodes": { node: 1 } });
+            cluster(nodes).unwrap().endpoints()[0].host_field().to_owned()
+        };
+        assert_eq!(field("http", "10.0.0.1:80"), "10.0.0.1");
+        assert_eq!(field("http", "10.0.0.1:443"), "10.0.0.1:443");
+        assert_eq!(field("https", "[::1]"), "[::1]");
+        assert_eq!(field("grpc", "[::1]:81"), "[::1]:81");
     }
 }

@@ -1,6 +1,17 @@
 //! The nodes of an upstream in either of APISIX's two forms, as one list.
 
+use std::net::IpAddr;
+
 use crate::model::{Invalid, Node, Nodes, Upstream};
+
+/// The address that a node's host is, brackets or not; `None` for names.
+pub(super) fn address(host: &str) -> Option<IpAddr> {
+    let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    host.parse().ok()
+}
+
+/// The nodes as they are written.
+///
 
 /// # Errors
 /// A place cannot be read.
@@ -13,7 +24,14 @@ pub(super) fn nodes(upstream: &Upstream) -> Result<Vec<Node>, Invalid> {
     map.iter()
         .map(|(place, weight)| {
             let (host, port) = split_place(place)?;
-            Ok(Node { host, port, weight: *weight, priority: 0, spiffe_ids: Vec::new() })
+            Ok(Node {
+                host,
+                port,
+                weight: *weight,
+                priority: 0,
+                spiffe_ids: Vec::new(),
+                metadata: None,
+            })
         })
         .collect()
 }

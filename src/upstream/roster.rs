@@ -12,8 +12,9 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::Discovery;
 use super::endpoint::EndpointState;
+use super::{Discovery, Resolver};
+use crate::mtls::PublicRoots;
 use crate::rt::{Publisher, Tasks};
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -55,6 +56,8 @@ pub struct Roster {
     /// Nobody runs what is written down: a control plane compiles to judge, and serves no requests.
     attends: bool,
     discovery: Option<Discovery>,
+    names: Option<Resolver>,
+    roots: Option<PublicRoots>,
 }
 
 impl std::fmt::Debug for Roster {
@@ -109,6 +112,26 @@ impl Roster {
         self.attends
     }
 
+    /// Who resolves the names of nodes. Without, names have no addresses.
+    #[must_use]
+    pub fn with_names(self, names: Resolver) -> Self {
+        Self { names: Some(names), ..self }
+    }
+
+    /// Who vouches for public upstreams that name no authority of their own. Without, nobody does.
+    #[must_use]
+    pub fn with_public_roots(self, roots: Option<PublicRoots>) -> Self {
+        Self { roots, ..self }
+    }
+
+    pub(super) fn names(&self) -> Option<&Resolver> {
+        self.names.as_ref()
+    }
+
+    pub(super) fn public_roots(&self) -> Option<&PublicRoots> {
+        self.roots.as_ref()
+    }
+
     /// The same endpoints' states, for a compilation whose result is thrown away.
     #[must_use]
     pub fn for_trial(&self) -> Self {
@@ -128,6 +151,33 @@ impl Roster {
             book.sweep_sometimes();
         }
         state
+    }
+
+    /// What is made under this key: the same as long as somebody holds it. `key` has to name all that `make` depends on.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub(super) fn share<T, E>(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E>
+    where
+        T: Send + Sync + 'static,
+    {
+        let key = (key.to_owned(), TypeId::of::<T>());
+        let known = self.book.lock().attended.get(&key).and_then(Weak::upgrade);
+        if let Some(known) = known.and_then(|known| known.downcast().ok()) {
+            return Ok(known);
+        }
+        let made = Arc::new(make()?);
+        if self.attends {
+            let mut book = self.book.lock();
+            let erased: Arc<dyn Any + Send + Sync> = made.clone();
+            book.attended.insert(key, Arc::downgrade(&erased));
+            book.sweep_sometimes();
+        }
+        Ok(made)
     }
 
     /// What is attended to under this key: the same as long as somebody holds it; else `make`'s, and `attend`'s work goes on

@@ -22,9 +22,7 @@ fn part<'w>(
     discovery: &Value,
     routes: &[(&str, Value)],
 ) -> crate::world::Part<'w> {
-    let route = |(path, upstream): &(&str, Value)| {
-        json!({ "id": path.trim_matches('/'), "uri": path, "upstream": upstream })
-    };
+    let route = |(path, upstream): &(&str, Value)| json!({ "id": path.trim_matches('/'), "uri": path, "upstream": upstream });
     let routes: Vec<Value> = routes.iter().map(route).collect();
     world.ingress().set("discovery", discovery).resources(&json!({ "routes": routes }))
 }
@@ -342,12 +340,15 @@ async fn instances_of_nacos_are_asked_for_by_namespace_and_group_with_a_token_an
         json!({ "ip": "127.0.0.1", "port": port(app), "weight": weight, "healthy": healthy,
                 "enabled": enabled, "metadata": {} })
     };
-    nacos.set(("public", "DEFAULT_GROUP", "shop"), &[
-        host(&one, 3.0, true, true),
-        host(&two, 1.0, true, true),
-        host(&three, 1.0, false, true),
-        host(&three, 1.0, true, false),
-    ]);
+    nacos.set(
+        ("public", "DEFAULT_GROUP", "shop"),
+        &[
+            host(&one, 3.0, true, true),
+            host(&two, 1.0, true, true),
+            host(&three, 1.0, false, true),
+            host(&three, 1.0, true, false),
+        ],
+    );
     nacos.set(("test", "team", "shop"), &[host(&three, 0.5, true, true)]);
     let discovery = json!({ "nacos": {
         "host": [format!("http://nacos:${{{{PASSWORD}}}}@{}", nacos.server.address)],
@@ -361,7 +362,10 @@ async fn instances_of_nacos_are_asked_for_by_namespace_and_group_with_a_token_an
         .start();
     until_served(&ingress, "/a", &[("one", 6), ("two", 2)]).await;
     until_served(&ingress, "/b", &[("three", 2)]).await;
-    nacos.set(("public", "DEFAULT_GROUP", "shop"), &[host(&two, 0.0, true, true), host(&three, 1.0, true, true)]);
+    nacos.set(
+        ("public", "DEFAULT_GROUP", "shop"),
+        &[host(&two, 0.0, true, true), host(&three, 1.0, true, true)],
+    );
     until_served(&ingress, "/a", &[("three", 3)]).await;
     assert_eq!(nacos.logins(), 1, "a token is used until it ends");
 
@@ -541,7 +545,10 @@ async fn what_cannot_be_followed_is_refused_by_name_and_the_version_before_stays
 async fn settings_that_make_no_sense_keep_the_process_from_starting() {
     let world = World::new();
     for (discovery, sentence) in [
-        (json!({ "consul": { "servers": [] } }), "setting discovery.consul.servers: expected at least one"),
+        (
+            json!({ "consul": { "servers": [] } }),
+            "setting discovery.consul.servers: expected at least one",
+        ),
         (json!({ "consul": { "server": ["http://a"] } }), "unknown field `server`"),
         (json!({ "etcd": {} }), "unknown field `etcd`"),
         (

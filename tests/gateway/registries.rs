@@ -154,11 +154,15 @@ impl Server {
                                 hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                             match tls {
                                 None => {
-                                    drop(builder.serve_connection(TokioIo::new(tcp), service).await);
+                                    drop(
+                                        builder.serve_connection(TokioIo::new(tcp), service).await,
+                                    );
                                 }
                                 Some(tls) => {
                                     let Ok(tcp) = tls.accept(tcp).await else { return };
-                                    drop(builder.serve_connection(TokioIo::new(tcp), service).await);
+                                    drop(
+                                        builder.serve_connection(TokioIo::new(tcp), service).await,
+                                    );
                                 }
                             }
                         });
@@ -219,9 +223,7 @@ impl<T> Changing<T> {
     /// Waits until `is_so`, and for `within` at most.
     async fn until(&self, within: Duration, is_so: impl Fn(&T) -> bool) {
         let mut version = self.version.subscribe();
-        let changed = async {
-            while !is_so(&self.lock()) && version.changed().await.is_ok() {}
-        };
+        let changed = async { while !is_so(&self.lock()) && version.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(within, changed).await;
     }
 }
@@ -603,7 +605,8 @@ impl NacosDouble {
                 match (&*asked.method, &*asked.path) {
                     ("POST", "/nacos/v1/auth/login") => {
                         let form = form(&asked.body);
-                        let is = |name: &str, value: &str| form.get(name).is_some_and(|v| v == value);
+                        let is =
+                            |name: &str, value: &str| form.get(name).is_some_and(|v| v == value);
                         if !is("username", user) || !is("password", password) {
                             return whole(403, "unknown user!");
                         }
@@ -757,9 +760,13 @@ impl ClusterDouble {
         self.state.change(|state| {
             state.version += 100;
             state.bookmarks += 1;
-            state.events.push((state.version, "BOOKMARK", json!({
-                "kind": "Endpoints", "metadata": {"resourceVersion": state.version.to_string()},
-            })));
+            state.events.push((
+                state.version,
+                "BOOKMARK",
+                json!({
+                    "kind": "Endpoints", "metadata": {"resourceVersion": state.version.to_string()},
+                }),
+            ));
             state.version
         })
     }
@@ -817,7 +824,8 @@ async fn cluster(
     if asked.headers.get("authorization") != Some(&bearer) {
         return whole(401, status(401).to_string());
     }
-    let not = asked.parameter("fieldSelector").strip_prefix("metadata.namespace!=").map(str::to_owned);
+    let not =
+        asked.parameter("fieldSelector").strip_prefix("metadata.namespace!=").map(str::to_owned);
     let has = move |object: &Value| {
         let of = object["metadata"]["namespace"].as_str();
         (namespace.is_empty() || of == Some(&*namespace) || of.is_none())

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 use super::Error;
 use crate::model::Redacted;
-use crate::mtls::{self, Alpn};
+use crate::mtls::{self, Alpn, OriginConnector};
 use crate::rt::{Conversation, whole};
 
 /// Bytes of an answer at most.
@@ -170,9 +170,8 @@ impl Server {
                 Conversation::over(tls).await.map_err(broken)
             }
             Authorities::None => {
-                let tls = mtls::connect_public(tcp, &self.host, Alpn::Http1, false)
-                    .await
-                    .map_err(refused)?;
+                let anybody = OriginConnector::new(None, None).map_err(refused)?;
+                let tls = anybody.connect(tcp, &self.host, Alpn::Http1).await.map_err(refused)?;
                 Conversation::over(tls).await.map_err(broken)
             }
         }

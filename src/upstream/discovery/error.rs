@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::mtls;
 use crate::rt::Unread;
+use crate::upstream::NameError;
 
 /// Why a registry cannot be used, or does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,14 @@ pub enum Error {
     Token {
         /// Which.
         path: PathBuf,
+    },
+    /// DNS does not answer.
+    #[error("{name} cannot be resolved")]
+    Name {
+        /// What was asked for.
+        name: String,
+        /// Why not.
+        source: NameError,
     },
     /// No connection.
     #[error("{server} cannot be reached")]

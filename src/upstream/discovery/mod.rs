@@ -10,6 +10,7 @@ mod client;
 mod consul;
 mod consul_kv;
 mod contact;
+mod dns;
 mod dump;
 mod error;
 mod eureka;

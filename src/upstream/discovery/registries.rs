@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::board::{Board, Services};
 use super::consul::Consul;
 use super::consul_kv::ConsulKv;
+use super::dns::{self, Dns};
 use super::dump::{self, DumpFile};
 use super::eureka::Eureka;
 use super::kubernetes::{self, Kubernetes};
@@ -86,6 +87,9 @@ impl Discovery {
             }
             registries.insert(kind, Followed { registry, board });
         };
+        if let Some(dns) = &settings.dns {
+            add(DiscoveryType::Dns, Box::new(Dns::new(dns, environment)?));
+        }
         if let Some(consul) = &settings.consul {
             add(DiscoveryType::Consul, Box::new(Consul::new(consul, environment)?));
         }
@@ -159,8 +163,10 @@ pub(in crate::upstream) fn source(
     if kind != DiscoveryType::Nacos && upstream.discovery_args.is_some() {
         return Err(Invalid(format!("discovery_args: {kind} takes none")));
     }
-    if kind == DiscoveryType::Kubernetes {
-        kubernetes::check_name(name)?;
+    match kind {
+        DiscoveryType::Kubernetes => kubernetes::check_name(name)?,
+        DiscoveryType::Dns => drop(dns::Place::parse(name)?),
+        _ => {}
     }
     let nothing = Source { found: Live::fixed(None), held: Arc::new(()) };
     let Some(discovery) = roster.discovery() else { return Ok(Some(nothing)) };

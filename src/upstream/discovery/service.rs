@@ -34,5 +34,5 @@ impl Service {
 
 /// A node that a registry told of. Without a port it is the scheme's.
 pub(super) fn node(host: impl Into<String>, port: Option<u16>, weight: u32) -> Node {
-    Node { host: host.into(), port, weight, priority: 0, spiffe_ids: Vec::new() }
+    Node { host: host.into(), port, weight, priority: 0, spiffe_ids: Vec::new(), metadata: None }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::Error;
 use super::consul::ConsulSettings;
 use super::consul_kv::ConsulKvSettings;
+use super::dns::DnsSettings;
 use super::eureka::EurekaSettings;
 use super::kubernetes::KubernetesSettings;
 use super::nacos::NacosSettings;
@@ -20,6 +21,9 @@ use crate::rt::substitute;
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "DiscoverySettings")]
 pub struct Settings {
+    /// SRV, A and AAAA records.
+    #[serde(default)]
+    pub dns: Option<DnsSettings>,
     /// Consul's catalog and health checks.
     #[serde(default)]
     pub consul: Option<ConsulSettings>,
