@@ -3,6 +3,7 @@
 //! This room knows no socket, no TLS and no HTTP library. It is a door: it defines nothing itself.
 
 mod consumer;
+mod discovery;
 mod meta;
 mod plugin_set;
 mod policy;
@@ -15,6 +16,7 @@ mod upstream;
 mod workload;
 
 pub use consumer::{Consumer, ConsumerGroup, Credential};
+pub use discovery::{DiscoveryArgs, DiscoveryType};
 pub use meta::{Id, Labels, Redacted, Revision, Timeout};
 pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
 pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, To};

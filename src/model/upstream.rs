@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{Id, Labels, Timeout};
+use super::{DiscoveryArgs, DiscoveryType, Id, Labels, Redacted, Timeout};
 
 /// How a node is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +20,8 @@ pub enum Balance {
     Chash,
     /// The node with the fewest requests under way for its weight.
     LeastConn,
+    /// Of two nodes by chance the one that has answered sooner lately.
+    Ewma,
 }
 
 /// What `chash` hashes.
@@ -83,6 +86,9 @@ pub struct Node {
     /// The SPIFFE IDs one of which this node must prove; wins over the upstream's. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spiffe_ids: Vec<String>,
+    /// Free-form; nothing here reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Map<String, Value>>,
 }
 
 /// Nodes in either of APISIX's two forms.
@@ -154,6 +160,21 @@ pub struct UpstreamTls {
     /// Verify the server's public certificate; `true` when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
+    /// Who vouches for the server: certificates as PEM, in place of the authorities that the data plane trusts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 128, max = 65536)))]
+    pub ca_certs: Vec<String>,
+    /// What we show to the server: a chain as PEM, leaf first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 128, max = 65536))]
+    pub client_cert: Option<String>,
+    /// The private key of `client_cert` as PEM; never returned by the Admin API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 64, max = 65536))]
+    pub client_key: Option<Redacted<String>>,
+    /// In place of both: an `ssl` resource of type `client`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert_id: Option<Id>,
 }
 
 /// Where requests go.
@@ -190,6 +211,16 @@ pub struct Upstream {
     /// The nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
+    /// In place of nodes: the service's name in the registry of `discovery_type`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub service_name: Option<String>,
+    /// Which registry knows the nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_type: Option<DiscoveryType>,
+    /// What the registry is told beside the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_args: Option<DiscoveryArgs>,
     /// Further nodes tried after a failure; all the others when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]

@@ -24,7 +24,9 @@ use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, Pr
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::{Connect, Roster};
+use crate::upstream::{
+    Connect, Discovery, DiscoverySettings, DnsSettings, Resolver, Roster, UpstreamSettings,
+};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -45,12 +47,19 @@ pub struct Plan {
     pub workers: usize,
     /// How long connections may live, and how long they may take to end.
     pub proof: ProofLimits,
+    /// The registries that know the nodes of services.
+    pub discovery: DiscoverySettings,
+    /// How the names of nodes are resolved.
+    pub dns: DnsSettings,
+    /// What holds for all upstreams.
+    pub upstreams: UpstreamSettings,
 }
 
 /// A running data plane with all that keeps it current.
 pub struct DataPlaneRole {
     plane: DataPlane,
     snapshot: Live<Snapshot>,
+    discovery: Discovery,
     _tasks: Tasks,
 }
 
@@ -72,7 +81,11 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let roster = Roster::attending();
+        let discovery = Discovery::new(&plan.discovery)?;
+        let roster = Roster::attending()
+            .with_names(Resolver::new(&plan.dns)?)
+            .with_public_roots(plan.upstreams.public_roots()?)
+            .with_discovery(discovery.clone());
         let keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
         let mut keeper = keeper.with_router(shared.router).with_roster(roster.clone());
         let own: Vec<Change> =
@@ -100,6 +113,7 @@ impl DataPlaneRole {
         };
         tasks.add(keeping.run());
         tasks.add(roster.run());
+        tasks.add(discovery.clone().run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
             tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
@@ -117,7 +131,7 @@ impl DataPlaneRole {
             limits: Limits { proof: plan.proof, ..Limits::default() },
             workers: plan.workers,
         })?;
-        Ok(Self { plane, snapshot, _tasks: tasks })
+        Ok(Self { plane, snapshot, discovery, _tasks: tasks })
     }
 
     /// Where a door listens.
@@ -138,6 +152,11 @@ impl DataPlaneRole {
     /// The configuration in force.
     pub fn snapshot(&self) -> Live<Snapshot> {
         self.snapshot.clone()
+    }
+
+    /// The registries that it follows, and what is known of their services.
+    pub fn discovery(&self) -> &Discovery {
+        &self.discovery
     }
 
     /// Stops accepting, lets exchanges finish, at most `within`; `false` when some were cut off.

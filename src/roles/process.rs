@@ -361,7 +361,9 @@ impl Running {
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
         let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
-        let mut plan = Plan { workers, proof, ..Plan::default() };
+        let discovery = settings.discovery.clone();
+        let (dns, upstreams) = (settings.dns.clone(), settings.upstreams.clone());
+        let mut plan = Plan { workers, proof, dns, upstreams, discovery, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),

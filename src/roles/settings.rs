@@ -17,6 +17,7 @@ use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::snapshot::RouterSettings;
 use crate::store;
+use crate::upstream::{DiscoverySettings, DnsSettings, UpstreamSettings};
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,15 @@ pub struct Settings {
     /// How exactly the SVIDs of peers are judged where SPIFFE's specifications leave it open.
     #[serde(default)]
     pub verification: VerificationSettings,
+    /// The registries that know the nodes of services, for roles sidecar and ingress.
+    #[serde(default)]
+    pub discovery: DiscoverySettings,
+    /// How the names of upstreams' nodes are resolved, for roles sidecar and ingress.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// What holds for all upstreams, for roles sidecar and ingress.
+    #[serde(default)]
+    pub upstreams: UpstreamSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -462,6 +472,9 @@ impl Settings {
             drain_seconds: 5,
             proof: ProofSettings::default(),
             verification: VerificationSettings::default(),
+            discovery: DiscoverySettings::default(),
+            dns: DnsSettings::default(),
+            upstreams: UpstreamSettings::default(),
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::client_certificates::named;
 use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl};
 use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
@@ -21,7 +22,7 @@ use super::router::{Place, RouterSettings};
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
-    Rejected, Resource, Revision, Route, Service, Ssl, Timeout, Upstream,
+    Rejected, Resource, Revision, Route, Service, Ssl, SslType, Timeout, Upstream,
 };
 use crate::observe::Registry;
 use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
@@ -90,7 +91,7 @@ struct Slot<B, C> {
 
 /// The cluster of a route with time limits of its own, and what it was compiled from.
 struct Timed {
-    source: (Kind, Id, Revision),
+    source: Arc<Cluster>,
     timeout: Timeout,
     cluster: Arc<Cluster>,
 }
@@ -118,6 +119,8 @@ struct Work {
     people: BTreeSet<String>,
     policies: bool,
     certificates: bool,
+    /// Certificates for upstreams that are others now.
+    client_certificates: BTreeSet<Id>,
 }
 
 impl Work {
@@ -219,6 +222,7 @@ impl Keeper {
             kept,
             router: self.router.http,
             roster,
+            ssls: &self.ssls,
         }
     }
 
@@ -246,6 +250,7 @@ impl Keeper {
         for change in changes {
             self.take(change, &mut work);
         }
+        self.recompile_clients(&mut work);
         self.assemble(work, revision)
     }
 
@@ -271,7 +276,7 @@ impl Keeper {
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
             Body::Upstream(body) => {
-                let compiled = cluster(&id, &body, &roster);
+                let compiled = workshop.cluster(&format!("upstreams/{id}"), &body, None);
                 if settle(&mut self.upstreams, work, key, body.into(), compiled) {
                     self.mark_users(kind, &id, work);
                 }
@@ -321,8 +326,11 @@ impl Keeper {
             }
             Body::Ssl(body) => match check_ssl(&body) {
                 Ok(()) => {
-                    self.ssls.insert(id, body.into());
+                    let before = self.ssls.insert(id.clone(), body.clone().into());
                     work.certificates = true;
+                    if is_client(&body) || before.as_deref().is_some_and(is_client) {
+                        work.client_certificates.insert(id);
+                    }
                 }
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
@@ -411,7 +419,13 @@ impl Keeper {
                 self.credentials.remove(id);
                 work.people.insert(split_credential(id).0.to_owned());
             }
-            Kind::Ssls => work.certificates |= self.ssls.remove(id).is_some(),
+            Kind::Ssls => {
+                let before = self.ssls.remove(id);
+                work.certificates |= before.is_some();
+                if before.as_deref().is_some_and(is_client) {
+                    work.client_certificates.insert(id.clone());
+                }
+            }
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
             Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
@@ -458,6 +472,29 @@ impl Keeper {
         }
     }
 
+    /// What names a client certificate that is another one now.
+    fn recompile_clients(&mut self, work: &mut Work) {
+        let changed = std::mem::take(&mut work.client_certificates);
+        if changed.is_empty() {
+            return;
+        }
+        let names_one =
+            |upstream: &Upstream| named(upstream).is_some_and(|id| changed.contains(id));
+        let inline = |upstream: &Option<Upstream>| upstream.as_ref().is_some_and(names_one);
+        let upstreams = self.upstreams.iter().filter(|(_, slot)| names_one(&slot.body));
+        let services = self.services.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let routes = self.routes.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let users: Vec<(Kind, Id)> = upstreams
+            .map(|(id, _)| (Kind::Upstreams, id.clone()))
+            .chain(services.map(|(id, _)| (Kind::Services, id.clone())))
+            .chain(routes.map(|(id, _)| (Kind::Routes, id.clone())))
+            .collect();
+        for (kind, id) in users {
+            let Some((revision, body)) = self.declared(kind, &id) else { continue };
+            self.put(kind, id, revision, body, work);
+        }
+    }
+
     /// What is in force of a resource, as it was declared.
     fn declared(&self, kind: Kind, id: &Id) -> Option<(Revision, Body)> {
         fn of<B: Clone, C>(slot: Option<&Slot<B, C>>) -> Option<(Revision, Box<B>)> {
@@ -488,8 +525,11 @@ impl Keeper {
                 let (revision, body) = of(self.consumers.get(id))?;
                 (revision, Body::Consumer(body))
             }
-            Kind::Upstreams
-            | Kind::Credentials
+            Kind::Upstreams => {
+                let (revision, body) = of(self.upstreams.get(id))?;
+                (revision, Body::Upstream(body))
+            }
+            Kind::Credentials
             | Kind::PluginMetadata
             | Kind::Ssls
             | Kind::IdentityPolicies
@@ -560,8 +600,8 @@ impl Keeper {
     }
 }
 
-fn cluster(id: &Id, upstream: &Upstream, roster: &Roster) -> Result<Arc<Cluster>, Invalid> {
-    Cluster::compile(&format!("upstreams/{id}"), upstream, None, roster)
+fn is_client(ssl: &Ssl) -> bool {
+    ssl.ssl_type == SslType::Client
 }
 
 fn kind_of(change: &Change) -> (Kind, &Id) {

@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 mod agreement;
+mod client_certificates;
 mod compile;
 mod compiled;
 mod consumers;

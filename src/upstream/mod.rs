@@ -1,16 +1,26 @@
 //! Where requests go: clusters that pick an endpoint, and connections to it. A door: it defines nothing itself.
 
+mod average;
 mod balance;
+mod blueprint;
 mod cluster;
 mod connect;
+mod discovery;
 mod endpoint;
+mod following;
 mod members;
+mod names;
+mod nodes;
+mod origin_tls;
 mod pool;
 mod roster;
 
 pub use cluster::{Cluster, Tried};
 pub use connect::{Connect, Error, Established, Protocol, Stream};
-pub use endpoint::{Busy, Endpoint, Security};
+pub use discovery::{Discovery, Error as DiscoveryError, Settings as DiscoverySettings};
+pub use endpoint::{Busy, Endpoint, Place, PublicTls, Security};
 pub use members::Members;
+pub use names::{Answer, DnsSettings, Family, NameError, Resolver, Service};
+pub use origin_tls::UpstreamSettings;
 pub use pool::{Idle, Multiplexed, Pool, Reuse, Shared};
 pub use roster::{Attended, Roster};

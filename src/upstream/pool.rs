@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Endpoint, Stream};
+use super::{Place, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -57,7 +57,7 @@ impl Reuse {
 }
 
 #[derive(Default)]
-struct Place {
+struct Kept {
     idle: Vec<(Idle, Instant)>,
     limits: KeepalivePool,
     /// The lock is held while a connection is made, so that a burst makes one.
@@ -77,9 +77,23 @@ pub struct Multiplexed {
     pub reuse: Reuse,
     /// Held by each exchange under way on it; tells connections apart.
     pub streams: Arc<()>,
+    /// When the worker last found nobody on it.
+    idle_since: Option<Instant>,
 }
 
 impl Multiplexed {
+    /// A new one, for its first exchange.
+    pub fn new(send: SendRequest<Bytes>, reuse: Reuse, streams: Arc<()>) -> Self {
+        Self { send, reuse, streams, idle_since: None }
+    }
+
+    /// Counts one more exchange; `false` when it has had as many as `limits` give it.
+    pub fn takes_one_more(&mut self, limits: KeepalivePool) -> bool {
+        let takes = self.reuse.requests < limits.requests;
+        self.reuse.requests = self.reuse.requests.saturating_add(1);
+        takes
+    }
+
     /// Does the peer take one more stream at once? Behind long ones a queued stream could wait for ever.
     pub fn has_room(&self) -> bool {
         Arc::strong_count(&self.streams) <= self.send.current_max_send_streams()
@@ -98,7 +112,13 @@ impl Multiplexed {
 /// A worker's idle connections.
 #[derive(Default)]
 pub struct Pool {
-    places: HashMap<u128, Place, foldhash::fast::RandomState>,
+    places: HashMap<Place, Kept, foldhash::fast::RandomState>,
+}
+
+impl Kept {
+    fn idle_limit(&self) -> Duration {
+        Duration::try_from_secs_f64(self.limits.idle_timeout).unwrap_or(Duration::MAX)
+    }
 }
 
 impl Pool {
@@ -107,17 +127,19 @@ impl Pool {
         Self::default()
     }
 
-    /// The newest idle connection to `endpoint` that nothing speaks against: no bytes and no end have arrived on it.
+    /// The newest idle connection of that place that nothing speaks against: no bytes and no end have arrived on it.
     pub fn take(
         &mut self,
-        endpoint: &Endpoint,
+        place: Place,
         now: i64,
         stands: impl Fn(&Arc<Proof>) -> bool,
         context: &mut Context<'_>,
     ) -> Option<Idle> {
-        let place = self.places.get_mut(&endpoint.key)?;
-        while let Some((idle, _)) = place.idle.pop() {
-            if idle.reuse.holds(now, MARGIN, &stands)
+        let kept = self.places.get_mut(&place)?;
+        let limit = kept.idle_limit();
+        while let Some((idle, since)) = kept.idle.pop() {
+            if since.elapsed() < limit
+                && idle.reuse.holds(now, MARGIN, &stands)
                 && idle.stream.poll_arrived(context).is_pending()
             {
                 return Some(idle);
@@ -127,30 +149,32 @@ impl Pool {
     }
 
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
-    pub fn put(&mut self, endpoint: &Endpoint, idle: Idle, limits: KeepalivePool) {
+    pub fn put(&mut self, place: Place, idle: Idle, limits: KeepalivePool) {
         let is_used_up = idle.reuse.requests >= limits.requests || idle.reuse.has_fallen();
         if limits.idle_timeout <= 0.0 || is_used_up {
             return;
         }
-        let place = self.places.entry(endpoint.key).or_default();
-        place.limits = limits;
-        if place.idle.len() >= limits.size as usize {
+        let kept = self.places.entry(place).or_default();
+        kept.limits = limits;
+        if kept.idle.len() >= limits.size as usize {
             // The oldest goes: it is the likeliest to be closed by the other side soon.
-            place.idle.remove(0);
+            kept.idle.remove(0);
         }
-        place.idle.push((idle, Instant::now()));
+        kept.idle.push((idle, Instant::now()));
     }
 
-    /// The HTTP/2 connections to `endpoint` that exchanges share.
-    pub fn shared(&mut self, endpoint: &Endpoint) -> Shared {
-        self.places.entry(endpoint.key).or_default().http2.clone()
+    /// The HTTP/2 connections of that place that exchanges share.
+    pub fn shared(&mut self, place: Place, limits: KeepalivePool) -> Shared {
+        let kept = self.places.entry(place).or_default();
+        kept.limits = limits;
+        kept.http2.clone()
     }
 
     /// Closes what has been idle for too long. Called once a second by the worker.
     pub fn sweep(&mut self) {
         let now = Instant::now();
         self.places.retain(|_, place| {
-            let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
+            let limit = place.idle_limit();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
             for (idle, since) in &place.idle {
@@ -163,8 +187,11 @@ impl Pool {
                 let mut waits = false;
                 shared.retain(|each| !each.reuse.has_fallen());
                 shared.retain_mut(|each| {
-                    let spare = each.is_idle() && std::mem::replace(&mut waits, true);
-                    !spare && !is_closed(&mut each.send)
+                    let idle = each.is_idle();
+                    each.idle_since = each.idle_since.filter(|_| idle).or(idle.then_some(now));
+                    let old = each.idle_since.is_some_and(|since| now - since >= limit);
+                    let spare = idle && std::mem::replace(&mut waits, true);
+                    !spare && !old && !is_closed(&mut each.send)
                 });
             }
             let shares = Arc::strong_count(&place.http2) > 1

@@ -14,6 +14,7 @@ mod cli;
 mod conformance;
 mod control;
 mod crypto;
+mod discovery;
 mod drain;
 mod enrolment;
 #[path = "../support/etcd.rs"]
@@ -31,6 +32,7 @@ mod mesh;
 mod plugins;
 mod policy;
 mod proof;
+mod registries;
 mod revocation;
 mod rotation;
 mod routing;

@@ -23,7 +23,7 @@ use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
-    Busy, Cluster, Endpoint, Idle, Multiplexed, Protocol, Reuse, Security, Tried,
+    Busy, Cluster, Endpoint, Idle, Multiplexed, Place, Protocol, Reuse, Security, Tried,
 };
 
 /// Why there is no answer from an upstream.
@@ -55,7 +55,7 @@ pub(in crate::proxy) struct Upstreamed {
     switched: bool,
     protocol: Option<Vec<u8>>,
     cluster: Arc<Cluster>,
-    endpoint: Arc<Endpoint>,
+    place: Place,
     reuse: Reuse,
     _busy: Busy,
 }
@@ -83,6 +83,10 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         .as_deref()
         .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
     let started = Instant::now();
+    let mut began = started;
+    if cluster.is_waiting() {
+        Box::pin(cluster.found(cluster.connect_within)).await;
+    }
     let mut tried = Tried::default();
     let mut upload = Pump::default();
     let mut attempts = 0;
@@ -93,18 +97,25 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             Some(key) => cluster.pick(hash_input(exchange, key).as_bytes(), &mut tried),
         };
         let Some(endpoint) = picked else {
-            let none = || unavailable("the upstream has no node that may be used");
+            let none = || match cluster.has_nodes() {
+                true => unreachable("none of the upstream's nodes may be used"),
+                false => unavailable("the upstream has no node"),
+            };
             return Err(Failure::Fault(last.unwrap_or_else(none)));
         };
-        exchange.endpoint = endpoint.address();
+        exchange.endpoint = Some(endpoint.address());
         if let Some(reply) = forward_hooks(exchange, chains).await? {
             return Err(Failure::Reply(reply));
         }
         let busy = endpoint.busy();
         let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, upgrade };
         let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
-            Ok((origin, answer, reuse)) => {
-                exchange.times.answered = Some(Instant::now());
+            Ok((origin, answer, place, reuse)) => {
+                let now = Instant::now();
+                exchange.times.answered = Some(now);
+                busy.answered(
+                    exchange.times.forwarded.map_or_else(Default::default, |at| now - at),
+                );
                 exchange.upstream_statuses.push(exchange.response.status());
                 let (length, switched) = match answer {
                     Answer::Final(length) => (length, false),
@@ -118,7 +129,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     switched,
                     protocol,
                     cluster,
-                    endpoint,
+                    place,
                     reuse,
                     _busy: busy,
                 });
@@ -126,11 +137,17 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             Err(Failure::Fault(fault)) => fault,
             Err(other) => return Err(other),
         };
+        busy.failed(began.elapsed());
+        began = Instant::now();
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
         let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
-        if !fault.retry || attempts > cluster.retries || !in_time {
+        if !fault.retry || attempts > cluster.retries(&tried) {
             return Err(Failure::Fault(fault));
+        }
+        if !in_time {
+            // As in APISIX, whatever it was that failed.
+            return Err(Failure::Fault(Fault { status: 502, ..fault }));
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
         last = Some(fault);
@@ -139,6 +156,10 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
 
 fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
+}
+
+fn unreachable(cause: &str) -> Fault {
+    Fault::upstream(502, "the upstream cannot be reached", cause, false)
 }
 
 async fn forward_hooks(
@@ -193,17 +214,19 @@ impl Attempt<'_> {
         caller: &mut D,
         upload: &mut Pump,
         vigil: &mut Vigil<'_>,
-    ) -> Result<(Origin, Answer, Reuse), Failure> {
+    ) -> Result<(Origin, Answer, Place, Reuse), Failure> {
         let mut may_reuse = true;
         loop {
             let http2 = self.speaks_http2(caller);
-            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
+            let host = self.host(exchange);
+            let place = self.endpoint.place(host);
+            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse, host, place).await?;
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, vigil).await {
-                Ok(answer) => return Ok((origin, answer, reuse)),
+                Ok(answer) => return Ok((origin, answer, place, reuse)),
                 Err(Failure::Fault(mut fault)) if fault.retry => {
                     match upload.has_begun() {
                         // It may have finished an empty body: the next origin has seen nothing of it.
@@ -214,7 +237,7 @@ impl Attempt<'_> {
                         },
                     }
                     if reused || fault.status == 504 {
-                        self.forget_http2(&origin);
+                        self.forget_http2(&origin, place);
                     }
                     if !fault.retry || !reused || fault.status == 504 {
                         return Err(Failure::Fault(fault));
@@ -224,7 +247,7 @@ impl Attempt<'_> {
                 }
                 Err(Failure::Fault(fault)) if fault.status == 504 => {
                     // The host behind a shared connection may be gone without a word: the next request tries a new one.
-                    self.forget_http2(&origin);
+                    self.forget_http2(&origin, place);
                     return Err(Failure::Fault(fault));
                 }
                 Err(failure) => return Err(failure),
@@ -240,15 +263,31 @@ impl Attempt<'_> {
         }
     }
 
-    async fn obtain(&self, http2: bool, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+    /// The `Host` that the request is sent with.
+    fn host<'e>(&'e self, exchange: &'e Exchange) -> &'e str {
+        match (&exchange.rewritten.host, self.cluster.pass_host) {
+            (Some(host), _) => host,
+            (None, PassHost::Pass) => exchange.request.authority(),
+            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
+            (None, PassHost::Node) => self.endpoint.host_field(),
+        }
+    }
+
+    async fn obtain(
+        &self,
+        http2: bool,
+        may_reuse: bool,
+        host: &str,
+        place: Place,
+    ) -> Result<(Origin, Reuse, bool), Failure> {
         if http2 {
-            return Box::pin(self.obtain_http2(may_reuse)).await;
+            return Box::pin(self.obtain_http2(may_reuse, host, place)).await;
         }
         if may_reuse {
             let now = crate::rt::unix_seconds();
             let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
             let idle = poll_fn(|context| {
-                let idle = self.worker.pool.lock().take(self.endpoint, now, stands, context);
+                let idle = self.worker.pool.lock().take(place, now, stands, context);
                 if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
                     proof.attend(context.waker());
                 }
@@ -260,7 +299,7 @@ impl Attempt<'_> {
                 return Ok((self.over(stream), reuse, true));
             }
         }
-        let (stream, reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+        let (stream, reuse) = Box::pin(self.connect(host, Protocol::Http1)).await?;
         if let Some(proof) = &reuse.proof {
             proof.attended().await;
         }
@@ -275,20 +314,23 @@ impl Attempt<'_> {
 
     async fn connect(
         &self,
+        host: &str,
         protocol: Protocol,
     ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
         let within = self.cluster.connect_within;
         let established =
-            self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
-                self.worker.note_unreachable(&error);
-                let (status, sentence) = match error {
-                    crate::upstream::Error::Late { .. } => {
-                        (504, "the upstream did not answer in time")
-                    }
-                    _ => (502, "the upstream cannot be reached"),
-                };
-                Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
-            })?;
+            self.worker.connect.to(self.endpoint, host, protocol, within).await.map_err(
+                |error| {
+                    self.worker.note_unreachable(&error);
+                    let (status, sentence) = match error {
+                        crate::upstream::Error::Late { .. } => {
+                            (504, "the upstream did not answer in time")
+                        }
+                        _ => (502, "the upstream cannot be reached"),
+                    };
+                    Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
+                },
+            )?;
         let proof = match &established.proved {
             None => None,
             Some((peer, before)) => {
@@ -312,11 +354,17 @@ impl Attempt<'_> {
         Ok((established.stream, Reuse { requests: 1, proof }))
     }
 
-    async fn obtain_http2(&self, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+    async fn obtain_http2(
+        &self,
+        may_reuse: bool,
+        host: &str,
+        key: Place,
+    ) -> Result<(Origin, Reuse, bool), Failure> {
         let failed = |cause: String| {
             Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
         };
-        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let limits = self.cluster.keepalive;
+        let shared = self.worker.pool.lock().shared(key, limits);
         // Whoever holds the lock is connecting, and has no more time for it than we have.
         let within = self.cluster.connect_within;
         let Ok(mut place) = tokio::time::timeout(within, shared.lock()).await else {
@@ -332,9 +380,14 @@ impl Attempt<'_> {
         // What is no longer proved finishes the streams that it has, and gets no new ones.
         place.retain(|each| each.holds(now, |proof| self.worker.watch.lapse(proof).is_none()));
         let mut at = 0;
-        while let Some(each) = place.get(at).filter(|_| may_reuse) {
+        while let Some(each) = place.get_mut(at).filter(|_| may_reuse) {
             if !each.has_room() {
                 at += 1;
+                continue;
+            }
+            if !each.takes_one_more(limits) {
+                // Its streams finish; it closes with the last of them.
+                drop(place.remove(at));
                 continue;
             }
             match each.send.clone().ready().await {
@@ -344,22 +397,20 @@ impl Attempt<'_> {
                 Err(_) => drop(place.remove(at)),
             }
         }
-        let (stream, reuse) = self.connect(Protocol::Http2).await?;
+        let (stream, reuse) = self.connect(host, Protocol::Http2).await?;
         let send = originate(self.worker, stream, reuse.proof.clone()).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
-        let kept =
-            Multiplexed { send: send.clone(), reuse: reuse.clone(), streams: streams.clone() };
-        place.push(kept);
+        place.push(Multiplexed::new(send.clone(), reuse.clone(), streams.clone()));
         drop(place);
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         Ok((origin(ready, streams), reuse, false))
     }
 
     /// Nobody else shall wait on the shared connection that failed; streams under way keep it.
-    fn forget_http2(&self, origin: &Origin) {
+    fn forget_http2(&self, origin: &Origin, place: Place) {
         let Origin::Http2(origin) = origin else { return };
-        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let shared = self.worker.pool.lock().shared(place, self.cluster.keepalive);
         if let Ok(mut place) = shared.try_lock() {
             place.retain(|each| !origin.is_on(&each.streams));
         }
@@ -372,16 +423,7 @@ impl Attempt<'_> {
         origin: &mut Origin,
     ) -> Result<(), Failure> {
         let rewritten = &exchange.rewritten;
-        let node;
-        let host = match (&rewritten.host, self.cluster.pass_host) {
-            (Some(host), _) => host,
-            (None, PassHost::Pass) => exchange.request.authority(),
-            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
-            (None, PassHost::Node) => {
-                node = self.endpoint.authority();
-                &node
-            }
-        };
+        let host = self.host(exchange);
         check_rewritten(rewritten)?;
         let line = RequestLine {
             method: rewritten.method.as_deref().unwrap_or_else(|| exchange.request.method()),
@@ -591,7 +633,7 @@ impl Upstreamed {
         }
         if let Some(stream) = origin.http.into_stream(&worker.buffers) {
             let idle = Idle { stream, reuse: self.reuse };
-            worker.pool.lock().put(&self.endpoint, idle, self.cluster.keepalive);
+            worker.pool.lock().put(self.place, idle, self.cluster.keepalive);
         }
     }
 

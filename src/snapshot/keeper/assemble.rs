@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Applied, Keeper, RouteSlot, Timed, Work};
+use super::{Applied, Keeper, RouteSlot, Timed, Work, is_client};
 use crate::identity::SpiffeId;
-use crate::model::{Id, Kind, Revision, Route, Service, Status, Upstream};
+use crate::model::{Id, Kind, Revision, Route, Service, Ssl, Status, Upstream};
 use crate::pipeline::{
     Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side, Template,
 };
@@ -14,7 +14,7 @@ use crate::policy::Policy;
 use crate::snapshot::compile::host_names;
 use crate::snapshot::compiled::{Broken, CompiledRoute, MergedChains, Snapshot};
 use crate::snapshot::merge;
-use crate::upstream::{Cluster, Roster};
+use crate::upstream::Cluster;
 
 impl Keeper {
     /// Puts together what changed and publishes it.
@@ -32,7 +32,8 @@ impl Keeper {
             self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
         }
         if work.certificates {
-            let enabled = self.ssls.values().filter(|ssl| ssl.status == Status::Enabled);
+            let served = |ssl: &&Arc<Ssl>| ssl.status == Status::Enabled && !is_client(ssl);
+            let enabled = self.ssls.values().filter(served);
             self.certificates = enabled.cloned().collect();
         }
         self.current = Arc::new(Snapshot {
@@ -152,14 +153,12 @@ impl Keeper {
             self.upstream(upstream, slot, &mut timed)
         } else if let Some(cluster) = &slot.parts.cluster {
             Ok(cluster.clone())
-        } else if let Some((service_id, service, parts)) = service {
+        } else if let Some((_, service, parts)) = service {
             if let Some(upstream) = &service.upstream_id {
                 references.push((Kind::Upstreams, upstream.clone()));
                 self.upstream(upstream, slot, &mut timed)
             } else if let (Some(upstream), Some(cluster)) = (&service.upstream, &parts.cluster) {
-                let revision = self.services.get(service_id).map_or(0, |slot| slot.revision);
-                let source = (Kind::Services, service_id.clone(), revision);
-                in_time(source, upstream, cluster, (slot, &self.roster), &mut timed)
+                self.in_time(upstream, cluster, slot, &mut timed)
             } else {
                 Err(Broken::new(503, "neither the route nor its service has an upstream"))
             }
@@ -218,35 +217,31 @@ impl Keeper {
             return Err(Broken::new(502, format!("upstream {id} does not exist")));
         };
         match &slot.compiled {
-            Ok(cluster) => {
-                let source = (Kind::Upstreams, id.clone(), slot.revision);
-                in_time(source, &slot.body, cluster, (route, &self.roster), timed)
-            }
+            Ok(cluster) => self.in_time(&slot.body, cluster, route, timed),
             Err(why) => Err(Broken::new(503, format!("upstream {id}: {why}"))),
         }
     }
-}
 
-/// The shared cluster, or one with the route's own time limits, which stays as long as what it is made of.
-fn in_time(
-    source: (Kind, Id, Revision),
-    upstream: &Upstream,
-    shared: &Arc<Cluster>,
-    (route, roster): (&RouteSlot, &Roster),
-    timed: &mut Option<Timed>,
-) -> Result<Arc<Cluster>, Broken> {
-    let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
-    let same = |known: &&Timed| known.source == source && known.timeout == timeout;
-    let cluster = match route.timed.as_ref().filter(same) {
-        Some(known) => known.cluster.clone(),
-        None => {
-            let name = format!("{}/{}", source.0, source.1);
-            Cluster::compile(&name, upstream, Some(timeout), roster)
-                .map_err(|error| Broken::new(503, format!("{name}: {error}")))?
-        }
-    };
-    *timed = Some(Timed { source, timeout, cluster: cluster.clone() });
-    Ok(cluster)
+    /// The shared cluster, or one with the route's own time limits, which stays as long as what it is made of.
+    fn in_time(
+        &self,
+        upstream: &Upstream,
+        shared: &Arc<Cluster>,
+        route: &RouteSlot,
+        timed: &mut Option<Timed>,
+    ) -> Result<Arc<Cluster>, Broken> {
+        let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
+        let same = |known: &&Timed| Arc::ptr_eq(&known.source, shared) && known.timeout == timeout;
+        let cluster = match route.timed.as_ref().filter(same) {
+            Some(known) => known.cluster.clone(),
+            None => self
+                .workshop(&self.kept, &self.roster)
+                .cluster(&shared.name, upstream, Some(timeout))
+                .map_err(|error| Broken::new(503, format!("{}: {error}", shared.name)))?,
+        };
+        *timed = Some(Timed { source: shared.clone(), timeout, cluster: cluster.clone() });
+        Ok(cluster)
+    }
 }
 
 /// Whom policies are compiled for.

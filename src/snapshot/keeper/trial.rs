@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Keeper, cluster};
+use super::Keeper;
 use crate::model::{Body, Change, Id, Invalid, Kind, PluginSet, Rejected, Resource};
 use crate::pipeline::Kept;
 use crate::policy;
@@ -22,7 +22,9 @@ impl Keeper {
         match body {
             Body::Route(route) => workshop.route(id, route).map(drop),
             Body::Service(service) => workshop.service(id, service).map(drop),
-            Body::Upstream(upstream) => cluster(id, upstream, &roster).map(drop),
+            Body::Upstream(upstream) => {
+                workshop.cluster(&format!("upstreams/{id}"), upstream, None).map(drop)
+            }
             Body::PluginConfig(config) | Body::ConsumerGroup(config) => set(&config.plugins),
             Body::GlobalRule(rule) => {
                 set(&rule.plugins)?;

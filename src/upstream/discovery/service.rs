@@ -1,0 +1,38 @@
+//! `Service`: what an upstream names, as a registry knows it.
+
+use crate::model::{Node, Scheme, Upstream};
+
+/// What an upstream names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Service {
+    /// Its name.
+    pub(super) name: String,
+    /// Nacos' namespace and group.
+    pub(super) namespace: Option<String>,
+    pub(super) group: Option<String>,
+    /// Nacos: a service may have another port for gRPC.
+    pub(super) speaks_grpc: bool,
+}
+
+impl Service {
+    /// A service that its name alone tells from others.
+    pub(super) fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// What the upstream names, with all that it says of it.
+    pub(super) fn of(name: &str, upstream: &Upstream) -> Self {
+        let args = upstream.discovery_args.clone().unwrap_or_default();
+        Self {
+            name: name.to_owned(),
+            namespace: args.namespace_id,
+            group: args.group_name,
+            speaks_grpc: matches!(upstream.scheme, Scheme::Grpc | Scheme::Grpcs),
+        }
+    }
+}
+
+/// A node that a registry told of. Without a port it is the scheme's.
+pub(super) fn node(host: impl Into<String>, port: Option<u16>, weight: u32) -> Node {
+    Node { host: host.into(), port, weight, priority: 0, spiffe_ids: Vec::new(), metadata: None }
+}
