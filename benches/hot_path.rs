@@ -135,7 +135,7 @@ fn keeper(criterion: &mut Criterion) {
             // A tenth has an upstream of its own.
             let mut value = json!({"uri": format!("/service{number}/*"),
                 "host": format!("h{}", number % 100), "upstream_id": "1"});
-            if number % 10 == 0 {
+            if number.is_multiple_of(10) {
                 value["upstream"] = json!({"nodes": {"127.0.0.1:80": 1}});
             }
             let body = Body::parse(Kind::Routes, &value).expect("a valid route");

@@ -147,26 +147,26 @@ fn a_decision_and_its_record_allocate_nothing() {
 }
 
 /// The route with this number in a world where all routes stand in one way.
-type Layout = fn(u64) -> serde_json::Value;
+type Standing = fn(u64) -> serde_json::Value;
 
-fn put(layout: Layout, number: u64, revision: u64) -> Change {
-    let mut route = layout(number);
+fn put(standing: Standing, number: u64, revision: u64) -> Change {
+    let mut route = standing(number);
     route["name"] = format!("revision {revision}").into();
     let body = Body::parse(Kind::Routes, &route).unwrap();
     Change::Put(Resource { kind: Kind::Routes, id: Id::from(number), revision, body })
 }
 
 /// Allocations and bytes that one changed route costs among `count`, its snapshot shared with requests under way.
-fn change_among(kind: RouterKind, layout: Layout, count: u64) -> (u64, usize) {
+fn change_among(kind: RouterKind, standing: Standing, count: u64) -> (u64, usize) {
     let settings = RouterSettings { http: kind, ..RouterSettings::default() };
     let keeper = Keeper::new(wardgate::plugins::ALL, None, Registry::new());
     let mut keeper = keeper.with_router(settings);
-    let under_way = keeper.apply((1..=count).map(|number| put(layout, number, 1)).collect(), 1);
+    let under_way = keeper.apply((1..=count).map(|number| put(standing, number, 1)).collect(), 1);
     assert!(under_way.rejected.is_empty(), "{:?}", under_way.rejected);
     // The middle one of several: a map that happens to grow is no rule.
     let mut costs: Vec<(usize, u64)> = (2..=10)
         .map(|revision| {
-            let change = vec![put(layout, count / 2, revision)];
+            let change = vec![put(standing, count / 2, revision)];
             let bytes = BYTES.get();
             let count = allocations(|| drop(keeper.apply(change, revision)));
             (BYTES.get() - bytes, count)
@@ -179,7 +179,7 @@ fn change_among(kind: RouterKind, layout: Layout, count: u64) -> (u64, usize) {
 
 #[test]
 fn a_changed_route_costs_the_same_among_few_and_among_many() {
-    let layouts: [(&str, RouterKind, Layout); 5] = [
+    let ways: [(&str, RouterKind, Standing); 5] = [
         (
             "one host, many paths",
             RouterKind::HostUri,
@@ -205,9 +205,9 @@ fn a_changed_route_costs_the_same_among_few_and_among_many() {
             serde_json::json!({"uri": format!("/{number}"), "plugins": {"limit-count": limit}})
         }),
     ];
-    for (name, kind, layout) in layouts {
-        let few = change_among(kind, layout, 400);
-        let many = change_among(kind, layout, 6_400);
+    for (name, kind, standing) in ways {
+        let few = change_among(kind, standing, 400);
+        let many = change_among(kind, standing, 6_400);
         // Sixteen times as many routes; a sixteenth of them may lie in the part of a map that is copied.
         assert!(many.0 < 2 * few.0 + 64, "{name}: {few:?} and {many:?} allocations and bytes");
         assert!(many.1 < 3 * few.1 + 16_384, "{name}: {few:?} and {many:?} allocations and bytes");
