@@ -39,7 +39,7 @@ fn template(path: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig::with_cases(2_500))]
 
     #[test]
     fn a_route_is_found_by_no_reading_that_policy_has_not_judged(

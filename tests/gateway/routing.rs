@@ -502,7 +502,7 @@ async fn a_consumers_plugins_win_over_its_groups_and_those_over_the_routes_after
             ("k-own", 200, Some("consumer")),
             ("k-grouped", 200, Some("group")),
             ("k-plain", 200, Some("route")),
-            ("k-lost", 503, None),
+            ("k-lost", 503, Some("route")),
             ("nobody", 401, Some("route")),
         ] {
             let answer = ask(&ingress, "GET", "/x", &[("apikey", key)]).await;
