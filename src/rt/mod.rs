@@ -7,6 +7,7 @@ pub mod crypto;
 mod drain;
 mod live;
 pub mod memory;
+pub mod proxy_protocol;
 pub mod socket;
 mod task;
 mod time;
