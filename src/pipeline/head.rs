@@ -37,6 +37,11 @@ pub enum Known {
     IdentityClaim,
     /// `X-Consumer-…` and the like: claims that only our own ingress may make.
     ConsumerClaim,
+    /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` or `X-Real-IP` with an underscore: no sender's, but many applications make
+    /// no difference.
+    ForwardedAlias,
+    /// Further names by which proxies tell whom they speak for (`X-Forwarded-Ssl`, `True-Client-IP`, …).
+    OriginClaim,
 }
 
 impl Known {
@@ -90,6 +95,29 @@ impl Known {
                 {
                     return Self::IdentityClaim;
                 }
+                if starts("x-forwarded-") {
+                    return match &name[12..] {
+                        rest if is_one_of(rest, &["for", "proto", "host", "port"]) => {
+                            Self::ForwardedAlias
+                        }
+                        _ => Self::OriginClaim,
+                    };
+                }
+                if is("x-real-ip") {
+                    return Self::ForwardedAlias;
+                }
+                if ORIGIN_CLAIMS.iter().any(|claim| is(claim)) {
+                    return Self::OriginClaim;
+                }
+            }
+            Some(b'c' | b'C') if is("client-ip") || is("cf-connecting-ip") => {
+                return Self::OriginClaim;
+            }
+            Some(b't' | b'T') if is("true-client-ip") => return Self::OriginClaim,
+            Some(b'f' | b'F')
+                if is("forwarded-for") || is("fastly-client-ip") || is("front-end-https") =>
+            {
+                return Self::OriginClaim;
             }
             Some(b'c' | b'C') if is("client-cert") || is("client-cert-chain") => {
                 return Self::IdentityClaim;
@@ -119,6 +147,26 @@ impl Known {
                 | Self::Upgrade
         )
     }
+}
+
+/// Of [`Known::OriginClaim`], those that begin with an X and not with `X-Forwarded-`.
+const ORIGIN_CLAIMS: [&str; 12] = [
+    "x-forwarded",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-originating-ip",
+    "x-proxyuser-ip",
+    "x-real-port",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-scheme",
+    "x-url-scheme",
+];
+
+fn is_one_of(name: &[u8], names: &[&str]) -> bool {
+    names.iter().any(|wanted| name.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
 #[derive(Clone, Copy, Debug)]

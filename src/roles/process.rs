@@ -354,8 +354,9 @@ impl Running {
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
-        let mut plan = Plan { workers, proof, ..Plan::default() };
+        let limits = settings.limits.limits(settings.proof.limits()?);
+        let limits = limits.map_err(settings::Error::from)?;
+        let mut plan = Plan { workers: settings.worker_count(), limits, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
@@ -369,6 +370,8 @@ impl Running {
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
                 plan.stapling = ingress.stapling();
+                plan.introductions = ingress.proxy_protocol.introductions()?;
+                plan.senders = ingress.senders()?;
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {
@@ -379,6 +382,7 @@ impl Running {
                 plan.inbound = Some(sidecar.inbound);
                 plan.outbound = Some(sidecar.outbound);
                 plan.app.clone_from(&sidecar.app);
+                plan.introductions = sidecar.proxy_protocol.introductions()?;
             }
         }
         // An ingress may do without an SVID; a sidecar is nothing without one.

@@ -72,7 +72,10 @@ impl Cluster {
         let nodes = nodes(upstream)?;
         let endpoints: Box<[Arc<Endpoint>]> = nodes
             .iter()
-            .map(|node| endpoint(upstream, node).map(Arc::new))
+            .map(|node| {
+                let endpoint = endpoint(upstream, node)?;
+                Ok(Arc::new(endpoint.introduced_by(upstream.proxy_protocol)))
+            })
             .collect::<Result<_, _>>()?;
         let endpoint_count = u16::try_from(endpoints.len())
             .map_err(|_| Invalid::new("nodes: at most 65535 nodes fit one upstream"))?;

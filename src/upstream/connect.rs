@@ -6,12 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{Endpoint, Security};
 use crate::identity::{Identity, Peer};
+use crate::model::ProxyProtocol;
 use crate::mtls::{self, Alpn, Connector};
+use crate::rt::proxy_protocol;
+
+/// For whom a connection is, as a PROXY header says it.
+pub type Introduction = proxy_protocol::Ends;
 
 /// A connection's bytes: plain, or TLS from either side.
 pub enum Stream {
@@ -167,7 +172,7 @@ impl Connect {
         Self { mesh }
     }
 
-    /// Connects, handshake included.
+    /// Connects on our own account, handshake included.
     ///
     /// # Errors
     /// Always before a byte of the request was sent: another endpoint may be tried.
@@ -177,8 +182,22 @@ impl Connect {
         protocol: Protocol,
         within: Duration,
     ) -> Result<Established, Error> {
+        self.introducing(endpoint, protocol, within, None).await
+    }
+
+    /// Connects for a caller, whom a PROXY header introduces where the endpoint wants one.
+    ///
+    /// # Errors
+    /// Always before a byte of the request was sent: another endpoint may be tried.
+    pub async fn introducing(
+        &self,
+        endpoint: &Endpoint,
+        protocol: Protocol,
+        within: Duration,
+        caller: Option<Introduction>,
+    ) -> Result<Established, Error> {
         let name = || endpoint.authority();
-        match tokio::time::timeout(within, self.handshake(endpoint, protocol)).await {
+        match tokio::time::timeout(within, self.handshake(endpoint, protocol, caller)).await {
             Ok(established) => established,
             Err(_) => Err(Error::Late { endpoint: name(), within }),
         }
@@ -188,11 +207,22 @@ impl Connect {
         &self,
         endpoint: &Endpoint,
         protocol: Protocol,
+        caller: Option<Introduction>,
     ) -> Result<Established, Error> {
         let name = || endpoint.authority();
-        let tcp = self.tcp(endpoint).await?;
+        let mut tcp = self.tcp(endpoint).await?;
         // Small writes are whole messages here; waiting for more only adds latency.
         let _ = tcp.set_nodelay(true);
+        if let Some(version) = endpoint.introduction {
+            let version = match version {
+                ProxyProtocol::V1 => proxy_protocol::Version::V1,
+                ProxyProtocol::V2 => proxy_protocol::Version::V2,
+            };
+            let header = proxy_protocol::write(version, caller);
+            tcp.write_all(&header)
+                .await
+                .map_err(|source| Error::Connect { endpoint: name(), source })?;
+        }
         let alpn = match protocol {
             Protocol::Http1 => Alpn::Http1,
             Protocol::Http2 => Alpn::Http2,

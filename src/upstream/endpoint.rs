@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::model::ProxyProtocol;
 use crate::mtls::ExpectedPeers;
 use crate::rt::crypto::digest::{SHA256, digest};
 
@@ -34,6 +35,8 @@ pub struct Endpoint {
     pub priority: i32,
     /// What protects the connection.
     pub security: Security,
+    /// Which PROXY header begins a connection.
+    pub introduction: Option<ProxyProtocol>,
     /// The address, when `host` is one.
     pub(super) address: Option<SocketAddr>,
     /// Tells apart connections that must not be mixed: place, protection and expected identities.
@@ -65,10 +68,23 @@ impl Endpoint {
             weight,
             priority,
             security,
+            introduction: None,
             address,
             key: u128::from_be_bytes(key),
             load: AtomicU32::new(0),
         }
+    }
+
+    /// The same, with connections that a PROXY header begins.
+    pub(super) fn introduced_by(mut self, version: Option<ProxyProtocol>) -> Self {
+        self.introduction = version;
+        self.key ^= match version {
+            None => 0,
+            // Connections that begin otherwise are others: they never share a place in the pool.
+            Some(ProxyProtocol::V1) => 1,
+            Some(ProxyProtocol::V2) => 2,
+        };
+        self
     }
 
     /// `host:port`, as a `Host` header names the node.

@@ -7,6 +7,6 @@ mod endpoint;
 mod pool;
 
 pub use cluster::{Cluster, Tried};
-pub use connect::{Connect, Error, Established, Protocol, Stream};
+pub use connect::{Connect, Error, Established, Introduction, Protocol, Stream};
 pub use endpoint::{Busy, Endpoint, Security};
 pub use pool::{Idle, Multiplexed, Pool, Reuse, Shared};

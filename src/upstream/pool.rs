@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Endpoint, Stream};
+use super::{Endpoint, Introduction, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -36,6 +36,8 @@ pub struct Reuse {
     pub requests: u32,
     /// What it rests on, towards workloads.
     pub proof: Option<Arc<Proof>>,
+    /// For whom it is, where the upstream was told: it serves nobody else.
+    pub introduced: Option<Introduction>,
 }
 
 impl Reuse {
@@ -111,19 +113,26 @@ impl Pool {
     pub fn take(
         &mut self,
         endpoint: &Endpoint,
+        caller: Option<Introduction>,
         now: i64,
         stands: impl Fn(&Arc<Proof>) -> bool,
         context: &mut Context<'_>,
     ) -> Option<Idle> {
         let place = self.places.get_mut(&endpoint.key)?;
-        while let Some((idle, _)) = place.idle.pop() {
+        loop {
+            let idle = match caller {
+                None => place.idle.pop()?.0,
+                Some(_) => {
+                    let is_for = |(idle, _): &(Idle, Instant)| idle.reuse.introduced == caller;
+                    place.idle.remove(place.idle.iter().rposition(is_for)?).0
+                }
+            };
             if idle.reuse.holds(now, MARGIN, &stands)
                 && idle.stream.poll_arrived(context).is_pending()
             {
                 return Some(idle);
             }
         }
-        None
     }
 
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
@@ -214,7 +223,7 @@ mod tests {
             since: 1000,
             old_at: Some(end),
         };
-        Reuse { requests: 1, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
+        Reuse { requests: 1, introduced: None, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
     }
 
     #[test]
@@ -232,6 +241,6 @@ mod tests {
         assert!(!long.has_fallen());
         long.proof.as_ref().unwrap().falls(Lapse::Withdrawn);
         assert!(long.has_fallen() && !holds(&long, 1000, MARGIN));
-        assert!(holds(&Reuse { requests: 1, proof: None }, i64::MAX, MARGIN));
+        assert!(holds(&Reuse { requests: 1, proof: None, introduced: None }, i64::MAX, MARGIN));
     }
 }

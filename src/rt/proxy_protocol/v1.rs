@@ -18,7 +18,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
             false => Ok(None),
         };
     };
-    let line = within[..end].strip_suffix(b"\r").ok_or(Malformed("a bare LF ends the PROXY line"))?;
+    let line =
+        within[..end].strip_suffix(b"\r").ok_or(Malformed("a bare LF ends the PROXY line"))?;
     check_text(line)?;
     let rest = line.strip_prefix(SIGNATURE).unwrap_or_default();
     // What stands behind UNKNOWN is to be passed over.
@@ -26,7 +27,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
         return Ok(Some((Header::Own, end + 1)));
     }
     let text = std::str::from_utf8(rest).map_err(|_| NOT_TEXT)?;
-    let ends = addresses(text).ok_or(Malformed("the PROXY line names no two addresses and ports"))?;
+    let ends =
+        addresses(text).ok_or(Malformed("the PROXY line names no two addresses and ports"))?;
     Ok(Some((Header::For(ends), end + 1)))
 }
 
@@ -62,7 +64,8 @@ fn addresses(text: &str) -> Option<Ends> {
 
 /// Decimal digits without zeroes in front.
 fn port(word: &str) -> Option<u16> {
-    let is_plain = word.bytes().all(|b| b.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    let is_plain =
+        word.bytes().all(|b| b.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
     word.parse().ok().filter(|_| is_plain)
 }
 

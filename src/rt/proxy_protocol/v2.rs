@@ -76,7 +76,11 @@ fn split<const LENGTH: usize, const COUNT: usize>(
     Ok(parts)
 }
 
-fn ends(from: std::net::IpAddr, to: std::net::IpAddr, ports: Option<&[u8]>) -> Result<Ends, Malformed> {
+fn ends(
+    from: std::net::IpAddr,
+    to: std::net::IpAddr,
+    ports: Option<&[u8]>,
+) -> Result<Ends, Malformed> {
     let Some(&[a, b, c, d]) = ports else { return Err(SHORT) };
     let source = SocketAddr::new(from, u16::from_be_bytes([a, b]));
     Ok(Ends { source, destination: SocketAddr::new(to, u16::from_be_bytes([c, d])) })
@@ -136,9 +140,10 @@ fn check_sum(header: &[u8], said: &[u8]) -> Result<(), Malformed> {
     const WRONG: Malformed = Malformed("the PROXY header's checksum is wrong");
     let Ok(expected) = <[u8; 4]>::try_from(said) else { return Err(WRONG) };
     let at = (said.as_ptr() as usize).wrapping_sub(header.as_ptr() as usize);
-    let zeroed = header.iter().enumerate().map(|(place, byte)| {
-        if (at..at + 4).contains(&place) { 0 } else { *byte }
-    });
+    let zeroed = header
+        .iter()
+        .enumerate()
+        .map(|(place, byte)| if (at..at + 4).contains(&place) { 0 } else { *byte });
     match crc32c(zeroed) == u32::from_be_bytes(expected) {
         true => Ok(()),
         false => Err(WRONG),
@@ -237,7 +242,10 @@ mod tests {
             ("a short checksum", with_extensions(&[3, 0, 3, 0, 0, 0])),
             ("a wrong checksum", with_extensions(&[3, 0, 4, 1, 2, 3, 4])),
             ("an SSL extension without its start", with_extensions(&[0x20, 0, 4, 0, 0, 0, 0])),
-            ("an SSL extension that overruns", with_extensions(&[0x20, 0, 8, 0, 0, 0, 0, 0, 0x21, 0, 1])),
+            (
+                "an SSL extension that overruns",
+                with_extensions(&[0x20, 0, 8, 0, 0, 0, 0, 0, 0x21, 0, 1]),
+            ),
             ("a long unique id", with_extensions(&[&[5, 0, 129][..], &[7; 129]].concat())),
             ("5000 bytes", header(PROXY, 0x11, &[0; 5000])),
         ] {
