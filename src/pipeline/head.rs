@@ -529,7 +529,26 @@ mod tests {
     fn known_fields_are_told_apart_without_case() {
         assert_eq!(Known::of(b"Transfer-ENCODING"), Known::TransferEncoding);
         assert_eq!(Known::of(b"X-Forwarded-Client-Cert"), Known::ForwardedClientCert);
-        assert_eq!(Known::of(b"x-forwarded-client-cart"), Known::Other);
+        assert_eq!(Known::of(b"x-forwarded-client-cart"), Known::OriginClaim);
+        for (name, known) in [
+            ("X-Forwarded-For", Known::ForwardedFor),
+            ("X_Forwarded_For", Known::ForwardedAlias),
+            ("x-forwarded_for", Known::ForwardedAlias),
+            ("X_FORWARDED-PROTO", Known::ForwardedAlias),
+            ("x_real_ip", Known::ForwardedAlias),
+            ("X-Real_IP", Known::ForwardedAlias),
+            ("X-Forwarded-Ssl", Known::OriginClaim),
+            ("X_Forwarded_Ssl", Known::OriginClaim),
+            ("X-Forwarded", Known::OriginClaim),
+            ("True-Client-IP", Known::OriginClaim),
+            ("CF_Connecting-IP", Known::OriginClaim),
+            ("Client-IP", Known::OriginClaim),
+            ("Client-Cert", Known::IdentityClaim),
+            ("X-Real-IPs", Known::Other),
+            ("X-Request-Id", Known::Other),
+        ] {
+            assert_eq!(Known::of(name.as_bytes()), known, "{name}");
+        }
         assert!(Known::of(b"upgrade").is_hop_by_hop());
     }
 }
