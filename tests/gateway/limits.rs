@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
+use wardgate::mtls::Alpn;
 
 use crate::http2::{Client, request};
 use crate::mesh::{End, RawApp, Wire};
@@ -52,7 +53,7 @@ async fn a_head_is_refused_by_the_part_of_it_that_is_too_large_in_both_versions(
     for (target, field, fields, status) in [
         (499, 900, 2, 200),
         (500, 0, 0, 414),
-        (100_000, 0, 0, 414),
+        (60_000, 0, 0, 414),
         (1, 1000, 1, 431),
         (1, 900, 5, 431),
         (1, 1, 25, 431),
@@ -71,7 +72,7 @@ async fn a_head_is_refused_by_the_part_of_it_that_is_too_large_in_both_versions(
         let sent = request("GET", &format!("/{}", "t".repeat(target)), &fields);
         match client.try_send(sent, b"", None).await {
             // A target that alone is larger than all of a head may be is told as a head that is too large.
-            Ok(answer) if target == 100_000 => assert_eq!(answer.status, 431),
+            Ok(answer) if target == 60_000 => assert_eq!(answer.status, 431),
             Ok(answer) => assert_eq!(answer.status, status, "HTTP/2 {target} {field}"),
             Err(error) => panic!("HTTP/2 {target} {field}: {error}"),
         }
@@ -176,8 +177,9 @@ async fn an_upstreams_answer_that_is_too_large_is_a_bad_gateway_or_is_cut_off() 
         assert_eq!(send(door, "GET", path, &[], "").await.status, status, "{path}");
     }
     let mut wire = Wire::to(door).await;
-    let answer = wire.ask("GET /unannounced HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    assert_eq!((answer.status, answer.whole), (200, false));
+    wire.send("GET /unannounced HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    // What of it had set out by then is a matter of chance.
+    assert!(wire.response_to("GET").await.is_none_or(|answer| !answer.whole));
 }
 
 #[tokio::test]
@@ -208,8 +210,8 @@ async fn who_takes_too_long_is_told_408_or_closed() {
     let answer = soon("an answer", response).await.unwrap();
     assert_eq!(answer.status(), 408);
     let fields = [("content-type", "application/grpc"), ("te", "trailers")];
-    let (response, _open) =
-        http2(&ingress).await.open(request("POST", "/a/b", &fields), false).await.unwrap();
+    let client = http2(&ingress).await;
+    let (response, _open) = client.open(request("POST", "/a/b", &fields), false).await.unwrap();
     let answer = soon("an answer", response).await.unwrap();
     assert_eq!(
         (answer.status().as_u16(), &answer.headers()["grpc-status"]),
@@ -381,14 +383,13 @@ async fn so_many_connections_are_open_in_all_at_a_door_and_from_one_source() {
     }
 }
 
-/// A client's first message, cut short: enough to keep a handshake open.
+/// Does a handshake from there go well?
 async fn shakes_hands(door: SocketAddr, source: &str) -> bool {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
-    let mut wire = Wire::over(socket.connect(door).await.unwrap());
-    // Broken, and answered with an alert by who is there to shake hands.
-    wire.send(b"\x16\x03\x01\x00\x05hello").await;
-    wire.try_bytes(1).await.is_some()
+    let tcp = socket.connect(door).await.unwrap();
+    let shaken = wardgate::mtls::connect_public(tcp, "shop.example", Alpn::Http1, false);
+    soon("a handshake", shaken).await.is_ok()
 }
 
 #[tokio::test]
@@ -442,18 +443,18 @@ async fn http2_has_as_many_streams_as_the_settings_say_and_who_resets_too_many_i
     });
     let limits = json!({ "http2": { "streams": 4, "resets": 20 } });
     let ingress = limited(&world, "ingress", app.address, &limits);
-    let client = http2(&ingress).await;
-    // The settings frame is there when an answer is.
-    let open: Vec<_> = {
-        let mut open = Vec::new();
-        for _ in 0..4 {
-            open.push(client.open(request("GET", "/", &[]), true).await.unwrap());
-        }
-        open
-    };
-    eventually("four at the app", || (app.requests() == 4).then_some(()));
-    drop(open);
+    let tcp = TcpStream::connect(ingress.address("ingress")).await.unwrap();
+    let (send, connection) = h2::client::handshake(tcp).await.unwrap();
+    let mut driver = wardgate::rt::Tasks::new();
+    driver.add(async move {
+        let _ = connection.await;
+    });
+    eventually_async("the setting", || async {
+        (send.current_max_send_streams() == 4).then_some(())
+    })
+    .await;
 
+    let client = http2(&ingress).await;
     let ended = async {
         for _ in 0..2000 {
             match client.open(request("GET", "/", &[]), false).await {

@@ -154,8 +154,9 @@ async fn a_connection_that_nobody_trusted_introduces_is_closed_with_a_record() {
     for second in BOTH {
         let mut wire = wire_from("127.0.0.1", door).await;
         wire.send(header(Version::V1, "203.0.113.9:1")).await;
-        wire.send(header(second, "203.0.113.9:1")).await;
-        assert_eq!(wire.response_to("GET").await.unwrap().status, 400);
+        wire.send([&header(second, "203.0.113.9:1")[..], b"\r\n"].concat()).await;
+        let status = wire.response_to("GET").await.unwrap().status;
+        assert!(matches!(status, 400 | 505), "{second:?}: {status}");
     }
     assert_eq!(app.requests(), 0);
 }
