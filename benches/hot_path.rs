@@ -218,6 +218,7 @@ fn chain(criterion: &mut Criterion) {
         door: Listeners::Ingress,
         address: loopback(1),
         local: loopback(2),
+        introduced: None,
         peer: None,
         me: None,
         tls: false,

@@ -114,6 +114,7 @@ fn a_decision_and_its_record_allocate_nothing() {
         src_spki_sha256: Some("ff"),
         src_not_after: Some(1_795_262_400),
         src_addr: "127.0.0.1:40000".parse().unwrap(),
+        src_via: None,
         dst_spiffe_id: Some(me.as_str()),
         dst_port: 15006,
     });

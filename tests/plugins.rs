@@ -53,6 +53,7 @@ impl World {
             door: Listeners::Ingress,
             address: address.parse().unwrap(),
             local: "192.0.2.1:9080".parse().unwrap(),
+            introduced: None,
             peer: None,
             me: None,
             tls: false,

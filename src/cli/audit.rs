@@ -329,6 +329,7 @@ mod tests {
             src_spki_sha256: None,
             src_not_after: None,
             src_addr: "127.0.0.1:1".parse().unwrap(),
+            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
             dst_port: 15006,
         });

@@ -29,7 +29,7 @@ pub use trust::{
     RevocationStrictness,
 };
 pub use upstream::{
-    Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, Scheme, Upstream, UpstreamIdentity,
-    UpstreamTls,
+    Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, ProxyProtocol, Scheme, Upstream,
+    UpstreamIdentity, UpstreamTls,
 };
 pub use workload::Workload;

@@ -177,6 +177,16 @@ pub struct UpstreamTls {
     pub client_cert_id: Option<Id>,
 }
 
+/// Which version of the PROXY protocol introduces the caller to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
 /// Where requests go.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -247,6 +257,10 @@ pub struct Upstream {
     /// Idle connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive_pool: Option<KeepalivePool>,
+    /// Introduces the caller by a PROXY header before anything else on a connection, which then serves that caller alone. Ours,
+    /// not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

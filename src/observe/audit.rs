@@ -86,7 +86,7 @@ pub struct Posture {
 /// let lane = audit.lane();
 /// let ends = Ends::new(&EndsFacts {
 ///     conn_id: 1, src_spiffe_id: Some("spiffe://shop/web"), src_serial: None, src_spki_sha256: None,
-///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), dst_spiffe_id: None, dst_port: 15006,
+///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), src_via: None, dst_spiffe_id: None, dst_port: 15006,
 /// });
 /// lane.decision(&DecisionRecord::of(&ends, true)).unwrap();
 /// audit.flush(std::time::Duration::from_secs(5)).unwrap();

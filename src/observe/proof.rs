@@ -66,6 +66,7 @@ fn ends(conn_id: u64) -> Ends {
         src_spki_sha256: Some("ffee"),
         src_not_after: Some(1_795_262_400),
         src_addr: "127.0.0.1:40000".parse().unwrap(),
+        src_via: None,
         dst_spiffe_id: Some("spiffe://shop/billing"),
         dst_port: 15006,
     })

@@ -19,10 +19,13 @@ pub struct Client {
     pub connection: u64,
     /// Which door it came through.
     pub door: Listeners,
-    /// The socket's other end. Never taken from a header.
+    /// Who connected: the socket's other end, or whom a trusted balancer introduced there (PROXY protocol). Never taken from
+    /// a field of a request: [`Exchange::remote`] is what those of trusted senders may say.
     pub address: SocketAddr,
     /// The socket's own end.
     pub local: SocketAddr,
+    /// Who introduced the connection, and as one to where.
+    pub introduced: Option<Introduced>,
     /// Whom the handshake proved, on mTLS.
     pub peer: Option<Arc<Peer>>,
     /// Our own identity, where we have one.
@@ -31,6 +34,15 @@ pub struct Client {
     pub tls: bool,
     /// The server name that the client asked for.
     pub sni: Option<Box<str>>,
+}
+
+/// Of a connection that came through a balancer: what its PROXY header said beside the caller's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Introduced {
+    /// The socket's other end: the balancer.
+    pub by: SocketAddr,
+    /// Where the caller had connected to.
+    pub destination: SocketAddr,
 }
 
 /// What plugins may know of the matched route.
@@ -168,6 +180,12 @@ pub struct Exchange {
     pub client: Arc<Client>,
     /// Does the caller speak HTTP/2?
     pub is_http2: bool,
+    /// Who called, where a trusted sender said so in a field of the request (`ingress.real_ip`).
+    pub caller: Option<SocketAddr>,
+    /// Whether the caller came over TLS, where a trusted sender said so (`X-Forwarded-Proto`).
+    pub forwarded_tls: Option<bool>,
+    /// Bytes that this request's body may have, in place of the setting `limits.request_body_bytes`; 0: as many as there are.
+    pub body_limit: Option<u64>,
     /// The matched route; `None` before routing and when nothing matched.
     pub route: Option<Arc<RouteInfo>>,
     /// Which of the route's paths matched.
@@ -214,6 +232,9 @@ impl Exchange {
             response: Head::default(),
             client,
             is_http2: false,
+            caller: None,
+            forwarded_tls: None,
+            body_limit: None,
             route: None,
             matched_path: 0,
             matched_host: None,
@@ -239,6 +260,7 @@ impl Exchange {
     pub fn forget(&mut self) {
         self.request.clear();
         self.response.clear();
+        (self.caller, self.forwarded_tls, self.body_limit) = (None, None, None);
         self.route = None;
         self.matched_path = 0;
         self.matched_host = None;
@@ -258,6 +280,16 @@ impl Exchange {
     /// The request's path as `$uri` has it; `None` when it has no reading.
     pub fn uri(&self) -> Option<Cow<'_, [u8]>> {
         self.path_rules.uri(self.request.path())
+    }
+
+    /// The address of who calls: the connection's, or the one that a trusted sender named.
+    pub fn remote(&self) -> SocketAddr {
+        self.caller.unwrap_or(self.client.address)
+    }
+
+    /// Did the caller come over TLS, to us or to a trusted sender before us?
+    pub fn is_secure(&self) -> bool {
+        self.forwarded_tls.unwrap_or(self.client.tls)
     }
 
     /// Asks `condition` once in this exchange: later phases get the first answer, whatever has changed since.

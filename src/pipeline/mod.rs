@@ -24,8 +24,8 @@ pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
 pub use exchange::{
-    Client, Consumer, Directory, Exchange, Notes, Refusal, RequestId, ResponseSource, Rewritten,
-    RouteInfo, Times,
+    Client, Consumer, Directory, Exchange, Introduced, Notes, Refusal, RequestId, ResponseSource,
+    Rewritten, RouteInfo, Times,
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};

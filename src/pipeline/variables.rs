@@ -55,6 +55,12 @@ known! {
     "http2" => Http2,
     "remote_addr" => RemoteAddress,
     "remote_port" => RemotePort,
+    "realip_remote_addr" => ConnectedAddress,
+    "realip_remote_port" => ConnectedPort,
+    "proxy_protocol_addr" => IntroducedAddress,
+    "proxy_protocol_port" => IntroducedPort,
+    "proxy_protocol_server_addr" => IntroducedServerAddress,
+    "proxy_protocol_server_port" => IntroducedServerPort,
     "server_addr" => ServerAddress,
     "server_port" => ServerPort,
     "connection" => Connection,
@@ -275,8 +281,24 @@ impl Known {
                 (true, false) => "h2c",
             }
             .into(),
-            Self::RemoteAddress => Reading::Address(client.address.ip().to_canonical()),
-            Self::RemotePort => Reading::Number(client.address.port().into()),
+            Self::RemoteAddress => Reading::Address(exchange.remote().ip().to_canonical()),
+            Self::RemotePort => Reading::Number(exchange.remote().port().into()),
+            Self::ConnectedAddress => Reading::Address(client.address.ip().to_canonical()),
+            Self::ConnectedPort => Reading::Number(client.address.port().into()),
+            Self::IntroducedAddress => {
+                client.introduced?;
+                Reading::Address(client.address.ip().to_canonical())
+            }
+            Self::IntroducedPort => {
+                client.introduced?;
+                Reading::Number(client.address.port().into())
+            }
+            Self::IntroducedServerAddress => {
+                Reading::Address(client.introduced?.destination.ip().to_canonical())
+            }
+            Self::IntroducedServerPort => {
+                Reading::Number(client.introduced?.destination.port().into())
+            }
             Self::ServerAddress => Reading::Address(client.local.ip().to_canonical()),
             Self::ServerPort => Reading::Number(client.local.port().into()),
             Self::Connection => Reading::Number(client.connection),

@@ -20,7 +20,9 @@ use crate::mtls::{
     public_server_config,
 };
 use crate::observe::{ConfigRecord, Gate};
-use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
+use crate::proxy::{
+    DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, ProxyMetrics, Senders,
+};
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
@@ -45,14 +47,18 @@ pub struct Plan {
     pub app: Option<String>,
     /// Threads.
     pub workers: usize,
-    /// How long connections may live, and how long they may take to end.
-    pub proof: ProofLimits,
     /// The registries that know the nodes of services.
     pub discovery: DiscoverySettings,
     /// How the names of nodes are resolved.
     pub dns: DnsSettings,
     /// What holds for all upstreams.
     pub upstreams: UpstreamSettings,
+    /// How much of everything is allowed.
+    pub limits: Limits,
+    /// Who may introduce connections: at `inbound` or `http`, and at `outbound` or `https`.
+    pub introductions: [Option<Arc<Introductions>>; 2],
+    /// Who may speak for others in fields of a request.
+    pub senders: Arc<Senders>,
 }
 
 /// A running data plane with all that keeps it current.
@@ -128,7 +134,8 @@ impl DataPlaneRole {
             refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
-            limits: Limits { proof: plan.proof, ..Limits::default() },
+            limits: plan.limits,
+            senders: plan.senders.clone(),
             workers: plan.workers,
         })?;
         Ok(Self { plane, snapshot, discovery, _tasks: tasks })
@@ -171,16 +178,19 @@ fn doors(
     public: Live<Option<Arc<rustls::ServerConfig>>>,
 ) -> Vec<Door> {
     let mut doors = Vec::new();
-    let mut open = |listener, address: Option<SocketAddr>, security| {
-        doors.extend(address.map(|address| Door { listener, address, security }));
+    let [first, second] = &plan.introductions;
+    let mut open = |listener, address: Option<SocketAddr>, security, introductions: &Option<_>| {
+        let introductions = introductions.clone();
+        doors.extend(address.map(|address| Door { listener, address, security, introductions }));
     };
     if let Some(identity) = identity {
         let acceptor = Acceptor::new(identity.clone());
-        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor));
+        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor), first);
     }
-    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.http, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.https, DoorSecurity::Public(PublicAcceptor::new(public)));
+    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain, second);
+    open(Listeners::Ingress, plan.http, DoorSecurity::Plain, first);
+    let public = DoorSecurity::Public(PublicAcceptor::new(public));
+    open(Listeners::Ingress, plan.https, public, second);
     doors
 }
 

@@ -360,10 +360,12 @@ impl Running {
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
+        let limits = settings.limits.limits(settings.proof.limits()?);
+        let limits = limits.map_err(settings::Error::from)?;
         let discovery = settings.discovery.clone();
         let (dns, upstreams) = (settings.dns.clone(), settings.upstreams.clone());
-        let mut plan = Plan { workers, proof, dns, upstreams, discovery, ..Plan::default() };
+        let workers = settings.worker_count();
+        let mut plan = Plan { workers, limits, dns, upstreams, discovery, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
@@ -377,6 +379,8 @@ impl Running {
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
                 plan.stapling = ingress.stapling();
+                plan.introductions = ingress.proxy_protocol.introductions()?;
+                plan.senders = ingress.senders()?;
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {
@@ -387,6 +391,7 @@ impl Running {
                 plan.inbound = Some(sidecar.inbound);
                 plan.outbound = Some(sidecar.outbound);
                 plan.app.clone_from(&sidecar.app);
+                plan.introductions = sidecar.proxy_protocol.introductions()?;
             }
         }
         // An ingress may do without an SVID; a sidecar is nothing without one.

@@ -9,6 +9,7 @@ mod drain;
 mod environment;
 mod live;
 pub mod memory;
+pub mod proxy_protocol;
 pub mod socket;
 mod task;
 mod time;

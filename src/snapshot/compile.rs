@@ -43,7 +43,7 @@ impl Conditions {
             && self
                 .networks
                 .as_ref()
-                .is_none_or(|networks| networks.contains(exchange.client.address.ip()))
+                .is_none_or(|networks| networks.contains(exchange.remote().ip()))
             && self.vars.as_ref().is_none_or(|vars| vars.holds(exchange))
     }
 }

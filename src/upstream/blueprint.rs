@@ -8,7 +8,9 @@ use super::nodes::address;
 use super::origin_tls::public_tls;
 use super::{Endpoint, Members, Roster, Security};
 use crate::identity::SpiffePattern;
-use crate::model::{Balance, Invalid, Node, Scheme, Upstream, UpstreamIdentity, UpstreamTls};
+use crate::model::{
+    Balance, Invalid, Node, ProxyProtocol, Scheme, Upstream, UpstreamIdentity, UpstreamTls,
+};
 use crate::mtls::ExpectedPeers;
 
 /// What an upstream says of all its nodes, compiled once.
@@ -18,6 +20,7 @@ pub(super) struct Blueprint {
     balance: Balance,
     default_port: u16,
     is_mesh: bool,
+    introduction: Option<ProxyProtocol>,
     /// Of nodes without SPIFFE IDs of their own. The error is for such nodes only.
     security: Result<Security, Invalid>,
 }
@@ -50,6 +53,7 @@ impl Blueprint {
             balance: upstream.balance,
             default_port: if secured { 443 } else { 80 },
             is_mesh: tls.identity.is_some(),
+            introduction: upstream.proxy_protocol,
             security,
         })
     }
@@ -128,6 +132,7 @@ impl Blueprint {
             weight: node.weight,
             priority: node.priority,
             security,
+            introduction: self.introduction,
             default_port: self.default_port,
             is_timed: self.balance == Balance::Ewma,
             state: roster.state(&self.cluster, &place),

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{Endpoint, Security};
 use crate::identity::{Identity, Peer};
+use crate::model::ProxyProtocol;
 use crate::mtls::{self, Alpn, Connector};
-use crate::rt::causes;
+use crate::rt::{causes, proxy_protocol};
+
+/// For whom a connection is, as a PROXY header says it.
+pub type Introduction = proxy_protocol::Ends;
 
 /// A connection's bytes: plain, or TLS from either side.
 pub enum Stream {
@@ -168,8 +172,8 @@ impl Connect {
         Self { mesh }
     }
 
-    /// Connects, handshake included. `sent_host` is the `Host` that the request will be sent with: a public server has to prove
-    /// that name.
+    /// Connects on our own account, handshake included. `sent_host` is the `Host` that the request will be sent with: a public
+    /// server has to prove that name.
     ///
     /// # Errors
     /// Always before a byte of the request was sent: another endpoint may be tried.
@@ -180,8 +184,23 @@ impl Connect {
         protocol: Protocol,
         within: Duration,
     ) -> Result<Established, Error> {
+        self.introducing(endpoint, sent_host, protocol, within, None).await
+    }
+
+    /// Connects for a caller, whom a PROXY header introduces where the endpoint wants one.
+    ///
+    /// # Errors
+    /// Always before a byte of the request was sent: another endpoint may be tried.
+    pub async fn introducing(
+        &self,
+        endpoint: &Endpoint,
+        sent_host: &str,
+        protocol: Protocol,
+        within: Duration,
+        caller: Option<Introduction>,
+    ) -> Result<Established, Error> {
         let name = || endpoint.authority();
-        let established = self.handshake(endpoint, sent_host, protocol);
+        let established = self.handshake(endpoint, sent_host, protocol, caller);
         match tokio::time::timeout(within, established).await {
             Ok(established) => established,
             Err(_) => Err(Error::Late { endpoint: name(), within }),
@@ -193,6 +212,7 @@ impl Connect {
         endpoint: &Endpoint,
         sent_host: &str,
         protocol: Protocol,
+        caller: Option<Introduction>,
     ) -> Result<Established, Error> {
         let name = || endpoint.authority();
         let connector =
@@ -202,11 +222,21 @@ impl Connect {
                 })?),
                 Security::Plain | Security::Mesh(_) => None,
             };
-        let tcp = TcpStream::connect(endpoint.address())
+        let mut tcp = TcpStream::connect(endpoint.address())
             .await
             .map_err(|source| Error::Connect { endpoint: name(), source })?;
         // Small writes are whole messages here; waiting for more only adds latency.
         let _ = tcp.set_nodelay(true);
+        if let Some(version) = endpoint.introduction {
+            let version = match version {
+                ProxyProtocol::V1 => proxy_protocol::Version::V1,
+                ProxyProtocol::V2 => proxy_protocol::Version::V2,
+            };
+            let header = proxy_protocol::write(version, caller);
+            tcp.write_all(&header)
+                .await
+                .map_err(|source| Error::Connect { endpoint: name(), source })?;
+        }
         let alpn = match protocol {
             Protocol::Http1 => Alpn::Http1,
             Protocol::Http2 => Alpn::Http2,

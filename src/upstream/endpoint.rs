@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 
 use super::average::{Average, Tick};
+use crate::model::ProxyProtocol;
 use crate::mtls::{ExpectedPeers, OriginConnector};
 use crate::rt::crypto::digest::{SHA256, digest};
 
@@ -49,6 +50,8 @@ pub struct Endpoint {
     pub priority: i32,
     /// What protects the connection.
     pub security: Security,
+    /// Which PROXY header begins a connection.
+    pub introduction: Option<ProxyProtocol>,
     address: SocketAddr,
     /// The `Host` of `pass_host: node`.
     host_field: Box<str>,
@@ -67,6 +70,8 @@ pub(super) struct EndpointParts<'a> {
     pub(super) weight: u32,
     pub(super) priority: i32,
     pub(super) security: Security,
+    /// Which PROXY header begins a connection.
+    pub(super) introduction: Option<ProxyProtocol>,
     /// The port that goes without saying.
     pub(super) default_port: u16,
     pub(super) is_timed: bool,
@@ -82,7 +87,9 @@ pub(super) struct EndpointState {
 
 impl Endpoint {
     pub(super) fn new(parts: EndpointParts<'_>) -> Self {
-        let EndpointParts { port, weight, priority, security, is_timed, state, .. } = parts;
+        let EndpointParts {
+            port, weight, priority, security, introduction, is_timed, state, ..
+        } = parts;
         let host = parts.host.trim_start_matches('[').trim_end_matches(']');
         let address = SocketAddr::new(parts.address, port);
         let expected = match &security {
@@ -90,7 +97,8 @@ impl Endpoint {
             Security::Public(tls) => format!("public {}", tls.setting),
             Security::Mesh(expected) => format!("mesh {expected:?}"),
         };
-        let digest = digest(&SHA256, format!("{host}\n{address}\n{expected}").as_bytes());
+        let digest =
+            digest(&SHA256, format!("{host}\n{address}\n{expected}\n{introduction:?}").as_bytes());
         let mut key = [0; 16];
         key.copy_from_slice(&digest.as_ref()[..16]);
         let key = u128::from_be_bytes(key);
@@ -103,7 +111,19 @@ impl Endpoint {
             false => format!("{bracketed}:{port}"),
         };
         let (host, host_field) = (host.to_owned(), host_field.into());
-        Self { host, port, weight, priority, security, address, host_field, key, is_timed, state }
+        Self {
+            host,
+            port,
+            weight,
+            priority,
+            security,
+            introduction,
+            address,
+            host_field,
+            key,
+            is_timed,
+            state,
+        }
     }
 
     /// `host:port`, for people; with the address behind a name.

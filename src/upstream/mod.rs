@@ -16,7 +16,7 @@ mod pool;
 mod roster;
 
 pub use cluster::{Cluster, Tried};
-pub use connect::{Connect, Error, Established, Protocol, Stream};
+pub use connect::{Connect, Error, Established, Introduction, Protocol, Stream};
 pub use discovery::{Discovery, Error as DiscoveryError, Settings as DiscoverySettings};
 pub use endpoint::{Busy, Endpoint, Place, PublicTls, Security};
 pub use members::Members;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Place, Stream};
+use super::{Introduction, Place, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -36,6 +36,8 @@ pub struct Reuse {
     pub requests: u32,
     /// What it rests on, towards workloads.
     pub proof: Option<Arc<Proof>>,
+    /// For whom it is, where the upstream was told: it serves nobody else.
+    pub introduced: Option<Introduction>,
 }
 
 impl Reuse {
@@ -131,13 +133,21 @@ impl Pool {
     pub fn take(
         &mut self,
         place: Place,
+        caller: Option<Introduction>,
         now: i64,
         stands: impl Fn(&Arc<Proof>) -> bool,
         context: &mut Context<'_>,
     ) -> Option<Idle> {
         let kept = self.places.get_mut(&place)?;
         let limit = kept.idle_limit();
-        while let Some((idle, since)) = kept.idle.pop() {
+        loop {
+            let (idle, since) = match caller {
+                None => kept.idle.pop()?,
+                Some(_) => {
+                    let is_for = |(idle, _): &(Idle, Instant)| idle.reuse.introduced == caller;
+                    kept.idle.remove(kept.idle.iter().rposition(is_for)?)
+                }
+            };
             if since.elapsed() < limit
                 && idle.reuse.holds(now, MARGIN, &stands)
                 && idle.stream.poll_arrived(context).is_pending()
@@ -145,7 +155,6 @@ impl Pool {
                 return Some(idle);
             }
         }
-        None
     }
 
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
@@ -241,7 +250,7 @@ mod tests {
             since: 1000,
             old_at: Some(end),
         };
-        Reuse { requests: 1, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
+        Reuse { requests: 1, introduced: None, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
     }
 
     #[test]
@@ -259,6 +268,6 @@ mod tests {
         assert!(!long.has_fallen());
         long.proof.as_ref().unwrap().falls(Lapse::Withdrawn);
         assert!(long.has_fallen() && !holds(&long, 1000, MARGIN));
-        assert!(holds(&Reuse { requests: 1, proof: None }, i64::MAX, MARGIN));
+        assert!(holds(&Reuse { requests: 1, proof: None, introduced: None }, i64::MAX, MARGIN));
     }
 }

@@ -116,8 +116,8 @@ impl Rewrite for Redirect {
         let location = match &self.to {
             To::Nowhere => return Ok(Flow::Next),
             To::Https => {
-                // By the connection, not by a header: a client could write that itself.
-                if exchange.client.tls {
+                // By the connection or what a trusted sender says of it: a client could write a header itself.
+                if exchange.is_secure() {
                     return Ok(Flow::Next);
                 }
                 let simple = matches!(exchange.request.method(), "GET" | "HEAD");
@@ -210,6 +210,12 @@ mod tests {
         secure.client = Arc::new(crate::pipeline::Client { tls: true, ..client() });
         let chain = compile::<Redirect>(json!({"http_to_https": true}));
         assert!(matches!(chain.rewrite(&mut secure).await.unwrap(), Flow::Next));
+        // What a trusted sender says of its own caller counts, either way.
+        secure.forwarded_tls = Some(false);
+        assert!(matches!(chain.rewrite(&mut secure).await.unwrap(), Flow::Reply(_)));
+        let mut before = exchange("GET", "/", "h");
+        before.forwarded_tls = Some(true);
+        assert!(matches!(chain.rewrite(&mut before).await.unwrap(), Flow::Next));
         for config in [json!({"http_to_https": false}), json!({"regex_uri": ["^/no", "/"]})] {
             let mut exchange = exchange("GET", "/", "h");
             let flow = compile::<Redirect>(config).rewrite(&mut exchange).await.unwrap();

@@ -1,6 +1,7 @@
 //! One exchange, start to end: identity, route, policy, plugins, upstream, log.
 
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -25,6 +26,7 @@ use crate::pipeline::{
 };
 use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
 use crate::proxy::copy::Tunnel;
+use crate::proxy::senders::Senders;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
@@ -52,7 +54,7 @@ pub(in crate::proxy) struct ConnectionStanding {
 
 impl ConnectionStanding {
     /// For a connection whose handshake is over.
-    pub(in crate::proxy) fn new(client: &Client) -> Self {
+    pub(in crate::proxy) fn new(client: &Client, senders: &Arc<Senders>) -> Self {
         let peer = client.peer.as_deref();
         let ends = Ends::new(&EndsFacts {
             conn_id: client.connection,
@@ -61,10 +63,11 @@ impl ConnectionStanding {
             src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
             src_not_after: peer.map(|peer| peer.not_after),
             src_addr: client.address,
+            src_via: client.introduced.map(|introduced| introduced.by),
             dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
             dst_port: client.local.port(),
         });
-        let told = Arc::new(headers::Told::new(client));
+        let told = Arc::new(headers::Told::new(client, senders));
         Self { ends: Arc::new(ends), told, standing: None }
     }
 
@@ -149,7 +152,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     // Looked at before the snapshot: what an older one decided is asked again.
     let policies = worker.watch.policies();
     let snapshot = worker.snapshot();
-    let mut hop = headers::receive(exchange);
+    let mut hop = headers::receive(exchange, &standing.told);
     if !upgrade {
         hop.upgrade = None;
     }
@@ -168,6 +171,11 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
         match course {
             Course::Forward => {
+                let limit = forward::body_limit(worker, exchange);
+                if matches!(caller.request_body(), BodyLength::Known(length) if length > limit) {
+                    let fault = forward::too_large();
+                    return faulted(exchange, caller, &chains, watchdog, worker, fault).await;
+                }
                 headers::send(exchange, &standing.told);
                 let mut vigil = Vigil::new(worker, standing, watchdog, policies);
                 forwarded(worker, exchange, caller, &chains, &mut vigil, &hop).await
@@ -242,6 +250,8 @@ pub(in crate::proxy) struct Asked<'a> {
     pub(in crate::proxy) host: &'a str,
     pub(in crate::proxy) path: &'a str,
     pub(in crate::proxy) is_http2: bool,
+    /// Whom a trusted sender named as the caller.
+    pub(in crate::proxy) caller: Option<SocketAddr>,
 }
 
 impl<'a> Asked<'a> {
@@ -253,6 +263,7 @@ impl<'a> Asked<'a> {
             host: exchange.request.authority(),
             path: exchange.request.path(),
             is_http2: exchange.is_http2,
+            caller: exchange.caller,
         }
     }
 
@@ -273,13 +284,14 @@ pub(in crate::proxy) struct Kept {
     method: Box<str>,
     host: Box<str>,
     path: Box<str>,
+    caller: Option<SocketAddr>,
 }
 
 impl Kept {
     fn of(exchange: &Exchange) -> Self {
-        let Asked { method, host, path, .. } = Asked::of(exchange);
+        let Asked { method, host, path, caller, .. } = Asked::of(exchange);
         let route = exchange.route.clone();
-        Self { route, method: method.into(), host: host.into(), path: path.into() }
+        Self { route, method: method.into(), host: host.into(), path: path.into(), caller }
     }
 
     pub(in crate::proxy) fn asked<'a>(&'a self, client: &'a Client) -> Asked<'a> {
@@ -290,6 +302,7 @@ impl Kept {
             host: &self.host,
             path: &self.path,
             is_http2: false,
+            caller: self.caller,
         }
     }
 }
@@ -387,6 +400,7 @@ impl Judge<'_> {
             policy_revision: rule.map(|rule| rule.revision),
             denial_id,
             nearest,
+            caller: asked.caller,
             config_revision: self.snapshot.revision,
             ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
         })
@@ -422,6 +436,7 @@ fn refused_by_plugin(
         denial_id: Some(denial),
         config_revision: snapshot.revision,
         plugin: Some(refusal.plugin),
+        caller: exchange.caller,
         token,
         ..DecisionRecord::of(&standing.ends, false)
     });
@@ -522,6 +537,13 @@ async fn forwarded<D: Downstream>(
             return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
         }
     };
+    if matches!(upstreamed.length, BodyLength::Known(length) if length > worker.limits.response_body)
+    {
+        let (sentence, cause) =
+            ("the upstream's answer is too large", "limits.response_body_bytes");
+        let fault = Fault::upstream(502, sentence, cause, false);
+        return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
+    }
     exchange.source = ResponseSource::Upstream;
     headers::receive_response(&mut exchange.response);
     if let Err(fault) = chains.response_head(exchange) {
@@ -654,6 +676,10 @@ async fn answer<D: Downstream>(
             Bytes::new()
         }
     };
+    if matches!(reply.status, 408 | 413) {
+        // Nobody waits for what is left of the body.
+        caller.is_last();
+    }
     let length = match body.len() {
         0 => BodyLength::None,
         length => BodyLength::Known(length as u64),
@@ -747,12 +773,15 @@ fn translated(reply: Reply) -> Reply {
 }
 
 /// The gRPC code of an HTTP status, as the gRPC specification maps them.
-const fn grpc_code(status: u16) -> u8 {
+pub(super) const fn grpc_code(status: u16) -> u8 {
     match status {
         400 => 13,
         401 => 16,
         403 => 7,
         404 => 12,
+        // What is too large, or comes too slowly, exceeds what there is for it (RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED).
+        413 | 414 | 431 => 8,
+        408 => 4,
         429 | 502..=504 => 14,
         _ => 2,
     }

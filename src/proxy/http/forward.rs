@@ -9,10 +9,12 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::flow::{Asked, Chains, Kept};
+use super::forwarded;
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
 use super::origin::{Answer, Origin};
+use super::pace::Pace;
 use super::transfer::{Failed, Pump};
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
@@ -23,7 +25,8 @@ use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
-    Busy, Cluster, Endpoint, Idle, Multiplexed, Place, Protocol, Reuse, Security, Tried,
+    Busy, Cluster, Endpoint, Idle, Introduction, Multiplexed, Place, Protocol, Reuse, Security,
+    Tried,
 };
 
 /// Why there is no answer from an upstream.
@@ -88,7 +91,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         Box::pin(cluster.found(cluster.connect_within)).await;
     }
     let mut tried = Tried::default();
-    let mut upload = Pump::default();
+    let mut upload = Pump::within(body_limit(worker, exchange));
     let mut attempts = 0;
     let mut last: Option<Fault> = None;
     loop {
@@ -108,7 +111,15 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             return Err(Failure::Reply(reply));
         }
         let busy = endpoint.busy();
-        let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, upgrade };
+        let caller_ends = endpoint.introduction.map(|_| forwarded::introduction(exchange));
+        let attempt = Attempt {
+            worker,
+            cluster: &cluster,
+            endpoint: &endpoint,
+            hop,
+            upgrade,
+            caller: caller_ends,
+        };
         let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
             Ok((origin, answer, place, reuse)) => {
                 let now = Instant::now();
@@ -154,6 +165,20 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     }
 }
 
+/// Bytes that the request's body may have: what a plugin said of this request, or else the setting.
+pub(in crate::proxy) fn body_limit(worker: &Worker, exchange: &Exchange) -> u64 {
+    match exchange.body_limit {
+        None => worker.limits.request_body,
+        Some(0) => u64::MAX,
+        Some(limit) => limit,
+    }
+}
+
+/// The fault of a request whose body is larger than its limit.
+pub(in crate::proxy) fn too_large() -> Fault {
+    Fault::client(413, "the request's body is too large")
+}
+
 fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
 }
@@ -182,7 +207,7 @@ async fn forward_hooks(
 fn hash_input(exchange: &Exchange, key: &Template) -> String {
     let mut input = String::new();
     key.render(exchange, &mut input);
-    if input.is_empty() { exchange.client.address.ip().to_string() } else { input }
+    if input.is_empty() { exchange.remote().ip().to_string() } else { input }
 }
 
 /// What plugins made must not end a line early. What came from the caller was checked when it came.
@@ -205,6 +230,8 @@ struct Attempt<'a> {
     endpoint: &'a Arc<Endpoint>,
     hop: &'a Hop,
     upgrade: Option<&'a [u8]>,
+    /// Whom a PROXY header introduces; nobody where the endpoint wants none.
+    caller: Option<Introduction>,
 }
 
 impl Attempt<'_> {
@@ -287,7 +314,7 @@ impl Attempt<'_> {
             let now = crate::rt::unix_seconds();
             let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
             let idle = poll_fn(|context| {
-                let idle = self.worker.pool.lock().take(place, now, stands, context);
+                let idle = self.worker.pool.lock().take(place, self.caller, now, stands, context);
                 if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
                     proof.attend(context.waker());
                 }
@@ -309,7 +336,7 @@ impl Attempt<'_> {
     fn over(&self, stream: crate::upstream::Stream) -> Origin {
         let mut http = Http1::new(stream);
         http.equip(&self.worker.buffers);
-        Origin::http1(http)
+        Origin::http1(http, self.worker.limits.response_head)
     }
 
     async fn connect(
@@ -318,19 +345,16 @@ impl Attempt<'_> {
         protocol: Protocol,
     ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
         let within = self.cluster.connect_within;
-        let established =
-            self.worker.connect.to(self.endpoint, host, protocol, within).await.map_err(
-                |error| {
-                    self.worker.note_unreachable(&error);
-                    let (status, sentence) = match error {
-                        crate::upstream::Error::Late { .. } => {
-                            (504, "the upstream did not answer in time")
-                        }
-                        _ => (502, "the upstream cannot be reached"),
-                    };
-                    Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
-                },
-            )?;
+        let connect = &self.worker.connect;
+        let established = connect.introducing(self.endpoint, host, protocol, within, self.caller);
+        let established = established.await.map_err(|error| {
+            self.worker.note_unreachable(&error);
+            let (status, sentence) = match error {
+                crate::upstream::Error::Late { .. } => (504, "the upstream did not answer in time"),
+                _ => (502, "the upstream cannot be reached"),
+            };
+            Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
+        })?;
         let proof = match &established.proved {
             None => None,
             Some((peer, before)) => {
@@ -351,7 +375,7 @@ impl Attempt<'_> {
                 Some(proof)
             }
         };
-        Ok((established.stream, Reuse { requests: 1, proof }))
+        Ok((established.stream, Reuse { requests: 1, proof, introduced: self.caller }))
     }
 
     async fn obtain_http2(
@@ -381,7 +405,7 @@ impl Attempt<'_> {
         place.retain(|each| each.holds(now, |proof| self.worker.watch.lapse(proof).is_none()));
         let mut at = 0;
         while let Some(each) = place.get_mut(at).filter(|_| may_reuse) {
-            if !each.has_room() {
+            if !each.has_room() || each.reuse.introduced != self.caller {
                 at += 1;
                 continue;
             }
@@ -397,12 +421,22 @@ impl Attempt<'_> {
                 Err(_) => drop(place.remove(at)),
             }
         }
+        // A connection that is introduced serves nobody else: others need not wait for it.
+        let place = if self.caller.is_some() {
+            drop(place);
+            None
+        } else {
+            Some(place)
+        };
         let (stream, reuse) = self.connect(host, Protocol::Http2).await?;
         let send = originate(self.worker, stream, reuse.proof.clone()).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
-        place.push(Multiplexed::new(send.clone(), reuse.clone(), streams.clone()));
-        drop(place);
+        let kept = Multiplexed::new(send.clone(), reuse.clone(), streams.clone());
+        match place {
+            Some(mut place) => place.push(kept),
+            None => shared.lock().await.push(kept),
+        }
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         Ok((origin(ready, streams), reuse, false))
     }
@@ -448,7 +482,10 @@ impl Attempt<'_> {
         vigil: &mut Vigil<'_>,
     ) -> Result<Answer, Failure> {
         vigil.set(Some(Instant::now() + self.cluster.send_within));
-        let mut moved = upload.moved;
+        let limits = &self.worker.limits;
+        let mut pace =
+            Pace::new(limits.body_within.min(self.cluster.send_within), limits.request_rate);
+        let mut seen = (upload.moved, false);
         let mut waiting = false;
         // The method that was sent: it decides whether the answer has a body.
         let method = exchange.rewritten.method.as_deref();
@@ -479,6 +516,9 @@ impl Attempt<'_> {
                         fault.cause = cause;
                         return Poll::Ready(Err(Failure::Fault(fault)));
                     }
+                    Poll::Ready(Err(Failed::TooLarge)) => {
+                        return Poll::Ready(Err(Failure::Fault(too_large())));
+                    }
                     Poll::Ready(Err(Failed::Source(_) | Failed::Filter(_))) => {
                         return Poll::Ready(Err(Failure::Gone));
                     }
@@ -486,9 +526,18 @@ impl Attempt<'_> {
                     Poll::Ready(Err(Failed::Sink(_))) => upload.get_stuck(),
                     Poll::Pending => {}
                 }
-                if upload.moved != moved {
-                    moved = upload.moved;
-                    vigil.set(Some(Instant::now() + self.cluster.send_within));
+                let now_seen = (upload.moved, upload.is_starved());
+                if now_seen != seen && !upload.is_finished() {
+                    seen = now_seen;
+                    let now = Instant::now();
+                    // Who is waited for has its own time: the caller, or the upstream that takes nothing.
+                    vigil.set(Some(match upload.is_starved() {
+                        true => pace.wait(now, upload.moved),
+                        false => {
+                            pace.rest(now, upload.moved);
+                            now + self.cluster.send_within
+                        }
+                    }));
                 }
             }
             if upload.is_finished() && !waiting {
@@ -569,9 +618,10 @@ impl Upstreamed {
         vigil: &mut Vigil<'_>,
         exchange: &Exchange,
     ) -> Result<(), Stopped> {
-        let within = self.cluster.read_within;
-        let mut download = Pump::default();
-        let mut moved = (self.upload.moved, 0);
+        let limits = &vigil.worker().limits;
+        let mut pace = Pace::new(limits.send_within, limits.response_rate);
+        let mut download = Pump::within(limits.response_body);
+        let mut moved = (self.upload.moved, 0, false);
         let mut armed = false;
         let is_filtered = !filters.is_empty();
         let broken = |cause: String| Poll::Ready(Err(Stopped::Broken(cause)));
@@ -587,6 +637,9 @@ impl Upstreamed {
                 match self.upload.poll(context, caller, &mut self.origin) {
                     Poll::Ready(Err(Failed::Source(cause))) => {
                         return broken(format!("the caller broke off: {cause}"));
+                    }
+                    Poll::Ready(Err(Failed::TooLarge)) => {
+                        return broken("the request's body is too large".to_owned());
                     }
                     Poll::Ready(Err(_)) => self.upload.get_stuck(),
                     Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -605,12 +658,22 @@ impl Upstreamed {
                     return broken(format!("the caller broke off: {cause}"));
                 }
                 Poll::Ready(Err(Failed::Filter(fault))) => return broken(fault.cause),
+                Poll::Ready(Err(Failed::TooLarge)) => {
+                    return broken("the upstream's answer is too large".to_owned());
+                }
                 Poll::Pending => {}
             }
-            let now_moved = (self.upload.moved, download.moved);
+            let now_moved = (self.upload.moved, download.moved, download.is_starved());
             if now_moved != moved || !armed {
                 (moved, armed) = (now_moved, true);
-                vigil.set(Some(Instant::now() + within));
+                let now = Instant::now();
+                vigil.set(Some(match download.is_starved() {
+                    true => {
+                        pace.rest(now, download.moved);
+                        now + self.cluster.read_within
+                    }
+                    false => pace.wait(now, download.moved),
+                }));
             }
             // Nothing moves: should the caller have gone, nobody waits for the rest, and the upstream may stop.
             if self.upload.is_finished() && caller.poll_gone(context).is_ready() {

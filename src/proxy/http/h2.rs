@@ -15,8 +15,9 @@ use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::bounds;
 use super::flow;
-use super::h1::RequestLine;
+use super::h1::{HeadLimits, RequestLine};
 use super::origin::{Answer, MAX_INTERIM, early_end};
 use super::{BodyLength, Broken, Downstream, Piece, Side};
 use crate::mtls::Proof;
@@ -26,10 +27,6 @@ use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream;
 
-/// Streams that one connection may have open.
-const MAX_STREAMS: u32 = 256;
-/// Bytes of decoded fields that a message may have.
-const MAX_FIELDS: u32 = 64 * 1024;
 /// Bytes of a body that may be on their way on one stream, and on one connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -361,6 +358,11 @@ impl Drop for UpstreamHttp2 {
     }
 }
 
+/// Bytes of a head's decoded fields, with 32 more for each, as the setting of that name counts them.
+fn list_size(limits: HeadLimits) -> u32 {
+    u32::try_from(limits.bytes).unwrap_or(u32::MAX)
+}
+
 /// Begins HTTP/2 on a new connection to an upstream; the connection's task runs on this worker.
 pub(in crate::proxy) async fn originate(
     worker: &Arc<Worker>,
@@ -370,7 +372,7 @@ pub(in crate::proxy) async fn originate(
     let (send, connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_FIELDS)
+        .max_header_list_size(list_size(worker.limits.response_head))
         .max_send_buffer_size(SEND_BUFFER)
         // Until the peer says how many it takes: a burst on a new connection must not run into its limits.
         .initial_max_send_streams(100)
@@ -501,6 +503,9 @@ impl Downstream for Caller {
         }
     }
 
+    /// A stream is one exchange, and its end is told with it.
+    fn is_last(&mut self) {}
+
     /// `Expect` is answered by HTTP/2 callers' own flow control: they send when they like.
     fn invite_body(&mut self) {}
 
@@ -604,8 +609,8 @@ pub(in crate::proxy) async fn serve(
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_FIELDS)
+        .max_concurrent_streams(worker.limits.streams)
+        .max_header_list_size(list_size(worker.limits.request_head))
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(32)
         .max_local_error_reset_streams(Some(128))
@@ -639,14 +644,14 @@ pub(in crate::proxy) async fn serve(
                 return Poll::Ready(None);
             }
             if !is_leaving {
-                let ends = proof.lapse().is_some();
+                let ends = proof.lapse().is_some() || served.requests >= worker.limits.requests;
                 if ends || is_idle_for_long || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
                     watchdog.set(Some(tokio::time::Instant::now() + worker.limits.head_within));
                     connection.graceful_shutdown();
                 }
             }
-            if !is_calmed && cancelled.too_many(served.requests) {
+            if !is_calmed && cancelled.too_many(served.requests, worker.limits.resets) {
                 is_calmed = true;
                 worker.note_malformed(&client, "too many streams were given up");
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -690,9 +695,9 @@ struct Cancelled(AtomicU32);
 
 impl Cancelled {
     /// So many, and more than half of all: no client that wants answers does that.
-    fn too_many(&self, all: u64) -> bool {
+    fn too_many(&self, all: u64, limit: u32) -> bool {
         let cancelled = u64::from(self.0.load(Ordering::Relaxed));
-        cancelled > 500 && cancelled * 2 > all
+        cancelled > u64::from(limit) && cancelled * 2 > all
     }
 }
 
@@ -713,6 +718,11 @@ impl Stream<'_> {
     ) {
         let (client, cancelled) = (self.client, self.cancelled);
         let (parts, stream) = request.into_parts();
+        if let Some(refused) = bounds::refused(&parts, &worker.limits.request_head) {
+            worker.note_malformed(client, refused.sentence);
+            bounds::answer(&parts, refused, &mut respond);
+            return;
+        }
         let mut exchange: Box<Exchange> = worker.lend_exchange(client);
         if let Err(sentence) = read_request(&parts, &mut exchange.request) {
             worker.note_malformed(client, sentence);

@@ -5,12 +5,15 @@ use std::task::{Context, Poll};
 
 use crate::pipeline::Head;
 
+pub(in crate::proxy) mod bounds;
 pub(in crate::proxy) mod flow;
 pub(in crate::proxy) mod forward;
+pub(in crate::proxy) mod forwarded;
 pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 pub(in crate::proxy) mod origin;
+pub(in crate::proxy) mod pace;
 pub(in crate::proxy) mod transfer;
 pub(in crate::proxy) mod vigil;
 
@@ -94,6 +97,9 @@ pub(in crate::proxy) trait Downstream: Side {
     fn invite_body(&mut self);
     /// Ready when the caller has gone.
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()>;
+    /// The response that is begun next is the connection's last, where the protocol has such a thing: what is left of the
+    /// request's body will not be read.
+    fn is_last(&mut self);
     /// The response cannot be completed: cut it off so that nobody takes it for whole.
     fn abort(&mut self);
     /// Does the caller speak HTTP/2?

@@ -13,6 +13,7 @@ use crate::upstream::endpoint::{EndpointParts, EndpointState};
 fn endpoints(weights: &[u32]) -> Vec<Arc<Endpoint>> {
     let endpoint = |(at, weight): (usize, &u32)| {
         Arc::new(Endpoint::new(EndpointParts {
+            introduction: None,
             host: "127.0.0.1",
             address: [127, 0, 0, 1].into(),
             port: u16::try_from(at + 1).unwrap(),

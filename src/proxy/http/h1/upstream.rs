@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use super::connection::{Http1, Incoming, Outgoing};
-use super::head::{Framing, ResponseFacts, read_response};
+use super::head::{Framing, HeadLimits, ResponseFacts, read_response_within};
 use super::write::{self, RequestLine};
 use crate::pipeline::Head;
 use crate::proxy::http::origin::{Answer, MAX_INTERIM, early_end};
@@ -12,6 +12,7 @@ use crate::proxy::http::{BodyLength, Broken};
 /// The upstream's side of one exchange over HTTP/1.1.
 pub(in crate::proxy) struct UpstreamHttp1 {
     pub(in crate::proxy) http: Http1,
+    limits: HeadLimits,
     facts: Option<ResponseFacts>,
     scanned: usize,
     interim: u8,
@@ -19,8 +20,8 @@ pub(in crate::proxy) struct UpstreamHttp1 {
 }
 
 impl UpstreamHttp1 {
-    pub(in crate::proxy) fn new(http: Http1) -> Self {
-        Self { http, facts: None, scanned: 0, interim: 0, asked_to_switch: false }
+    pub(in crate::proxy) fn new(http: Http1, limits: HeadLimits) -> Self {
+        Self { http, limits, facts: None, scanned: 0, interim: 0, asked_to_switch: false }
     }
 
     pub(in crate::proxy) fn send(&mut self, line: &RequestLine<'_>, head: &Head) {
@@ -42,7 +43,8 @@ impl UpstreamHttp1 {
     ) -> Poll<Result<Answer, Broken>> {
         loop {
             if !self.http.input.is_empty() {
-                let read = read_response(self.http.input.data(), self.scanned, method, head);
+                let input = self.http.input.data();
+                let read = read_response_within(input, self.scanned, method, &self.limits, head);
                 match read.map_err(|refused| Broken::Protocol(refused.sentence.to_owned()))? {
                     Some(facts) => return Poll::Ready(self.answer(facts, head)),
                     None => self.scanned = self.http.input.data().len(),
