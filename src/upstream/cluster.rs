@@ -281,7 +281,9 @@ mod tests {
         // It begins anywhere in a turn, and goes around.
         let seen = picks(&cluster, 6);
         assert!(
-            [[1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1], [1, 1, 2, 1, 1, 2]].iter().any(|turn| seen == turn),
+            [[1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1], [1, 1, 2, 1, 1, 2]]
+                .iter()
+                .any(|turn| seen == turn),
             "{seen:?}"
         );
     }
