@@ -85,7 +85,12 @@ impl Balancer {
             Self::RoundRobin { order, .. } if order.is_empty() => None,
             Self::RoundRobin { order, next } => {
                 let start = next.fetch_add(1, Ordering::Relaxed) % order.len();
-                around(order, start).find(|at| may(*at))
+                let (skipped, at) = (0..).zip(around(order, start)).find(|(_, at)| may(*at))?;
+                // Otherwise the next in order would get all that is not for those that are left out.
+                if skipped > 0 {
+                    next.fetch_add(skipped, Ordering::Relaxed);
+                }
+                Some(at)
             }
             Self::HashRing { points } => {
                 let start = points.partition_point(|(point, _)| *point < key);
