@@ -7,11 +7,9 @@ use async_trait::async_trait;
 use super::{Applied, Keeper, RouteSlot, Timed, Work, is_client};
 use crate::identity::SpiffeId;
 use crate::model::{Id, Kind, Revision, Route, Service, Ssl, Status, Upstream};
-use crate::pipeline::{
-    Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side, Template,
-};
+use crate::pipeline::{Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side};
 use crate::policy::Policy;
-use crate::snapshot::compile::host_names;
+use crate::snapshot::compile::{hash_template, host_names};
 use crate::snapshot::compiled::{Broken, CompiledRoute, MergedChains, Snapshot};
 use crate::snapshot::merge;
 use crate::upstream::Cluster;
@@ -185,10 +183,8 @@ impl Keeper {
         let websocket = route
             .enable_websocket
             .or_else(|| service_body.and_then(|service| service.enable_websocket));
-        // Judged when the upstream was: a key that is no template is refused there.
-        let hash_key =
-            cluster.as_ref().and_then(|cluster: &Arc<Cluster>| cluster.hash_key.as_deref());
-        let hash_key = hash_key.and_then(|key| Template::parse(key).ok());
+        // Judged when the upstream was: there every key is one.
+        let hash_key = cluster.as_deref().and_then(|cluster| hash_template(cluster).ok().flatten());
         let compiled = CompiledRoute {
             hash_key,
             info: Arc::new(info),
