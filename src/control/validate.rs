@@ -112,7 +112,6 @@ fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
         }
         Kind::Upstreams => {
             none(&[
-                ("checks", "active and passive health checks"),
                 ("service_name", "service discovery; name the nodes"),
                 ("discovery_type", "service discovery; name the nodes"),
                 ("discovery_args", "service discovery; name the nodes"),
@@ -638,7 +637,7 @@ mod tests {
             (
                 Kind::Routes,
                 json!({"uri": "/", "upstream": {"nodes": node, "checks": {}}}),
-                r#"invalid configuration: property "upstream" validation failed: property "checks" is not supported by this version of Wardgate: active and passive health checks"#,
+                r#"invalid configuration: property "upstream" validation failed: property "checks" validation failed: property "active" is required"#,
             ),
             (
                 Kind::Routes,

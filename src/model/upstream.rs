@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Labels, Timeout};
+use super::{Checks, Id, Labels, Resilience, Timeout};
 
 /// How a node is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -216,6 +216,12 @@ pub struct Upstream {
     /// Idle connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive_pool: Option<KeepalivePool>,
+    /// How nodes are checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Checks>,
+    /// What keeps it usable while some of its nodes are not. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resilience: Option<Resilience>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

@@ -24,7 +24,7 @@ use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, Pr
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::{Connect, Roster};
+use crate::upstream::{Connect, HealthReport, Roster};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -45,12 +45,15 @@ pub struct Plan {
     pub workers: usize,
     /// How long connections may live, and how long they may take to end.
     pub proof: ProofLimits,
+    /// Upstreams' `checks` are not carried out.
+    pub without_checks: bool,
 }
 
 /// A running data plane with all that keeps it current.
 pub struct DataPlaneRole {
     plane: DataPlane,
     snapshot: Live<Snapshot>,
+    roster: Roster,
     _tasks: Tasks,
 }
 
@@ -72,7 +75,12 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let roster = Roster::attending();
+        let connect = Connect::new(identity.clone().map(Connector::new));
+        let mut roster = Roster::attending().probing(connect.clone());
+        if plan.without_checks {
+            roster = roster.without_checks();
+        }
+        roster.show(&shared.registry);
         let mut keeper =
             Keeper::new(shared.plugins, me, shared.registry.clone()).with_roster(roster.clone());
         let own: Vec<Change> =
@@ -99,7 +107,7 @@ impl DataPlaneRole {
             refused: BTreeMap::new(),
         };
         tasks.add(keeping.run());
-        tasks.add(roster.run());
+        tasks.add(roster.clone().run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
             tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
@@ -109,7 +117,7 @@ impl DataPlaneRole {
         let plane = DataPlane::start(&Parts {
             doors,
             snapshot: snapshot.clone(),
-            connect: Connect::new(identity.clone().map(Connector::new)),
+            connect,
             identity,
             refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
@@ -117,7 +125,7 @@ impl DataPlaneRole {
             limits: Limits { proof: plan.proof, ..Limits::default() },
             workers: plan.workers,
         })?;
-        Ok(Self { plane, snapshot, _tasks: tasks })
+        Ok(Self { plane, snapshot, roster, _tasks: tasks })
     }
 
     /// Where a door listens.
@@ -133,6 +141,11 @@ impl DataPlaneRole {
     /// What its connections rest on, by worker.
     pub fn proofs(&self) -> impl Iterator<Item = Arc<Proofs>> + '_ {
         self.plane.proofs()
+    }
+
+    /// The upstreams that are checked, and how their nodes are, as APISIX's `/v1/healthcheck` tells it.
+    pub fn health(&self) -> Vec<HealthReport> {
+        self.roster.health()
     }
 
     /// The configuration in force.

@@ -355,7 +355,8 @@ impl Running {
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
         let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
-        let mut plan = Plan { workers, proof, ..Plan::default() };
+        let without_checks = settings.disable_upstream_healthcheck;
+        let mut plan = Plan { workers, proof, without_checks, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),

@@ -129,6 +129,9 @@ pub struct Settings {
     /// What ends connections that have lost their proof, and how fast.
     #[serde(default)]
     pub proof: ProofSettings,
+    /// Upstreams' `checks` are read and not carried out: every node counts as healthy (docs/health.md).
+    #[serde(default)]
+    pub disable_upstream_healthcheck: bool,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -422,6 +425,7 @@ impl Settings {
             workers: Some(1),
             drain_seconds: 5,
             proof: ProofSettings::default(),
+            disable_upstream_healthcheck: false,
         }
     }
 

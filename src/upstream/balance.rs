@@ -59,15 +59,15 @@ impl Balancer {
                 let start = next.fetch_add(1, Ordering::Relaxed);
                 (0..order.len())
                     .map(|step| order[(start.wrapping_add(step)) % order.len()])
-                    .find(|at| !tried.contains(*at))
+                    .find(|at| tried.admits(endpoints, *at))
             }
             Self::HashRing { points } => {
                 let start = points.partition_point(|(point, _)| *point < key);
                 let around = points[start..].iter().chain(&points[..start]);
-                around.map(|(_, at)| *at).find(|at| !tried.contains(*at))
+                around.map(|(_, at)| *at).find(|at| tried.admits(endpoints, *at))
             }
             Self::LeastConnections { members } => {
-                let left = members.iter().copied().filter(|at| !tried.contains(*at));
+                let left = members.iter().copied().filter(|at| tried.admits(endpoints, *at));
                 left.min_by(|&a, &b| {
                     let load = |at: u16| {
                         let endpoint = &endpoints[at as usize];

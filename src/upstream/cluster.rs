@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::{Endpoint, Members, Roster, Security};
+use super::{Endpoint, Members, Resilience, Roster, Security};
 use crate::identity::SpiffePattern;
 use crate::model::{
     Balance, HashOn, Invalid, KeepalivePool, Node, Nodes, PassHost, Scheme, Timeout, Upstream,
@@ -20,11 +20,26 @@ pub struct Tried {
     /// Those of changing members: a request sees the same ones to its end.
     members: Option<Arc<Members>>,
     at: SmallVec<[u16; 8]>,
+    /// Those that may not be used by now are left out.
+    only_usable: bool,
 }
 
 impl Tried {
-    pub(super) fn contains(&self, at: u16) -> bool {
-        self.at.contains(&at)
+    /// May the endpoint at `at` be chosen?
+    pub(super) fn admits(&self, endpoints: &[Arc<Endpoint>], at: u16) -> bool {
+        let is_left_out = self.only_usable && !endpoints[at as usize].condition().is_usable();
+        !is_left_out && !self.at.contains(&at)
+    }
+
+    pub(super) fn only_usable(&mut self, only_usable: bool) {
+        self.only_usable = only_usable;
+    }
+
+    /// Of those that were added after the first `before` only the one at `which` was really tried.
+    pub(super) fn keep_one(&mut self, before: usize, which: usize) {
+        let kept = self.at[before + which];
+        self.at.truncate(before);
+        self.at.push(kept);
     }
 
     pub(super) fn add(&mut self, at: u16) {
@@ -73,6 +88,8 @@ pub struct Cluster {
     /// What a ring hashes: a template of variables, read from each exchange.
     pub hash_key: Option<String>,
     serving: Serving,
+    /// Checks, ejection, limits; nothing where none are declared.
+    resilience: Option<Box<Resilience>>,
 }
 
 impl Cluster {
@@ -94,7 +111,8 @@ impl Cluster {
         let others = u32::try_from(endpoints.len().saturating_sub(1)).unwrap_or(u32::MAX);
         let members = Members::new(endpoints, upstream.balance)?;
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
-        Ok(Arc::new(Self {
+        let http2 = matches!(upstream.scheme, Scheme::Grpc | Scheme::Grpcs);
+        let cluster = Arc::new(Self {
             name: name.to_owned(),
             scheme: upstream.scheme,
             pass_host: upstream.pass_host,
@@ -111,19 +129,39 @@ impl Cluster {
             keepalive: upstream.keepalive_pool.unwrap_or_default(),
             hash_key: hash_key(upstream)?,
             serving: Serving::Fixed(members),
-        }))
+            resilience: Resilience::compile(name, upstream, http2, roster)?,
+        });
+        Resilience::enter(&cluster, roster);
+        Ok(cluster)
     }
 
     /// An endpoint that `tried` does not hold yet; it is added there. `key` is what a ring hashes.
     pub fn pick(&self, key: &[u8], tried: &mut Tried) -> Option<Arc<Endpoint>> {
         let key = self.hash_key.as_ref().map(|_| key);
         match &self.serving {
-            Serving::Fixed(members) => members.pick(key, tried).cloned(),
+            Serving::Fixed(members) => self.pick_of(members, key, tried).cloned(),
             Serving::Changing(live) => {
                 let members = tried.members.get_or_insert_with(|| live.load()).clone();
-                members.pick(key, tried).cloned()
+                self.pick_of(&members, key, tried).cloned()
             }
         }
+    }
+
+    fn pick_of<'a>(
+        &self,
+        members: &'a Members,
+        key: Option<&[u8]>,
+        tried: &mut Tried,
+    ) -> Option<&'a Arc<Endpoint>> {
+        match &self.resilience {
+            None => members.pick(key, tried),
+            Some(resilience) => resilience.pick(members, key, tried),
+        }
+    }
+
+    /// Checks, ejection, budget, hedging and limits, where any are declared.
+    pub fn resilience(&self) -> Option<&Resilience> {
+        self.resilience.as_deref()
     }
 
     /// All endpoints by now.

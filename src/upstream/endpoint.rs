@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::health::Condition;
 use crate::mtls::ExpectedPeers;
 use crate::rt::crypto::digest::{SHA256, digest};
 
@@ -19,6 +20,16 @@ pub enum Security {
     },
     /// mTLS with our SVID; the peer must prove one of these IDs.
     Mesh(Arc<ExpectedPeers>),
+}
+
+impl Security {
+    /// What an https probe uses: the same, but for whether the server's certificate is verified.
+    pub(super) fn for_probe(&self, verify: bool) -> Self {
+        match self {
+            Self::Plain | Self::Public { .. } => Self::Public { verify },
+            Self::Mesh(expected) => Self::Mesh(expected.clone()),
+        }
+    }
 }
 
 /// One place that serves a cluster.
@@ -45,6 +56,7 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 pub(super) struct EndpointState {
     load: AtomicU32,
+    condition: Condition,
 }
 
 impl Endpoint {
@@ -89,6 +101,32 @@ impl Endpoint {
     /// The address, when the endpoint is not a name.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// What is known of its health.
+    pub(super) fn condition(&self) -> &Condition {
+        &self.state.condition
+    }
+
+    /// Tells its state apart from others'.
+    pub(super) fn state_key(&self) -> usize {
+        Arc::as_ptr(&self.state).addr()
+    }
+
+    /// The same place as a probe connects to it: at another port, under another server name, protected in another way. The
+    /// server name can differ where the address is known.
+    pub(super) fn as_probed(
+        &self,
+        port: Option<u16>,
+        server_name: Option<&str>,
+        security: Security,
+    ) -> Self {
+        let port = port.unwrap_or(self.port);
+        let host = server_name.filter(|_| self.address.is_some()).unwrap_or(&self.host);
+        let state = self.state.clone();
+        let mut place = Self::new(host, port, self.weight, self.priority, security, state);
+        place.address = self.address.map(|address| SocketAddr::new(address.ip(), port));
+        place
     }
 
     /// Requests under way.

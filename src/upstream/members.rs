@@ -1,6 +1,7 @@
 //! `Members`: the endpoints of a cluster at one moment, by level of priority, and who of them is next.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::balance::{Balancer, hash};
 use super::{Endpoint, Tried};
@@ -12,6 +13,8 @@ pub struct Members {
     endpoints: Box<[Arc<Endpoint>]>,
     /// One a priority level, highest first.
     levels: Box<[Balancer]>,
+    /// Whether those that may not be used are left out, and as of when that is known.
+    pub(super) left_out: AtomicU64,
 }
 
 impl Members {
@@ -33,7 +36,7 @@ impl Members {
             }
         };
         let levels = priorities.into_iter().map(level).collect();
-        Ok(Self { endpoints, levels })
+        Ok(Self { endpoints, levels, left_out: AtomicU64::default() })
     }
 
     /// All endpoints.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Endpoint, Stream};
+use super::{Endpoint, Slot, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -36,12 +36,19 @@ pub struct Reuse {
     pub requests: u32,
     /// What it rests on, towards workloads.
     pub proof: Option<Arc<Proof>>,
+    /// Its part of what the upstream allows, where connections are counted.
+    pub slot: Option<Slot>,
 }
 
 impl Reuse {
     /// Has its proof fallen?
     pub fn has_fallen(&self) -> bool {
         self.proof.as_ref().is_some_and(|proof| proof.lapse().is_some())
+    }
+
+    /// Should it be closed when it is idle, because requests of other workers wait for a connection?
+    fn is_wanted_elsewhere(&self, own: u32) -> bool {
+        self.slot.as_ref().is_some_and(|slot| slot.is_wanted_elsewhere(own))
     }
 
     /// Does it rest on nothing, or on a proof that holds for some time yet?
@@ -60,6 +67,8 @@ impl Reuse {
 struct Place {
     idle: Vec<(Idle, Instant)>,
     limits: KeepalivePool,
+    /// Requests of this worker that wait for a connection to come back.
+    waiting: u32,
     /// The lock is held while a connection is made, so that a burst makes one.
     http2: Shared,
 }
@@ -133,12 +142,28 @@ impl Pool {
             return;
         }
         let place = self.places.entry(endpoint.key).or_default();
+        if idle.reuse.is_wanted_elsewhere(place.waiting) {
+            return;
+        }
         place.limits = limits;
         if place.idle.len() >= limits.size as usize {
             // The oldest goes: it is the likeliest to be closed by the other side soon.
             place.idle.remove(0);
         }
+        let slot = idle.reuse.slot.clone();
         place.idle.push((idle, Instant::now()));
+        if let Some(slot) = slot {
+            slot.is_idle();
+        }
+    }
+
+    /// One more request waits for a connection to come back, or one less.
+    pub fn waits(&mut self, endpoint: &Endpoint, begins: bool) {
+        let place = self.places.entry(endpoint.key).or_default();
+        place.waiting = match begins {
+            true => place.waiting + 1,
+            false => place.waiting.saturating_sub(1),
+        };
     }
 
     /// The HTTP/2 connections to `endpoint` that exchanges share.
@@ -153,6 +178,8 @@ impl Pool {
             let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
+            let waiting = place.waiting;
+            place.idle.retain(|(idle, _)| !idle.reuse.is_wanted_elsewhere(waiting));
             for (idle, since) in &place.idle {
                 if let Some(proof) = idle.reuse.proof.as_ref().filter(|_| now - *since >= SETTLED) {
                     proof.forget_attendant();
@@ -163,13 +190,14 @@ impl Pool {
                 let mut waits = false;
                 shared.retain(|each| !each.reuse.has_fallen());
                 shared.retain_mut(|each| {
-                    let spare = each.is_idle() && std::mem::replace(&mut waits, true);
+                    let wanted = each.reuse.is_wanted_elsewhere(waiting);
+                    let spare = each.is_idle() && (wanted || std::mem::replace(&mut waits, true));
                     !spare && !is_closed(&mut each.send)
                 });
             }
             let shares = Arc::strong_count(&place.http2) > 1
                 || place.http2.try_lock().map_or(true, |shared| !shared.is_empty());
-            !place.idle.is_empty() || shares
+            !place.idle.is_empty() || shares || place.waiting > 0
         });
     }
 
@@ -214,7 +242,7 @@ mod tests {
             since: 1000,
             old_at: Some(end),
         };
-        Reuse { requests: 1, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
+        Reuse { requests: 1, proof: Some(Proofs::new(|_| {}).enter(begun, 0)), slot: None }
     }
 
     #[test]
@@ -232,6 +260,6 @@ mod tests {
         assert!(!long.has_fallen());
         long.proof.as_ref().unwrap().falls(Lapse::Withdrawn);
         assert!(long.has_fallen() && !holds(&long, 1000, MARGIN));
-        assert!(holds(&Reuse { requests: 1, proof: None }, i64::MAX, MARGIN));
+        assert!(holds(&Reuse { requests: 1, proof: None, slot: None }, i64::MAX, MARGIN));
     }
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Connect;
 use super::endpoint::EndpointState;
 use crate::rt::{Publisher, Tasks};
 
@@ -48,6 +49,10 @@ pub struct Roster {
     begun: Arc<Notify>,
     /// Nobody runs what is written down: a control plane compiles to judge, and serves no requests.
     attends: bool,
+    /// How nodes are probed; nobody does where there is none.
+    connect: Option<Connect>,
+    /// Checks that upstreams declare are not carried out.
+    no_checks: bool,
 }
 
 impl std::fmt::Debug for Roster {
@@ -87,6 +92,32 @@ impl Roster {
         Self { attends: true, ..Self::default() }
     }
 
+    /// Probes nodes over these connections.
+    #[must_use]
+    pub fn probing(self, connect: Connect) -> Self {
+        Self { connect: Some(connect), ..self }
+    }
+
+    /// Upstreams' `checks` are read and not carried out.
+    #[must_use]
+    pub fn without_checks(self) -> Self {
+        Self { no_checks: true, ..self }
+    }
+
+    pub(super) fn connect(&self) -> Option<Connect> {
+        self.connect.clone()
+    }
+
+    /// Are upstreams' `checks` carried out?
+    pub(super) fn checks(&self) -> bool {
+        !self.no_checks
+    }
+
+    /// Is what is compiled with it put into force?
+    pub(super) fn attends(&self) -> bool {
+        self.attends
+    }
+
     /// The same endpoints' states, for a compilation whose result is thrown away.
     #[must_use]
     pub fn for_trial(&self) -> Self {
@@ -108,10 +139,6 @@ impl Roster {
         state
     }
 
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "names, discovery and health come with the next changes")
-    )]
     /// What is attended to under this key: the same as long as somebody holds it; else `make`'s, and `attend`'s work goes on
     /// until the last holder is gone. `key` has to name all that `make` and `attend` depend on.
     pub(super) fn keep<T, F>(
@@ -147,6 +174,23 @@ impl Roster {
             self.begun.notify_one();
         }
         attended
+    }
+
+    /// What is attended to under this key, if anything of this type is.
+    pub(super) fn held_under<T: Send + Sync + 'static>(
+        &self,
+        key: &str,
+    ) -> Option<Arc<Attended<T>>> {
+        let key = (key.to_owned(), TypeId::of::<T>());
+        let known = self.book.lock().attended.get(&key).and_then(Weak::upgrade)?;
+        known.downcast().ok()
+    }
+
+    /// All of this type that is attended to.
+    pub(super) fn held<T: Send + Sync + 'static>(&self) -> Vec<Arc<Attended<T>>> {
+        let book = self.book.lock();
+        let of_type = book.attended.iter().filter(|((_, kind), _)| *kind == TypeId::of::<T>());
+        of_type.filter_map(|(_, held)| held.upgrade()?.downcast().ok()).collect()
     }
 
     /// Does what is written down, until it is dropped.

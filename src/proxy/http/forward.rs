@@ -1,6 +1,7 @@
 //! Sending to the chosen upstream: attempts, retries, time limits, and carrying both bodies.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -12,18 +13,20 @@ use super::flow::{Asked, Chains, Kept};
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
+use super::hedge;
 use super::origin::{Answer, Origin};
 use super::transfer::{Failed, Pump};
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
 use crate::mtls::Proof;
-use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Template};
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
-    Busy, Cluster, Endpoint, Idle, Multiplexed, Protocol, Reuse, Security, Tried,
+    Cluster, Endpoint, Held, Idle, Multiplexed, Overflow, Pending, Protocol, Resilience, Reuse,
+    Security, Seen, Slot, Tried,
 };
 
 /// Why there is no answer from an upstream.
@@ -57,7 +60,7 @@ pub(in crate::proxy) struct Upstreamed {
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     reuse: Reuse,
-    _busy: Busy,
+    held: Held,
 }
 
 /// Sends the request, to another endpoint as often as that is lawful, until one begins to answer.
@@ -82,6 +85,19 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         .upgrade
         .as_deref()
         .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
+    let resilience = cluster.resilience();
+    let admission = match resilience {
+        None => None,
+        Some(resilience) => resilience.admit().map_err(|overflow| full(&overflow))?,
+    };
+    if let Some(hedging) = resilience.and_then(Resilience::hedging)
+        && upgrade.is_none()
+        && hedge::is_lawful(exchange, caller)
+    {
+        let race = hedge::Race { worker, cluster: &cluster, chains, hop, hash_key, hedging };
+        return Box::pin(race.run(exchange, caller, vigil, admission)).await;
+    }
+    let mut retry = None;
     let started = Instant::now();
     let mut tried = Tried::default();
     let mut upload = Pump::default();
@@ -111,6 +127,10 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     Answer::Interim | Answer::Switched => (BodyLength::None, true),
                 };
                 let protocol = exchange.response.value("upgrade").map(<[u8]>::to_vec);
+                if let Some(resilience) = resilience {
+                    resilience.note(&endpoint, Seen::Status(exchange.response.status()));
+                }
+                let held = Held { busy, admission, slot: reuse.slot.clone() };
                 return Ok(Upstreamed {
                     origin,
                     upload,
@@ -120,28 +140,59 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     cluster,
                     endpoint,
                     reuse,
-                    _busy: busy,
+                    held,
                 });
             }
             Err(Failure::Fault(fault)) => fault,
             Err(other) => return Err(other),
         };
+        note_fault(&cluster, &endpoint, &fault);
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
         let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
         if !fault.retry || attempts > cluster.retries || !in_time {
             return Err(Failure::Fault(fault));
         }
+        if let Some(resilience) = resilience {
+            // The attempt before is over, and so is its part of the budget.
+            drop(retry.take());
+            retry = resilience.retry();
+            if retry.is_none() {
+                return Err(Failure::Fault(fault));
+            }
+        }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
         last = Some(fault);
     }
 }
 
-fn unavailable(cause: &str) -> Fault {
+/// What a failed attempt says about its endpoint: nothing when it was not the endpoint that failed.
+pub(super) fn note_fault(cluster: &Cluster, endpoint: &Arc<Endpoint>, fault: &Fault) {
+    let Some(resilience) = cluster.resilience() else { return };
+    match (fault.side, fault.status) {
+        (Side::Upstream, 504) => resilience.note(endpoint, Seen::Late),
+        (Side::Upstream, 502) => resilience.note(endpoint, Seen::Unreachable),
+        _ => {}
+    }
+}
+
+/// The answer when a limit of the upstream is reached. It is ours, and says nothing about an endpoint.
+#[cold]
+pub(super) fn full(overflow: &Overflow) -> Failure {
+    Failure::Fault(Fault {
+        side: Side::Gateway,
+        status: 503,
+        sentence: "the upstream has as much under way as it may",
+        cause: overflow.to_string(),
+        retry: false,
+    })
+}
+
+pub(super) fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
 }
 
-async fn forward_hooks(
+pub(super) async fn forward_hooks(
     exchange: &mut Exchange,
     chains: &Chains<'_>,
 ) -> Result<Option<Box<Reply>>, Failure> {
@@ -158,7 +209,7 @@ async fn forward_hooks(
 
 /// What the hash ring turns on. As in APISIX, a key that is not there falls back to the caller's address, so that load still
 /// spreads.
-fn hash_input(exchange: &Exchange, key: &Template) -> String {
+pub(super) fn hash_input(exchange: &Exchange, key: &Template) -> String {
     let mut input = String::new();
     key.render(exchange, &mut input);
     if input.is_empty() { exchange.client.address.ip().to_string() } else { input }
@@ -178,12 +229,12 @@ fn check_rewritten(rewritten: &Rewritten) -> Result<(), Failure> {
 }
 
 /// One try at one endpoint.
-struct Attempt<'a> {
-    worker: &'a Arc<Worker>,
-    cluster: &'a Cluster,
-    endpoint: &'a Arc<Endpoint>,
-    hop: &'a Hop,
-    upgrade: Option<&'a [u8]>,
+pub(super) struct Attempt<'a> {
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) cluster: &'a Cluster,
+    pub(super) endpoint: &'a Arc<Endpoint>,
+    pub(super) hop: &'a Hop,
+    pub(super) upgrade: Option<&'a [u8]>,
 }
 
 impl Attempt<'_> {
@@ -233,38 +284,88 @@ impl Attempt<'_> {
     }
 
     /// Towards workloads HTTP/2 stays HTTP/2 and HTTP/1.1 stays HTTP/1.1; elsewhere the scheme says it.
-    fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
+    pub(super) fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
         match self.endpoint.security {
             Security::Mesh(_) => caller.is_http2() || self.cluster.speaks_http2(),
             Security::Plain | Security::Public { .. } => self.cluster.speaks_http2(),
         }
     }
 
-    async fn obtain(&self, http2: bool, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+    pub(super) async fn obtain(
+        &self,
+        http2: bool,
+        may_reuse: bool,
+    ) -> Result<(Origin, Reuse, bool), Failure> {
         if http2 {
             return Box::pin(self.obtain_http2(may_reuse)).await;
         }
-        if may_reuse {
-            let now = crate::rt::unix_seconds();
-            let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
-            let idle = poll_fn(|context| {
-                let idle = self.worker.pool.lock().take(self.endpoint, now, stands, context);
-                if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
-                    proof.attend(context.waker());
-                }
-                Poll::Ready(idle)
-            })
-            .await;
-            if let Some(Idle { stream, mut reuse }) = idle {
-                reuse.requests += 1;
-                return Ok((self.over(stream), reuse, true));
-            }
+        if let Some(Idle { stream, mut reuse }) = self.idle(may_reuse).await {
+            reuse.requests += 1;
+            return Ok((self.over(stream), reuse, true));
         }
-        let (stream, reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match Box::pin(self.queue(resilience, may_reuse)).await? {
+                Queued::Idle(Idle { stream, mut reuse }) => {
+                    reuse.requests += 1;
+                    return Ok((self.over(stream), reuse, true));
+                }
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
         if let Some(proof) = &reuse.proof {
             proof.attended().await;
         }
         Ok((self.over(stream), reuse, false))
+    }
+
+    /// A connection that waits for a request.
+    async fn idle(&self, may_reuse: bool) -> Option<Idle> {
+        if !may_reuse {
+            return None;
+        }
+        let now = crate::rt::unix_seconds();
+        let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
+        poll_fn(|context| {
+            let idle = self.worker.pool.lock().take(self.endpoint, now, stands, context);
+            if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
+                proof.attend(context.waker());
+            }
+            Poll::Ready(idle)
+        })
+        .await
+    }
+
+    /// Whoever counts the cluster's connections.
+    fn counted(&self) -> Option<&Resilience> {
+        self.cluster.resilience().filter(|resilience| resilience.limits_connections())
+    }
+
+    /// Waits until a connection may be made, or one comes back.
+    async fn queue(&self, resilience: &Resilience, may_reuse: bool) -> Result<Queued, Failure> {
+        let pending = resilience.pend().map_err(|overflow| full(&overflow))?;
+        if let Some(slot) = resilience.slot() {
+            return Ok(Queued::Slot(pending, slot));
+        }
+        let _waiting = Waiting::new(self.worker, self.endpoint);
+        let mut late = pin!(tokio::time::sleep(self.cluster.connect_within));
+        loop {
+            let mut freed = pin!(resilience.freed());
+            // Registered before the look: what becomes free between the two is not missed.
+            freed.as_mut().enable();
+            if let Some(idle) = self.idle(may_reuse).await {
+                return Ok(Queued::Idle(idle));
+            }
+            if let Some(slot) = resilience.slot() {
+                return Ok(Queued::Slot(pending, slot));
+            }
+            tokio::select! {
+                () = freed => {}
+                () = &mut late => return Err(full(&resilience.connections_used_up())),
+            }
+        }
     }
 
     fn over(&self, stream: crate::upstream::Stream) -> Origin {
@@ -309,7 +410,7 @@ impl Attempt<'_> {
                 Some(proof)
             }
         };
-        Ok((established.stream, Reuse { requests: 1, proof }))
+        Ok((established.stream, Reuse { requests: 1, proof, slot: None }))
     }
 
     async fn obtain_http2(&self, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
@@ -344,7 +445,15 @@ impl Attempt<'_> {
                 Err(_) => drop(place.remove(at)),
             }
         }
-        let (stream, reuse) = self.connect(Protocol::Http2).await?;
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match self.queue(resilience, false).await? {
+                Queued::Idle(_) => None,
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = self.connect(Protocol::Http2).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
         let send = originate(self.worker, stream, reuse.proof.clone()).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
@@ -357,7 +466,7 @@ impl Attempt<'_> {
     }
 
     /// Nobody else shall wait on the shared connection that failed; streams under way keep it.
-    fn forget_http2(&self, origin: &Origin) {
+    pub(super) fn forget_http2(&self, origin: &Origin) {
         let Origin::Http2(origin) = origin else { return };
         let shared = self.worker.pool.lock().shared(self.endpoint);
         if let Ok(mut place) = shared.try_lock() {
@@ -365,7 +474,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn send<D: Downstream>(
+    pub(super) fn send<D: Downstream>(
         &self,
         exchange: &Exchange,
         caller: &D,
@@ -508,7 +617,51 @@ impl Attempt<'_> {
     }
 }
 
+/// What a request that waits for a connection gets.
+enum Queued {
+    /// One that came back.
+    Idle(Idle),
+    /// Leave to make one.
+    Slot(Pending, Slot),
+}
+
+/// One request of this worker that waits for a connection to come back.
+struct Waiting<'a>(&'a Worker, &'a Endpoint);
+
+impl<'a> Waiting<'a> {
+    fn new(worker: &'a Worker, endpoint: &'a Endpoint) -> Self {
+        worker.pool.lock().waits(endpoint, true);
+        Self(worker, endpoint)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.pool.lock().waits(self.1, false);
+    }
+}
+
 impl Upstreamed {
+    /// Of a race that `endpoint` has won.
+    pub(super) fn won(
+        cluster: &Arc<Cluster>,
+        endpoint: Arc<Endpoint>,
+        (origin, reuse, length): (Origin, Reuse, BodyLength),
+        held: Held,
+    ) -> Self {
+        Self {
+            origin,
+            upload: Pump::of_nothing(),
+            length,
+            switched: false,
+            protocol: None,
+            cluster: cluster.clone(),
+            endpoint,
+            reuse,
+            held,
+        }
+    }
+
     /// From here on the bytes belong to another protocol.
     pub(in crate::proxy) fn is_switched(&self) -> bool {
         self.switched
@@ -605,6 +758,6 @@ impl Upstreamed {
         let Origin::Http1(origin) = self.origin else { return None };
         let (stream, early) = origin.http.into_parts(&worker.buffers);
         let (protocol, proof) = (self.protocol, self.reuse.proof);
-        Some(Tunnel { stream, early, protocol, proof, kept, decided, _busy: self._busy })
+        Some(Tunnel { stream, early, protocol, proof, kept, decided, _held: self.held })
     }
 }

@@ -10,6 +10,7 @@ pub(in crate::proxy) mod forward;
 pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
+mod hedge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod transfer;
 pub(in crate::proxy) mod vigil;
