@@ -57,9 +57,14 @@ impl Balancer {
             Self::RoundRobin { order, .. } if order.is_empty() => None,
             Self::RoundRobin { order, next } => {
                 let start = next.fetch_add(1, Ordering::Relaxed);
-                (0..order.len())
-                    .map(|step| order[(start.wrapping_add(step)) % order.len()])
-                    .find(|at| tried.admits(endpoints, *at))
+                let (skipped, at) = (0..order.len())
+                    .map(|step| (step, order[(start.wrapping_add(step)) % order.len()]))
+                    .find(|(_, at)| tried.admits(endpoints, *at))?;
+                // Otherwise the next in order would get all that is not for those that are left out.
+                if skipped > 0 {
+                    next.fetch_add(skipped, Ordering::Relaxed);
+                }
+                Some(at)
             }
             Self::HashRing { points } => {
                 let start = points.partition_point(|(point, _)| *point < key);

@@ -22,6 +22,7 @@ mod expiry;
 mod federation;
 mod grpc;
 mod headers;
+mod health;
 mod http1;
 mod http2;
 mod issuer;

@@ -169,6 +169,9 @@ fn a_node_that_joins_begins_slowly_and_those_of_the_start_do_not() {
         }
         let joined =
             compile(upstream(json!({"a:1": 1, "b:2": 1, "c:3": 1}), balance), &roster).unwrap();
+        // Whoever has least to do is asked first: that is the new one, by far.
+        let busy = [1, 2].map(|port| (0..3).map(|_| endpoint(&joined, port).busy()).collect());
+        let _busy: [Vec<_>; 2] = busy;
         let seen = picks(&joined, 210);
         assert!((5..=25).contains(seen.get(&3).unwrap()), "{balance}: {seen:?}");
         // Alone it serves, slow or not.
