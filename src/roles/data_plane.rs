@@ -24,7 +24,7 @@ use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, Pr
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::{Connect, HealthReport, Roster};
+use crate::upstream::{Connect, DnsSettings, HealthReport, Resolver, Roster, UpstreamSettings};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +47,10 @@ pub struct Plan {
     pub proof: ProofLimits,
     /// Upstreams' `checks` are not carried out.
     pub without_checks: bool,
+    /// How the names of nodes are resolved.
+    pub dns: DnsSettings,
+    /// What holds for all upstreams.
+    pub upstreams: UpstreamSettings,
 }
 
 /// A running data plane with all that keeps it current.
@@ -76,7 +80,10 @@ impl DataPlaneRole {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
         let connect = Connect::new(identity.clone().map(Connector::new));
-        let mut roster = Roster::attending().probing(connect.clone());
+        let mut roster = Roster::attending()
+            .with_names(Resolver::new(&plan.dns)?)
+            .with_public_roots(plan.upstreams.public_roots()?)
+            .probing(connect.clone());
         if plan.without_checks {
             roster = roster.without_checks();
         }

@@ -39,6 +39,9 @@ pub enum Error {
     /// The resources file.
     #[error("the resources file cannot be used")]
     Resources(#[from] crate::sync::file::Error),
+    /// How names are resolved.
+    #[error("setting {0}")]
+    Names(#[from] crate::upstream::NameError),
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),

@@ -355,8 +355,9 @@ impl Running {
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
         let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
+        let (dns, upstreams) = (settings.dns.clone(), settings.upstreams.clone());
         let without_checks = settings.disable_upstream_healthcheck;
-        let mut plan = Plan { workers, proof, without_checks, ..Plan::default() };
+        let mut plan = Plan { workers, proof, dns, upstreams, without_checks, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),

@@ -16,6 +16,7 @@ use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::ProofLimits;
 use crate::store;
+use crate::upstream::{DnsSettings, UpstreamSettings};
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +133,12 @@ pub struct Settings {
     /// Upstreams' `checks` are read and not carried out: every node counts as healthy (docs/health.md).
     #[serde(default)]
     pub disable_upstream_healthcheck: bool,
+    /// How the names of upstreams' nodes are resolved, for roles sidecar and ingress.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// What holds for all upstreams, for roles sidecar and ingress.
+    #[serde(default)]
+    pub upstreams: UpstreamSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -426,6 +433,8 @@ impl Settings {
             drain_seconds: 5,
             proof: ProofSettings::default(),
             disable_upstream_healthcheck: false,
+            dns: DnsSettings::default(),
+            upstreams: UpstreamSettings::default(),
         }
     }
 

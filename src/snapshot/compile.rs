@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::client_certificates::equipped;
 use super::consumers::Held;
 use super::merge::Links;
 use super::router::{Place, RouterKind};
 use crate::identity::SpiffePattern;
 use crate::model::{
-    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl,
+    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl, SslType,
+    Timeout, Upstream,
 };
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
@@ -24,6 +26,7 @@ pub(super) struct Workshop<'a> {
     pub(super) kept: &'a Kept,
     pub(super) router: RouterKind,
     pub(super) roster: &'a Roster,
+    pub(super) ssls: &'a BTreeMap<Id, Arc<Ssl>>,
 }
 
 /// What must hold beside host and path.
@@ -172,8 +175,7 @@ impl Workshop<'_> {
         Place::parse(self.router, route.host_list().iter(), route.paths().iter(), route.priority)?;
         let none = PluginSet::new();
         let cluster = route.upstream.as_ref().map(|upstream| {
-            Cluster::compile(&format!("routes/{id}"), upstream, route.timeout, self.roster)
-                .map_err(at("upstream"))
+            self.cluster(&format!("routes/{id}"), upstream, route.timeout).map_err(at("upstream"))
         });
         Ok(RouteParts {
             conditions: Arc::new(Conditions {
@@ -185,6 +187,16 @@ impl Workshop<'_> {
             cluster: cluster.transpose()?,
             workloads: workloads(route)?,
         })
+    }
+
+    /// Compiles an upstream, `timeout` being the route's.
+    pub(super) fn cluster(
+        &self,
+        name: &str,
+        upstream: &Upstream,
+        timeout: Option<Timeout>,
+    ) -> Result<Arc<Cluster>, Invalid> {
+        Cluster::compile(name, &equipped(upstream, self.ssls), timeout, self.roster)
     }
 
     /// What is left of a route that does not compile: enough to stand in its place and refuse.
@@ -232,8 +244,7 @@ impl Workshop<'_> {
         Place::parse(self.router, hosts, ["/"], 0).map_err(at("hosts"))?;
         let none = PluginSet::new();
         let cluster = service.upstream.as_ref().map(|upstream| {
-            Cluster::compile(&format!("services/{id}"), upstream, None, self.roster)
-                .map_err(at("upstream"))
+            self.cluster(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
         });
         Ok(ServiceParts {
             links: self.links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?,
@@ -309,6 +320,9 @@ fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {
 
 /// May this certificate stand, as far as that can be told without a look at the keys?
 pub(super) fn check_ssl(ssl: &Ssl) -> Result<(), Invalid> {
+    if ssl.ssl_type == SslType::Client {
+        return Ok(());
+    }
     if ssl.sni.is_some() == ssl.snis.is_some() {
         return Err(Invalid::new("sni: exactly one of sni and snis is expected"));
     }

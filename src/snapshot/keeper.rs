@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::client_certificates::named;
 use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl, host_names};
 use super::compiled::{Broken, CompiledRoute, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
@@ -15,7 +16,7 @@ use super::router::{Place, RouterKind};
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
-    Rejected, Resource, Revision, Route, Service, Ssl, Status, Timeout, Upstream,
+    Rejected, Resource, Revision, Route, Service, Ssl, SslType, Status, Timeout, Upstream,
 };
 use crate::observe::Registry;
 use crate::pipeline::{
@@ -87,7 +88,7 @@ struct Slot<B, C> {
 
 /// The cluster of a route with time limits of its own, and what it was compiled from.
 struct Timed {
-    source: (Kind, Id, Revision),
+    source: Arc<Cluster>,
     timeout: Timeout,
     cluster: Arc<Cluster>,
 }
@@ -115,6 +116,8 @@ struct Work {
     people: BTreeSet<String>,
     policies: bool,
     certificates: bool,
+    /// Certificates for upstreams that are others now.
+    client_certificates: BTreeSet<Id>,
 }
 
 impl Work {
@@ -214,6 +217,7 @@ impl Keeper {
             kept,
             router: self.router,
             roster,
+            ssls: &self.ssls,
         }
     }
 
@@ -229,7 +233,9 @@ impl Keeper {
         match body {
             Body::Route(route) => workshop.route(id, route).map(drop),
             Body::Service(service) => workshop.service(id, service).map(drop),
-            Body::Upstream(upstream) => cluster(id, upstream, &roster).map(drop),
+            Body::Upstream(upstream) => {
+                workshop.cluster(&format!("upstreams/{id}"), upstream, None).map(drop)
+            }
             Body::PluginConfig(config) | Body::ConsumerGroup(config) => set(&config.plugins),
             Body::GlobalRule(rule) => {
                 set(&rule.plugins)?;
@@ -363,6 +369,7 @@ impl Keeper {
         for change in changes {
             self.take(change, &mut work);
         }
+        self.recompile_clients(&mut work);
         self.assemble(work, revision)
     }
 
@@ -388,7 +395,7 @@ impl Keeper {
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
             Body::Upstream(body) => {
-                let compiled = cluster(&id, &body, &roster);
+                let compiled = workshop.cluster(&format!("upstreams/{id}"), &body, None);
                 if settle(&mut self.upstreams, work, key, body.into(), compiled) {
                     self.mark_users(kind, &id, work);
                 }
@@ -438,8 +445,11 @@ impl Keeper {
             }
             Body::Ssl(body) => match check_ssl(&body) {
                 Ok(()) => {
-                    self.ssls.insert(id, body.into());
+                    let before = self.ssls.insert(id.clone(), body.clone().into());
                     work.certificates = true;
+                    if is_client(&body) || before.as_deref().is_some_and(is_client) {
+                        work.client_certificates.insert(id);
+                    }
                 }
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
@@ -528,7 +538,13 @@ impl Keeper {
                 self.credentials.remove(id);
                 work.people.insert(split_credential(id).0.to_owned());
             }
-            Kind::Ssls => work.certificates |= self.ssls.remove(id).is_some(),
+            Kind::Ssls => {
+                let before = self.ssls.remove(id);
+                work.certificates |= before.is_some();
+                if before.as_deref().is_some_and(is_client) {
+                    work.client_certificates.insert(id.clone());
+                }
+            }
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
             Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
@@ -575,6 +591,29 @@ impl Keeper {
         }
     }
 
+    /// What names a client certificate that is another one now.
+    fn recompile_clients(&mut self, work: &mut Work) {
+        let changed = std::mem::take(&mut work.client_certificates);
+        if changed.is_empty() {
+            return;
+        }
+        let names_one =
+            |upstream: &Upstream| named(upstream).is_some_and(|id| changed.contains(id));
+        let inline = |upstream: &Option<Upstream>| upstream.as_ref().is_some_and(names_one);
+        let upstreams = self.upstreams.iter().filter(|(_, slot)| names_one(&slot.body));
+        let services = self.services.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let routes = self.routes.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let users: Vec<(Kind, Id)> = upstreams
+            .map(|(id, _)| (Kind::Upstreams, id.clone()))
+            .chain(services.map(|(id, _)| (Kind::Services, id.clone())))
+            .chain(routes.map(|(id, _)| (Kind::Routes, id.clone())))
+            .collect();
+        for (kind, id) in users {
+            let Some((revision, body)) = self.declared(kind, &id) else { continue };
+            self.put(kind, id, revision, body, work);
+        }
+    }
+
     /// What is in force of a resource, as it was declared.
     fn declared(&self, kind: Kind, id: &Id) -> Option<(Revision, Body)> {
         fn of<B: Clone, C>(slot: Option<&Slot<B, C>>) -> Option<(Revision, Box<B>)> {
@@ -605,8 +644,11 @@ impl Keeper {
                 let (revision, body) = of(self.consumers.get(id))?;
                 (revision, Body::Consumer(body))
             }
-            Kind::Upstreams
-            | Kind::Credentials
+            Kind::Upstreams => {
+                let (revision, body) = of(self.upstreams.get(id))?;
+                (revision, Body::Upstream(body))
+            }
+            Kind::Credentials
             | Kind::PluginMetadata
             | Kind::Ssls
             | Kind::IdentityPolicies
@@ -691,7 +733,8 @@ impl Keeper {
             self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
         }
         if work.certificates {
-            let enabled = self.ssls.values().filter(|ssl| ssl.status == Status::Enabled);
+            let served = |ssl: &&Arc<Ssl>| ssl.status == Status::Enabled && !is_client(ssl);
+            let enabled = self.ssls.values().filter(served);
             self.certificates = enabled.cloned().collect();
         }
         self.current = Arc::new(Snapshot {
@@ -811,14 +854,12 @@ impl Keeper {
             self.upstream(upstream, slot, &mut timed)
         } else if let Some(cluster) = &slot.parts.cluster {
             Ok(cluster.clone())
-        } else if let Some((service_id, service, parts)) = service {
+        } else if let Some((_, service, parts)) = service {
             if let Some(upstream) = &service.upstream_id {
                 references.push((Kind::Upstreams, upstream.clone()));
                 self.upstream(upstream, slot, &mut timed)
             } else if let (Some(upstream), Some(cluster)) = (&service.upstream, &parts.cluster) {
-                let revision = self.services.get(service_id).map_or(0, |slot| slot.revision);
-                let source = (Kind::Services, service_id.clone(), revision);
-                in_time(source, upstream, cluster, (slot, &self.roster), &mut timed)
+                self.in_time(upstream, cluster, slot, &mut timed)
             } else {
                 Err(Broken::new(503, "neither the route nor its service has an upstream"))
             }
@@ -876,39 +917,31 @@ impl Keeper {
             return Err(Broken::new(502, format!("upstream {id} does not exist")));
         };
         match &slot.compiled {
-            Ok(cluster) => {
-                let source = (Kind::Upstreams, id.clone(), slot.revision);
-                in_time(source, &slot.body, cluster, (route, &self.roster), timed)
-            }
+            Ok(cluster) => self.in_time(&slot.body, cluster, route, timed),
             Err(why) => Err(Broken::new(503, format!("upstream {id}: {why}"))),
         }
     }
-}
 
-/// The shared cluster, or one with the route's own time limits, which stays as long as what it is made of.
-fn in_time(
-    source: (Kind, Id, Revision),
-    upstream: &Upstream,
-    shared: &Arc<Cluster>,
-    (route, roster): (&RouteSlot, &Roster),
-    timed: &mut Option<Timed>,
-) -> Result<Arc<Cluster>, Broken> {
-    let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
-    let same = |known: &&Timed| known.source == source && known.timeout == timeout;
-    let cluster = match route.timed.as_ref().filter(same) {
-        Some(known) => known.cluster.clone(),
-        None => {
-            let name = format!("{}/{}", source.0, source.1);
-            Cluster::compile(&name, upstream, Some(timeout), roster)
-                .map_err(|error| Broken::new(503, format!("{name}: {error}")))?
-        }
-    };
-    *timed = Some(Timed { source, timeout, cluster: cluster.clone() });
-    Ok(cluster)
-}
-
-fn cluster(id: &Id, upstream: &Upstream, roster: &Roster) -> Result<Arc<Cluster>, Invalid> {
-    Cluster::compile(&format!("upstreams/{id}"), upstream, None, roster)
+    /// The shared cluster, or one with the route's own time limits, which stays as long as what it is made of.
+    fn in_time(
+        &self,
+        upstream: &Upstream,
+        shared: &Arc<Cluster>,
+        route: &RouteSlot,
+        timed: &mut Option<Timed>,
+    ) -> Result<Arc<Cluster>, Broken> {
+        let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
+        let same = |known: &&Timed| Arc::ptr_eq(&known.source, shared) && known.timeout == timeout;
+        let cluster = match route.timed.as_ref().filter(same) {
+            Some(known) => known.cluster.clone(),
+            None => self
+                .workshop(&self.kept, &self.roster)
+                .cluster(&shared.name, upstream, Some(timeout))
+                .map_err(|error| Broken::new(503, format!("{}: {error}", shared.name)))?,
+        };
+        *timed = Some(Timed { source: shared.clone(), timeout, cluster: cluster.clone() });
+        Ok(cluster)
+    }
 }
 
 /// Whom policies are compiled for.
@@ -916,6 +949,10 @@ fn identity_of(me: Option<&SpiffeId>) -> SpiffeId {
     me.cloned().unwrap_or_else(|| {
         "spiffe://nobody.invalid".parse().expect("a trust domain's own name is a SPIFFE ID")
     })
+}
+
+fn is_client(ssl: &Ssl) -> bool {
+    ssl.ssl_type == SslType::Client
 }
 
 fn kind_of(change: &Change) -> (Kind, &Id) {

@@ -2,6 +2,7 @@
 //!
 //! This room does no I/O. It is a door: it defines nothing itself.
 
+mod client_certificates;
 mod compile;
 mod compiled;
 mod consumers;

@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::{Endpoint, Members, Resilience, Roster, Security};
-use crate::identity::SpiffePattern;
-use crate::model::{
-    Balance, HashOn, Invalid, KeepalivePool, Node, Nodes, PassHost, Scheme, Timeout, Upstream,
-    UpstreamIdentity, UpstreamTls,
-};
-use crate::mtls::ExpectedPeers;
-use crate::rt::Live;
+use super::blueprint::Blueprint;
+use super::following::{Following, Source};
+use super::nodes::{address, nodes};
+use super::{Attended, Endpoint, Members, Resilience, Roster};
+use crate::model::{Balance, HashOn, Invalid, KeepalivePool, PassHost, Scheme, Timeout, Upstream};
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// The endpoints that this request has tried already.
 #[derive(Clone, Debug, Default)]
@@ -58,8 +56,7 @@ enum Serving {
     /// The nodes that are written there.
     Fixed(Members),
     /// Whoever was found last.
-    #[expect(dead_code, reason = "names and discovery come with the next changes")]
-    Changing(Live<Members>),
+    Changing(Arc<Attended<Following>>),
 }
 
 /// A compiled upstream.
@@ -73,8 +70,8 @@ pub struct Cluster {
     pub pass_host: PassHost,
     /// The Host for `pass_host: rewrite`.
     pub host: Option<String>,
-    /// Attempts beyond the first.
-    pub retries: u32,
+    /// Attempts beyond the first; as many as there are other endpoints when not given.
+    retries: Option<u32>,
     /// After this no further attempt starts.
     pub retry_within: Option<Duration>,
     /// To establish a connection, handshake included.
@@ -103,21 +100,14 @@ impl Cluster {
         timeout: Option<Timeout>,
         roster: &Roster,
     ) -> Result<Arc<Self>, Invalid> {
-        let nodes = nodes(upstream)?;
-        let endpoints: Box<[Arc<Endpoint>]> = nodes
-            .iter()
-            .map(|node| endpoint(name, upstream, node, roster).map(Arc::new))
-            .collect::<Result<_, _>>()?;
-        let others = u32::try_from(endpoints.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let members = Members::new(endpoints, upstream.balance)?;
+        let serving = serving(name, upstream, roster)?;
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
-        let http2 = matches!(upstream.scheme, Scheme::Grpc | Scheme::Grpcs);
         let cluster = Arc::new(Self {
             name: name.to_owned(),
             scheme: upstream.scheme,
             pass_host: upstream.pass_host,
             host: host_rewrite(upstream)?,
-            retries: upstream.retries.unwrap_or(others),
+            retries: upstream.retries,
             retry_within: upstream
                 .retry_timeout
                 .filter(|seconds| *seconds > 0.0)
@@ -128,8 +118,8 @@ impl Cluster {
             read_within: seconds_of("timeout.read", timeout.read)?,
             keepalive: upstream.keepalive_pool.unwrap_or_default(),
             hash_key: hash_key(upstream)?,
-            serving: Serving::Fixed(members),
-            resilience: Resilience::compile(name, upstream, http2, roster)?,
+            serving,
+            resilience: Resilience::compile(name, upstream, roster)?,
         });
         Resilience::enter(&cluster, roster);
         Ok(cluster)
@@ -140,8 +130,9 @@ impl Cluster {
         let key = self.hash_key.as_ref().map(|_| key);
         match &self.serving {
             Serving::Fixed(members) => self.pick_of(members, key, tried).cloned(),
-            Serving::Changing(live) => {
-                let members = tried.members.get_or_insert_with(|| live.load()).clone();
+            Serving::Changing(following) => {
+                let members =
+                    tried.members.get_or_insert_with(|| following.members().load()).clone();
                 self.pick_of(&members, key, tried).cloned()
             }
         }
@@ -164,11 +155,51 @@ impl Cluster {
         self.resilience.as_deref()
     }
 
+    /// How many attempts beyond the first a request has that picked with this `tried`.
+    pub fn retries(&self, tried: &Tried) -> u32 {
+        let others = || {
+            let all = match (&self.serving, &tried.members) {
+                (Serving::Fixed(members), _) => members.endpoints().len(),
+                (Serving::Changing(_), members) => {
+                    members.as_ref().map_or(0, |members| members.endpoints().len())
+                }
+            };
+            u32::try_from(all.saturating_sub(1)).unwrap_or(u32::MAX)
+        };
+        self.retries.unwrap_or_else(others)
+    }
+
+    /// Waits until somebody has said who serves, and for `within` at most. Whoever is known to have fixed nodes, or has
+    /// been found before, does not wait at all: ask [`Cluster::is_waiting`] first, which costs a branch.
+    pub async fn found(&self, within: Duration) {
+        let Serving::Changing(following) = &self.serving else { return };
+        let mut members = following.members().clone();
+        let known = async { while !members.load().are_known() && members.changed().await {} };
+        // Nobody was found in time: then there is nobody to pick.
+        let _ = tokio::time::timeout(within, known).await;
+    }
+
+    /// Is there a node by now, whether it can be reached or not?
+    pub fn has_nodes(&self) -> bool {
+        match &self.serving {
+            Serving::Fixed(members) => members.has_nodes(),
+            Serving::Changing(following) => following.members().load().has_nodes(),
+        }
+    }
+
+    /// Has nobody said yet who serves?
+    pub fn is_waiting(&self) -> bool {
+        match &self.serving {
+            Serving::Fixed(_) => false,
+            Serving::Changing(following) => !following.members().load().are_known(),
+        }
+    }
+
     /// All endpoints by now.
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         match &self.serving {
             Serving::Fixed(members) => members.endpoints().to_vec(),
-            Serving::Changing(live) => live.load().endpoints().to_vec(),
+            Serving::Changing(following) => following.members().load().endpoints().to_vec(),
         }
     }
 
@@ -176,6 +207,24 @@ impl Cluster {
     pub fn speaks_http2(&self) -> bool {
         matches!(self.scheme, Scheme::Grpc | Scheme::Grpcs)
     }
+}
+
+fn serving(name: &str, upstream: &Upstream, roster: &Roster) -> Result<Serving, Invalid> {
+    let blueprint = Blueprint::compile(name, upstream, roster)?;
+    let nodes = nodes(upstream)?;
+    if nodes.iter().all(|node| address(&node.host).is_some()) {
+        return blueprint.members(&nodes, |_| None, roster).map(Serving::Fixed);
+    }
+    blueprint.judge(&nodes)?;
+    let following =
+        Following::keep(&key(name, upstream), blueprint, Source::written(nodes), roster);
+    Ok(Serving::Changing(following))
+}
+
+/// All that the members of a cluster depend on.
+fn key(name: &str, upstream: &Upstream) -> String {
+    let text = zeroize::Zeroizing::new(serde_json::to_string(upstream).unwrap_or_default());
+    format!("{name} {}", hex::encode(digest(&SHA256, text.as_bytes())))
 }
 
 fn seconds_of(field: &str, seconds: f64) -> Result<Duration, Invalid> {
@@ -195,105 +244,56 @@ fn host_rewrite(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     }
 }
 
+/// The variables that `hash_on: vars` admits, beside those that begin with `arg_`; as in APISIX.
+const HASHED: [&str; 9] = [
+    "uri",
+    "server_name",
+    "server_addr",
+    "request_uri",
+    "remote_port",
+    "remote_addr",
+    "query_string",
+    "host",
+    "hostname",
+];
+
+/// What a ring hashes, as a template of variables.
 fn hash_key(upstream: &Upstream) -> Result<Option<String>, Invalid> {
     if upstream.balance != Balance::Chash {
         return Ok(None);
     }
-    let key = upstream.key.as_deref();
-    let named = |prefix: &str| {
-        let key = key.ok_or_else(|| Invalid::new("key: required when type is chash"))?;
-        let key = key.strip_prefix(prefix).unwrap_or(key).to_ascii_lowercase();
-        Ok(format!("${{{prefix}{}}}", key.replace('-', "_")))
+    let key = || {
+        let key = upstream.key.as_deref();
+        key.ok_or_else(|| Invalid::new("key: required when type is chash"))
+    };
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let named = |prefix: &str, what: &str| {
+        let key = key()?;
+        let name = key.strip_prefix(prefix).filter(|rest| !rest.is_empty()).unwrap_or(key);
+        match !name.is_empty() && name.bytes().all(word) {
+            true => Ok(Some(format!("${{{prefix}{name}}}"))),
+            false => Err(Invalid(format!("key: expected the name of a {what}, got {key:?}"))),
+        }
     };
     match upstream.hash_on {
-        HashOn::Vars => named("").map(Some),
-        HashOn::Header => named("http_").map(Some),
-        HashOn::Cookie => {
-            let key = key.ok_or_else(|| Invalid::new("key: required when type is chash"))?;
-            Ok(Some(format!("${{cookie_{}}}", key.strip_prefix("cookie_").unwrap_or(key))))
+        HashOn::Vars => {
+            let key = key()?;
+            let argument = key.strip_prefix("arg_");
+            let is_argument =
+                argument.is_some_and(|name| !name.is_empty() && name.bytes().all(word));
+            match is_argument || HASHED.contains(&key) {
+                true => Ok(Some(format!("${{{key}}}"))),
+                false => Err(Invalid(format!(
+                    "key: expected one of {} or arg_NAME when hash_on is vars, got {key:?}",
+                    HASHED.join(", ")
+                ))),
+            }
         }
+        HashOn::Header => named("http_", "header"),
+        HashOn::Cookie => named("cookie_", "cookie"),
         HashOn::Consumer => Ok(Some("${consumer_name}".to_owned())),
-        HashOn::VarsCombinations => match key {
-            Some(key) => Ok(Some(key.to_owned())),
-            None => Err(Invalid::new("key: required when type is chash")),
-        },
+        HashOn::VarsCombinations => key().map(|key| Some(key.to_owned())),
     }
-}
-
-fn nodes(upstream: &Upstream) -> Result<Vec<Node>, Invalid> {
-    let map = match &upstream.nodes {
-        None => return Ok(Vec::new()),
-        Some(Nodes::List(list)) => return Ok(list.clone()),
-        Some(Nodes::Map(map)) => map,
-    };
-    map.iter()
-        .map(|(place, weight)| {
-            let (host, port) = split_place(place)?;
-            Ok(Node { host, port, weight: *weight, priority: 0, spiffe_ids: Vec::new() })
-        })
-        .collect()
-}
-
-/// `host`, `host:port`, `[v6]` or `[v6]:port`.
-fn split_place(place: &str) -> Result<(String, Option<u16>), Invalid> {
-    let invalid = || Invalid::new(format!("nodes: expected host or host:port, got {place:?}"));
-    let number = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(invalid);
-    if let Some(rest) = place.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or_else(invalid)?;
-        return match rest.strip_prefix(':') {
-            Some(port) => Ok((host.to_owned(), Some(number(port)?))),
-            None if rest.is_empty() => Ok((host.to_owned(), None)),
-            None => Err(invalid()),
-        };
-    }
-    match place.split_once(':') {
-        Some((_, port)) if port.contains(':') => {
-            Err(Invalid::new(format!("nodes: write the IPv6 address {place:?} in brackets")))
-        }
-        Some(("", _)) => Err(invalid()),
-        Some((host, port)) => Ok((host.to_owned(), Some(number(port)?))),
-        None if place.is_empty() => Err(invalid()),
-        None => Ok((place.to_owned(), None)),
-    }
-}
-
-fn endpoint(
-    cluster: &str,
-    upstream: &Upstream,
-    node: &Node,
-    roster: &Roster,
-) -> Result<Endpoint, Invalid> {
-    let secured = matches!(upstream.scheme, Scheme::Https | Scheme::Grpcs);
-    let tls = upstream.tls.clone().unwrap_or_default();
-    let security = match tls.identity {
-        Some(UpstreamIdentity::Svid) => Security::Mesh(expected(&tls, node)?),
-        None if !tls.spiffe_ids.is_empty() || !node.spiffe_ids.is_empty() => {
-            return Err(Invalid::new("tls.spiffe_ids: needs tls.identity: svid beside it"));
-        }
-        None if secured => Security::Public { verify: tls.verify.unwrap_or(true) },
-        None => Security::Plain,
-    };
-    let default_port = if secured { 443 } else { 80 };
-    let port = node.port.unwrap_or(default_port);
-    let state = roster.state(cluster, &format!("{}:{port}", node.host));
-    Ok(Endpoint::new(&node.host, port, node.weight, node.priority, security, state))
-}
-
-fn expected(tls: &UpstreamTls, node: &Node) -> Result<Arc<ExpectedPeers>, Invalid> {
-    let ids = if node.spiffe_ids.is_empty() { &tls.spiffe_ids } else { &node.spiffe_ids };
-    if ids.is_empty() {
-        return Err(Invalid::new(
-            "tls.spiffe_ids: required with tls.identity: svid; name whom you expect",
-        ));
-    }
-    let pattern = |id: &String| {
-        id.parse::<SpiffePattern>()
-            .map_err(|error| Invalid::new(format!("tls.spiffe_ids: {id:?}: {error}")))
-    };
-    let patterns = ids.iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
-    ExpectedPeers::new(patterns)
-        .map(Arc::new)
-        .map_err(|error| Invalid::new(format!("tls.spiffe_ids: {error}")))
 }
 
 #[cfg(test)]
@@ -312,21 +312,30 @@ mod tests {
 
     #[test]
     fn round_robin_is_smooth_and_leaves_out_weight_zero() {
-        let cluster = cluster(json!({"nodes": {"a:1": 2, "b:2": 1, "c:3": 0}})).unwrap();
-        assert_eq!(picks(&cluster, 6), [1, 2, 1, 1, 2, 1]);
+        let cluster =
+            cluster(json!({"nodes": {"127.0.0.1:1": 2, "127.0.0.1:2": 1, "127.0.0.1:3": 0}}))
+                .unwrap();
+        // It begins anywhere in a turn, and goes around.
+        let seen = picks(&cluster, 6);
+        assert!(
+            [[1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1], [1, 1, 2, 1, 1, 2]]
+                .iter()
+                .any(|turn| seen == turn),
+            "{seen:?}"
+        );
     }
 
     #[test]
     fn a_retry_gets_another_node_and_lower_levels_come_last() {
         let cluster = cluster(json!({"nodes": [
-            {"host": "a", "port": 1, "weight": 1}, {"host": "b", "port": 2, "weight": 1},
-            {"host": "c", "port": 3, "weight": 1, "priority": -1}]}))
+            {"host": "::1", "port": 1, "weight": 1}, {"host": "[::1]", "port": 2, "weight": 1},
+            {"host": "127.0.0.1", "port": 3, "weight": 1, "priority": -1}]}))
         .unwrap();
         let mut tried = Tried::default();
         let order: Vec<_> =
             std::iter::from_fn(|| cluster.pick(b"", &mut tried).map(|e| e.port)).collect();
         assert_eq!((order.len(), order[2]), (3, 3));
-        assert_eq!(cluster.retries, 2);
+        assert_eq!(cluster.retries(&tried), 2);
     }
 
     #[test]
@@ -334,8 +343,8 @@ mod tests {
         let ring = |nodes: serde_json::Value| {
             cluster(json!({"type": "chash", "key": "uri", "nodes": nodes})).unwrap()
         };
-        let three = ring(json!({"a:1": 1, "b:2": 1, "c:3": 1}));
-        let two = ring(json!({"a:1": 1, "b:2": 1}));
+        let three = ring(json!({"127.0.0.1:1": 1, "127.0.0.1:2": 1, "127.0.0.1:3": 1}));
+        let two = ring(json!({"127.0.0.1:1": 1, "127.0.0.1:2": 1}));
         let pick = |cluster: &Cluster, key: u32| {
             cluster.pick(&key.to_be_bytes(), &mut Tried::default()).unwrap().port
         };
@@ -351,7 +360,8 @@ mod tests {
     #[test]
     fn the_least_busy_node_for_its_weight_is_chosen() {
         let cluster =
-            cluster(json!({"type": "least_conn", "nodes": {"a:1": 1, "b:2": 2}})).unwrap();
+            cluster(json!({"type": "least_conn", "nodes": {"127.0.0.1:1": 1, "127.0.0.1:2": 2}}))
+                .unwrap();
         let held: Vec<_> =
             (0..3).map(|_| cluster.pick(b"", &mut Tried::default()).unwrap().busy()).collect();
         let ports: Vec<_> = cluster.endpoints().iter().map(|e| (e.port, e.load())).collect();
@@ -377,6 +387,35 @@ mod tests {
                 "tls.spiffe_ids: needs tls.identity: svid beside it",
             ),
             (
+                json!({"type": "chash", "key": "mqtt_client_id"}),
+                "key: expected one of uri, server_name, server_addr, request_uri, remote_port, remote_addr, \
+                 query_string, host, hostname or arg_NAME when hash_on is vars, got \"mqtt_client_id\"",
+            ),
+            (
+                json!({"type": "chash", "hash_on": "header", "key": "a b"}),
+                "key: expected the name of a header, got \"a b\"",
+            ),
+            (
+                json!({"nodes": {"shop.test": 1}, "tls": {"client_cert": "x"}}),
+                "tls.client_cert: needs scheme https or grpcs",
+            ),
+            (
+                json!({"scheme": "https", "tls": {"client_cert": "x"}}),
+                "tls.client_key: required with client_cert",
+            ),
+            (
+                json!({"scheme": "https", "tls": {"ca_certs": ["x"]}}),
+                "tls.ca_certs: authorities of public certificates: it holds no certificate",
+            ),
+            (
+                json!({"nodes": [{"host": "shop.test", "weight": 1, "spiffe_ids": ["spiffe://d/a"]}]}),
+                "tls.spiffe_ids: needs tls.identity: svid beside it",
+            ),
+            (
+                json!({"tls": {"identity": "svid", "spiffe_ids": ["spiffe://d/a"], "verify": false}}),
+                "tls.verify: has no place beside tls.identity: svid, which shows our SVID and verifies the peer's",
+            ),
+            (
                 json!({"timeout": {"connect": 0, "send": 1, "read": 1}}),
                 "timeout.connect: expected seconds above 0, got 0",
             ),
@@ -385,5 +424,33 @@ mod tests {
         }
         let v6 = cluster(json!({"nodes": {"[::1]:81": 1}})).unwrap();
         assert_eq!(v6.endpoints()[0].authority(), "[::1]:81");
+    }
+
+    #[test]
+    fn what_a_ring_hashes_is_a_template() {
+        for (hash_on, key, template) in [
+            ("vars", Some("uri"), "${uri}"),
+            ("vars", Some("arg_a-B"), "${arg_a-B}"),
+            ("header", Some("X-User"), "${http_X-User}"),
+            ("header", Some("http_x_user"), "${http_x_user}"),
+            ("cookie", Some("sid"), "${cookie_sid}"),
+            ("consumer", None, "${consumer_name}"),
+            ("vars_combinations", Some("$host$remote_addr"), "$host$remote_addr"),
+        ] {
+            let value = json!({"type": "chash", "hash_on": hash_on, "key": key});
+            assert_eq!(cluster(value).unwrap().hash_key.as_deref(), Some(template), "{hash_on}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_goes_without_saying_is_not_said() {
+        let field = |scheme: &str, node: &str| {
+            let nodes = json!({ "scheme": scheme, "nodes": { node: 1 } });
+            cluster(nodes).unwrap().endpoints()[0].host_field().to_owned()
+        };
+        assert_eq!(field("http", "10.0.0.1:80"), "10.0.0.1");
+        assert_eq!(field("http", "10.0.0.1:443"), "10.0.0.1:443");
+        assert_eq!(field("https", "[::1]"), "[::1]");
+        assert_eq!(field("grpc", "[::1]:81"), "[::1]:81");
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Endpoint, Slot, Stream};
+use super::{Place, Slot, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -64,7 +64,7 @@ impl Reuse {
 }
 
 #[derive(Default)]
-struct Place {
+struct Kept {
     idle: Vec<(Idle, Instant)>,
     limits: KeepalivePool,
     /// Requests of this worker that wait for a connection to come back.
@@ -86,9 +86,23 @@ pub struct Multiplexed {
     pub reuse: Reuse,
     /// Held by each exchange under way on it; tells connections apart.
     pub streams: Arc<()>,
+    /// When the worker last found nobody on it.
+    idle_since: Option<Instant>,
 }
 
 impl Multiplexed {
+    /// A new one, for its first exchange.
+    pub fn new(send: SendRequest<Bytes>, reuse: Reuse, streams: Arc<()>) -> Self {
+        Self { send, reuse, streams, idle_since: None }
+    }
+
+    /// Counts one more exchange; `false` when it has had as many as `limits` give it.
+    pub fn takes_one_more(&mut self, limits: KeepalivePool) -> bool {
+        let takes = self.reuse.requests < limits.requests;
+        self.reuse.requests = self.reuse.requests.saturating_add(1);
+        takes
+    }
+
     /// Does the peer take one more stream at once? Behind long ones a queued stream could wait for ever.
     pub fn has_room(&self) -> bool {
         Arc::strong_count(&self.streams) <= self.send.current_max_send_streams()
@@ -107,7 +121,15 @@ impl Multiplexed {
 /// A worker's idle connections.
 #[derive(Default)]
 pub struct Pool {
-    places: HashMap<u128, Place, foldhash::fast::RandomState>,
+    places: HashMap<Place, Kept, foldhash::fast::RandomState>,
+}
+
+impl Kept {
+    /// As in nginx, 0 is no limit.
+    fn idle_limit(&self) -> Duration {
+        let limit = Duration::try_from_secs_f64(self.limits.idle_timeout);
+        limit.ok().filter(|limit| !limit.is_zero()).unwrap_or(Duration::MAX)
+    }
 }
 
 impl Pool {
@@ -116,17 +138,19 @@ impl Pool {
         Self::default()
     }
 
-    /// The newest idle connection to `endpoint` that nothing speaks against: no bytes and no end have arrived on it.
+    /// The newest idle connection of that place that nothing speaks against: no bytes and no end have arrived on it.
     pub fn take(
         &mut self,
-        endpoint: &Endpoint,
+        place: Place,
         now: i64,
         stands: impl Fn(&Arc<Proof>) -> bool,
         context: &mut Context<'_>,
     ) -> Option<Idle> {
-        let place = self.places.get_mut(&endpoint.key)?;
-        while let Some((idle, _)) = place.idle.pop() {
-            if idle.reuse.holds(now, MARGIN, &stands)
+        let kept = self.places.get_mut(&place)?;
+        let limit = kept.idle_limit();
+        while let Some((idle, since)) = kept.idle.pop() {
+            if since.elapsed() < limit
+                && idle.reuse.holds(now, MARGIN, &stands)
                 && idle.stream.poll_arrived(context).is_pending()
             {
                 return Some(idle);
@@ -136,46 +160,48 @@ impl Pool {
     }
 
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
-    pub fn put(&mut self, endpoint: &Endpoint, idle: Idle, limits: KeepalivePool) {
+    pub fn put(&mut self, place: Place, idle: Idle, limits: KeepalivePool) {
         let is_used_up = idle.reuse.requests >= limits.requests || idle.reuse.has_fallen();
-        if limits.idle_timeout <= 0.0 || is_used_up {
+        if is_used_up {
             return;
         }
-        let place = self.places.entry(endpoint.key).or_default();
-        if idle.reuse.is_wanted_elsewhere(place.waiting) {
+        let kept = self.places.entry(place).or_default();
+        if idle.reuse.is_wanted_elsewhere(kept.waiting) {
             return;
         }
-        place.limits = limits;
-        if place.idle.len() >= limits.size as usize {
+        kept.limits = limits;
+        if kept.idle.len() >= limits.size as usize {
             // The oldest goes: it is the likeliest to be closed by the other side soon.
-            place.idle.remove(0);
+            kept.idle.remove(0);
         }
         let slot = idle.reuse.slot.clone();
-        place.idle.push((idle, Instant::now()));
+        kept.idle.push((idle, Instant::now()));
         if let Some(slot) = slot {
             slot.is_idle();
         }
     }
 
     /// One more request waits for a connection to come back, or one less.
-    pub fn waits(&mut self, endpoint: &Endpoint, begins: bool) {
-        let place = self.places.entry(endpoint.key).or_default();
-        place.waiting = match begins {
-            true => place.waiting + 1,
-            false => place.waiting.saturating_sub(1),
+    pub fn waits(&mut self, place: Place, begins: bool) {
+        let kept = self.places.entry(place).or_default();
+        kept.waiting = match begins {
+            true => kept.waiting + 1,
+            false => kept.waiting.saturating_sub(1),
         };
     }
 
-    /// The HTTP/2 connections to `endpoint` that exchanges share.
-    pub fn shared(&mut self, endpoint: &Endpoint) -> Shared {
-        self.places.entry(endpoint.key).or_default().http2.clone()
+    /// The HTTP/2 connections of that place that exchanges share.
+    pub fn shared(&mut self, place: Place, limits: KeepalivePool) -> Shared {
+        let kept = self.places.entry(place).or_default();
+        kept.limits = limits;
+        kept.http2.clone()
     }
 
     /// Closes what has been idle for too long. Called once a second by the worker.
     pub fn sweep(&mut self) {
         let now = Instant::now();
         self.places.retain(|_, place| {
-            let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
+            let limit = place.idle_limit();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
             let waiting = place.waiting;
@@ -190,9 +216,12 @@ impl Pool {
                 let mut waits = false;
                 shared.retain(|each| !each.reuse.has_fallen());
                 shared.retain_mut(|each| {
+                    let idle = each.is_idle();
+                    each.idle_since = each.idle_since.filter(|_| idle).or(idle.then_some(now));
+                    let old = each.idle_since.is_some_and(|since| now - since >= limit);
                     let wanted = each.reuse.is_wanted_elsewhere(waiting);
-                    let spare = each.is_idle() && (wanted || std::mem::replace(&mut waits, true));
-                    !spare && !is_closed(&mut each.send)
+                    let spare = idle && (wanted || std::mem::replace(&mut waits, true));
+                    !spare && !old && !is_closed(&mut each.send)
                 });
             }
             let shares = Arc::strong_count(&place.http2) > 1

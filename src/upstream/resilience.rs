@@ -49,12 +49,11 @@ impl Resilience {
     pub(super) fn compile(
         name: &str,
         upstream: &Upstream,
-        speaks_http2: bool,
         roster: &Roster,
     ) -> Result<Option<Box<Self>>, Invalid> {
         let checks = upstream.checks.as_ref();
         let checks =
-            checks.map(|checks| ActiveChecks::compile(checks, speaks_http2)).transpose()?;
+            checks.map(|checks| ActiveChecks::compile(checks, upstream, roster)).transpose()?;
         let checks = checks.filter(|_| roster.checks());
         let declared = upstream.resilience.clone().unwrap_or_default();
         let slow_start = slow_start(&declared, upstream.balance)?;

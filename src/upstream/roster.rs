@@ -12,8 +12,9 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::Connect;
 use super::endpoint::EndpointState;
+use super::{Connect, Resolver};
+use crate::mtls::PublicRoots;
 use crate::rt::{Publisher, Tasks};
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -35,6 +36,11 @@ impl Book {
         }
     }
 
+    fn known<T: Send + Sync + 'static>(&self, key: &(String, TypeId)) -> Option<Arc<Attended<T>>> {
+        let known = self.attended.get(key).and_then(Weak::upgrade)?;
+        known.downcast().ok()
+    }
+
     fn sweep(&mut self) {
         self.states.retain(|_, state| state.strong_count() > 0);
         self.attended.retain(|_, attended| attended.strong_count() > 0);
@@ -53,6 +59,8 @@ pub struct Roster {
     connect: Option<Connect>,
     /// Checks that upstreams declare are not carried out.
     no_checks: bool,
+    names: Option<Resolver>,
+    roots: Option<PublicRoots>,
 }
 
 impl std::fmt::Debug for Roster {
@@ -118,6 +126,26 @@ impl Roster {
         self.attends
     }
 
+    /// Who resolves the names of nodes. Without, names have no addresses.
+    #[must_use]
+    pub fn with_names(self, names: Resolver) -> Self {
+        Self { names: Some(names), ..self }
+    }
+
+    /// Who vouches for public upstreams that name no authority of their own. Without, nobody does.
+    #[must_use]
+    pub fn with_public_roots(self, roots: Option<PublicRoots>) -> Self {
+        Self { roots, ..self }
+    }
+
+    pub(super) fn names(&self) -> Option<&Resolver> {
+        self.names.as_ref()
+    }
+
+    pub(super) fn public_roots(&self) -> Option<&PublicRoots> {
+        self.roots.as_ref()
+    }
+
     /// The same endpoints' states, for a compilation whose result is thrown away.
     #[must_use]
     pub fn for_trial(&self) -> Self {
@@ -139,8 +167,35 @@ impl Roster {
         state
     }
 
+    /// What is made under this key: the same as long as somebody holds it. `key` has to name all that `make` depends on.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub(super) fn share<T, E>(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E>
+    where
+        T: Send + Sync + 'static,
+    {
+        let key = (key.to_owned(), TypeId::of::<T>());
+        let known = self.book.lock().attended.get(&key).and_then(Weak::upgrade);
+        if let Some(known) = known.and_then(|known| known.downcast().ok()) {
+            return Ok(known);
+        }
+        let made = Arc::new(make()?);
+        if self.attends {
+            let mut book = self.book.lock();
+            let erased: Arc<dyn Any + Send + Sync> = made.clone();
+            book.attended.insert(key, Arc::downgrade(&erased));
+            book.sweep_sometimes();
+        }
+        Ok(made)
+    }
+
     /// What is attended to under this key: the same as long as somebody holds it; else `make`'s, and `attend`'s work goes on
-    /// until the last holder is gone. `key` has to name all that `make` and `attend` depend on.
+    /// until the last holder is gone. `key` has to name all that `make` and `attend` depend on; `make` may ask this roster.
     pub(super) fn keep<T, F>(
         &self,
         key: &str,
@@ -152,14 +207,17 @@ impl Roster {
         F: Future<Output = ()> + Send + 'static,
     {
         let key = (key.to_owned(), TypeId::of::<T>());
-        let mut book = self.book.lock();
-        let known = book.attended.get(&key).and_then(Weak::upgrade);
-        if let Some(known) = known.and_then(|known| known.downcast::<Attended<T>>().ok()) {
+        if let Some(known) = self.book.lock().known(&key) {
             return known;
         }
+        // Without the lock: it may ask this roster for something.
         let value = Arc::new(make());
         let (held, mut held_by_somebody) = Publisher::new(());
         let attended = Arc::new(Attended { value: value.clone(), _held: held });
+        let mut book = self.book.lock();
+        if let Some(known) = book.known(&key) {
+            return known;
+        }
         if self.attends {
             let erased: Arc<dyn Any + Send + Sync> = attended.clone();
             book.attended.insert(key, Arc::downgrade(&erased));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::mesh::{RawApp, Wire};
+use crate::upstream_tls::{Authority, Server};
 use crate::world::{App, PATIENCE, Process, World, allow, eventually_async, free_port, get, send};
 
 /// An ingress with one route for everything to this upstream, and a status port.
@@ -364,6 +365,48 @@ async fn sidecars_are_probed_over_mtls_and_an_impostor_is_not_healthy() {
     });
     assert!(probed.to_string().contains(&world.id("/shop")), "{probed}");
     assert_eq!(other.requests(), 0);
+}
+
+#[tokio::test]
+async fn https_probes_show_the_upstreams_certificate_and_verify_as_the_check_says() {
+    let world = World::new();
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let pair = servers.issue("s", &["health.example"]);
+    let server = Server::start(&pair, Some(&clients)).await;
+    let (ca, ours) = (json!([servers.pem()]), clients.issue("gateway", &[]));
+    let shown = |more: Value| {
+        let certificate = json!({ "client_cert": ours.chain, "client_key": ours.key });
+        crate::mesh::merged(certificate, &more)
+    };
+    for (name, tls, check, is_healthy) in [
+        ("shown", shown(json!({ "ca_certs": ca })), json!({ "host": "health.example" }), true),
+        ("unshown", json!({ "ca_certs": ca }), json!({ "host": "health.example" }), false),
+        ("other", shown(json!({ "ca_certs": ca })), json!({ "host": "evil.example" }), false),
+        ("unknown", shown(json!({})), json!({ "host": "health.example" }), false),
+        (
+            "unverified",
+            shown(json!({})),
+            json!({ "host": "evil.example", "https_verify_certificate": false }),
+            true,
+        ),
+    ] {
+        let mut upstream = server.upstream(&tls);
+        let base = json!({ "type": "https", "timeout": 10, "unhealthy": { "tcp_failures": 1 } });
+        upstream["checks"] = json!({ "active": crate::mesh::merged(base, &check) });
+        let part = world.ingress().named(name).set("status", &json!("127.0.0.1:0"));
+        let ingress = part.resources(&route(&upstream)).start();
+        let outcome = if is_healthy { "answered" } else { "failed" };
+        eventually_async("a probe", || async {
+            let start = format!(
+                "wardgate_upstream_probes_total{{upstream=\"routes/all\",outcome=\"{outcome}\"}} "
+            );
+            let text = metrics(&ingress).await;
+            let count = text.lines().find_map(|line| line.strip_prefix(&start))?.to_owned();
+            (count != "0").then_some(())
+        })
+        .await;
+        node_is(&ingress, server.address, is_healthy).await;
+    }
 }
 
 #[tokio::test]

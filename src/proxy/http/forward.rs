@@ -25,8 +25,8 @@ use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
-    Cluster, Endpoint, Held, Idle, Multiplexed, Overflow, Pending, Protocol, Resilience, Reuse,
-    Security, Seen, Slot, Tried,
+    Cluster, Endpoint, Held, Idle, Multiplexed, Overflow, Pending, Place, Protocol, Resilience,
+    Reuse, Security, Seen, Slot, Tried,
 };
 
 /// Why there is no answer from an upstream.
@@ -58,7 +58,7 @@ pub(in crate::proxy) struct Upstreamed {
     switched: bool,
     protocol: Option<Vec<u8>>,
     cluster: Arc<Cluster>,
-    endpoint: Arc<Endpoint>,
+    place: Place,
     reuse: Reuse,
     held: Held,
 }
@@ -90,6 +90,9 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         None => None,
         Some(resilience) => resilience.admit().map_err(|overflow| full(&overflow))?,
     };
+    if cluster.is_waiting() {
+        Box::pin(cluster.found(cluster.connect_within)).await;
+    }
     if let Some(hedging) = resilience.and_then(Resilience::hedging)
         && upgrade.is_none()
         && hedge::is_lawful(exchange, caller)
@@ -99,6 +102,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     }
     let mut retry = None;
     let started = Instant::now();
+    let mut began = started;
     let mut tried = Tried::default();
     let mut upload = Pump::default();
     let mut attempts = 0;
@@ -109,18 +113,21 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             Some(key) => cluster.pick(hash_input(exchange, key).as_bytes(), &mut tried),
         };
         let Some(endpoint) = picked else {
-            let none = || unavailable("the upstream has no node that may be used");
-            return Err(Failure::Fault(last.unwrap_or_else(none)));
+            return Err(Failure::Fault(last.unwrap_or_else(|| nobody(&cluster))));
         };
-        exchange.endpoint = endpoint.address();
+        exchange.endpoint = Some(endpoint.address());
         if let Some(reply) = forward_hooks(exchange, chains).await? {
             return Err(Failure::Reply(reply));
         }
         let busy = endpoint.busy();
         let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, upgrade };
         let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
-            Ok((origin, answer, reuse)) => {
-                exchange.times.answered = Some(Instant::now());
+            Ok((origin, answer, place, reuse)) => {
+                let now = Instant::now();
+                exchange.times.answered = Some(now);
+                busy.answered(
+                    exchange.times.forwarded.map_or_else(Default::default, |at| now - at),
+                );
                 exchange.upstream_statuses.push(exchange.response.status());
                 let (length, switched) = match answer {
                     Answer::Final(length) => (length, false),
@@ -138,7 +145,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     switched,
                     protocol,
                     cluster,
-                    endpoint,
+                    place,
                     reuse,
                     held,
                 });
@@ -147,11 +154,19 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             Err(other) => return Err(other),
         };
         note_fault(&cluster, &endpoint, &fault);
+        if fault.side == Side::Upstream {
+            busy.failed(began.elapsed());
+        }
+        began = Instant::now();
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
         let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
-        if !fault.retry || attempts > cluster.retries || !in_time {
+        if !fault.retry || attempts > cluster.retries(&tried) {
             return Err(Failure::Fault(fault));
+        }
+        if !in_time {
+            // As in APISIX, whatever it was that failed.
+            return Err(Failure::Fault(Fault { status: 502, ..fault }));
         }
         if let Some(resilience) = resilience {
             // The attempt before is over, and so is its part of the budget.
@@ -163,6 +178,14 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
         last = Some(fault);
+    }
+}
+
+/// There is no node to ask.
+pub(super) fn nobody(cluster: &Cluster) -> Fault {
+    match cluster.has_nodes() {
+        true => unreachable("none of the upstream's nodes may be used"),
+        false => unavailable("the upstream has no node"),
     }
 }
 
@@ -188,8 +211,12 @@ pub(super) fn full(overflow: &Overflow) -> Failure {
     })
 }
 
-pub(super) fn unavailable(cause: &str) -> Fault {
+fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
+}
+
+fn unreachable(cause: &str) -> Fault {
+    Fault::upstream(502, "the upstream cannot be reached", cause, false)
 }
 
 pub(super) async fn forward_hooks(
@@ -244,17 +271,19 @@ impl Attempt<'_> {
         caller: &mut D,
         upload: &mut Pump,
         vigil: &mut Vigil<'_>,
-    ) -> Result<(Origin, Answer, Reuse), Failure> {
+    ) -> Result<(Origin, Answer, Place, Reuse), Failure> {
         let mut may_reuse = true;
         loop {
             let http2 = self.speaks_http2(caller);
-            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
+            let host = self.host(exchange);
+            let place = self.endpoint.place(host);
+            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse, host, place).await?;
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, vigil).await {
-                Ok(answer) => return Ok((origin, answer, reuse)),
+                Ok(answer) => return Ok((origin, answer, place, reuse)),
                 Err(Failure::Fault(mut fault)) if fault.retry => {
                     match upload.has_begun() {
                         // It may have finished an empty body: the next origin has seen nothing of it.
@@ -265,7 +294,7 @@ impl Attempt<'_> {
                         },
                     }
                     if reused || fault.status == 504 {
-                        self.forget_http2(&origin);
+                        self.forget_http2(&origin, place);
                     }
                     if !fault.retry || !reused || fault.status == 504 {
                         return Err(Failure::Fault(fault));
@@ -275,7 +304,7 @@ impl Attempt<'_> {
                 }
                 Err(Failure::Fault(fault)) if fault.status == 504 => {
                     // The host behind a shared connection may be gone without a word: the next request tries a new one.
-                    self.forget_http2(&origin);
+                    self.forget_http2(&origin, place);
                     return Err(Failure::Fault(fault));
                 }
                 Err(failure) => return Err(failure),
@@ -291,21 +320,33 @@ impl Attempt<'_> {
         }
     }
 
+    /// The `Host` that the request is sent with.
+    pub(super) fn host<'e>(&'e self, exchange: &'e Exchange) -> &'e str {
+        match (&exchange.rewritten.host, self.cluster.pass_host) {
+            (Some(host), _) => host,
+            (None, PassHost::Pass) => exchange.request.authority(),
+            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
+            (None, PassHost::Node) => self.endpoint.host_field(),
+        }
+    }
+
     pub(super) async fn obtain(
         &self,
         http2: bool,
         may_reuse: bool,
+        host: &str,
+        place: Place,
     ) -> Result<(Origin, Reuse, bool), Failure> {
         if http2 {
-            return Box::pin(self.obtain_http2(may_reuse)).await;
+            return Box::pin(self.obtain_http2(may_reuse, host, place)).await;
         }
-        if let Some(Idle { stream, mut reuse }) = self.idle(may_reuse).await {
+        if let Some(Idle { stream, mut reuse }) = self.idle(may_reuse, place).await {
             reuse.requests += 1;
             return Ok((self.over(stream), reuse, true));
         }
         let counted = match self.counted() {
             None => None,
-            Some(resilience) => match Box::pin(self.queue(resilience, may_reuse)).await? {
+            Some(resilience) => match Box::pin(self.queue(resilience, may_reuse, place)).await? {
                 Queued::Idle(Idle { stream, mut reuse }) => {
                     reuse.requests += 1;
                     return Ok((self.over(stream), reuse, true));
@@ -313,7 +354,7 @@ impl Attempt<'_> {
                 Queued::Slot(pending, slot) => Some((pending, slot)),
             },
         };
-        let (stream, mut reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+        let (stream, mut reuse) = Box::pin(self.connect(host, Protocol::Http1)).await?;
         reuse.slot = counted.map(|(_, slot)| slot);
         if let Some(proof) = &reuse.proof {
             proof.attended().await;
@@ -322,14 +363,14 @@ impl Attempt<'_> {
     }
 
     /// A connection that waits for a request.
-    async fn idle(&self, may_reuse: bool) -> Option<Idle> {
+    async fn idle(&self, may_reuse: bool, place: Place) -> Option<Idle> {
         if !may_reuse {
             return None;
         }
         let now = crate::rt::unix_seconds();
         let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
         poll_fn(|context| {
-            let idle = self.worker.pool.lock().take(self.endpoint, now, stands, context);
+            let idle = self.worker.pool.lock().take(place, now, stands, context);
             if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
                 proof.attend(context.waker());
             }
@@ -344,18 +385,23 @@ impl Attempt<'_> {
     }
 
     /// Waits until a connection may be made, or one comes back.
-    async fn queue(&self, resilience: &Resilience, may_reuse: bool) -> Result<Queued, Failure> {
+    async fn queue(
+        &self,
+        resilience: &Resilience,
+        may_reuse: bool,
+        place: Place,
+    ) -> Result<Queued, Failure> {
         let pending = resilience.pend().map_err(|overflow| full(&overflow))?;
         if let Some(slot) = resilience.slot() {
             return Ok(Queued::Slot(pending, slot));
         }
-        let _waiting = Waiting::new(self.worker, self.endpoint);
+        let _waiting = Waiting::new(self.worker, place);
         let mut late = pin!(tokio::time::sleep(self.cluster.connect_within));
         loop {
             let mut freed = pin!(resilience.freed());
             // Registered before the look: what becomes free between the two is not missed.
             freed.as_mut().enable();
-            if let Some(idle) = self.idle(may_reuse).await {
+            if let Some(idle) = self.idle(may_reuse, place).await {
                 return Ok(Queued::Idle(idle));
             }
             if let Some(slot) = resilience.slot() {
@@ -376,20 +422,23 @@ impl Attempt<'_> {
 
     async fn connect(
         &self,
+        host: &str,
         protocol: Protocol,
     ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
         let within = self.cluster.connect_within;
         let established =
-            self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
-                self.worker.note_unreachable(&error);
-                let (status, sentence) = match error {
-                    crate::upstream::Error::Late { .. } => {
-                        (504, "the upstream did not answer in time")
-                    }
-                    _ => (502, "the upstream cannot be reached"),
-                };
-                Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
-            })?;
+            self.worker.connect.to(self.endpoint, host, protocol, within).await.map_err(
+                |error| {
+                    self.worker.note_unreachable(&error);
+                    let (status, sentence) = match error {
+                        crate::upstream::Error::Late { .. } => {
+                            (504, "the upstream did not answer in time")
+                        }
+                        _ => (502, "the upstream cannot be reached"),
+                    };
+                    Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
+                },
+            )?;
         let proof = match &established.proved {
             None => None,
             Some((peer, before)) => {
@@ -413,11 +462,17 @@ impl Attempt<'_> {
         Ok((established.stream, Reuse { requests: 1, proof, slot: None }))
     }
 
-    async fn obtain_http2(&self, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+    async fn obtain_http2(
+        &self,
+        may_reuse: bool,
+        host: &str,
+        key: Place,
+    ) -> Result<(Origin, Reuse, bool), Failure> {
         let failed = |cause: String| {
             Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
         };
-        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let limits = self.cluster.keepalive;
+        let shared = self.worker.pool.lock().shared(key, limits);
         // Whoever holds the lock is connecting, and has no more time for it than we have.
         let within = self.cluster.connect_within;
         let Ok(mut place) = tokio::time::timeout(within, shared.lock()).await else {
@@ -433,9 +488,14 @@ impl Attempt<'_> {
         // What is no longer proved finishes the streams that it has, and gets no new ones.
         place.retain(|each| each.holds(now, |proof| self.worker.watch.lapse(proof).is_none()));
         let mut at = 0;
-        while let Some(each) = place.get(at).filter(|_| may_reuse) {
+        while let Some(each) = place.get_mut(at).filter(|_| may_reuse) {
             if !each.has_room() {
                 at += 1;
+                continue;
+            }
+            if !each.takes_one_more(limits) {
+                // Its streams finish; it closes with the last of them.
+                drop(place.remove(at));
                 continue;
             }
             match each.send.clone().ready().await {
@@ -447,28 +507,26 @@ impl Attempt<'_> {
         }
         let counted = match self.counted() {
             None => None,
-            Some(resilience) => match self.queue(resilience, false).await? {
+            Some(resilience) => match self.queue(resilience, false, key).await? {
                 Queued::Idle(_) => None,
                 Queued::Slot(pending, slot) => Some((pending, slot)),
             },
         };
-        let (stream, mut reuse) = self.connect(Protocol::Http2).await?;
+        let (stream, mut reuse) = self.connect(host, Protocol::Http2).await?;
         reuse.slot = counted.map(|(_, slot)| slot);
         let send = originate(self.worker, stream, reuse.proof.clone()).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
-        let kept =
-            Multiplexed { send: send.clone(), reuse: reuse.clone(), streams: streams.clone() };
-        place.push(kept);
+        place.push(Multiplexed::new(send.clone(), reuse.clone(), streams.clone()));
         drop(place);
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         Ok((origin(ready, streams), reuse, false))
     }
 
     /// Nobody else shall wait on the shared connection that failed; streams under way keep it.
-    pub(super) fn forget_http2(&self, origin: &Origin) {
+    pub(super) fn forget_http2(&self, origin: &Origin, place: Place) {
         let Origin::Http2(origin) = origin else { return };
-        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let shared = self.worker.pool.lock().shared(place, self.cluster.keepalive);
         if let Ok(mut place) = shared.try_lock() {
             place.retain(|each| !origin.is_on(&each.streams));
         }
@@ -481,16 +539,7 @@ impl Attempt<'_> {
         origin: &mut Origin,
     ) -> Result<(), Failure> {
         let rewritten = &exchange.rewritten;
-        let node;
-        let host = match (&rewritten.host, self.cluster.pass_host) {
-            (Some(host), _) => host,
-            (None, PassHost::Pass) => exchange.request.authority(),
-            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
-            (None, PassHost::Node) => {
-                node = self.endpoint.authority();
-                &node
-            }
-        };
+        let host = self.host(exchange);
         check_rewritten(rewritten)?;
         let line = RequestLine {
             method: rewritten.method.as_deref().unwrap_or_else(|| exchange.request.method()),
@@ -626,12 +675,12 @@ enum Queued {
 }
 
 /// One request of this worker that waits for a connection to come back.
-struct Waiting<'a>(&'a Worker, &'a Endpoint);
+struct Waiting<'a>(&'a Worker, Place);
 
 impl<'a> Waiting<'a> {
-    fn new(worker: &'a Worker, endpoint: &'a Endpoint) -> Self {
-        worker.pool.lock().waits(endpoint, true);
-        Self(worker, endpoint)
+    fn new(worker: &'a Worker, place: Place) -> Self {
+        worker.pool.lock().waits(place, true);
+        Self(worker, place)
     }
 }
 
@@ -642,10 +691,10 @@ impl Drop for Waiting<'_> {
 }
 
 impl Upstreamed {
-    /// Of a race that `endpoint` has won.
+    /// Of a race that is won.
     pub(super) fn won(
         cluster: &Arc<Cluster>,
-        endpoint: Arc<Endpoint>,
+        place: Place,
         (origin, reuse, length): (Origin, Reuse, BodyLength),
         held: Held,
     ) -> Self {
@@ -656,7 +705,7 @@ impl Upstreamed {
             switched: false,
             protocol: None,
             cluster: cluster.clone(),
-            endpoint,
+            place,
             reuse,
             held,
         }
@@ -744,7 +793,7 @@ impl Upstreamed {
         }
         if let Some(stream) = origin.http.into_stream(&worker.buffers) {
             let idle = Idle { stream, reuse: self.reuse };
-            worker.pool.lock().put(&self.endpoint, idle, self.cluster.keepalive);
+            worker.pool.lock().put(self.place, idle, self.cluster.keepalive);
         }
     }
 

@@ -9,17 +9,15 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 
 use super::flow::{Asked, Chains};
-use super::forward::{
-    Attempt, Failure, Upstreamed, forward_hooks, hash_input, note_fault, unavailable,
-};
+use super::forward::{Attempt, Failure, Upstreamed, forward_hooks, hash_input, nobody, note_fault};
 use super::headers::Hop;
 use super::origin::{Answer, Origin};
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Downstream, Side};
-use crate::pipeline::{Exchange, Fault, Head, Template};
+use crate::pipeline::{Exchange, Fault, Head, Side as FaultSide, Template};
 use crate::proxy::worker::Worker;
 use crate::upstream::{
-    Admission, Busy, Cluster, Endpoint, Hedging, Held, Resilience, Retry, Reuse, Seen, Tried,
+    Admission, Busy, Cluster, Endpoint, Hedging, Held, Place, Resilience, Retry, Reuse, Seen, Tried,
 };
 
 /// May this request be sent twice at once? Only what is safe (RFC 9110 section 9.2.1): of two answers to a DELETE the first one
@@ -79,7 +77,7 @@ impl<'a> Race<'a> {
         vigil.over(None);
         vigil.set(None);
         let Some(first) = self.begin(exchange, &mut tried, None, false).await? else {
-            return Err(Failure::Fault(unavailable("the upstream has no node that may be used")));
+            return Err(Failure::Fault(nobody(self.cluster)));
         };
         lanes.push(first);
         let mut hedge = Some(Box::pin(tokio::time::sleep(self.hedging.delay)));
@@ -90,6 +88,7 @@ impl<'a> Race<'a> {
                     let lane = lanes.remove(at);
                     let status = lane.head.status();
                     self.note(&lane.endpoint, Seen::Status(status));
+                    lane.busy.answered(lane.began.elapsed());
                     exchange.upstream_statuses.push(status);
                     if status < 500 || lanes.is_empty() {
                         return self.win(exchange, vigil, lane, length, admission);
@@ -99,6 +98,9 @@ impl<'a> Race<'a> {
                 Turn::Failed(at, fault) => {
                     let lane = lanes.remove(at);
                     note_fault(self.cluster, &lane.endpoint, &fault);
+                    if fault.side == FaultSide::Upstream {
+                        lane.busy.failed(lane.began.elapsed());
+                    }
                     exchange.upstream_statuses.push(fault.status);
                     failures += 1;
                     if !lanes.is_empty() {
@@ -109,8 +111,11 @@ impl<'a> Race<'a> {
                     }
                     let within = self.cluster.retry_within;
                     let in_time = within.is_none_or(|within| started.elapsed() < within);
-                    if !fault.retry || failures > self.cluster.retries || !in_time {
+                    if !fault.retry || failures > self.cluster.retries(&tried) {
                         return Err(Failure::Fault(fault));
+                    }
+                    if !in_time {
+                        return Err(Failure::Fault(Fault { status: 502, ..fault }));
                     }
                     drop(lane);
                     let Some(retry) = self.resilience().and_then(Resilience::retry) else {
@@ -171,7 +176,7 @@ impl<'a> Race<'a> {
             Some(key) => self.cluster.pick(hash_input(exchange, key).as_bytes(), tried),
         };
         let Some(endpoint) = picked else { return Ok(None) };
-        exchange.endpoint = endpoint.address();
+        exchange.endpoint = Some(endpoint.address());
         if let Some(reply) = forward_hooks(exchange, self.chains).await? {
             return Err(Failure::Reply(reply));
         }
@@ -179,12 +184,14 @@ impl<'a> Race<'a> {
             worker: self.worker,
             cluster: self.cluster,
             hop: self.hop,
-            _busy: endpoint.busy(),
+            busy: endpoint.busy(),
             endpoint,
+            began: Instant::now(),
             _retry: retry,
             is_hedge,
             head: Head::default(),
             step: Step::Begun,
+            place: None,
             is_reused: false,
             late: None,
         }))
@@ -246,8 +253,8 @@ impl<'a> Race<'a> {
         length: BodyLength,
         admission: Option<Admission>,
     ) -> Result<Upstreamed, Failure> {
-        let Lane { endpoint, _busy: busy, mut head, step, is_hedge, .. } = lane;
-        let Step::Asked { origin, reuse, .. } = step else {
+        let Lane { endpoint, busy, mut head, step, is_hedge, place, .. } = lane;
+        let (Step::Asked { origin, reuse, .. }, Some(place)) = (step, place) else {
             let cause = "an attempt answered before it asked";
             return Err(Failure::Fault(Fault::gateway("the request cannot be forwarded", cause)));
         };
@@ -255,11 +262,11 @@ impl<'a> Race<'a> {
             resilience.note_hedge_won();
         }
         vigil.over(reuse.proof.clone());
-        exchange.endpoint = endpoint.address();
+        exchange.endpoint = Some(endpoint.address());
         exchange.times.answered = Some(Instant::now());
         std::mem::swap(&mut exchange.response, &mut head);
         let held = Held { busy, admission, slot: reuse.slot.clone() };
-        Ok(Upstreamed::won(self.cluster, endpoint, (origin, reuse, length), held))
+        Ok(Upstreamed::won(self.cluster, place, (origin, reuse, length), held))
     }
 }
 
@@ -284,11 +291,14 @@ struct Lane<'a> {
     cluster: &'a Arc<Cluster>,
     hop: &'a Hop,
     endpoint: Arc<Endpoint>,
-    _busy: Busy,
+    busy: Busy,
+    began: Instant,
     _retry: Option<Retry>,
     is_hedge: bool,
     head: Head,
     step: Step<'a>,
+    /// Which connections it may use. Known from its beginning on.
+    place: Option<Place>,
     /// It uses a connection that was kept.
     is_reused: bool,
     late: Option<Pin<Box<Sleep>>>,
@@ -309,12 +319,12 @@ impl<'a> Lane<'a> {
         }
     }
 
-    fn connect(&self, http2: bool, may_reuse: bool) -> Connecting<'a> {
+    fn connect(&self, http2: bool, may_reuse: bool, host: String, place: Place) -> Connecting<'a> {
         let (worker, cluster, hop) = (self.worker, self.cluster, self.hop);
         let endpoint = self.endpoint.clone();
         Box::pin(async move {
             let attempt = Attempt { worker, cluster, endpoint: &endpoint, hop, upgrade: None };
-            attempt.obtain(http2, may_reuse).await
+            attempt.obtain(http2, may_reuse, &host, place).await
         })
     }
 
@@ -329,8 +339,11 @@ impl<'a> Lane<'a> {
         loop {
             match &mut self.step {
                 Step::Begun => {
-                    let http2 = self.attempt().speaks_http2(caller);
-                    self.step = Step::Connecting(self.connect(http2, true));
+                    let attempt = self.attempt();
+                    let (http2, host) = (attempt.speaks_http2(caller), attempt.host(exchange));
+                    let (place, host) = (self.endpoint.place(host), host.to_owned());
+                    self.place = Some(place);
+                    self.step = Step::Connecting(self.connect(http2, true, host, place));
                 }
                 Step::Connecting(connecting) => {
                     let (mut origin, reuse, is_reused) =
@@ -347,17 +360,19 @@ impl<'a> Lane<'a> {
                         Err(Failure::Fault(fault)) => fault,
                         done => return Poll::Ready(done),
                     };
-                    if let Step::Asked { origin, .. } = &self.step
+                    if let (Step::Asked { origin, .. }, Some(place)) = (&self.step, self.place)
                         && (self.is_reused || fault.status == 504)
                     {
-                        self.attempt().forget_http2(origin);
+                        self.attempt().forget_http2(origin, place);
                     }
                     if !self.is_reused || !fault.retry || fault.status == 504 {
                         return Poll::Ready(Err(Failure::Fault(fault)));
                     }
                     // The other side closed a kept connection while we took it: that says nothing about the endpoint.
-                    let http2 = self.attempt().speaks_http2(caller);
-                    self.step = Step::Connecting(self.connect(http2, false));
+                    let attempt = self.attempt();
+                    let (http2, host) = (attempt.speaks_http2(caller), attempt.host(exchange));
+                    let (place, host) = (self.endpoint.place(host), host.to_owned());
+                    self.step = Step::Connecting(self.connect(http2, false, host, place));
                 }
             }
         }

@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::condition::Verdict;
-use crate::model::{ActiveCheck, CheckType, Checks, Invalid, PassiveCheck};
+use crate::model::{
+    ActiveCheck, CheckType, Checks, Invalid, PassiveCheck, Scheme, Upstream, UpstreamTls,
+};
+use crate::upstream::origin_tls::public_tls;
+use crate::upstream::{PublicTls, Roster};
 
 /// What was found of an endpoint, by a probe or by a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +161,8 @@ pub(in crate::upstream) struct ActiveChecks {
     pub(super) concurrency: usize,
     pub(super) host: Option<String>,
     pub(super) port: Option<u16>,
-    pub(super) verify: bool,
+    /// Of https probes, but to workloads: what the upstream shows and trusts, verified as the check says.
+    pub(super) tls: Option<PublicTls>,
     pub(super) method: &'static str,
     pub(super) path: String,
     /// Names in lower case, and values.
@@ -174,7 +179,8 @@ impl ActiveChecks {
     /// The sentence names the field.
     pub(in crate::upstream) fn compile(
         checks: &Checks,
-        speaks_http2: bool,
+        upstream: &Upstream,
+        roster: &Roster,
     ) -> Result<(Arc<Self>, Option<Thresholds>), Invalid> {
         let check = &checks.active;
         let field = |name: &str, why: &str| Invalid(format!("checks.active.{name}: {why}"));
@@ -207,13 +213,14 @@ impl ActiveChecks {
         let thresholds = Thresholds::of_active(check)?;
         let passive = checks.passive.as_ref().map(Thresholds::of_passive).transpose()?;
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        let speaks_http2 = matches!(upstream.scheme, Scheme::Grpc | Scheme::Grpcs);
         let made = Self {
             kind: check.kind,
             within,
             concurrency: usize::try_from(check.concurrency).unwrap_or(usize::MAX),
             host: check.host.clone(),
             port: check.port,
-            verify: check.https_verify_certificate,
+            tls: public(check, upstream, roster)?,
             method: check.http_method.name(),
             path: check.http_path.clone(),
             fields,
@@ -240,6 +247,20 @@ impl ActiveChecks {
     }
 }
 
+/// TLS of https probes: as requests have it, certificate and authorities included, but verified as the check says.
+fn public(
+    check: &ActiveCheck,
+    upstream: &Upstream,
+    roster: &Roster,
+) -> Result<Option<PublicTls>, Invalid> {
+    let own = upstream.tls.clone().unwrap_or_default();
+    if check.kind != CheckType::Https || own.identity.is_some() {
+        return Ok(None);
+    }
+    let verify = Some(check.https_verify_certificate);
+    public_tls(&UpstreamTls { verify, ..own }, roster).map(Some)
+}
+
 /// `Name: value`.
 fn header(line: &str) -> Result<(String, String), Invalid> {
     let invalid =
@@ -263,7 +284,12 @@ mod tests {
     use serde_json::{Value, json};
 
     fn compile(value: Value) -> Result<(Arc<ActiveChecks>, Option<Thresholds>), Invalid> {
-        ActiveChecks::compile(&serde_json::from_value(value).unwrap(), false)
+        let upstream = Upstream::default();
+        ActiveChecks::compile(
+            &serde_json::from_value(value).unwrap(),
+            &upstream,
+            &Roster::default(),
+        )
     }
 
     #[test]

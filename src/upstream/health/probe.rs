@@ -65,28 +65,28 @@ async fn attempt(
     checks: &ActiveChecks,
     endpoint: &Endpoint,
 ) -> Result<Seen, Broken> {
-    let place = endpoint.as_probed(checks.port, checks.host.as_deref(), security(checks, endpoint));
+    let place = endpoint.as_probed(checks.port, security(checks, endpoint));
+    let host = checks.host.as_deref().unwrap_or_else(|| place.host_field());
     let protocol = if checks.http2 { Protocol::Http2 } else { Protocol::Http1 };
-    let established = connect.to(&place, protocol, checks.within).await;
+    let established = connect.to(&place, host, protocol, checks.within).await;
     let stream = established.map_err(Broken::Connect)?.stream;
     if checks.kind == CheckType::Tcp {
         return Ok(Seen::Connected);
     }
-    let host = checks.host.clone().unwrap_or_else(|| place.authority());
     let is_secure = !matches!(place.security, Security::Plain);
     let status = match checks.http2 {
-        true => ask_http2(stream, checks, &host, is_secure).await?,
-        false => ask_http1(stream, checks, &host).await?,
+        true => ask_http2(stream, checks, host, is_secure).await?,
+        false => ask_http1(stream, checks, host).await?,
     };
     Ok(Seen::Status(status))
 }
 
 /// What protects a probe. A workload's SVID is asked for whatever the check speaks: an impostor is not healthy.
 fn security(checks: &ActiveChecks, endpoint: &Endpoint) -> Security {
-    match (checks.kind, &endpoint.security) {
-        (_, Security::Mesh(expected)) => Security::Mesh(expected.clone()),
-        (CheckType::Https, own) => own.for_probe(checks.verify),
-        (CheckType::Http | CheckType::Tcp, _) => Security::Plain,
+    match (&endpoint.security, &checks.tls) {
+        (Security::Mesh(expected), _) => Security::Mesh(expected.clone()),
+        (_, Some(tls)) => Security::Public(tls.clone()),
+        (_, None) => Security::Plain,
     }
 }
 

@@ -24,7 +24,7 @@ pub struct NodeCounter {
 /// One node of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeReport {
-    /// The node's address; its name where that was not resolved.
+    /// The node's address.
     pub ip: String,
     /// The port that is probed.
     pub port: u16,
@@ -55,9 +55,8 @@ impl HealthReport {
         let checks = cluster.resilience()?.active_checks()?;
         let node = |endpoint: &std::sync::Arc<Endpoint>| {
             let counters = endpoint.condition().counters();
-            let address = endpoint.address();
             NodeReport {
-                ip: address.map_or_else(|| endpoint.host.clone(), |at| at.ip().to_string()),
+                ip: endpoint.address().ip().to_string(),
                 port: checks.port.unwrap_or(endpoint.port),
                 hostname: endpoint.host.clone(),
                 status: endpoint.condition().status(),

@@ -49,15 +49,15 @@ fn checked(nodes: Value) -> Value {
 
 #[test]
 fn an_upstream_without_any_of_it_has_nothing() {
-    assert!(cluster(json!({"nodes": {"a:1": 1}})).resilience().is_none());
+    assert!(cluster(json!({"nodes": {"10.0.0.1:1": 1}})).resilience().is_none());
     let off = Roster::attending().without_checks();
-    let upstream = checked(json!({"a:1": 1, "b:2": 1}));
+    let upstream = checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1}));
     assert!(compile(upstream, &off).unwrap().resilience().is_none());
 }
 
 #[test]
 fn requests_mark_a_node_and_it_gets_no_more_until_they_succeed() {
-    let cluster = cluster(checked(json!({"a:1": 1, "b:2": 1, "c:3": 0})));
+    let cluster = cluster(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 0})));
     fail(&cluster, 1, Seen::Status(503));
     assert_eq!(picks(&cluster, 10), BTreeMap::from([(2, 10)]));
     // It was on its way before.
@@ -69,7 +69,7 @@ fn requests_mark_a_node_and_it_gets_no_more_until_they_succeed() {
 
 #[test]
 fn a_retry_goes_to_a_usable_node_or_nowhere() {
-    let cluster = cluster(checked(json!({"a:1": 1, "b:2": 1, "c:3": 1})));
+    let cluster = cluster(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1})));
     fail(&cluster, 2, Seen::Unreachable);
     let mut tried = Tried::default();
     let order: Vec<u16> =
@@ -85,7 +85,7 @@ fn when_none_is_healthy_all_are_used_whatever_the_balancer() {
         json!({"type": "chash", "key": "uri"}),
         json!({"type": "least_conn"}),
     ] {
-        let mut upstream = checked(json!({"a:1": 1, "b:2": 1, "c:3": 1}));
+        let mut upstream = checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
         upstream.as_object_mut().unwrap().extend(balance.as_object().unwrap().clone());
         let cluster = cluster(upstream);
         fail(&cluster, 1, Seen::Late);
@@ -102,8 +102,8 @@ fn when_none_is_healthy_all_are_used_whatever_the_balancer() {
 #[test]
 fn a_lower_level_serves_while_the_higher_one_is_unhealthy() {
     let cluster = cluster(checked(json!([
-        {"host": "a", "port": 1, "weight": 1, "priority": 1},
-        {"host": "b", "port": 2, "weight": 1}])));
+        {"host": "10.0.0.1", "port": 1, "weight": 1, "priority": 1},
+        {"host": "10.0.0.2", "port": 2, "weight": 1}])));
     assert_eq!(picks(&cluster, 4), BTreeMap::from([(1, 4)]));
     fail(&cluster, 1, Seen::Unreachable);
     assert_eq!(picks(&cluster, 4), BTreeMap::from([(2, 4)]));
@@ -111,7 +111,7 @@ fn a_lower_level_serves_while_the_higher_one_is_unhealthy() {
 
 #[test]
 fn the_only_node_is_used_however_it_is() {
-    let cluster = cluster(checked(json!({"a:1": 1})));
+    let cluster = cluster(checked(json!({"10.0.0.1:1": 1})));
     fail(&cluster, 1, Seen::Unreachable);
     assert_eq!(picks(&cluster, 3), BTreeMap::from([(1, 3)]));
 }
@@ -130,7 +130,7 @@ fn with_too_few_usable_nodes_all_are_used() {
     ] {
         assert_eq!(panics(usable, total, threshold), panicked, "{usable}/{total} {threshold}%");
     }
-    let mut upstream = checked(json!({"a:1": 1, "b:2": 1, "c:3": 1}));
+    let mut upstream = checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
     upstream["resilience"] = json!({"panic_threshold": 60});
     let cluster = cluster(upstream);
     fail(&cluster, 1, Seen::Unreachable);
@@ -142,18 +142,21 @@ fn with_too_few_usable_nodes_all_are_used() {
 #[test]
 fn a_change_of_nodes_keeps_what_is_known_and_the_end_of_checks_forgets_it() {
     let roster = Roster::attending();
-    let before = compile(checked(json!({"a:1": 1, "b:2": 1})), &roster).unwrap();
+    let before = compile(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1})), &roster).unwrap();
     fail(&before, 1, Seen::Unreachable);
-    let after = compile(checked(json!({"a:1": 3, "b:2": 1, "c:3": 1})), &roster).unwrap();
+    let after =
+        compile(checked(json!({"10.0.0.1:1": 3, "10.0.0.2:2": 1, "10.0.0.3:3": 1})), &roster)
+            .unwrap();
     assert_eq!(picks(&after, 4), BTreeMap::from([(2, 2), (3, 2)]));
     // A trial changes nothing.
-    let trial = compile(json!({"nodes": {"a:1": 1, "b:2": 1}}), &roster.for_trial()).unwrap();
+    let trial =
+        compile(json!({"nodes": {"10.0.0.1:1": 1, "10.0.0.2:2": 1}}), &roster.for_trial()).unwrap();
     assert_eq!(picks(&trial, 4), BTreeMap::from([(1, 2), (2, 2)]));
     assert_eq!(picks(&after, 4), BTreeMap::from([(2, 2), (3, 2)]));
 
-    let without = compile(json!({"nodes": {"a:1": 1, "b:2": 1}}), &roster).unwrap();
+    let without = compile(json!({"nodes": {"10.0.0.1:1": 1, "10.0.0.2:2": 1}}), &roster).unwrap();
     assert_eq!(picks(&without, 4), BTreeMap::from([(1, 2), (2, 2)]));
-    let again = compile(checked(json!({"a:1": 1, "b:2": 1})), &roster).unwrap();
+    let again = compile(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1})), &roster).unwrap();
     assert_eq!(picks(&again, 4), BTreeMap::from([(1, 2), (2, 2)]));
 }
 
@@ -163,19 +166,24 @@ fn a_node_that_joins_begins_slowly_and_those_of_the_start_do_not() {
     let upstream = |nodes: Value, balance: &str| json!({"nodes": nodes, "type": balance, "resilience": {"slow_start": 36_000}});
     for balance in ["roundrobin", "least_conn"] {
         let roster = roster.clone();
-        let first = compile(upstream(json!({"a:1": 1, "b:2": 1}), balance), &roster).unwrap();
+        let first =
+            compile(upstream(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1}), balance), &roster).unwrap();
         if balance == "roundrobin" {
             assert_eq!(picks(&first, 10), BTreeMap::from([(1, 5), (2, 5)]));
         }
-        let joined =
-            compile(upstream(json!({"a:1": 1, "b:2": 1, "c:3": 1}), balance), &roster).unwrap();
+        let joined = compile(
+            upstream(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}), balance),
+            &roster,
+        )
+        .unwrap();
         // Whoever has least to do is asked first: that is the new one, by far.
         let busy = [1, 2].map(|port| (0..3).map(|_| endpoint(&joined, port).busy()).collect());
         let _busy: [Vec<_>; 2] = busy;
         let seen = picks(&joined, 210);
         assert!((5..=25).contains(seen.get(&3).unwrap()), "{balance}: {seen:?}");
         // Alone it serves, slow or not.
-        let alone = compile(upstream(json!({"c:3": 1, "d:4": 0}), balance), &roster).unwrap();
+        let alone =
+            compile(upstream(json!({"10.0.0.3:3": 1, "10.0.0.4:4": 0}), balance), &roster).unwrap();
         assert_eq!(picks(&alone, 5), BTreeMap::from([(3, 5)]), "{balance}");
         endpoint(&joined, 3).condition().begin_anew();
         let mut tried = Tried::default();
@@ -189,7 +197,7 @@ async fn a_node_that_fails_in_a_row_is_out_for_a_growing_time() {
     let roster = Roster::attending();
     let mut tasks = Tasks::new();
     tasks.add(roster.clone().run());
-    let upstream = json!({"nodes": {"a:1": 1, "b:2": 1, "c:3": 1}, "resilience": {
+    let upstream = json!({"nodes": {"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}, "resilience": {
         "outlier_detection": {"consecutive_5xx": 3, "interval": 1000, "max_ejection_time": 70}}});
     let cluster = compile(upstream, &roster).unwrap();
     let fail = |port, seen: &[Seen]| {
@@ -219,7 +227,7 @@ async fn a_node_that_succeeds_too_seldom_is_out_after_the_interval() {
     let roster = Roster::attending();
     let mut tasks = Tasks::new();
     tasks.add(roster.clone().run());
-    let upstream = json!({"nodes": {"a:1": 1, "b:2": 1}, "resilience": {"outlier_detection": {
+    let upstream = json!({"nodes": {"10.0.0.1:1": 1, "10.0.0.2:2": 1}, "resilience": {"outlier_detection": {
         "consecutive_5xx": 0, "min_success_rate": 80, "request_volume": 10, "interval": 5}}});
     let cluster = compile(upstream, &roster).unwrap();
     settle().await;
@@ -256,7 +264,7 @@ async fn settle() {
 
 #[test]
 fn requests_are_admitted_up_to_the_limit() {
-    let cluster = cluster(json!({"nodes": {"a:1": 1}, "resilience": {"limits": {
+    let cluster = cluster(json!({"nodes": {"10.0.0.1:1": 1}, "resilience": {"limits": {
         "max_requests": 2, "max_pending_requests": 1, "max_connections": 1}}}));
     let resilience = resilience(&cluster);
     let held = [resilience.admit().unwrap(), resilience.admit().unwrap()];
@@ -282,9 +290,9 @@ fn a_limit_holds_over_revisions() {
     let roster = Roster::attending();
     let upstream =
         |nodes: Value| json!({"nodes": nodes, "resilience": {"limits": {"max_requests": 1}}});
-    let before = compile(upstream(json!({"a:1": 1})), &roster).unwrap();
+    let before = compile(upstream(json!({"10.0.0.1:1": 1})), &roster).unwrap();
     let held = resilience(&before).admit().unwrap();
-    let after = compile(upstream(json!({"b:2": 1})), &roster).unwrap();
+    let after = compile(upstream(json!({"10.0.0.2:2": 1})), &roster).unwrap();
     drop(before);
     assert!(resilience(&after).admit().is_err());
     drop(held);
@@ -293,7 +301,7 @@ fn a_limit_holds_over_revisions() {
 
 #[test]
 fn further_attempts_keep_to_the_budget() {
-    let cluster = cluster(json!({"nodes": {"a:1": 1}, "resilience": {
+    let cluster = cluster(json!({"nodes": {"10.0.0.1:1": 1}, "resilience": {
         "retry_budget": {"percent": 50, "min_concurrency": 1}}}));
     let resilience = resilience(&cluster);
     let requests: Vec<_> = (0..4).map(|_| resilience.admit().unwrap().unwrap()).collect();
@@ -330,7 +338,7 @@ fn what_cannot_work_is_refused_by_name() {
             "resilience.outlier_detection.interval: expected seconds above 0",
         ),
     ] {
-        let upstream = json!({"nodes": {"a:1": 1}, "resilience": more});
+        let upstream = json!({"nodes": {"10.0.0.1:1": 1}, "resilience": more});
         let error = compile(upstream, &Roster::default()).unwrap_err().0;
         assert!(error.starts_with(sentence), "{more}: {error}");
     }
