@@ -107,7 +107,6 @@ fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
             ])?;
         }
         Kind::Upstreams => {
-            none(&[("checks", "active and passive health checks")])?;
             if let Some(name) = value.get("scheme").and_then(Value::as_str)
                 && ["tcp", "tls", "udp", "kafka"].contains(&name)
             {
@@ -627,7 +626,7 @@ mod tests {
             (
                 Kind::Routes,
                 json!({"uri": "/", "upstream": {"nodes": node, "checks": {}}}),
-                r#"invalid configuration: property "upstream" validation failed: property "checks" is not supported by this version of Wardgate: active and passive health checks"#,
+                r#"invalid configuration: property "upstream" validation failed: property "checks" validation failed: property "active" is required"#,
             ),
             (
                 Kind::Routes,

@@ -4,9 +4,11 @@
 
 mod consumer;
 mod discovery;
+mod health;
 mod meta;
 mod plugin_set;
 mod policy;
+mod resilience;
 mod resource;
 mod route;
 mod schema;
@@ -17,9 +19,14 @@ mod workload;
 
 pub use consumer::{Consumer, ConsumerGroup, Credential};
 pub use discovery::{DiscoveryArgs, DiscoveryType};
+pub use health::{
+    ActiveCheck, ActiveHealthy, ActiveUnhealthy, CheckType, Checks, PassiveCheck, PassiveHealthy,
+    PassiveUnhealthy,
+};
 pub use meta::{Id, Labels, Redacted, Revision, Timeout};
 pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
 pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
 pub use schema::plain;

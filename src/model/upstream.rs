@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{DiscoveryArgs, DiscoveryType, Id, Labels, Redacted, Timeout};
+use super::{Checks, DiscoveryArgs, DiscoveryType, Id, Labels, Redacted, Resilience, Timeout};
 
 /// How a node is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -261,6 +261,12 @@ pub struct Upstream {
     /// not APISIX's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// How nodes are checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Checks>,
+    /// What keeps it usable while some of its nodes are not. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resilience: Option<Resilience>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

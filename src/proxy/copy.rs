@@ -16,7 +16,7 @@ use super::worker::Worker;
 use crate::mtls::{Lapse, Proof};
 use crate::pipeline::Client;
 use crate::rt::Watchdog;
-use crate::upstream::{Busy, Stream};
+use crate::upstream::{Held, Stream};
 
 /// The upstream's half of a tunnel.
 pub(in crate::proxy) struct Tunnel {
@@ -30,7 +30,7 @@ pub(in crate::proxy) struct Tunnel {
     /// What policy decided on, and which policy did.
     pub(in crate::proxy) kept: Kept,
     pub(in crate::proxy) decided: u64,
-    pub(in crate::proxy) _busy: Busy,
+    pub(in crate::proxy) _held: Held,
 }
 
 /// One direction.

@@ -27,7 +27,8 @@ use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::{
-    Connect, Discovery, DiscoverySettings, DnsSettings, Resolver, Roster, UpstreamSettings,
+    Connect, Discovery, DiscoverySettings, DnsSettings, HealthReport, Resolver, Roster,
+    UpstreamSettings,
 };
 
 /// What a data plane is to be.
@@ -49,6 +50,8 @@ pub struct Plan {
     pub workers: usize,
     /// The registries that know the nodes of services.
     pub discovery: DiscoverySettings,
+    /// Upstreams' `checks` are not carried out.
+    pub without_checks: bool,
     /// How the names of nodes are resolved.
     pub dns: DnsSettings,
     /// What holds for all upstreams.
@@ -66,6 +69,7 @@ pub struct DataPlaneRole {
     plane: DataPlane,
     snapshot: Live<Snapshot>,
     discovery: Discovery,
+    roster: Roster,
     _tasks: Tasks,
 }
 
@@ -87,11 +91,17 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
+        let connect = Connect::new(identity.clone().map(Connector::new));
         let discovery = Discovery::new(&plan.discovery)?;
-        let roster = Roster::attending()
+        let mut roster = Roster::attending()
             .with_names(Resolver::new(&plan.dns)?)
             .with_public_roots(plan.upstreams.public_roots()?)
-            .with_discovery(discovery.clone());
+            .with_discovery(discovery.clone())
+            .probing(connect.clone());
+        if plan.without_checks {
+            roster = roster.without_checks();
+        }
+        roster.show(&shared.registry);
         let keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
         let mut keeper = keeper.with_router(shared.router).with_roster(roster.clone());
         let own: Vec<Change> =
@@ -118,7 +128,7 @@ impl DataPlaneRole {
             refused: BTreeMap::new(),
         };
         tasks.add(keeping.run());
-        tasks.add(roster.run());
+        tasks.add(roster.clone().run());
         tasks.add(discovery.clone().run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
@@ -129,7 +139,7 @@ impl DataPlaneRole {
         let plane = DataPlane::start(&Parts {
             doors,
             snapshot: snapshot.clone(),
-            connect: Connect::new(identity.clone().map(Connector::new)),
+            connect,
             identity,
             refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
@@ -138,7 +148,7 @@ impl DataPlaneRole {
             senders: plan.senders.clone(),
             workers: plan.workers,
         })?;
-        Ok(Self { plane, snapshot, discovery, _tasks: tasks })
+        Ok(Self { plane, snapshot, discovery, roster, _tasks: tasks })
     }
 
     /// Where a door listens.
@@ -154,6 +164,11 @@ impl DataPlaneRole {
     /// What its connections rest on, by worker.
     pub fn proofs(&self) -> impl Iterator<Item = Arc<Proofs>> + '_ {
         self.plane.proofs()
+    }
+
+    /// The upstreams that are checked, and how their nodes are, as APISIX's `/v1/healthcheck` tells it.
+    pub fn health(&self) -> Vec<HealthReport> {
+        self.roster.health()
     }
 
     /// The configuration in force.

@@ -364,8 +364,10 @@ impl Running {
         let limits = limits.map_err(settings::Error::from)?;
         let discovery = settings.discovery.clone();
         let (dns, upstreams) = (settings.dns.clone(), settings.upstreams.clone());
-        let workers = settings.worker_count();
-        let mut plan = Plan { workers, limits, dns, upstreams, discovery, ..Plan::default() };
+        let (workers, without_checks) =
+            (settings.worker_count(), settings.disable_upstream_healthcheck);
+        let mut plan =
+            Plan { workers, limits, dns, upstreams, discovery, without_checks, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),

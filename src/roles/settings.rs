@@ -144,6 +144,9 @@ pub struct Settings {
     /// The registries that know the nodes of services, for roles sidecar and ingress.
     #[serde(default)]
     pub discovery: DiscoverySettings,
+    /// Upstreams' `checks` are read and not carried out: every node counts as healthy (docs/health.md).
+    #[serde(default)]
+    pub disable_upstream_healthcheck: bool,
     /// How the names of upstreams' nodes are resolved, for roles sidecar and ingress.
     #[serde(default)]
     pub dns: DnsSettings,
@@ -568,6 +571,7 @@ impl Settings {
             proof: ProofSettings::default(),
             verification: VerificationSettings::default(),
             discovery: DiscoverySettings::default(),
+            disable_upstream_healthcheck: false,
             dns: DnsSettings::default(),
             upstreams: UpstreamSettings::default(),
             limits: LimitSettings::default(),

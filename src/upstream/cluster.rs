@@ -9,7 +9,7 @@ use super::blueprint::Blueprint;
 use super::discovery;
 use super::following::{Following, Source};
 use super::nodes::{address, nodes};
-use super::{Attended, Endpoint, Members, Roster};
+use super::{Attended, Endpoint, Members, Resilience, Roster};
 use crate::model::{Balance, HashOn, Invalid, KeepalivePool, PassHost, Scheme, Timeout, Upstream};
 use crate::rt::crypto::digest::{SHA256, digest};
 
@@ -19,11 +19,26 @@ pub struct Tried {
     /// Those of changing members: a request sees the same ones to its end.
     members: Option<Arc<Members>>,
     at: SmallVec<[u16; 8]>,
+    /// Those that may not be used by now are left out.
+    only_usable: bool,
 }
 
 impl Tried {
-    pub(super) fn contains(&self, at: u16) -> bool {
-        self.at.contains(&at)
+    /// May the endpoint at `at` be chosen?
+    pub(super) fn admits(&self, endpoints: &[Arc<Endpoint>], at: u16) -> bool {
+        let is_left_out = self.only_usable && !endpoints[at as usize].condition().is_usable();
+        !is_left_out && !self.at.contains(&at)
+    }
+
+    pub(super) fn only_usable(&mut self, only_usable: bool) {
+        self.only_usable = only_usable;
+    }
+
+    /// Of those that were added after the first `before` only the one at `which` was really tried.
+    pub(super) fn keep_one(&mut self, before: usize, which: usize) {
+        let kept = self.at[before + which];
+        self.at.truncate(before);
+        self.at.push(kept);
     }
 
     pub(super) fn add(&mut self, at: u16) {
@@ -80,6 +95,8 @@ pub struct Cluster {
     /// What a ring hashes, read from each exchange.
     pub hash_key: Option<HashKey>,
     serving: Serving,
+    /// Checks, ejection, limits; nothing where none are declared.
+    resilience: Option<Box<Resilience>>,
 }
 
 impl Cluster {
@@ -95,7 +112,7 @@ impl Cluster {
     ) -> Result<Arc<Self>, Invalid> {
         let serving = serving(name, upstream, roster)?;
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
-        Ok(Arc::new(Self {
+        let cluster = Arc::new(Self {
             name: name.to_owned(),
             scheme: upstream.scheme,
             pass_host: upstream.pass_host,
@@ -112,20 +129,40 @@ impl Cluster {
             keepalive: upstream.keepalive_pool.unwrap_or_default(),
             hash_key: hash_key(upstream)?,
             serving,
-        }))
+            resilience: Resilience::compile(name, upstream, roster)?,
+        });
+        Resilience::enter(&cluster, roster);
+        Ok(cluster)
     }
 
     /// An endpoint that `tried` does not hold yet; it is added there. `key` is what a ring hashes.
     pub fn pick(&self, key: &[u8], tried: &mut Tried) -> Option<Arc<Endpoint>> {
         let key = self.hash_key.as_ref().map(|_| key);
         match &self.serving {
-            Serving::Fixed(members) => members.pick(key, tried).cloned(),
+            Serving::Fixed(members) => self.pick_of(members, key, tried).cloned(),
             Serving::Changing(following) => {
                 let members =
                     tried.members.get_or_insert_with(|| following.members().load()).clone();
-                members.pick(key, tried).cloned()
+                self.pick_of(&members, key, tried).cloned()
             }
         }
+    }
+
+    fn pick_of<'a>(
+        &self,
+        members: &'a Members,
+        key: Option<&[u8]>,
+        tried: &mut Tried,
+    ) -> Option<&'a Arc<Endpoint>> {
+        match &self.resilience {
+            None => members.pick(key, tried),
+            Some(resilience) => resilience.pick(members, key, tried),
+        }
+    }
+
+    /// Checks, ejection, budget, hedging and limits, where any are declared.
+    pub fn resilience(&self) -> Option<&Resilience> {
+        self.resilience.as_deref()
     }
 
     /// How many attempts beyond the first a request has that picked with this `tried`.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 
 use super::average::{Average, Tick};
+use super::health::Condition;
 use crate::model::ProxyProtocol;
 use crate::mtls::{ExpectedPeers, OriginConnector};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -82,6 +83,7 @@ pub(super) struct EndpointParts<'a> {
 #[derive(Debug, Default)]
 pub(super) struct EndpointState {
     load: AtomicU32,
+    condition: Condition,
     time_to_answer: Average,
 }
 
@@ -142,6 +144,33 @@ impl Endpoint {
     /// Where it is.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What is known of its health.
+    pub(super) fn condition(&self) -> &Condition {
+        &self.state.condition
+    }
+
+    /// Tells its state apart from others'.
+    pub(super) fn state_key(&self) -> usize {
+        Arc::as_ptr(&self.state).addr()
+    }
+
+    /// The same place as a probe connects to it: at another port, protected in another way.
+    pub(super) fn as_probed(&self, port: Option<u16>, security: Security) -> Self {
+        let port = port.unwrap_or(self.port);
+        Self::new(EndpointParts {
+            host: &self.host,
+            address: self.address.ip(),
+            port,
+            weight: self.weight,
+            priority: self.priority,
+            default_port: if matches!(security, Security::Public(_)) { 443 } else { 80 },
+            security,
+            introduction: self.introduction.filter(|_| port == self.port),
+            is_timed: false,
+            state: self.state.clone(),
+        })
     }
 
     /// Which connections may take a request that is sent with this `Host`.

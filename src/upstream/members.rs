@@ -1,6 +1,7 @@
 //! `Members`: the endpoints of a cluster at one moment, by level of priority, and who of them is next.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::balance::{Balancer, hash};
 use super::{Endpoint, Tried};
@@ -12,6 +13,8 @@ pub struct Members {
     endpoints: Box<[Arc<Endpoint>]>,
     /// One a priority level, highest first.
     levels: Box<[Balancer]>,
+    /// Whether those that may not be used are left out, and as of when that is known.
+    pub(super) left_out: AtomicU64,
     is_unknown: bool,
     /// Somebody was named, be it that no name leads anywhere.
     has_nodes: bool,
@@ -36,7 +39,13 @@ impl Members {
             }
         };
         let levels = priorities.into_iter().map(level).collect();
-        Ok(Self { has_nodes: !endpoints.is_empty(), endpoints, levels, is_unknown: false })
+        Ok(Self {
+            has_nodes: !endpoints.is_empty(),
+            endpoints,
+            levels,
+            left_out: AtomicU64::default(),
+            is_unknown: false,
+        })
     }
 
     /// # Errors
@@ -82,7 +91,7 @@ impl Members {
         }
         let key = key.map_or(0, hash);
         // All that speaks against an endpoint is asked here.
-        let may = |at: u16| !tried.contains(at);
+        let may = |at: u16| tried.admits(&self.endpoints, at);
         let at = self.levels.iter().find_map(|level| level.pick(&self.endpoints, key, may))?;
         tried.add(at);
         Some(&self.endpoints[at as usize])

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Introduction, Place, Stream};
+use super::{Introduction, Place, Slot, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -38,12 +38,19 @@ pub struct Reuse {
     pub proof: Option<Arc<Proof>>,
     /// For whom it is, where the upstream was told: it serves nobody else.
     pub introduced: Option<Introduction>,
+    /// Its part of what the upstream allows, where connections are counted.
+    pub slot: Option<Slot>,
 }
 
 impl Reuse {
     /// Has its proof fallen?
     pub fn has_fallen(&self) -> bool {
         self.proof.as_ref().is_some_and(|proof| proof.lapse().is_some())
+    }
+
+    /// Should it be closed when it is idle, because requests of other workers wait for a connection?
+    fn is_wanted_elsewhere(&self, own: u32) -> bool {
+        self.slot.as_ref().is_some_and(|slot| slot.is_wanted_elsewhere(own))
     }
 
     /// Does it rest on nothing, or on a proof that holds for some time yet?
@@ -62,6 +69,8 @@ impl Reuse {
 struct Kept {
     idle: Vec<(Idle, Instant)>,
     limits: KeepalivePool,
+    /// Requests of this worker that wait for a connection to come back.
+    waiting: u32,
     /// The lock is held while a connection is made, so that a burst makes one.
     http2: Shared,
 }
@@ -166,12 +175,28 @@ impl Pool {
             return;
         }
         let kept = self.places.entry(place).or_default();
+        if idle.reuse.is_wanted_elsewhere(kept.waiting) {
+            return;
+        }
         kept.limits = limits;
         if kept.idle.len() >= limits.size as usize {
             // The oldest goes: it is the likeliest to be closed by the other side soon.
             kept.idle.remove(0);
         }
+        let slot = idle.reuse.slot.clone();
         kept.idle.push((idle, Instant::now()));
+        if let Some(slot) = slot {
+            slot.is_idle();
+        }
+    }
+
+    /// One more request waits for a connection to come back, or one less.
+    pub fn waits(&mut self, place: Place, begins: bool) {
+        let kept = self.places.entry(place).or_default();
+        kept.waiting = match begins {
+            true => kept.waiting + 1,
+            false => kept.waiting.saturating_sub(1),
+        };
     }
 
     /// The HTTP/2 connections of that place that exchanges share.
@@ -188,6 +213,8 @@ impl Pool {
             let limit = place.idle_limit();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
+            let waiting = place.waiting;
+            place.idle.retain(|(idle, _)| !idle.reuse.is_wanted_elsewhere(waiting));
             for (idle, since) in &place.idle {
                 if let Some(proof) = idle.reuse.proof.as_ref().filter(|_| now - *since >= SETTLED) {
                     proof.forget_attendant();
@@ -201,13 +228,14 @@ impl Pool {
                     let idle = each.is_idle();
                     each.idle_since = each.idle_since.filter(|_| idle).or(idle.then_some(now));
                     let old = each.idle_since.is_some_and(|since| now - since >= limit);
-                    let spare = idle && std::mem::replace(&mut waits, true);
+                    let wanted = each.reuse.is_wanted_elsewhere(waiting);
+                    let spare = idle && (wanted || std::mem::replace(&mut waits, true));
                     !spare && !old && !is_closed(&mut each.send)
                 });
             }
             let shares = Arc::strong_count(&place.http2) > 1
                 || place.http2.try_lock().map_or(true, |shared| !shared.is_empty());
-            !place.idle.is_empty() || shares
+            !place.idle.is_empty() || shares || place.waiting > 0
         });
     }
 
@@ -252,7 +280,8 @@ mod tests {
             since: 1000,
             old_at: Some(end),
         };
-        Reuse { requests: 1, introduced: None, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
+        let proof = Some(Proofs::new(|_| {}).enter(begun, 0));
+        Reuse { requests: 1, introduced: None, proof, slot: None }
     }
 
     #[test]
@@ -270,6 +299,7 @@ mod tests {
         assert!(!long.has_fallen());
         long.proof.as_ref().unwrap().falls(Lapse::Withdrawn);
         assert!(long.has_fallen() && !holds(&long, 1000, MARGIN));
-        assert!(holds(&Reuse { requests: 1, proof: None, introduced: None }, i64::MAX, MARGIN));
+        let bare = Reuse { requests: 1, proof: None, introduced: None, slot: None };
+        assert!(holds(&bare, i64::MAX, MARGIN));
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::endpoint::EndpointState;
-use super::{Discovery, Resolver};
+use super::{Connect, Discovery, Resolver};
 use crate::mtls::PublicRoots;
 use crate::rt::{Publisher, Tasks};
 
@@ -56,6 +56,10 @@ pub struct Roster {
     /// Nobody runs what is written down: a control plane compiles to judge, and serves no requests.
     attends: bool,
     discovery: Option<Discovery>,
+    /// How nodes are probed; nobody does where there is none.
+    connect: Option<Connect>,
+    /// Checks that upstreams declare are not carried out.
+    no_checks: bool,
     names: Option<Resolver>,
     roots: Option<PublicRoots>,
 }
@@ -107,7 +111,28 @@ impl Roster {
         self.discovery.as_ref()
     }
 
-    /// Is what is written down run?
+    /// Probes nodes over these connections.
+    #[must_use]
+    pub fn probing(self, connect: Connect) -> Self {
+        Self { connect: Some(connect), ..self }
+    }
+
+    /// Upstreams' `checks` are read and not carried out.
+    #[must_use]
+    pub fn without_checks(self) -> Self {
+        Self { no_checks: true, ..self }
+    }
+
+    pub(super) fn connect(&self) -> Option<Connect> {
+        self.connect.clone()
+    }
+
+    /// Are upstreams' `checks` carried out?
+    pub(super) fn checks(&self) -> bool {
+        !self.no_checks
+    }
+
+    /// Is what is compiled with it put into force?
     pub(super) fn attends(&self) -> bool {
         self.attends
     }
@@ -218,6 +243,23 @@ impl Roster {
             self.begun.notify_one();
         }
         attended
+    }
+
+    /// What is attended to under this key, if anything of this type is.
+    pub(super) fn held_under<T: Send + Sync + 'static>(
+        &self,
+        key: &str,
+    ) -> Option<Arc<Attended<T>>> {
+        let key = (key.to_owned(), TypeId::of::<T>());
+        let known = self.book.lock().attended.get(&key).and_then(Weak::upgrade)?;
+        known.downcast().ok()
+    }
+
+    /// All of this type that is attended to.
+    pub(super) fn held<T: Send + Sync + 'static>(&self) -> Vec<Arc<Attended<T>>> {
+        let book = self.book.lock();
+        let of_type = book.attended.iter().filter(|((_, kind), _)| *kind == TypeId::of::<T>());
+        of_type.filter_map(|(_, held)| held.upgrade()?.downcast().ok()).collect()
     }
 
     /// Does what is written down, until it is dropped.

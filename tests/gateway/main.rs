@@ -23,6 +23,7 @@ mod expiry;
 mod federation;
 mod grpc;
 mod headers;
+mod health;
 mod http1;
 mod http2;
 mod issuer;

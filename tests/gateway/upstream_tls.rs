@@ -19,18 +19,18 @@ use wardgate::rt::Tasks;
 use crate::world::{Process, World, eventually, eventually_async, send};
 
 /// An authority of the public world.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate with its key, as PEM.
-struct Pair {
-    chain: String,
-    key: String,
+pub(crate) struct Pair {
+    pub(crate) chain: String,
+    pub(crate) key: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -38,11 +38,11 @@ impl Authority {
         Self { issuer }
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
-    fn issue(&self, common_name: &str, names: &[&str]) -> Pair {
+    pub(crate) fn issue(&self, common_name: &str, names: &[&str]) -> Pair {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
@@ -63,14 +63,14 @@ struct Seen {
 }
 
 /// An upstream that speaks HTTP/1.1 over TLS and remembers the handshakes.
-struct Server {
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     _tasks: Tasks,
 }
 
 impl Server {
-    async fn start(pair: &Pair, clients: Option<&Authority>) -> Self {
+    pub(crate) async fn start(pair: &Pair, clients: Option<&Authority>) -> Self {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap();
@@ -129,7 +129,7 @@ impl Server {
         self.seen.lock().unwrap().clone()
     }
 
-    fn upstream(&self, tls: &Value) -> Value {
+    pub(crate) fn upstream(&self, tls: &Value) -> Value {
         json!({ "scheme": "https", "nodes": { self.address.to_string(): 1 }, "tls": tls })
     }
 }

@@ -1,6 +1,7 @@
 //! Sending to the chosen upstream: attempts, retries, time limits, and carrying both bodies.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -13,6 +14,7 @@ use super::forwarded;
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
+use super::hedge;
 use super::origin::{Answer, Origin};
 use super::pace::Pace;
 use super::transfer::{Failed, Pump};
@@ -20,13 +22,13 @@ use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
 use crate::mtls::Proof;
-use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Template};
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
-    Busy, Cluster, Endpoint, Idle, Introduction, Multiplexed, Place, Protocol, Reuse, Security,
-    Tried,
+    Cluster, Endpoint, Held, Idle, Introduction, Multiplexed, Overflow, Pending, Place, Protocol,
+    Resilience, Reuse, Security, Seen, Slot, Tried,
 };
 
 /// Why there is no answer from an upstream.
@@ -60,7 +62,7 @@ pub(in crate::proxy) struct Upstreamed {
     cluster: Arc<Cluster>,
     place: Place,
     reuse: Reuse,
-    _busy: Busy,
+    held: Held,
 }
 
 /// Sends the request, to another endpoint as often as that is lawful, until one begins to answer.
@@ -85,11 +87,24 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         .upgrade
         .as_deref()
         .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
-    let started = Instant::now();
-    let mut began = started;
+    let resilience = cluster.resilience();
+    let admission = match resilience {
+        None => None,
+        Some(resilience) => resilience.admit().map_err(|overflow| full(&overflow))?,
+    };
     if cluster.is_waiting() {
         Box::pin(cluster.found(cluster.connect_within)).await;
     }
+    if let Some(hedging) = resilience.and_then(Resilience::hedging)
+        && upgrade.is_none()
+        && hedge::is_lawful(exchange, caller)
+    {
+        let race = hedge::Race { worker, cluster: &cluster, chains, hop, hash_key, hedging };
+        return Box::pin(race.run(exchange, caller, vigil, admission)).await;
+    }
+    let mut retry = None;
+    let started = Instant::now();
+    let mut began = started;
     let mut tried = Tried::default();
     let mut upload = Pump::within(body_limit(worker, exchange));
     let mut attempts = 0;
@@ -100,11 +115,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             Some(key) => cluster.pick(hash_input(exchange, key).as_bytes(), &mut tried),
         };
         let Some(endpoint) = picked else {
-            let none = || match cluster.has_nodes() {
-                true => unreachable("none of the upstream's nodes may be used"),
-                false => unavailable("the upstream has no node"),
-            };
-            return Err(Failure::Fault(last.unwrap_or_else(none)));
+            return Err(Failure::Fault(last.unwrap_or_else(|| nobody(&cluster))));
         };
         exchange.endpoint = Some(endpoint.address());
         if let Some(reply) = forward_hooks(exchange, chains).await? {
@@ -133,6 +144,10 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     Answer::Interim | Answer::Switched => (BodyLength::None, true),
                 };
                 let protocol = exchange.response.value("upgrade").map(<[u8]>::to_vec);
+                if let Some(resilience) = resilience {
+                    resilience.note(&endpoint, Seen::Status(exchange.response.status()));
+                }
+                let held = Held { busy, admission, slot: reuse.slot.clone() };
                 return Ok(Upstreamed {
                     origin,
                     upload,
@@ -142,13 +157,16 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     cluster,
                     place,
                     reuse,
-                    _busy: busy,
+                    held,
                 });
             }
             Err(Failure::Fault(fault)) => fault,
             Err(other) => return Err(other),
         };
-        busy.failed(began.elapsed());
+        note_fault(&cluster, &endpoint, &fault);
+        if fault.side == Side::Upstream {
+            busy.failed(began.elapsed());
+        }
         began = Instant::now();
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
@@ -159,6 +177,14 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         if !in_time {
             // As in APISIX, whatever it was that failed.
             return Err(Failure::Fault(Fault { status: 502, ..fault }));
+        }
+        if let Some(resilience) = resilience {
+            // The attempt before is over, and so is its part of the budget.
+            drop(retry.take());
+            retry = resilience.retry();
+            if retry.is_none() {
+                return Err(Failure::Fault(fault));
+            }
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
         last = Some(fault);
@@ -179,6 +205,36 @@ pub(in crate::proxy) fn too_large() -> Fault {
     Fault::client(413, "the request's body is too large")
 }
 
+/// There is no node to ask.
+pub(super) fn nobody(cluster: &Cluster) -> Fault {
+    match cluster.has_nodes() {
+        true => unreachable("none of the upstream's nodes may be used"),
+        false => unavailable("the upstream has no node"),
+    }
+}
+
+/// What a failed attempt says about its endpoint: nothing when it was not the endpoint that failed.
+pub(super) fn note_fault(cluster: &Cluster, endpoint: &Arc<Endpoint>, fault: &Fault) {
+    let Some(resilience) = cluster.resilience() else { return };
+    match (fault.side, fault.status) {
+        (Side::Upstream, 504) => resilience.note(endpoint, Seen::Late),
+        (Side::Upstream, 502) => resilience.note(endpoint, Seen::Unreachable),
+        _ => {}
+    }
+}
+
+/// The answer when a limit of the upstream is reached. It is ours, and says nothing about an endpoint.
+#[cold]
+pub(super) fn full(overflow: &Overflow) -> Failure {
+    Failure::Fault(Fault {
+        side: Side::Gateway,
+        status: 503,
+        sentence: "the upstream has as much under way as it may",
+        cause: overflow.to_string(),
+        retry: false,
+    })
+}
+
 fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
 }
@@ -187,7 +243,7 @@ fn unreachable(cause: &str) -> Fault {
     Fault::upstream(502, "the upstream cannot be reached", cause, false)
 }
 
-async fn forward_hooks(
+pub(super) async fn forward_hooks(
     exchange: &mut Exchange,
     chains: &Chains<'_>,
 ) -> Result<Option<Box<Reply>>, Failure> {
@@ -204,7 +260,7 @@ async fn forward_hooks(
 
 /// What the hash ring turns on. As in APISIX, a key that is not there falls back to the caller's address, so that load still
 /// spreads.
-fn hash_input(exchange: &Exchange, key: &Template) -> String {
+pub(super) fn hash_input(exchange: &Exchange, key: &Template) -> String {
     let mut input = String::new();
     key.render(exchange, &mut input);
     if input.is_empty() { exchange.remote().ip().to_string() } else { input }
@@ -224,14 +280,14 @@ fn check_rewritten(rewritten: &Rewritten) -> Result<(), Failure> {
 }
 
 /// One try at one endpoint.
-struct Attempt<'a> {
-    worker: &'a Arc<Worker>,
-    cluster: &'a Cluster,
-    endpoint: &'a Arc<Endpoint>,
-    hop: &'a Hop,
-    upgrade: Option<&'a [u8]>,
+pub(super) struct Attempt<'a> {
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) cluster: &'a Cluster,
+    pub(super) endpoint: &'a Arc<Endpoint>,
+    pub(super) hop: &'a Hop,
+    pub(super) upgrade: Option<&'a [u8]>,
     /// Whom a PROXY header introduces; nobody where the endpoint wants none.
-    caller: Option<Introduction>,
+    pub(super) caller: Option<Introduction>,
 }
 
 impl Attempt<'_> {
@@ -283,7 +339,7 @@ impl Attempt<'_> {
     }
 
     /// Towards workloads HTTP/2 stays HTTP/2 and HTTP/1.1 stays HTTP/1.1; elsewhere the scheme says it.
-    fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
+    pub(super) fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
         match self.endpoint.security {
             Security::Mesh(_) => caller.is_http2() || self.cluster.speaks_http2(),
             Security::Plain | Security::Public { .. } => self.cluster.speaks_http2(),
@@ -291,7 +347,7 @@ impl Attempt<'_> {
     }
 
     /// The `Host` that the request is sent with.
-    fn host<'e>(&'e self, exchange: &'e Exchange) -> &'e str {
+    pub(super) fn host<'e>(&'e self, exchange: &'e Exchange) -> &'e str {
         match (&exchange.rewritten.host, self.cluster.pass_host) {
             (Some(host), _) => host,
             (None, PassHost::Pass) => exchange.request.authority(),
@@ -300,7 +356,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn obtain(
+    pub(super) async fn obtain(
         &self,
         http2: bool,
         may_reuse: bool,
@@ -310,27 +366,78 @@ impl Attempt<'_> {
         if http2 {
             return Box::pin(self.obtain_http2(may_reuse, host, place)).await;
         }
-        if may_reuse {
-            let now = crate::rt::unix_seconds();
-            let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
-            let idle = poll_fn(|context| {
-                let idle = self.worker.pool.lock().take(place, self.caller, now, stands, context);
-                if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
-                    proof.attend(context.waker());
-                }
-                Poll::Ready(idle)
-            })
-            .await;
-            if let Some(Idle { stream, mut reuse }) = idle {
-                reuse.requests += 1;
-                return Ok((self.over(stream), reuse, true));
-            }
+        if let Some(Idle { stream, mut reuse }) = self.idle(may_reuse, place).await {
+            reuse.requests += 1;
+            return Ok((self.over(stream), reuse, true));
         }
-        let (stream, reuse) = Box::pin(self.connect(host, Protocol::Http1)).await?;
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match Box::pin(self.queue(resilience, may_reuse, place)).await? {
+                Queued::Idle(Idle { stream, mut reuse }) => {
+                    reuse.requests += 1;
+                    return Ok((self.over(stream), reuse, true));
+                }
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = Box::pin(self.connect(host, Protocol::Http1)).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
         if let Some(proof) = &reuse.proof {
             proof.attended().await;
         }
         Ok((self.over(stream), reuse, false))
+    }
+
+    /// A connection that waits for a request.
+    async fn idle(&self, may_reuse: bool, place: Place) -> Option<Idle> {
+        if !may_reuse {
+            return None;
+        }
+        let now = crate::rt::unix_seconds();
+        let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
+        poll_fn(|context| {
+            let idle = self.worker.pool.lock().take(place, self.caller, now, stands, context);
+            if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
+                proof.attend(context.waker());
+            }
+            Poll::Ready(idle)
+        })
+        .await
+    }
+
+    /// Whoever counts the cluster's connections.
+    fn counted(&self) -> Option<&Resilience> {
+        self.cluster.resilience().filter(|resilience| resilience.limits_connections())
+    }
+
+    /// Waits until a connection may be made, or one comes back.
+    async fn queue(
+        &self,
+        resilience: &Resilience,
+        may_reuse: bool,
+        place: Place,
+    ) -> Result<Queued, Failure> {
+        let pending = resilience.pend().map_err(|overflow| full(&overflow))?;
+        if let Some(slot) = resilience.slot() {
+            return Ok(Queued::Slot(pending, slot));
+        }
+        let _waiting = Waiting::new(self.worker, place);
+        let mut late = pin!(tokio::time::sleep(self.cluster.connect_within));
+        loop {
+            let mut freed = pin!(resilience.freed());
+            // Registered before the look: what becomes free between the two is not missed.
+            freed.as_mut().enable();
+            if let Some(idle) = self.idle(may_reuse, place).await {
+                return Ok(Queued::Idle(idle));
+            }
+            if let Some(slot) = resilience.slot() {
+                return Ok(Queued::Slot(pending, slot));
+            }
+            tokio::select! {
+                () = freed => {}
+                () = &mut late => return Err(full(&resilience.connections_used_up())),
+            }
+        }
     }
 
     fn over(&self, stream: crate::upstream::Stream) -> Origin {
@@ -375,7 +482,7 @@ impl Attempt<'_> {
                 Some(proof)
             }
         };
-        Ok((established.stream, Reuse { requests: 1, proof, introduced: self.caller }))
+        Ok((established.stream, Reuse { requests: 1, proof, introduced: self.caller, slot: None }))
     }
 
     async fn obtain_http2(
@@ -428,7 +535,15 @@ impl Attempt<'_> {
         } else {
             Some(place)
         };
-        let (stream, reuse) = self.connect(host, Protocol::Http2).await?;
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match self.queue(resilience, false, key).await? {
+                Queued::Idle(_) => None,
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = self.connect(host, Protocol::Http2).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
         let send = originate(self.worker, stream, reuse.proof.clone()).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
@@ -442,7 +557,7 @@ impl Attempt<'_> {
     }
 
     /// Nobody else shall wait on the shared connection that failed; streams under way keep it.
-    fn forget_http2(&self, origin: &Origin, place: Place) {
+    pub(super) fn forget_http2(&self, origin: &Origin, place: Place) {
         let Origin::Http2(origin) = origin else { return };
         let shared = self.worker.pool.lock().shared(place, self.cluster.keepalive);
         if let Ok(mut place) = shared.try_lock() {
@@ -450,7 +565,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn send<D: Downstream>(
+    pub(super) fn send<D: Downstream>(
         &self,
         exchange: &Exchange,
         caller: &D,
@@ -599,7 +714,51 @@ impl Attempt<'_> {
     }
 }
 
+/// What a request that waits for a connection gets.
+enum Queued {
+    /// One that came back.
+    Idle(Idle),
+    /// Leave to make one.
+    Slot(Pending, Slot),
+}
+
+/// One request of this worker that waits for a connection to come back.
+struct Waiting<'a>(&'a Worker, Place);
+
+impl<'a> Waiting<'a> {
+    fn new(worker: &'a Worker, place: Place) -> Self {
+        worker.pool.lock().waits(place, true);
+        Self(worker, place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.pool.lock().waits(self.1, false);
+    }
+}
+
 impl Upstreamed {
+    /// Of a race that is won.
+    pub(super) fn won(
+        cluster: &Arc<Cluster>,
+        place: Place,
+        (origin, reuse, length): (Origin, Reuse, BodyLength),
+        held: Held,
+    ) -> Self {
+        Self {
+            origin,
+            upload: Pump::of_nothing(),
+            length,
+            switched: false,
+            protocol: None,
+            cluster: cluster.clone(),
+            place,
+            reuse,
+            held,
+        }
+    }
+
     /// From here on the bytes belong to another protocol.
     pub(in crate::proxy) fn is_switched(&self) -> bool {
         self.switched
@@ -710,6 +869,6 @@ impl Upstreamed {
         let Origin::Http1(origin) = self.origin else { return None };
         let (stream, early) = origin.http.into_parts(&worker.buffers);
         let (protocol, proof) = (self.protocol, self.reuse.proof);
-        Some(Tunnel { stream, early, protocol, proof, kept, decided, _busy: self._busy })
+        Some(Tunnel { stream, early, protocol, proof, kept, decided, _held: self.held })
     }
 }

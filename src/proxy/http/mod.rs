@@ -12,6 +12,7 @@ pub(in crate::proxy) mod forwarded;
 pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
+mod hedge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod pace;
 pub(in crate::proxy) mod transfer;

@@ -52,6 +52,11 @@ impl Pump {
         }
     }
 
+    /// Of a request without a body that has gone out.
+    pub(in crate::proxy) fn of_nothing() -> Self {
+        Self { is_over: true, is_finished: true, ..Self::within(u64::MAX) }
+    }
+
     /// Has anything been taken from the source? Then the request cannot be sent again.
     pub(in crate::proxy) fn has_begun(&self) -> bool {
         self.moved > 0
