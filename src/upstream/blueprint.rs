@@ -63,7 +63,6 @@ impl Blueprint {
     ///
     /// # Errors
     /// It could not: the upstream does not say whom to expect there.
-    #[expect(dead_code, reason = "for nodes that registries name")]
     pub(super) fn takes_any_node(&self) -> Result<(), Invalid> {
         self.security.as_ref().map(|_| ()).map_err(Clone::clone)
     }

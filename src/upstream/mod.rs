@@ -21,7 +21,7 @@ mod resilience;
 mod roster;
 
 pub use breaker::{Admission, Held, Limit, Overflow, Pending, Retry, Slot};
-pub use cluster::{Cluster, Tried};
+pub use cluster::{Cluster, HashKey, Tried};
 pub use connect::{Connect, Error, Established, Protocol, Stream};
 pub use endpoint::{Busy, Endpoint, Place, PublicTls, Security};
 pub use health::{HealthReport, NodeCounter, NodeReport, Seen};
