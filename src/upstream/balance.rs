@@ -85,7 +85,7 @@ impl Balancer {
             Self::RoundRobin { order, .. } if order.is_empty() => None,
             Self::RoundRobin { order, next } => {
                 let start = next.fetch_add(1, Ordering::Relaxed) % order.len();
-                let (skipped, at) = around(order, start).enumerate().find(|(_, at)| may(*at))?;
+                let (skipped, at) = (0..).zip(around(order, start)).find(|(_, at)| may(*at))?;
                 // Otherwise the next in order would get all that is not for those that are left out.
                 if skipped > 0 {
                     next.fetch_add(skipped, Ordering::Relaxed);

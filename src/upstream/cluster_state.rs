@@ -206,6 +206,15 @@ impl ClusterState {
     }
 }
 
+impl Drop for ClusterState {
+    fn drop(&mut self) {
+        // Endpoints may outlive it, and nobody else would take them back in.
+        for one in self.ejected.get_mut() {
+            one.endpoint.condition().set_ejected(false);
+        }
+    }
+}
+
 /// Seconds above 0, as a field of `resilience` has them.
 pub(super) fn seconds(field: &str, seconds: f64) -> Result<Duration, crate::model::Invalid> {
     match Duration::try_from_secs_f64(seconds) {

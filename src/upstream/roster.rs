@@ -262,6 +262,11 @@ impl Roster {
         of_type.filter_map(|(_, held)| held.upgrade()?.downcast().ok()).collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn forget_waiting(&self) {
+        self.book.lock().waiting.clear();
+    }
+
     /// Does what is written down, until it is dropped.
     pub async fn run(self) {
         let mut tasks = Tasks::new();

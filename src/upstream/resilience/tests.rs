@@ -222,6 +222,24 @@ async fn a_node_that_fails_in_a_row_is_out_for_a_growing_time() {
     drop(tasks);
 }
 
+#[test]
+fn nobody_stays_out_when_there_is_no_detection_any_more() {
+    let roster = Roster::attending();
+    let nodes = json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1});
+    let upstream = json!({"nodes": nodes, "resilience": {"outlier_detection": {}}});
+    let before = compile(upstream.clone(), &roster).unwrap();
+    fail(&before, 1, Seen::Late);
+    assert_eq!(picks(&before, 4), BTreeMap::from([(2, 4)]));
+    // Somebody holds the endpoint all the time, and so its state.
+    let held = endpoint(&before, 1);
+    drop(before);
+    // What was to be attended to is never begun here: it goes with the roster's book.
+    roster.forget_waiting();
+    let after = compile(upstream, &roster).unwrap();
+    assert_eq!(held.state_key(), endpoint(&after, 1).state_key());
+    assert_eq!(picks(&after, 4).len(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_succeeds_too_seldom_is_out_after_the_interval() {
     let roster = Roster::attending();
