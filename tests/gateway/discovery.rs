@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use hickory_resolver::proto::rr::RecordType;
+
 use crate::registries::{
-    ClusterDouble, Consul, ConsulDouble, EurekaDouble, NacosDouble, RealConsul, Server, whole,
+    ClusterDouble, Consul, ConsulDouble, DnsDouble, EurekaDouble, NacosDouble, RealConsul, Server,
+    whole,
 };
 use crate::world::{App, PATIENCE, Process, World, eventually_async, get};
 
@@ -494,6 +497,54 @@ async fn slices_of_several_clusters_are_followed_over_tls_with_a_token_that_chan
     near.compact();
     near.put("shop", "cart", &[port(&three)]);
     until_served(&ingress, "/a", &[("three", 2), ("two", 2)]).await;
+}
+
+#[tokio::test]
+async fn records_are_nodes_with_the_ports_weights_and_priorities_of_services() {
+    let world = World::new();
+    let [one, two, three] = apps();
+    let dns = DnsDouble::start();
+    dns.set_here("host.test");
+    dns.set_services(
+        "_http._tcp.shop.test",
+        &[
+            (10, 3, port(&one), "host.test."),
+            (10, 1, port(&two), "host.test."),
+            (20, 9, port(&three), "host.test."),
+        ],
+    );
+    let discovery = json!({ "dns": { "servers": [dns.address.to_string()] } });
+    let routes = [
+        ("/srv", of("dns", "_http._tcp.Shop.test")),
+        ("/a", of("dns", &format!("host.test:{}", port(&two)))),
+        ("/none", of("dns", "nobody.test")),
+    ];
+    let ingress = ingress(&world, &discovery, &routes);
+    until_served(&ingress, "/srv", &[("one", 6), ("two", 2)]).await;
+    until_served(&ingress, "/a", &[("two", 2)]).await;
+    until_served(&ingress, "/none", &[("503", 2)]).await;
+    // The type that had records is asked for first from then on.
+    eventually_async("a name without services is asked for its address first", || async {
+        let asked = dns.asked("host.test");
+        let at = asked.iter().position(|kind| *kind == RecordType::SRV)?;
+        (asked.len() > at + 6 && asked.iter().filter(|kind| **kind == RecordType::SRV).count() == 1)
+            .then_some(())
+    })
+    .await;
+
+    // Who comes later counts when those before are gone.
+    dns.set_services(
+        "_http._tcp.shop.test",
+        &[(10, 1, crate::world::free_port(), "host.test."), (20, 0, port(&three), "host.test.")],
+    );
+    until_served(&ingress, "/srv", &[("three", 3)]).await;
+
+    dns.is_silent(true);
+    ingress.logs("the registry does not answer as it should");
+    assert_eq!(served(&ingress, "/srv", 3).await, [("three".to_owned(), 3)].into());
+    dns.set_services("_http._tcp.shop.test", &[(1, 1, port(&two), "host.test.")]);
+    dns.is_silent(false);
+    until_served(&ingress, "/srv", &[("two", 3)]).await;
 }
 
 #[tokio::test]

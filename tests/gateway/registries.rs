@@ -15,6 +15,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
+use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::rr::rdata::{A, SRV};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -225,6 +228,94 @@ impl<T> Changing<T> {
         let mut version = self.version.subscribe();
         let changed = async { while !is_so(&self.lock()) && version.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(within, changed).await;
+    }
+}
+
+#[derive(Default)]
+struct Zone {
+    records: BTreeMap<(String, RecordType), Vec<(u32, RData)>>,
+    is_silent: bool,
+    asked: Vec<(String, RecordType)>,
+}
+
+/// A DNS server over UDP.
+pub struct DnsDouble {
+    pub address: SocketAddr,
+    zone: Arc<Mutex<Zone>>,
+}
+
+impl DnsDouble {
+    pub fn start() -> Self {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let zone = Arc::<Mutex<Zone>>::default();
+        let known = zone.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let answer = known.lock().unwrap().answer(&buffer[..length]);
+                if let Some(answer) = answer {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Self { address, zone }
+    }
+
+    /// This machine's address for a name, which holds for a second.
+    pub fn set_here(&self, name: &str) {
+        let here = RData::A(A(std::net::Ipv4Addr::LOCALHOST));
+        self.set(name, RecordType::A, vec![here]);
+    }
+
+    /// Priority, weight, port and host of each server.
+    pub fn set_services(&self, name: &str, services: &[(u16, u16, u16, &str)]) {
+        let record = |(priority, weight, port, host): &(u16, u16, u16, &str)| {
+            RData::SRV(SRV::new(*priority, *weight, *port, Name::from_utf8(host).unwrap()))
+        };
+        self.set(name, RecordType::SRV, services.iter().map(record).collect());
+    }
+
+    fn set(&self, name: &str, kind: RecordType, records: Vec<RData>) {
+        let records = records.into_iter().map(|record| (1, record)).collect();
+        self.zone.lock().unwrap().records.insert((format!("{name}."), kind), records);
+    }
+
+    /// Answers nothing any more, or answers again.
+    pub fn is_silent(&self, is_silent: bool) {
+        self.zone.lock().unwrap().is_silent = is_silent;
+    }
+
+    /// The types that were asked for of a name.
+    pub fn asked(&self, name: &str) -> Vec<RecordType> {
+        let name = format!("{name}.");
+        let zone = self.zone.lock().unwrap();
+        zone.asked.iter().filter(|(asked, _)| *asked == name).map(|(_, kind)| *kind).collect()
+    }
+}
+
+impl Zone {
+    fn answer(&mut self, question: &[u8]) -> Option<Vec<u8>> {
+        let question = Message::from_vec(question).ok()?;
+        let query = question.queries.first()?.clone();
+        let name = query.name().to_utf8().to_ascii_lowercase();
+        self.asked.push((name.clone(), query.query_type()));
+        if self.is_silent {
+            return None;
+        }
+        let mut answer = Message::response(question.id, question.op_code);
+        answer.add_query(query.clone());
+        match self.records.get(&(name.clone(), query.query_type())) {
+            Some(records) => {
+                for (ttl, data) in records {
+                    let owner = query.name().clone();
+                    answer.add_answer(Record::from_rdata(owner, *ttl, data.clone()));
+                }
+            }
+            None if self.records.keys().any(|(known, _)| *known == name) => {}
+            None => answer.metadata.response_code = ResponseCode::NXDomain,
+        }
+        answer.to_vec().ok()
     }
 }
 

@@ -198,7 +198,12 @@ impl Cluster {
                     Err(Ended::Gone) => break,
                     Err(Ended::Failed(error)) => {
                         board.lost(number);
+                        let is_confused = matches!(error, Error::Shape { .. });
                         tokio::time::sleep(contact.lost(&error)).await;
+                        // To go on from there would bring the same event again.
+                        if is_confused {
+                            break;
+                        }
                     }
                 }
             }
@@ -222,7 +227,7 @@ impl Cluster {
             }
             let list: List = line.parse(&question, &answer)?;
             for item in list.items.unwrap_or_default() {
-                if let Some(object) = self.read(&question, &item)? {
+                if let Some(object) = self.read(&item) {
                     objects.put(object, false);
                 }
             }
@@ -263,11 +268,16 @@ impl Cluster {
         Ok(Question::get(&self.server, path).with(AUTHORIZATION, bearer))
     }
 
-    /// An object, when it belongs to a service that is followed.
-    fn read(&self, question: &Question, object: &RawValue) -> Result<Option<Object>, Error> {
-        let object = self.kind.read(object, self.weight);
-        let object = object.map_err(|error| self.server.shape(&question.path, error))?;
-        Ok(object.filter(|object| self.namespaces.has(&object.service.0)))
+    /// An object, when it belongs to a service that is followed. One that cannot be read changes nothing: the others count.
+    fn read(&self, object: &RawValue) -> Option<Object> {
+        match self.kind.read(object, self.weight) {
+            Ok(object) => object.filter(|object| self.namespaces.has(&object.service.0)),
+            Err(error) => {
+                let server = &self.server.name;
+                tracing::warn!(registry = "kubernetes", server, %error, "an object cannot be read");
+                None
+            }
+        }
     }
 
     /// A service as upstreams name it: once for each port.
@@ -387,7 +397,7 @@ impl Events<'_> {
             _ => return Ok(()),
         };
         let head: Head = serde_json::from_str(event.object.get()).map_err(shape)?;
-        if let Some(object) = self.cluster.read(question, event.object)? {
+        if let Some(object) = self.cluster.read(event.object) {
             self.put(object, is_gone);
         }
         *version = head.metadata.version;
