@@ -577,8 +577,11 @@ async fn what_cannot_be_followed_is_refused_by_name_and_the_version_before_stays
 
     for (upstream, sentence) in [
         (of("tars", "a"), "discovery_type"),
-        (json!({ "service_name": "a" }), "nodes"),
-        (json!({ "service_name": "a", "discovery_type": "consul", "nodes": {} }), "nodes"),
+        (json!({ "service_name": "a" }), "value should match only one schema"),
+        (
+            json!({ "service_name": "a", "discovery_type": "consul", "nodes": {} }),
+            "value should match only one schema",
+        ),
         (of("kubernetes", "cart"), "service_name: expected [id/]namespace/name:port"),
         (
             json!({ "service_name": "a", "discovery_type": "consul",

@@ -1,6 +1,8 @@
 //! Registries as their documentation describes them: servers in this process that speak their interfaces, count what they are
 //! asked, go away and come back. And a real Consul where there is one.
 
+#![allow(unreachable_pub, reason = "as in world.rs")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -387,7 +389,15 @@ impl ConsulDouble {
 
     /// As after the loss of all servers' data: everything begins anew.
     pub fn begin_anew(&self) {
-        self.state.change(|state| *state = ConsulState { index: 2, ..ConsulState::default() });
+        self.state.change(|state| {
+            *state = ConsulState {
+                index: 2,
+                services_at: 2,
+                checks_at: 2,
+                keys_at: 2,
+                ..ConsulState::default()
+            };
+        });
     }
 }
 
@@ -451,7 +461,8 @@ async fn consul(state: Arc<Changing<ConsulState>>, asked: Asked) -> Response<Bod
     let index = asked.number("index");
     if index > 0 {
         let wait = asked.number("wait").clamp(1, 600);
-        state.until(Duration::from_secs(wait), |state| at(state) > index).await;
+        // Another past lets go of those who wait as well.
+        state.until(Duration::from_secs(wait), |state| at(state) != index).await;
     }
     let state = state.lock();
     let passing = |id: &&String| !state.critical.get(*id).copied().unwrap_or(false);
