@@ -222,7 +222,7 @@ async fn consul_is_asked_by_one_watch_however_many_upstreams_and_requests_there_
     // A token that is good no more changes nothing, and no log shows it.
     consul.require_token("another");
     consul.register("a", "a", port(&one));
-    ingress.logs("answers /v1/health/state/any with status 403");
+    ingress.logs("with status 403");
     assert_eq!(served(&ingress, "/a", 2).await, [("two".to_owned(), 2)].into());
     assert!(!ingress.said().contains("a token"), "{}", ingress.said());
 }

@@ -213,6 +213,8 @@ impl Cluster {
     async fn list(&self, line: &mut Line) -> Result<(Objects, String), Error> {
         let mut objects = Objects::default();
         let mut rest: Option<String> = None;
+        // The first page's: whatever happens while the others are read is told by the watch.
+        let mut version: Option<String> = None;
         loop {
             let page = match &rest {
                 None => format!("limit={PAGE}"),
@@ -222,7 +224,7 @@ impl Cluster {
             let answer = line.ask(&question).await?;
             // The list has grown too old between two pages.
             if answer.status == StatusCode::GONE && rest.take().is_some() {
-                objects = Objects::default();
+                (objects, version) = (Objects::default(), None);
                 continue;
             }
             let list: List = line.parse(&question, &answer)?;
@@ -231,8 +233,9 @@ impl Cluster {
                     objects.put(object, false);
                 }
             }
+            let version = version.get_or_insert(list.metadata.version);
             match list.metadata.rest.filter(|rest| !rest.is_empty()) {
-                None => return Ok((objects, list.metadata.version)),
+                None => return Ok((objects, std::mem::take(version))),
                 more => rest = more,
             }
         }
@@ -374,7 +377,9 @@ impl Events<'_> {
         line: &[u8],
         version: &mut String,
     ) -> Result<(), Ended> {
-        let shape = |error| self.cluster.server.shape(&question.path, error);
+        let shape = |error: serde_json::Error| {
+            self.cluster.server.shape(&question.path, error.to_string())
+        };
         let event: Event<'_> = serde_json::from_slice(line).map_err(shape)?;
         let is_gone = match &*event.kind {
             "ADDED" | "MODIFIED" => false,
