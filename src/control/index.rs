@@ -56,11 +56,6 @@ pub(super) fn facts(kind: Kind, id: &Id, value: &Value) -> Vec<Fact> {
             facts.push(Fact::Refers(target, target_id));
         }
     }
-    for tls in ["/tls/client_cert_id", "/upstream/tls/client_cert_id"] {
-        if let Some(target_id) = value.pointer(tls).and_then(id_text) {
-            facts.push(Fact::Refers(Kind::Ssls, target_id));
-        }
-    }
     match kind {
         Kind::Consumers | Kind::Credentials => {
             facts.extend(plugins().filter_map(|(name, config)| auth_key(name, config)));

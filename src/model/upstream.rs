@@ -109,7 +109,7 @@ pub struct KeepalivePool {
     #[serde(default = "default_pool_size")]
     #[schemars(range(min = 1))]
     pub size: u32,
-    /// Seconds after which an idle one is closed; 0 keeps none idle.
+    /// Seconds after which an idle one is closed; 0: when the server closes it.
     #[serde(default = "default_idle_timeout")]
     #[schemars(range(min = 0))]
     pub idle_timeout: f64,

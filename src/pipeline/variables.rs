@@ -417,6 +417,14 @@ impl Template {
         Ok(Self(parts))
     }
 
+    /// What one variable is, named without the dollar. Its name may have characters that end a name within a text.
+    ///
+    /// # Errors
+    /// There is no such variable.
+    pub fn of_variable(name: &str) -> Result<Self, Invalid> {
+        Ok(Self(vec![Part::Variable(Variable::parse(name)?, None)]))
+    }
+
     /// The text, when there is nothing to fill in.
     pub fn fixed(&self) -> Option<&str> {
         match self.0.as_slice() {

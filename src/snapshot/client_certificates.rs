@@ -18,7 +18,12 @@ pub(super) fn equipped<'u>(
     ssls: &BTreeMap<Id, Arc<Ssl>>,
 ) -> Cow<'u, Upstream> {
     let usable = |ssl: &&Arc<Ssl>| ssl.ssl_type == SslType::Client && ssl.status == Status::Enabled;
-    let found = named(upstream).and_then(|id| ssls.get(id)).filter(usable);
+    let has_one = upstream.tls.as_ref().is_some_and(|tls| {
+        // Both at once is refused, not silently one of them.
+        tls.client_cert.is_some() || tls.client_key.is_some()
+    });
+    let named = named(upstream).filter(|_| !has_one);
+    let found = named.and_then(|id| ssls.get(id)).filter(usable);
     let Some(ssl) = found else { return Cow::Borrowed(upstream) };
     let mut upstream = upstream.clone();
     if let Some(tls) = &mut upstream.tls {

@@ -15,8 +15,8 @@ use crate::model::{
     Timeout, Upstream,
 };
 use crate::observe::Registry;
-use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
-use crate::upstream::{Cluster, Roster};
+use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Template};
+use crate::upstream::{Cluster, HashKey, Roster};
 
 /// The table of plugins, with what compiling one needs beside its settings.
 pub(super) struct Workshop<'a> {
@@ -196,7 +196,10 @@ impl Workshop<'_> {
         upstream: &Upstream,
         timeout: Option<Timeout>,
     ) -> Result<Arc<Cluster>, Invalid> {
-        Cluster::compile(name, &equipped(upstream, self.ssls), timeout, self.roster)
+        let upstream = equipped(upstream, self.ssls);
+        let cluster = Cluster::compile(name, &upstream, timeout, self.roster)?;
+        hash_template(&cluster).map_err(at("key"))?;
+        Ok(cluster)
     }
 
     /// What is left of a route that does not compile: enough to stand in its place and refuse.
@@ -251,6 +254,18 @@ impl Workshop<'_> {
             cluster: cluster.transpose()?,
         })
     }
+}
+
+/// What the cluster's ring hashes, if it has one.
+///
+/// # Errors
+/// It names an unknown variable. A cluster of [`Workshop::cluster`] names none.
+pub(super) fn hash_template(cluster: &Cluster) -> Result<Option<Template>, Invalid> {
+    Ok(match &cluster.hash_key {
+        None => None,
+        Some(HashKey::Variable(name)) => Some(Template::of_variable(name)?),
+        Some(HashKey::Text(text)) => Some(Template::parse(text)?),
+    })
 }
 
 fn link(

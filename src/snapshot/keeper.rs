@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::client_certificates::named;
-use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl, host_names};
+use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl, hash_template, host_names};
 use super::compiled::{Broken, CompiledRoute, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
 use super::merge::{self, Links};
@@ -21,7 +21,6 @@ use crate::model::{
 use crate::observe::Registry;
 use crate::pipeline::{
     Chain, Consumer, Entry, Exchange, Fault, Flow, Hooks, Kept, Link, Rewrite, RouteInfo, Side,
-    Template,
 };
 use crate::policy::{self, Policy};
 use crate::upstream::{Cluster, Roster};
@@ -886,10 +885,8 @@ impl Keeper {
         let websocket = route
             .enable_websocket
             .or_else(|| service_body.and_then(|service| service.enable_websocket));
-        // Judged when the upstream was: a key that is no template is refused there.
-        let hash_key =
-            cluster.as_ref().and_then(|cluster: &Arc<Cluster>| cluster.hash_key.as_deref());
-        let hash_key = hash_key.and_then(|key| Template::parse(key).ok());
+        // Judged when the upstream was: there every key is one.
+        let hash_key = cluster.as_deref().and_then(|cluster| hash_template(cluster).ok().flatten());
         let compiled = CompiledRoute {
             hash_key,
             info: Arc::new(info),

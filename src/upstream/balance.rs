@@ -55,10 +55,8 @@ impl Balancer {
             // One endpoint's points are the beginning of those that it has with a larger weight: few keys move with a weight.
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded")]
             let share = (weight(at) * factor).round().max(1.0) as u32;
-            let place = endpoint.address();
-            let points_of =
-                |point| (hash(format!("{}|{place}#{point}", endpoint.host).as_bytes()), at);
-            points.extend((0..share).map(points_of));
+            let place = hash(format!("{}|{}", endpoint.host, endpoint.address()).as_bytes());
+            points.extend((0..share).map(|point| (spread(place, point), at)));
         }
         points.sort_unstable();
         Self::HashRing { points: points.into() }
@@ -87,7 +85,12 @@ impl Balancer {
             Self::RoundRobin { order, .. } if order.is_empty() => None,
             Self::RoundRobin { order, next } => {
                 let start = next.fetch_add(1, Ordering::Relaxed) % order.len();
-                around(order, start).find(|at| may(*at))
+                let (skipped, at) = (0..).zip(around(order, start)).find(|(_, at)| may(*at))?;
+                // Otherwise the next in order would get all that is not for those that are left out.
+                if skipped > 0 {
+                    next.fetch_add(skipped, Ordering::Relaxed);
+                }
+                Some(at)
             }
             Self::HashRing { points } => {
                 let start = points.partition_point(|(point, _)| *point < key);
@@ -152,6 +155,16 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
     // FNV's high bits move little for short keys; one finalising mix spreads them over the ring.
+    mixed(hash)
+}
+
+/// One of the points of a place.
+fn spread(place: u64, point: u32) -> u64 {
+    // Steps of the golden ratio, as SplitMix64 takes them.
+    mixed(mixed(place.wrapping_add(u64::from(point).wrapping_mul(0x9e37_79b9_7f4a_7c15))))
+}
+
+const fn mixed(hash: u64) -> u64 {
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash ^ (hash >> 33)
 }

@@ -36,6 +36,15 @@ impl Tried {
     }
 }
 
+/// What a ring hashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// The variable of this name.
+    Variable(String),
+    /// A text with variables.
+    Text(String),
+}
+
 /// Who serves a cluster.
 #[derive(Debug)]
 enum Serving {
@@ -68,8 +77,8 @@ pub struct Cluster {
     pub read_within: Duration,
     /// How many connections wait for their next request.
     pub keepalive: KeepalivePool,
-    /// What a ring hashes: a template of variables, read from each exchange.
-    pub hash_key: Option<String>,
+    /// What a ring hashes, read from each exchange.
+    pub hash_key: Option<HashKey>,
     serving: Serving,
 }
 
@@ -175,8 +184,11 @@ impl Cluster {
 
 fn serving(name: &str, upstream: &Upstream, roster: &Roster) -> Result<Serving, Invalid> {
     let blueprint = Blueprint::compile(name, upstream, roster)?;
-    if let Some(source) = discovery::source(upstream, roster)? {
+    if upstream.nodes.is_none() {
+        // Whoever comes will be just a place.
         blueprint.takes_any_node()?;
+    }
+    if let Some(source) = discovery::source(upstream, roster)? {
         let following = Following::keep(&key(name, upstream), blueprint, source, roster);
         return Ok(Serving::Changing(following));
     }
@@ -226,8 +238,7 @@ const HASHED: [&str; 9] = [
     "hostname",
 ];
 
-/// What a ring hashes, as a template of variables.
-fn hash_key(upstream: &Upstream) -> Result<Option<String>, Invalid> {
+fn hash_key(upstream: &Upstream) -> Result<Option<HashKey>, Invalid> {
     if upstream.balance != Balance::Chash {
         return Ok(None);
     }
@@ -236,33 +247,32 @@ fn hash_key(upstream: &Upstream) -> Result<Option<String>, Invalid> {
         key.ok_or_else(|| Invalid::new("key: required when type is chash"))
     };
     let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(word);
     let named = |prefix: &str, what: &str| {
         let key = key()?;
         let name = key.strip_prefix(prefix).filter(|rest| !rest.is_empty()).unwrap_or(key);
-        match !name.is_empty() && name.bytes().all(word) {
-            true => Ok(Some(format!("${{{prefix}{name}}}"))),
+        match is_name(name) {
+            true => Ok(HashKey::Variable(format!("{prefix}{name}"))),
             false => Err(Invalid(format!("key: expected the name of a {what}, got {key:?}"))),
         }
     };
-    match upstream.hash_on {
+    let key = match upstream.hash_on {
         HashOn::Vars => {
             let key = key()?;
-            let argument = key.strip_prefix("arg_");
-            let is_argument =
-                argument.is_some_and(|name| !name.is_empty() && name.bytes().all(word));
-            match is_argument || HASHED.contains(&key) {
-                true => Ok(Some(format!("${{{key}}}"))),
-                false => Err(Invalid(format!(
+            if !key.strip_prefix("arg_").is_some_and(is_name) && !HASHED.contains(&key) {
+                return Err(Invalid(format!(
                     "key: expected one of {} or arg_NAME when hash_on is vars, got {key:?}",
                     HASHED.join(", ")
-                ))),
+                )));
             }
+            HashKey::Variable(key.to_owned())
         }
-        HashOn::Header => named("http_", "header"),
-        HashOn::Cookie => named("cookie_", "cookie"),
-        HashOn::Consumer => Ok(Some("${consumer_name}".to_owned())),
-        HashOn::VarsCombinations => key().map(|key| Some(key.to_owned())),
-    }
+        HashOn::Header => named("http_", "header")?,
+        HashOn::Cookie => named("cookie_", "cookie")?,
+        HashOn::Consumer => HashKey::Variable("consumer_name".to_owned()),
+        HashOn::VarsCombinations => HashKey::Text(key()?.to_owned()),
+    };
+    Ok(Some(key))
 }
 
 #[cfg(test)]
@@ -396,18 +406,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_ring_hashes_is_a_template() {
-        for (hash_on, key, template) in [
-            ("vars", Some("uri"), "${uri}"),
-            ("vars", Some("arg_a-B"), "${arg_a-B}"),
-            ("header", Some("X-User"), "${http_X-User}"),
-            ("header", Some("http_x_user"), "${http_x_user}"),
-            ("cookie", Some("sid"), "${cookie_sid}"),
-            ("consumer", None, "${consumer_name}"),
-            ("vars_combinations", Some("$host$remote_addr"), "$host$remote_addr"),
+    fn what_a_ring_hashes_is_a_variable_or_several() {
+        let variable = |name: &str| HashKey::Variable(name.to_owned());
+        for (hash_on, key, expected) in [
+            ("vars", Some("uri"), variable("uri")),
+            ("vars", Some("arg_a-B"), variable("arg_a-B")),
+            ("header", Some("X-User"), variable("http_X-User")),
+            ("header", Some("http_x_user"), variable("http_x_user")),
+            ("cookie", Some("sid"), variable("cookie_sid")),
+            ("consumer", None, variable("consumer_name")),
+            ("vars_combinations", Some("$host$uri"), HashKey::Text("$host$uri".to_owned())),
         ] {
             let value = json!({"type": "chash", "hash_on": hash_on, "key": key});
-            assert_eq!(cluster(value).unwrap().hash_key.as_deref(), Some(template), "{hash_on}");
+            assert_eq!(cluster(value).unwrap().hash_key, Some(expected), "{hash_on}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! `Endpoint`: one place that serves, whom we expect there, how busy and how quick it is.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -167,9 +167,12 @@ impl Endpoint {
 fn hash_of(name: &str) -> u128 {
     static KEYS: LazyLock<(RandomState, RandomState)> =
         LazyLock::new(|| (RandomState::new(), RandomState::new()));
-    let name = name.to_ascii_lowercase();
-    let (high, low) = (KEYS.0.hash_one(&name), KEYS.1.hash_one(&name));
-    u128::from(high) << 64 | u128::from(low)
+    let half = |keys: &RandomState| {
+        let mut hasher = keys.build_hasher();
+        name.bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+        u128::from(hasher.finish())
+    };
+    half(&KEYS.0) << 64 | half(&KEYS.1)
 }
 
 /// Counts one request under way at its endpoint.

@@ -15,7 +15,7 @@ mod origin_tls;
 mod pool;
 mod roster;
 
-pub use cluster::{Cluster, Tried};
+pub use cluster::{Cluster, HashKey, Tried};
 pub use connect::{Connect, Error, Established, Protocol, Stream};
 pub use discovery::{Discovery, Error as DiscoveryError, Settings as DiscoverySettings};
 pub use endpoint::{Busy, Endpoint, Place, PublicTls, Security};

@@ -12,7 +12,6 @@ pub(super) fn address(host: &str) -> Option<IpAddr> {
 
 /// The nodes as they are written.
 ///
-
 /// # Errors
 /// A place cannot be read.
 pub(super) fn nodes(upstream: &Upstream) -> Result<Vec<Node>, Invalid> {

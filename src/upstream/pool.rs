@@ -116,8 +116,10 @@ pub struct Pool {
 }
 
 impl Kept {
+    /// As in nginx, 0 is no limit.
     fn idle_limit(&self) -> Duration {
-        Duration::try_from_secs_f64(self.limits.idle_timeout).unwrap_or(Duration::MAX)
+        let limit = Duration::try_from_secs_f64(self.limits.idle_timeout);
+        limit.ok().filter(|limit| !limit.is_zero()).unwrap_or(Duration::MAX)
     }
 }
 
@@ -151,7 +153,7 @@ impl Pool {
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
     pub fn put(&mut self, place: Place, idle: Idle, limits: KeepalivePool) {
         let is_used_up = idle.reuse.requests >= limits.requests || idle.reuse.has_fallen();
-        if limits.idle_timeout <= 0.0 || is_used_up {
+        if is_used_up {
             return;
         }
         let kept = self.places.entry(place).or_default();

@@ -39,4 +39,7 @@ mod stapling;
 mod tls_attacks;
 mod tls_edge;
 mod upstream;
+mod upstream_balance;
+mod upstream_names;
+mod upstream_tls;
 mod world;

@@ -32,7 +32,7 @@ fn members(count: usize) -> Vec<u16> {
 }
 
 fn weights() -> impl Strategy<Value = Vec<u32>> {
-    prop::collection::vec(prop_oneof![Just(0), 1..10_u32, Just(100), Just(1_000_000)], 1..20)
+    prop::collection::vec(prop_oneof![Just(0), 1..10_u32, Just(100)], 1..12)
 }
 
 fn all_kinds(endpoints: &[Arc<Endpoint>]) -> [Balancer; 4] {
@@ -46,6 +46,8 @@ fn all_kinds(endpoints: &[Arc<Endpoint>]) -> [Balancer; 4] {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn a_weight_of_nothing_gets_nothing_and_everybody_else_comes_before_nobody(
         weights in weights(), key: u64

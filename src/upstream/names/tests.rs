@@ -250,7 +250,7 @@ fn settings_that_make_no_sense_are_named() {
     ] {
         assert_eq!(Resolver::new(&settings).unwrap_err().to_string(), says);
     }
-    let servers = ["1.2.3.4", "[fd00::1]:5353", "fd00::1", "[fd00::1]"].map(|text| server(text));
+    let servers = ["1.2.3.4", "[fd00::1]:5353", "fd00::1", "[fd00::1]"].map(server);
     let expected = ["1.2.3.4:53", "[fd00::1]:5353", "[fd00::1]:53", "[fd00::1]:53"];
     assert_eq!(servers, expected.map(|text| Some(text.parse().unwrap())));
 }
