@@ -221,8 +221,11 @@ impl Cluster {
 
 fn serving(name: &str, upstream: &Upstream, roster: &Roster) -> Result<Serving, Invalid> {
     let blueprint = Blueprint::compile(name, upstream, roster)?;
-    if let Some(source) = discovery::source(upstream, roster)? {
+    if upstream.nodes.is_none() {
+        // Whoever comes will be just a place.
         blueprint.takes_any_node()?;
+    }
+    if let Some(source) = discovery::source(upstream, roster)? {
         let following = Following::keep(&key(name, upstream), blueprint, source, roster);
         return Ok(Serving::Changing(following));
     }

@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use hickory_resolver::proto::rr::RecordType;
+
 use crate::registries::{
-    ClusterDouble, Consul, ConsulDouble, EurekaDouble, NacosDouble, RealConsul, Server, whole,
+    ClusterDouble, Consul, ConsulDouble, DnsDouble, EurekaDouble, NacosDouble, RealConsul, Server,
+    whole,
 };
 use crate::world::{App, PATIENCE, Process, World, eventually_async, get};
 
@@ -219,7 +222,7 @@ async fn consul_is_asked_by_one_watch_however_many_upstreams_and_requests_there_
     // A token that is good no more changes nothing, and no log shows it.
     consul.require_token("another");
     consul.register("a", "a", port(&one));
-    ingress.logs("answers /v1/health/state/any with status 403");
+    ingress.logs("with status 403");
     assert_eq!(served(&ingress, "/a", 2).await, [("two".to_owned(), 2)].into());
     assert!(!ingress.said().contains("a token"), "{}", ingress.said());
 }
@@ -497,6 +500,54 @@ async fn slices_of_several_clusters_are_followed_over_tls_with_a_token_that_chan
 }
 
 #[tokio::test]
+async fn records_are_nodes_with_the_ports_weights_and_priorities_of_services() {
+    let world = World::new();
+    let [one, two, three] = apps();
+    let dns = DnsDouble::start();
+    dns.set_here("host.test");
+    dns.set_services(
+        "_http._tcp.shop.test",
+        &[
+            (10, 3, port(&one), "host.test."),
+            (10, 1, port(&two), "host.test."),
+            (20, 9, port(&three), "host.test."),
+        ],
+    );
+    let discovery = json!({ "dns": { "servers": [dns.address.to_string()] } });
+    let routes = [
+        ("/srv", of("dns", "_http._tcp.Shop.test")),
+        ("/a", of("dns", &format!("host.test:{}", port(&two)))),
+        ("/none", of("dns", "nobody.test")),
+    ];
+    let ingress = ingress(&world, &discovery, &routes);
+    until_served(&ingress, "/srv", &[("one", 6), ("two", 2)]).await;
+    until_served(&ingress, "/a", &[("two", 2)]).await;
+    until_served(&ingress, "/none", &[("503", 2)]).await;
+    // The type that had records is asked for first from then on.
+    eventually_async("a name without services is asked for its address first", || async {
+        let asked = dns.asked("host.test");
+        let at = asked.iter().position(|kind| *kind == RecordType::SRV)?;
+        (asked.len() > at + 6 && asked.iter().filter(|kind| **kind == RecordType::SRV).count() == 1)
+            .then_some(())
+    })
+    .await;
+
+    // Who comes later counts when those before are gone.
+    dns.set_services(
+        "_http._tcp.shop.test",
+        &[(10, 1, crate::world::free_port(), "host.test."), (20, 0, port(&three), "host.test.")],
+    );
+    until_served(&ingress, "/srv", &[("three", 3)]).await;
+
+    dns.is_silent(true);
+    ingress.logs("the registry does not answer as it should");
+    assert_eq!(served(&ingress, "/srv", 3).await, [("three".to_owned(), 3)].into());
+    dns.set_services("_http._tcp.shop.test", &[(1, 1, port(&two), "host.test.")]);
+    dns.is_silent(false);
+    until_served(&ingress, "/srv", &[("two", 3)]).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_followed_is_refused_by_name_and_the_version_before_stays() {
     let world = World::new();
     let app = App::echo("before");
@@ -526,8 +577,11 @@ async fn what_cannot_be_followed_is_refused_by_name_and_the_version_before_stays
 
     for (upstream, sentence) in [
         (of("tars", "a"), "discovery_type"),
-        (json!({ "service_name": "a" }), "nodes"),
-        (json!({ "service_name": "a", "discovery_type": "consul", "nodes": {} }), "nodes"),
+        (json!({ "service_name": "a" }), "value should match only one schema"),
+        (
+            json!({ "service_name": "a", "discovery_type": "consul", "nodes": {} }),
+            "value should match only one schema",
+        ),
         (of("kubernetes", "cart"), "service_name: expected [id/]namespace/name:port"),
         (
             json!({ "service_name": "a", "discovery_type": "consul",

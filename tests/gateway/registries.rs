@@ -1,6 +1,8 @@
 //! Registries as their documentation describes them: servers in this process that speak their interfaces, count what they are
 //! asked, go away and come back. And a real Consul where there is one.
 
+#![allow(unreachable_pub, reason = "as in world.rs")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -15,6 +17,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
+use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::rr::rdata::{A, SRV};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -228,6 +233,94 @@ impl<T> Changing<T> {
     }
 }
 
+#[derive(Default)]
+struct Zone {
+    records: BTreeMap<(String, RecordType), Vec<(u32, RData)>>,
+    is_silent: bool,
+    asked: Vec<(String, RecordType)>,
+}
+
+/// A DNS server over UDP.
+pub struct DnsDouble {
+    pub address: SocketAddr,
+    zone: Arc<Mutex<Zone>>,
+}
+
+impl DnsDouble {
+    pub fn start() -> Self {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let zone = Arc::<Mutex<Zone>>::default();
+        let known = zone.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let answer = known.lock().unwrap().answer(&buffer[..length]);
+                if let Some(answer) = answer {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Self { address, zone }
+    }
+
+    /// This machine's address for a name, which holds for a second.
+    pub fn set_here(&self, name: &str) {
+        let here = RData::A(A(std::net::Ipv4Addr::LOCALHOST));
+        self.set(name, RecordType::A, vec![here]);
+    }
+
+    /// Priority, weight, port and host of each server.
+    pub fn set_services(&self, name: &str, services: &[(u16, u16, u16, &str)]) {
+        let record = |(priority, weight, port, host): &(u16, u16, u16, &str)| {
+            RData::SRV(SRV::new(*priority, *weight, *port, Name::from_utf8(host).unwrap()))
+        };
+        self.set(name, RecordType::SRV, services.iter().map(record).collect());
+    }
+
+    fn set(&self, name: &str, kind: RecordType, records: Vec<RData>) {
+        let records = records.into_iter().map(|record| (1, record)).collect();
+        self.zone.lock().unwrap().records.insert((format!("{name}."), kind), records);
+    }
+
+    /// Answers nothing any more, or answers again.
+    pub fn is_silent(&self, is_silent: bool) {
+        self.zone.lock().unwrap().is_silent = is_silent;
+    }
+
+    /// The types that were asked for of a name.
+    pub fn asked(&self, name: &str) -> Vec<RecordType> {
+        let name = format!("{name}.");
+        let zone = self.zone.lock().unwrap();
+        zone.asked.iter().filter(|(asked, _)| *asked == name).map(|(_, kind)| *kind).collect()
+    }
+}
+
+impl Zone {
+    fn answer(&mut self, question: &[u8]) -> Option<Vec<u8>> {
+        let question = Message::from_vec(question).ok()?;
+        let query = question.queries.first()?.clone();
+        let name = query.name().to_utf8().to_ascii_lowercase();
+        self.asked.push((name.clone(), query.query_type()));
+        if self.is_silent {
+            return None;
+        }
+        let mut answer = Message::response(question.id, question.op_code);
+        answer.add_query(query.clone());
+        match self.records.get(&(name.clone(), query.query_type())) {
+            Some(records) => {
+                for (ttl, data) in records {
+                    let owner = query.name().clone();
+                    answer.add_answer(Record::from_rdata(owner, *ttl, data.clone()));
+                }
+            }
+            None if self.records.keys().any(|(known, _)| *known == name) => {}
+            None => answer.metadata.response_code = ResponseCode::NXDomain,
+        }
+        answer.to_vec().ok()
+    }
+}
+
 /// What tests do with a Consul, whichever it is.
 pub trait Consul {
     fn url(&self) -> String;
@@ -296,7 +389,15 @@ impl ConsulDouble {
 
     /// As after the loss of all servers' data: everything begins anew.
     pub fn begin_anew(&self) {
-        self.state.change(|state| *state = ConsulState { index: 2, ..ConsulState::default() });
+        self.state.change(|state| {
+            *state = ConsulState {
+                index: 2,
+                services_at: 2,
+                checks_at: 2,
+                keys_at: 2,
+                ..ConsulState::default()
+            };
+        });
     }
 }
 
@@ -360,7 +461,8 @@ async fn consul(state: Arc<Changing<ConsulState>>, asked: Asked) -> Response<Bod
     let index = asked.number("index");
     if index > 0 {
         let wait = asked.number("wait").clamp(1, 600);
-        state.until(Duration::from_secs(wait), |state| at(state) > index).await;
+        // Another past lets go of those who wait as well.
+        state.until(Duration::from_secs(wait), |state| at(state) != index).await;
     }
     let state = state.lock();
     let passing = |id: &&String| !state.critical.get(*id).copied().unwrap_or(false);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::service::Service;
+use super::service::{Service, sound};
 use crate::model::Node;
 use crate::rt::{Live, Publisher};
 use crate::upstream::following::{Found, Source};
@@ -120,6 +120,7 @@ impl Board {
 
     /// A server told of one service.
     pub(super) fn tell(&self, server: usize, service: &Service, nodes: Vec<Node>) {
+        let nodes = sound(nodes);
         let mut state = self.state.lock();
         let told = &mut state.servers[server];
         let was_away = std::mem::replace(&mut told.is_away, false);
@@ -145,7 +146,7 @@ impl Board {
     /// A server told of all services that it has.
     pub(super) fn tell_all(&self, server: usize, services: BTreeMap<Service, Vec<Node>>) {
         let services: Services =
-            services.into_iter().map(|(service, nodes)| (service, nodes.into())).collect();
+            services.into_iter().map(|(service, nodes)| (service, sound(nodes).into())).collect();
         let mut state = self.state.lock();
         let told = &mut state.servers[server];
         let same = told.is_whole && told.services == services;

@@ -130,8 +130,8 @@ impl Server {
     }
 
     /// An answer that is not what the interface says.
-    pub(super) fn shape(&self, path: &str, why: impl ToString) -> Error {
-        Error::Shape { server: self.name.clone(), path: bare(path), why: why.to_string() }
+    pub(super) fn shape(&self, path: &str, why: impl Into<String>) -> Error {
+        Error::Shape { server: self.name.clone(), path: bare(path), why: why.into() }
     }
 
     async fn connect(&self) -> Result<Conversation, Error> {
@@ -281,7 +281,7 @@ impl Line {
             return Err(self.status(question, answer));
         }
         serde_json::from_slice(&answer.body)
-            .map_err(|error| self.server.shape(&question.path, error))
+            .map_err(|error| self.server.shape(&question.path, error.to_string()))
     }
 
     /// An answer with another status than expected.

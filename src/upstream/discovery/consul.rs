@@ -150,6 +150,7 @@ impl Consul {
     }
 
     async fn follow(&self, server: usize, board: &Board) {
+        let contact = Contact::with("consul", &self.agents.servers[server].name, AT_MOST);
         let (catalog, mut catalog_changed) = Publisher::new(());
         let (health, mut health_changed) = Publisher::new(());
         let fetch = async {
@@ -157,7 +158,7 @@ impl Consul {
                 consul: self,
                 board,
                 server,
-                contact: self.contact(server),
+                contact: contact.beside(),
                 line: Line::to(self.agents.servers[server].clone()),
             };
             let mut asked = board.asked();
@@ -187,15 +188,20 @@ impl Consul {
         }
         tokio::join!(
             fetch,
-            self.watch(server, "/v1/catalog/services", board, &catalog),
-            self.watch(server, "/v1/health/state/any", board, &health),
+            self.watch(server, "/v1/catalog/services", board, (contact.beside(), &catalog)),
+            self.watch(server, "/v1/health/state/any", board, (contact.beside(), &health)),
         );
     }
 
     /// Tells `changed` whenever the answer is another one.
-    async fn watch(&self, server: usize, path: &str, board: &Board, changed: &Publisher<()>) {
+    async fn watch(
+        &self,
+        server: usize,
+        path: &str,
+        board: &Board,
+        (mut contact, changed): (Contact, &Publisher<()>),
+    ) {
         let mut watch = Watch::new(&self.agents, server, path);
-        let mut contact = self.contact(server);
         loop {
             let next = watch.next().await;
             let judged = next.and_then(|(question, answer)| {
@@ -212,10 +218,6 @@ impl Consul {
                 }
             }
         }
-    }
-
-    fn contact(&self, server: usize) -> Contact {
-        Contact::with("consul", &self.agents.servers[server].name, AT_MOST)
     }
 
     fn nodes(&self, entries: Vec<Entry>) -> Vec<Node> {

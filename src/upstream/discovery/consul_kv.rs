@@ -2,7 +2,7 @@
 //!
 //! One recursive blocking query a server gives everything below the prefix.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -133,6 +133,7 @@ impl ConsulKv {
         // The slash: `upstreams` shall not match `upstreams-of-others`.
         let path = format!("/v1/kv/{}/?recurse=true", path_of(&self.prefix));
         let mut watch = Watch::new(&self.agents, server, &path);
+        let mut said = HashSet::new();
         loop {
             let next = watch.next().await;
             let services = next.and_then(|(question, answer)| {
@@ -140,7 +141,7 @@ impl ConsulKv {
                 if answer.status == StatusCode::NOT_FOUND {
                     return Ok(BTreeMap::new());
                 }
-                Ok(self.services(name, watch.line().parse(&question, &answer)?))
+                Ok(self.services(name, watch.line().parse(&question, &answer)?, &mut said))
             });
             match services {
                 Ok(services) => {
@@ -158,7 +159,13 @@ impl ConsulKv {
         }
     }
 
-    fn services(&self, server: &str, pairs: Vec<Pair>) -> BTreeMap<Service, Vec<Node>> {
+    /// `said` has the keys of which the log has spoken.
+    fn services(
+        &self,
+        server: &str,
+        pairs: Vec<Pair>,
+        said: &mut HashSet<String>,
+    ) -> BTreeMap<Service, Vec<Node>> {
         let mut services = BTreeMap::<Service, Vec<Node>>::new();
         for pair in pairs {
             match self.instance(&pair) {
@@ -167,12 +174,12 @@ impl ConsulKv {
                     services.entry(Service::named(name)).or_default().push(node);
                 }
                 Ok(None) => {}
-                Err(why) => tracing::warn!(
-                    registry = "consul_kv",
-                    server,
-                    key = pair.key,
-                    "a key is passed over: {why}"
-                ),
+                Err(why) => {
+                    if said.insert(pair.key.clone()) {
+                        let (registry, key) = ("consul_kv", pair.key);
+                        tracing::warn!(registry, server, key, "a key is passed over: {why}");
+                    }
+                }
             }
         }
         services
@@ -294,7 +301,7 @@ mod tests {
             pair("upstreams/old/10.0.0.6:80", "{}"),
             pair("upstreams-of-others/web/10.0.0.7:80", "{}"),
         ];
-        let services = kv.services("http://127.0.0.1:8500", pairs);
+        let services = kv.services("http://127.0.0.1:8500", pairs, &mut HashSet::new());
         let seen: Vec<_> = services
             .iter()
             .flat_map(|(service, nodes)| nodes.iter().map(move |node| (service, node)))

@@ -1,5 +1,7 @@
 //! `Contact`: whether a registry answers, said once a change, and how long to leave it alone when it does not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::Error;
@@ -14,6 +16,8 @@ pub(super) struct Contact {
     server: String,
     backoff: Backoff,
     is_lost: bool,
+    /// How many of those who ask the same server are without an answer.
+    without: Arc<AtomicUsize>,
 }
 
 impl Contact {
@@ -26,13 +30,24 @@ impl Contact {
             server: server.to_owned(),
             backoff: Backoff::new(first, at_most),
             is_lost: false,
+            without: Arc::default(),
+        }
+    }
+
+    /// For somebody else who asks the same server: what befalls both is said once.
+    pub(super) fn beside(&self) -> Self {
+        Self {
+            server: self.server.clone(),
+            backoff: self.backoff.clone(),
+            without: self.without.clone(),
+            ..*self
         }
     }
 
     /// It answered.
     pub(super) fn holds(&mut self) {
         self.backoff.reset();
-        if std::mem::take(&mut self.is_lost) {
+        if std::mem::take(&mut self.is_lost) && self.without.fetch_sub(1, Ordering::Relaxed) == 1 {
             let (registry, server) = (self.registry, &self.server);
             tracing::info!(registry, server, "the registry answers again");
         }
@@ -40,7 +55,8 @@ impl Contact {
 
     /// It did not answer, or not as it should; gives how long to leave it alone.
     pub(super) fn lost(&mut self, error: &Error) -> Duration {
-        if !std::mem::replace(&mut self.is_lost, true) {
+        let is_news = !std::mem::replace(&mut self.is_lost, true);
+        if is_news && self.without.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(
                 registry = self.registry,
                 server = self.server,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::blocking::DumpSettings;
 use super::board::{Board, Services};
-use super::service::{Service, node};
+use super::service::{Service, node, sound};
 use super::{Error, contact};
 use crate::model::Node;
 use crate::rt::{Clock, causes};
@@ -112,7 +112,7 @@ impl DumpFile {
             ..node(shown.host, shown.port, shown.weight)
         };
         let service = |(name, nodes): (String, Vec<Shown>)| {
-            let nodes: Arc<[Node]> = nodes.into_iter().map(restored).collect();
+            let nodes: Arc<[Node]> = sound(nodes.into_iter().map(restored).collect()).into();
             (Service::named(name), nodes)
         };
         contents.services.into_iter().map(service).collect()

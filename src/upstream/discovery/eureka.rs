@@ -151,7 +151,7 @@ impl Eureka {
             return None;
         }
         if instance.address.parse::<IpAddr>().is_err() {
-            tracing::warn!(
+            tracing::debug!(
                 registry = "eureka",
                 address = instance.address,
                 "an instance is passed over: its ipAddr is no address"

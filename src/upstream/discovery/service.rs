@@ -36,3 +36,33 @@ impl Service {
 pub(super) fn node(host: impl Into<String>, port: Option<u16>, weight: u32) -> Node {
     Node { host: host.into(), port, weight, priority: 0, spiffe_ids: Vec::new(), metadata: None }
 }
+
+/// Leaves out what cannot be a host: it would stand in `Host` fields.
+pub(super) fn sound(mut nodes: Vec<Node>) -> Vec<Node> {
+    let is_host = |host: &str| {
+        !host.is_empty()
+            && host.len() <= 255
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.[]:".contains(&b))
+    };
+    nodes.retain(|node| {
+        let is_sound = is_host(&node.host);
+        if !is_sound {
+            tracing::warn!(host = ?node.host, "a registry names a node that is no host; it is left out");
+        }
+        is_sound
+    });
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_host_is_left_out() {
+        let hosts = ["10.0.0.1", "a.test", "::1", "[::1]", "", "a b", "a\r\nx: y", "a/b", "a@b"];
+        let nodes = sound(hosts.map(|host| node(host, None, 1)).into());
+        let left: Vec<&str> = nodes.iter().map(|node| &*node.host).collect();
+        assert_eq!(left, ["10.0.0.1", "a.test", "::1", "[::1]"]);
+    }
+}

@@ -198,7 +198,12 @@ impl Cluster {
                     Err(Ended::Gone) => break,
                     Err(Ended::Failed(error)) => {
                         board.lost(number);
+                        let is_confused = matches!(error, Error::Shape { .. });
                         tokio::time::sleep(contact.lost(&error)).await;
+                        // To go on from there would bring the same event again.
+                        if is_confused {
+                            break;
+                        }
                     }
                 }
             }
@@ -208,6 +213,8 @@ impl Cluster {
     async fn list(&self, line: &mut Line) -> Result<(Objects, String), Error> {
         let mut objects = Objects::default();
         let mut rest: Option<String> = None;
+        // The first page's: whatever happens while the others are read is told by the watch.
+        let mut version: Option<String> = None;
         loop {
             let page = match &rest {
                 None => format!("limit={PAGE}"),
@@ -217,17 +224,18 @@ impl Cluster {
             let answer = line.ask(&question).await?;
             // The list has grown too old between two pages.
             if answer.status == StatusCode::GONE && rest.take().is_some() {
-                objects = Objects::default();
+                (objects, version) = (Objects::default(), None);
                 continue;
             }
             let list: List = line.parse(&question, &answer)?;
             for item in list.items.unwrap_or_default() {
-                if let Some(object) = self.read(&question, &item)? {
+                if let Some(object) = self.read(&item) {
                     objects.put(object, false);
                 }
             }
+            let version = version.get_or_insert(list.metadata.version);
             match list.metadata.rest.filter(|rest| !rest.is_empty()) {
-                None => return Ok((objects, list.metadata.version)),
+                None => return Ok((objects, std::mem::take(version))),
                 more => rest = more,
             }
         }
@@ -263,11 +271,16 @@ impl Cluster {
         Ok(Question::get(&self.server, path).with(AUTHORIZATION, bearer))
     }
 
-    /// An object, when it belongs to a service that is followed.
-    fn read(&self, question: &Question, object: &RawValue) -> Result<Option<Object>, Error> {
-        let object = self.kind.read(object, self.weight);
-        let object = object.map_err(|error| self.server.shape(&question.path, error))?;
-        Ok(object.filter(|object| self.namespaces.has(&object.service.0)))
+    /// An object, when it belongs to a service that is followed. One that cannot be read changes nothing: the others count.
+    fn read(&self, object: &RawValue) -> Option<Object> {
+        match self.kind.read(object, self.weight) {
+            Ok(object) => object.filter(|object| self.namespaces.has(&object.service.0)),
+            Err(error) => {
+                let server = &self.server.name;
+                tracing::warn!(registry = "kubernetes", server, %error, "an object cannot be read");
+                None
+            }
+        }
     }
 
     /// A service as upstreams name it: once for each port.
@@ -364,7 +377,9 @@ impl Events<'_> {
         line: &[u8],
         version: &mut String,
     ) -> Result<(), Ended> {
-        let shape = |error| self.cluster.server.shape(&question.path, error);
+        let shape = |error: serde_json::Error| {
+            self.cluster.server.shape(&question.path, error.to_string())
+        };
         let event: Event<'_> = serde_json::from_slice(line).map_err(shape)?;
         let is_gone = match &*event.kind {
             "ADDED" | "MODIFIED" => false,
@@ -387,7 +402,7 @@ impl Events<'_> {
             _ => return Ok(()),
         };
         let head: Head = serde_json::from_str(event.object.get()).map_err(shape)?;
-        if let Some(object) = self.cluster.read(question, event.object)? {
+        if let Some(object) = self.cluster.read(event.object) {
             self.put(object, is_gone);
         }
         *version = head.metadata.version;
