@@ -26,7 +26,7 @@ use crate::proxy::{
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::Connect;
+use crate::upstream::{Connect, Roster};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +78,9 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
+        let roster = Roster::attending();
+        let mut keeper =
+            Keeper::new(shared.plugins, me, shared.registry.clone()).with_roster(roster.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
@@ -103,6 +105,7 @@ impl DataPlaneRole {
             refused: BTreeMap::new(),
         };
         tasks.add(keeping.run());
+        tasks.add(roster.run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
             tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));

@@ -12,7 +12,7 @@ use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
-use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::proxy::{
@@ -136,6 +136,9 @@ pub struct Settings {
     /// How much of everything a data plane allows.
     #[serde(default)]
     pub limits: LimitSettings,
+    /// How exactly the SVIDs of peers are judged where SPIFFE's specifications leave it open.
+    #[serde(default)]
+    pub verification: VerificationSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -454,6 +457,36 @@ impl ProofSettings {
     }
 }
 
+/// How exactly the SVIDs of peers are judged. See `docs/spiffe-conformance.md`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerificationSettings {
+    /// Refuses what the specification asks of issuers and not of verifiers: a key usage that is not critical, a name extension
+    /// that is not critical beside an empty subject.
+    pub strict: bool,
+    /// Seconds that a certificate may be used before its notBefore, 0 to 60: for clocks that differ. There is no leeway after
+    /// notAfter.
+    #[schemars(range(max = 60))]
+    pub not_before_leeway_seconds: u8,
+}
+
+impl VerificationSettings {
+    /// As the verifier takes it.
+    pub fn rules(self) -> Rules {
+        Rules { strict: self.strict, not_before_leeway: self.not_before_leeway_seconds }
+    }
+
+    fn check(self) -> Result<(), Error> {
+        match self.not_before_leeway_seconds {
+            0..=60 => Ok(()),
+            seconds => Err(Error::Setting {
+                field: "verification.not_before_leeway_seconds",
+                problem: format!("{seconds}; expected 0 to 60"),
+            }),
+        }
+    }
+}
+
 const fn default_list_seconds() -> u64 {
     86_400
 }
@@ -493,6 +526,7 @@ impl Settings {
         let settings: Self = serde_saphyr::from_str(&text)
             .map_err(|error| Error::Parse { path: path.to_owned(), detail: error.to_string() })?;
         settings.trust_domain()?;
+        settings.verification.check()?;
         Ok(settings)
     }
 
@@ -518,6 +552,7 @@ impl Settings {
             drain_seconds: 5,
             proof: ProofSettings::default(),
             limits: LimitSettings::default(),
+            verification: VerificationSettings::default(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
-use crate::upstream::Cluster;
+use crate::upstream::{Cluster, Roster};
 
 /// The table of plugins, with what compiling one needs beside its settings.
 pub(super) struct Workshop<'a> {
@@ -23,6 +23,7 @@ pub(super) struct Workshop<'a> {
     pub(super) metrics: &'a Registry,
     pub(super) kept: &'a Kept,
     pub(super) router: RouterKind,
+    pub(super) roster: &'a Roster,
 }
 
 /// What must hold beside host and path.
@@ -171,7 +172,7 @@ impl Workshop<'_> {
         Place::parse(self.router, route.host_list().iter(), route.paths().iter(), route.priority)?;
         let none = PluginSet::new();
         let cluster = route.upstream.as_ref().map(|upstream| {
-            Cluster::compile(&format!("routes/{id}"), upstream, route.timeout)
+            Cluster::compile(&format!("routes/{id}"), upstream, route.timeout, self.roster)
                 .map_err(at("upstream"))
         });
         Ok(RouteParts {
@@ -231,7 +232,8 @@ impl Workshop<'_> {
         Place::parse(self.router, hosts, ["/"], 0).map_err(at("hosts"))?;
         let none = PluginSet::new();
         let cluster = service.upstream.as_ref().map(|upstream| {
-            Cluster::compile(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
+            Cluster::compile(&format!("services/{id}"), upstream, None, self.roster)
+                .map_err(at("upstream"))
         });
         Ok(ServiceParts {
             links: self.links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?,

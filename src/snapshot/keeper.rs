@@ -23,7 +23,7 @@ use crate::pipeline::{
     Template,
 };
 use crate::policy::{self, Policy};
-use crate::upstream::Cluster;
+use crate::upstream::{Cluster, Roster};
 
 /// What came of some changes.
 #[derive(Debug)]
@@ -45,6 +45,7 @@ pub struct Keeper {
     router: RouterKind,
     metrics: Registry,
     kept: Kept,
+    roster: Roster,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
     services: BTreeMap<Id, Slot<Service, ServiceParts>>,
@@ -167,6 +168,7 @@ impl Keeper {
             router: RouterKind::default(),
             metrics,
             kept: Kept::default(),
+            roster: Roster::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -193,18 +195,25 @@ impl Keeper {
         Self { router, ..self }
     }
 
+    /// With upstreams that are attended to. Set before anything is applied.
+    #[must_use]
+    pub fn with_roster(self, roster: Roster) -> Self {
+        Self { roster, ..self }
+    }
+
     /// The newest snapshot.
     pub fn current(&self) -> &Arc<Snapshot> {
         &self.current
     }
 
-    fn workshop<'a>(&'a self, kept: &'a Kept) -> Workshop<'a> {
+    fn workshop<'a>(&'a self, kept: &'a Kept, roster: &'a Roster) -> Workshop<'a> {
         Workshop {
             table: &self.table,
             metadata: &self.metadata,
             metrics: &self.metrics,
             kept,
             router: self.router,
+            roster,
         }
     }
 
@@ -214,13 +223,13 @@ impl Keeper {
     /// It would not; the sentence is the one that [`Keeper::apply`] would reject it with, or says whose key or plugin it has.
     pub fn trial(&self, change: &Change) -> Result<(), Invalid> {
         let Change::Put(Resource { kind, id, body, .. }) = change else { return Ok(()) };
-        let kept = self.kept.for_trial();
-        let workshop = self.workshop(&kept);
+        let (kept, roster) = (self.kept.for_trial(), self.roster.for_trial());
+        let workshop = self.workshop(&kept, &roster);
         let set = |set: &PluginSet| workshop.links(*kind, id, set).map(drop);
         match body {
             Body::Route(route) => workshop.route(id, route).map(drop),
             Body::Service(service) => workshop.service(id, service).map(drop),
-            Body::Upstream(upstream) => cluster(id, upstream).map(drop),
+            Body::Upstream(upstream) => cluster(id, upstream, &roster).map(drop),
             Body::PluginConfig(config) | Body::ConsumerGroup(config) => set(&config.plugins),
             Body::GlobalRule(rule) => {
                 set(&rule.plugins)?;
@@ -270,8 +279,8 @@ impl Keeper {
     /// The plugins that have this metadata must still compile with it.
     fn try_metadata(&self, id: &Id, value: &Value, kept: &Kept) -> Result<(), Invalid> {
         let mut metadata = self.metadata.clone();
-        metadata.insert(id.clone(), self.workshop(kept).metadata(id, value)?);
-        let workshop = Workshop { metadata: &metadata, ..self.workshop(kept) };
+        metadata.insert(id.clone(), self.workshop(kept, &self.roster).metadata(id, value)?);
+        let workshop = Workshop { metadata: &metadata, ..self.workshop(kept, &self.roster) };
         for (kind, owner, set) in self.carriers(id.as_str()) {
             workshop.links(kind, &owner, &set).map_err(|error| {
                 Invalid(format!("{} [{owner}] would break: {error}", kind.singular()))
@@ -367,8 +376,8 @@ impl Keeper {
     }
 
     fn put(&mut self, kind: Kind, id: Id, revision: Revision, body: Body, work: &mut Work) {
-        let kept = self.kept.clone();
-        let workshop = self.workshop(&kept);
+        let (kept, roster) = (self.kept.clone(), self.roster.clone());
+        let workshop = self.workshop(&kept, &roster);
         let key = (kind, &id, revision);
         match body {
             Body::PluginMetadata(value) => match workshop.metadata(&id, &value) {
@@ -379,7 +388,7 @@ impl Keeper {
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
             Body::Upstream(body) => {
-                let compiled = cluster(&id, &body);
+                let compiled = cluster(&id, &body, &roster);
                 if settle(&mut self.upstreams, work, key, body.into(), compiled) {
                     self.mark_users(kind, &id, work);
                 }
@@ -725,7 +734,7 @@ impl Keeper {
             self.users.entry(reference.clone()).or_default().insert(id.clone());
         }
         let service = self.service_of(&slot.body);
-        let workshop = self.workshop(&self.kept);
+        let workshop = self.workshop(&self.kept, &self.roster);
         let place = match &slot.broken {
             None => workshop.place(&slot.body, service).ok(),
             Some(_) => None,
@@ -809,7 +818,7 @@ impl Keeper {
             } else if let (Some(upstream), Some(cluster)) = (&service.upstream, &parts.cluster) {
                 let revision = self.services.get(service_id).map_or(0, |slot| slot.revision);
                 let source = (Kind::Services, service_id.clone(), revision);
-                in_time(source, upstream, cluster, slot, &mut timed)
+                in_time(source, upstream, cluster, (slot, &self.roster), &mut timed)
             } else {
                 Err(Broken::new(503, "neither the route nor its service has an upstream"))
             }
@@ -869,7 +878,7 @@ impl Keeper {
         match &slot.compiled {
             Ok(cluster) => {
                 let source = (Kind::Upstreams, id.clone(), slot.revision);
-                in_time(source, &slot.body, cluster, route, timed)
+                in_time(source, &slot.body, cluster, (route, &self.roster), timed)
             }
             Err(why) => Err(Broken::new(503, format!("upstream {id}: {why}"))),
         }
@@ -881,7 +890,7 @@ fn in_time(
     source: (Kind, Id, Revision),
     upstream: &Upstream,
     shared: &Arc<Cluster>,
-    route: &RouteSlot,
+    (route, roster): (&RouteSlot, &Roster),
     timed: &mut Option<Timed>,
 ) -> Result<Arc<Cluster>, Broken> {
     let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
@@ -890,7 +899,7 @@ fn in_time(
         Some(known) => known.cluster.clone(),
         None => {
             let name = format!("{}/{}", source.0, source.1);
-            Cluster::compile(&name, upstream, Some(timeout))
+            Cluster::compile(&name, upstream, Some(timeout), roster)
                 .map_err(|error| Broken::new(503, format!("{name}: {error}")))?
         }
     };
@@ -898,8 +907,8 @@ fn in_time(
     Ok(cluster)
 }
 
-fn cluster(id: &Id, upstream: &Upstream) -> Result<Arc<Cluster>, Invalid> {
-    Cluster::compile(&format!("upstreams/{id}"), upstream, None)
+fn cluster(id: &Id, upstream: &Upstream, roster: &Roster) -> Result<Arc<Cluster>, Invalid> {
+    Cluster::compile(&format!("upstreams/{id}"), upstream, None, roster)
 }
 
 /// Whom policies are compiled for.

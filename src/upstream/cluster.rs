@@ -5,28 +5,46 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::balance::{Balancer, hash};
-use super::{Endpoint, Security};
+use super::{Endpoint, Members, Roster, Security};
 use crate::identity::SpiffePattern;
 use crate::model::{
     Balance, HashOn, Invalid, KeepalivePool, Node, Nodes, PassHost, Scheme, Timeout, Upstream,
     UpstreamIdentity, UpstreamTls,
 };
 use crate::mtls::ExpectedPeers;
+use crate::rt::Live;
 
 /// The endpoints that this request has tried already.
 #[derive(Clone, Debug, Default)]
-pub struct Tried(SmallVec<[u16; 8]>);
+pub struct Tried {
+    /// Those of changing members: a request sees the same ones to its end.
+    members: Option<Arc<Members>>,
+    at: SmallVec<[u16; 8]>,
+}
 
 impl Tried {
     pub(super) fn contains(&self, at: u16) -> bool {
-        self.0.contains(&at)
+        self.at.contains(&at)
+    }
+
+    pub(super) fn add(&mut self, at: u16) {
+        self.at.push(at);
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.at.len()
     }
+}
+
+/// Who serves a cluster.
+#[derive(Debug)]
+enum Serving {
+    /// The nodes that are written there.
+    Fixed(Members),
+    /// Whoever was found last.
+    #[expect(dead_code, reason = "names and discovery come with the next changes")]
+    Changing(Live<Members>),
 }
 
 /// A compiled upstream.
@@ -54,13 +72,11 @@ pub struct Cluster {
     pub keepalive: KeepalivePool,
     /// What a ring hashes: a template of variables, read from each exchange.
     pub hash_key: Option<String>,
-    endpoints: Box<[Arc<Endpoint>]>,
-    /// One a priority level, highest first.
-    levels: Box<[Balancer]>,
+    serving: Serving,
 }
 
 impl Cluster {
-    /// Compiles an upstream. `timeout` is the route's, which wins.
+    /// Compiles an upstream. `timeout` is the route's, which wins. What outlives this revision is in `roster`.
     ///
     /// # Errors
     /// The sentence names the field.
@@ -68,33 +84,15 @@ impl Cluster {
         name: &str,
         upstream: &Upstream,
         timeout: Option<Timeout>,
+        roster: &Roster,
     ) -> Result<Arc<Self>, Invalid> {
         let nodes = nodes(upstream)?;
         let endpoints: Box<[Arc<Endpoint>]> = nodes
             .iter()
-            .map(|node| {
-                let endpoint = endpoint(upstream, node)?;
-                Ok(Arc::new(endpoint.introduced_by(upstream.proxy_protocol)))
-            })
+            .map(|node| endpoint(name, upstream, node, roster).map(Arc::new))
             .collect::<Result<_, _>>()?;
-        let endpoint_count = u16::try_from(endpoints.len())
-            .map_err(|_| Invalid::new("nodes: at most 65535 nodes fit one upstream"))?;
-
-        let mut priorities: Vec<i32> = endpoints.iter().map(|endpoint| endpoint.priority).collect();
-        priorities.sort_unstable_by(|a, b| b.cmp(a));
-        priorities.dedup();
-        let level = |priority: i32| {
-            let of = |at: &u16| endpoints[*at as usize].priority == priority;
-            let members: Vec<u16> = (0..endpoint_count).filter(of).collect();
-            match upstream.balance {
-                Balance::RoundRobin => Balancer::round_robin(&endpoints, &members),
-                Balance::Chash => Balancer::hash_ring(&endpoints, &members),
-                Balance::LeastConn => Balancer::least_connections(&endpoints, &members),
-            }
-        };
-        let levels = priorities.into_iter().map(level).collect();
-
-        let others = u32::from(endpoint_count.saturating_sub(1));
+        let others = u32::try_from(endpoints.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let members = Members::new(endpoints, upstream.balance)?;
         let timeout = timeout.or(upstream.timeout).unwrap_or_default();
         Ok(Arc::new(Self {
             name: name.to_owned(),
@@ -112,28 +110,28 @@ impl Cluster {
             read_within: seconds_of("timeout.read", timeout.read)?,
             keepalive: upstream.keepalive_pool.unwrap_or_default(),
             hash_key: hash_key(upstream)?,
-            endpoints,
-            levels,
+            serving: Serving::Fixed(members),
         }))
     }
 
     /// An endpoint that `tried` does not hold yet; it is added there. `key` is what a ring hashes.
-    pub fn pick(&self, key: &[u8], tried: &mut Tried) -> Option<&Arc<Endpoint>> {
-        // The common case: nothing to choose.
-        if let [only] = &*self.endpoints {
-            let fresh = tried.0.is_empty() && only.weight > 0;
-            tried.0.push(0);
-            return fresh.then_some(only);
+    pub fn pick(&self, key: &[u8], tried: &mut Tried) -> Option<Arc<Endpoint>> {
+        let key = self.hash_key.as_ref().map(|_| key);
+        match &self.serving {
+            Serving::Fixed(members) => members.pick(key, tried).cloned(),
+            Serving::Changing(live) => {
+                let members = tried.members.get_or_insert_with(|| live.load()).clone();
+                members.pick(key, tried).cloned()
+            }
         }
-        let key = if self.hash_key.is_some() { hash(key) } else { 0 };
-        let at = self.levels.iter().find_map(|level| level.pick(&self.endpoints, key, tried))?;
-        tried.0.push(at);
-        Some(&self.endpoints[at as usize])
     }
 
-    /// All endpoints.
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
+    /// All endpoints by now.
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        match &self.serving {
+            Serving::Fixed(members) => members.endpoints().to_vec(),
+            Serving::Changing(live) => live.load().endpoints().to_vec(),
+        }
     }
 
     /// Does the upstream speak HTTP/2?
@@ -221,7 +219,12 @@ fn split_place(place: &str) -> Result<(String, Option<u16>), Invalid> {
     }
 }
 
-fn endpoint(upstream: &Upstream, node: &Node) -> Result<Endpoint, Invalid> {
+fn endpoint(
+    cluster: &str,
+    upstream: &Upstream,
+    node: &Node,
+    roster: &Roster,
+) -> Result<Endpoint, Invalid> {
     let secured = matches!(upstream.scheme, Scheme::Https | Scheme::Grpcs);
     let tls = upstream.tls.clone().unwrap_or_default();
     let security = match tls.identity {
@@ -234,7 +237,9 @@ fn endpoint(upstream: &Upstream, node: &Node) -> Result<Endpoint, Invalid> {
     };
     let default_port = if secured { 443 } else { 80 };
     let port = node.port.unwrap_or(default_port);
-    Ok(Endpoint::new(&node.host, port, node.weight, node.priority, security))
+    let state = roster.state(cluster, &format!("{}:{port}", node.host));
+    let endpoint = Endpoint::new(&node.host, port, node.weight, node.priority, security, state);
+    Ok(endpoint.introduced_by(upstream.proxy_protocol))
 }
 
 fn expected(tls: &UpstreamTls, node: &Node) -> Result<Arc<ExpectedPeers>, Invalid> {
@@ -260,7 +265,8 @@ mod tests {
     use serde_json::json;
 
     fn cluster(value: serde_json::Value) -> Result<Arc<Cluster>, Invalid> {
-        Cluster::compile("u", &serde_json::from_value(value).unwrap(), None)
+        let upstream = serde_json::from_value(value).unwrap();
+        Cluster::compile("u", &upstream, None, &Roster::default())
     }
 
     fn picks(cluster: &Cluster, count: usize) -> Vec<u16> {

@@ -41,6 +41,12 @@ pub struct Endpoint {
     pub(super) address: Option<SocketAddr>,
     /// Tells apart connections that must not be mixed: place, protection and expected identities.
     pub(super) key: u128,
+    state: Arc<EndpointState>,
+}
+
+/// What is known of an endpoint beside its declaration. It outlives revisions.
+#[derive(Debug, Default)]
+pub(super) struct EndpointState {
     load: AtomicU32,
 }
 
@@ -51,6 +57,7 @@ impl Endpoint {
         weight: u32,
         priority: i32,
         security: Security,
+        state: Arc<EndpointState>,
     ) -> Self {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let address = host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
@@ -71,7 +78,7 @@ impl Endpoint {
             introduction: None,
             address,
             key: u128::from_be_bytes(key),
-            load: AtomicU32::new(0),
+            state,
         }
     }
 
@@ -102,12 +109,12 @@ impl Endpoint {
 
     /// Requests under way.
     pub fn load(&self) -> u32 {
-        self.load.load(Ordering::Relaxed)
+        self.state.load.load(Ordering::Relaxed)
     }
 
     /// One more request is under way until the guard is dropped.
     pub fn busy(self: &Arc<Self>) -> Busy {
-        self.load.fetch_add(1, Ordering::Relaxed);
+        self.state.load.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
 }
@@ -118,6 +125,6 @@ pub struct Busy(Arc<Endpoint>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.load.fetch_sub(1, Ordering::Relaxed);
+        self.0.state.load.fetch_sub(1, Ordering::Relaxed);
     }
 }

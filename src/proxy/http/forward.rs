@@ -94,7 +94,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             None => cluster.pick(b"", &mut tried),
             Some(key) => cluster.pick(hash_input(exchange, key).as_bytes(), &mut tried),
         };
-        let Some(endpoint) = picked.cloned() else {
+        let Some(endpoint) = picked else {
             let none = || unavailable("the upstream has no node that may be used");
             return Err(Failure::Fault(last.unwrap_or_else(none)));
         };
