@@ -287,6 +287,15 @@ impl Exchange {
         self.caller.unwrap_or(self.client.address)
     }
 
+    /// Bytes that the request's body may have, where the settings allow `otherwise`.
+    pub fn body_limit(&self, otherwise: u64) -> u64 {
+        match self.body_limit {
+            None => otherwise,
+            Some(0) => u64::MAX,
+            Some(limit) => limit,
+        }
+    }
+
     /// Did the caller come over TLS, to us or to a trusted sender before us?
     pub fn is_secure(&self) -> bool {
         self.forwarded_tls.unwrap_or(self.client.tls)
@@ -336,5 +345,26 @@ impl std::fmt::Debug for Exchange {
             .field("response", &self.response)
             .field("route", &self.route.as_ref().map(|route| &route.id))
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::tests::exchange;
+
+    #[test]
+    fn what_a_trusted_sender_or_a_plugin_said_counts_for_one_request() {
+        let mut exchange = exchange("GET", "/", "a");
+        assert_eq!(exchange.remote(), exchange.client.address);
+        assert_eq!((exchange.is_secure(), exchange.body_limit(7)), (false, 7));
+        exchange.caller = Some("[2001:db8::1]:0".parse().unwrap());
+        (exchange.forwarded_tls, exchange.body_limit) = (Some(true), Some(9));
+        assert_eq!(exchange.remote().to_string(), "[2001:db8::1]:0");
+        assert_eq!((exchange.is_secure(), exchange.body_limit(7)), (true, 9));
+        exchange.body_limit = Some(0);
+        assert_eq!(exchange.body_limit(7), u64::MAX);
+        exchange.forget();
+        assert_eq!(exchange.remote(), exchange.client.address);
+        assert_eq!((exchange.is_secure(), exchange.body_limit(7)), (false, 7));
     }
 }

@@ -171,7 +171,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
         match course {
             Course::Forward => {
-                let limit = forward::body_limit(worker, exchange);
+                let limit = exchange.body_limit(worker.limits.request_body);
                 if matches!(caller.request_body(), BodyLength::Known(length) if length > limit) {
                     let fault = forward::too_large();
                     return faulted(exchange, caller, &chains, watchdog, worker, fault).await;

@@ -106,7 +106,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     let started = Instant::now();
     let mut began = started;
     let mut tried = Tried::default();
-    let mut upload = Pump::within(body_limit(worker, exchange));
+    let mut upload = Pump::within(exchange.body_limit(worker.limits.request_body));
     let mut attempts = 0;
     let mut last: Option<Fault> = None;
     loop {
@@ -188,15 +188,6 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
         last = Some(fault);
-    }
-}
-
-/// Bytes that the request's body may have: what a plugin said of this request, or else the setting.
-pub(in crate::proxy) fn body_limit(worker: &Worker, exchange: &Exchange) -> u64 {
-    match exchange.body_limit {
-        None => worker.limits.request_body,
-        Some(0) => u64::MAX,
-        Some(limit) => limit,
     }
 }
 
