@@ -153,7 +153,7 @@ type Standing = fn(u64) -> serde_json::Value;
 fn put(standing: Standing, number: u64, revision: u64) -> Change {
     let mut route = standing(number);
     route["name"] = format!("revision {revision}").into();
-    let body = Body::parse(Kind::Routes, &route).unwrap();
+    let body = Body::parse(Kind::Routes, &route).expect("a valid route");
     Change::Put(Resource { kind: Kind::Routes, id: Id::from(number), revision, body })
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::tests::TABLE;
 use super::*;
 use crate::model::{Listeners, Resource};
 use crate::pipeline::tests::exchange;
@@ -18,18 +19,17 @@ fn change() -> impl Strategy<Value = (String, Option<Value>)> {
         let timeout = json!({"connect": number, "send": number, "read": number});
         json!({"nodes": {"127.0.0.1:80": 1}, "timeout": timeout})
     };
-    let with = |tag: &str| json!({"response-rewrite": {"headers": {"set": {"x-tag": tag}}}});
-    let other = |tag: &str| json!({"request-id": {"header_name": tag}});
+    let with = |tag: &str| json!({"tag": {"tag": tag}});
     let upstreams = prop_oneof![some(upstream(1)), some(upstream(2)), Just(None)];
     let services = prop_oneof![
         some(json!({"upstream_id": "1", "plugins": with("service")})),
         some(json!({"upstream": upstream(3), "hosts": ["a.b"], "enable_websocket": true})),
-        some(json!({"hosts": ["*.b", "c"], "plugins": other("X-Service")})),
+        some(json!({"hosts": ["*.b", "c"], "plugins": {"auth": {}}})),
         Just(None),
     ];
     let configs = prop_oneof![
         some(json!({"plugins": with("config")})),
-        some(json!({"plugins": {"request-id": {"_meta": {"disable": true}}}})),
+        some(json!({"plugins": {"auth": {"_meta": {"disable": true}}}})),
         Just(None),
     ];
     let place = (
@@ -75,7 +75,7 @@ fn change() -> impl Strategy<Value = (String, Option<Value>)> {
 
 fn keeper(kind: RouterKind) -> Keeper {
     let settings = RouterSettings { http: kind, ..RouterSettings::default() };
-    Keeper::new(crate::plugins::ALL, None, Registry::new()).with_router(settings)
+    Keeper::new(&TABLE, None, Registry::new()).with_router(settings)
 }
 
 fn as_change(key: &str, body: Option<&Value>) -> Change {

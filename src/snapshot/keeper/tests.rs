@@ -106,7 +106,7 @@ impl Rewrite for Auth {
     }
 }
 
-static TABLE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+pub(super) static TABLE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     vec![
         Entry::of::<Tag>().metadata::<TagMetadata>(),
         Entry::of::<Auth>().credential::<AuthCredential>("key"),

@@ -113,11 +113,7 @@ fn compiled(expression: &str) -> Regex {
     KNOWN.lock().entry(expression.to_owned()).or_insert_with(make).clone()
 }
 
-fn tried(
-    router: &Router<String>,
-    host: &str,
-    path: &str,
-) -> Vec<(String, usize, Vec<(String, String)>)> {
+fn tried(router: &Router<String>, host: &str, path: &str) -> Vec<Step> {
     let mut order = Vec::new();
     // Taking the nth that is tried shows what it caught.
     loop {
