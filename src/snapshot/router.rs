@@ -11,8 +11,8 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 
-use super::shards::Shards;
 use crate::model::{Id, Invalid};
+use crate::rt::Shards;
 
 /// What a path may say and how hosts count; the names of `apisix.router.http`.
 #[derive(
