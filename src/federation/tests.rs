@@ -16,7 +16,7 @@ use crate::identity::forge::{Folder, Forge, dns, leaf};
 use crate::identity::{BundleDocument, Identity, Trust, TrustBundle, TrustDomain};
 use crate::model::{Body, Change, Id, Kind, Rejected, Resource};
 use crate::mtls::{
-    OpenAcceptor, PublicAcceptor, PublicCertificate, PublicCertificates, public_server_config,
+    OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config,
 };
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, Publisher, Tasks};
@@ -123,8 +123,7 @@ fn web_door(forge: &Forge, name: &str) -> Door {
     let chain: String = signed.chain.iter().map(|der| pem(der)).collect();
     let key = signed.key.serialize_pem();
     let certificate = PublicCertificate::from_pem(["*"], chain.as_bytes(), key.as_bytes()).unwrap();
-    let all: PublicCertificates = [Arc::new(certificate)].into_iter().collect();
-    let config = public_server_config(Arc::new(all)).unwrap();
+    let config = public_server_config(certificate).unwrap();
     Door::Web(PublicAcceptor::new(Live::fixed(Some(config))))
 }
 

@@ -21,7 +21,7 @@ pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySel
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
 pub use schema::plain;
-pub use secret::{Ssl, SslType};
+pub use secret::{Ssl, SslClient, SslType, TlsVersion};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
     RevocationStrictness,

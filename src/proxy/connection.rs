@@ -15,7 +15,7 @@ use super::http::{h1, h2};
 use super::listener::Listener;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
-use crate::mtls::{Acceptor, Lapse, Proof, PublicAcceptor};
+use crate::mtls::{self, Acceptor, EdgeAcceptor, EdgeSession, Lapse, Proof};
 use crate::observe::{ConnectionRecord, HandshakeRefusedRecord};
 use crate::pipeline::Client;
 use crate::rt::Live;
@@ -29,7 +29,7 @@ pub enum DoorSecurity {
     /// mTLS of the mesh: nobody comes in without an SVID.
     Mesh(Acceptor),
     /// Public certificates by server name.
-    Public(PublicAcceptor),
+    Public(EdgeAcceptor),
 }
 
 /// What a connection carried.
@@ -46,7 +46,8 @@ pub(in crate::proxy) struct Served {
 struct Shaken {
     stream: Stream,
     peer: Option<Arc<Peer>>,
-    sni: Option<Box<str>>,
+    /// What a public handshake has settled.
+    edge: Option<Arc<EdgeSession>>,
     http2: bool,
     /// The key exchange of the handshake.
     group: Option<&'static str>,
@@ -88,7 +89,9 @@ pub(in crate::proxy) async fn run(
         () = leaving => return,
     };
     let shaken = match shaken {
-        Ok(Ok(shaken)) => shaken,
+        Ok(Ok(Some(shaken))) => shaken,
+        // An authority has seen its challenge answered.
+        Ok(Ok(None)) => return,
         Ok(Err(Refused { reason, code, presented, serial })) => {
             worker.note_handshake(address, &reason);
             worker.metrics.handshake_refused(code);
@@ -129,9 +132,9 @@ pub(in crate::proxy) async fn run(
         peer: shaken.peer,
         me,
         tls: !matches!(listener.security, DoorSecurity::Plain),
-        sni: shaken.sni,
+        sni: shaken.edge.as_ref().and_then(|edge| edge.name.clone().filter(|_| edge.is_named)),
     });
-    let standing = ConnectionStanding::new(&client);
+    let standing = ConnectionStanding::new(&client, shaken.edge);
     let mut served = Served::default();
     {
         let (stream, standing, served) = (shaken.stream, standing.clone(), &mut served);
@@ -193,35 +196,40 @@ struct Refused {
     serial: Option<String>,
 }
 
-async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, Refused> {
+impl From<mtls::Error> for Refused {
+    fn from(error: mtls::Error) -> Self {
+        Self {
+            code: error.code(),
+            presented: error.presented().and_then(|presented| presented.id.clone()),
+            serial: error.presented().and_then(|presented| presented.serial.clone()),
+            reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
+        }
+    }
+}
+
+async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Option<Shaken>, Refused> {
     match security {
         DoorSecurity::Plain => {
             let http2 = begins_with_preface(&tcp).await;
-            Ok(Shaken { stream: Stream::Tcp(tcp), peer: None, sni: None, http2, group: None })
+            let stream = Stream::Tcp(tcp);
+            Ok(Some(Shaken { stream, peer: None, edge: None, http2, group: None }))
         }
         DoorSecurity::Mesh(acceptor) => {
-            let (tls, peer) = acceptor.accept(tcp).await.map_err(|error| Refused {
-                code: error.code(),
-                presented: error.presented().and_then(|presented| presented.id.clone()),
-                serial: error.presented().and_then(|presented| presented.serial.clone()),
-                reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
-            })?;
+            let (tls, peer) = acceptor.accept(tcp).await.map_err(Refused::from)?;
             let session = tls.get_ref().1;
             let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
             let stream = Stream::Terminated(Box::new(tls));
-            Ok(Shaken { stream, peer: Some(peer), sni: None, http2, group })
+            Ok(Some(Shaken { stream, peer: Some(peer), edge: None, http2, group }))
         }
         DoorSecurity::Public(acceptor) => {
-            let tls = acceptor.accept(tcp).await.map_err(|error| Refused {
-                code: "tls",
-                presented: None,
-                serial: None,
-                reason: error.to_string(),
-            })?;
+            let Some((tls, edge)) = acceptor.accept(tcp).await.map_err(Refused::from)? else {
+                return Ok(None);
+            };
             let session = tls.get_ref().1;
             let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
-            let sni = session.server_name().map(Into::into);
-            Ok(Shaken { stream: Stream::Terminated(Box::new(tls)), peer: None, sni, http2, group })
+            let stream = Stream::Terminated(Box::new(tls));
+            let edge = Some(Arc::new(edge));
+            Ok(Some(Shaken { stream, peer: None, edge, http2, group }))
         }
     }
 }

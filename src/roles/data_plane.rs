@@ -1,6 +1,6 @@
 //! Sidecar and ingress: identity, feed, keeper and proxy wired together.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +8,16 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::error::Error;
-use super::identities::Certificates;
 use super::process::Shared;
 use super::settings;
 use super::stapling::{self, Stapling};
 use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
-use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
-use crate::mtls::{
-    Acceptor, Connector, Proofs, PublicAcceptor, PublicCertificate, PublicCertificates,
-    public_server_config,
-};
+use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource};
+use crate::mtls::{Acceptor, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
-use crate::rt::{Live, Publisher, Tasks, causes};
+use crate::rt::{Live, Publisher, Tasks};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::Connect;
@@ -37,6 +33,8 @@ pub struct Plan {
     pub http: Option<SocketAddr>,
     /// The ingress' TLS door.
     pub https: Option<SocketAddr>,
+    /// What TLS offers to public clients.
+    pub tls: Arc<EdgeTls>,
     /// How OCSP answers are fetched for its public certificates; none are when not given.
     pub stapling: Option<Stapling>,
     /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
@@ -72,14 +70,14 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
+        let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone())
+            .with_edge(plan.tls.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
         let (publisher, snapshot) = Publisher::of(first.snapshot);
-        let (tls, public) = Publisher::new(None);
-        let (certificates, in_use) = Publisher::new(Certificates::default());
-        shared.identities.watch_certificates(in_use.clone());
+        let (sites, in_use) = Publisher::new(Sites::default());
+        shared.identities.watch_sites(in_use.clone());
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
@@ -88,9 +86,7 @@ impl DataPlaneRole {
             feed,
             federation,
             publisher,
-            tls,
-            certificates,
-            certificates_by_resource: Vec::new(),
+            sites,
             gate,
             shared: shared.clone(),
             held: HashSet::new(),
@@ -99,10 +95,10 @@ impl DataPlaneRole {
         tasks.add(keeping.run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
-            tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
+            tasks.add(stapling::run(settings, in_use.clone(), shared.registry.clone(), clock));
         }
 
-        let doors = doors(plan, identity.as_ref(), public);
+        let doors = doors(plan, identity.as_ref(), in_use);
         let plane = DataPlane::start(&Parts {
             doors,
             snapshot: snapshot.clone(),
@@ -146,7 +142,7 @@ impl DataPlaneRole {
 fn doors(
     plan: &Plan,
     identity: Option<&Live<Identity>>,
-    public: Live<Option<Arc<rustls::ServerConfig>>>,
+    sites: Live<Sites>,
 ) -> Vec<Door> {
     let mut doors = Vec::new();
     let mut open = |listener, address: Option<SocketAddr>, security| {
@@ -158,7 +154,8 @@ fn doors(
     }
     open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
     open(Listeners::Ingress, plan.http, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.https, DoorSecurity::Public(PublicAcceptor::new(public)));
+    let acceptor = EdgeAcceptor::new(sites, plan.tls.clone(), None);
+    open(Listeners::Ingress, plan.https, DoorSecurity::Public(acceptor));
     doors
 }
 
@@ -195,10 +192,7 @@ struct Keeping {
     /// What is declared about trust goes here; nowhere without an identity.
     federation: Option<Federation>,
     publisher: Publisher<Snapshot>,
-    tls: Publisher<Option<Arc<rustls::ServerConfig>>>,
-    certificates: Publisher<Certificates>,
-    /// With the resource as the snapshot has it: one that did not change keeps its certificate, and what was stapled to it.
-    certificates_by_resource: Vec<(Arc<Ssl>, Arc<PublicCertificate>)>,
+    sites: Publisher<Sites>,
     gate: Gate,
     shared: Shared,
     /// What the feed has given us: a full state says by silence what is gone.
@@ -259,7 +253,9 @@ impl Keeping {
                 );
                 self.refused.insert((rejected.kind, rejected.id.clone()), rejected.clone());
             }
-            self.publish_certificates(&applied.snapshot);
+            if !Arc::ptr_eq(&self.sites.live().load(), &applied.snapshot.sites) {
+                self.sites.set_arc(applied.snapshot.sites.clone());
+            }
             self.publisher.set_arc(applied.snapshot);
             self.note(batch.revision, count);
             self.gate.open();
@@ -268,32 +264,6 @@ impl Keeping {
                 rejected: self.refused.values().cloned().collect(),
                 restored: Vec::new(),
             });
-        }
-    }
-
-    /// The public certificates are made anew only when one of them changed: sessions are resumed within one configuration.
-    fn publish_certificates(&mut self, snapshot: &Snapshot) {
-        let before = self.publisher.live().load();
-        let changed = !Arc::ptr_eq(&before.certificates, &snapshot.certificates);
-        if !changed && self.tls.live().load().is_some() {
-            return;
-        }
-        let held = std::mem::take(&mut self.certificates_by_resource);
-        let before: HashMap<*const Ssl, Arc<PublicCertificate>> =
-            held.iter().map(|(ssl, made)| (Arc::as_ptr(ssl), made.clone())).collect();
-        for ssl in snapshot.certificates.iter() {
-            let made = before.get(&Arc::as_ptr(ssl)).cloned().or_else(|| certificate(ssl));
-            self.certificates_by_resource.extend(made.map(|made| (ssl.clone(), made)));
-        }
-        let certificates: Certificates =
-            self.certificates_by_resource.iter().map(|(_, made)| made.clone()).collect();
-        self.certificates.set(certificates.clone());
-        let certificates: PublicCertificates = certificates.into_iter().collect();
-        match public_server_config(Arc::new(certificates)) {
-            Ok(config) => self.tls.set(Some(config)),
-            Err(error) => {
-                tracing::error!("the public certificates cannot be used: {}", causes(&error));
-            }
         }
     }
 
@@ -326,19 +296,6 @@ impl Keeping {
             refused = self.refused.len(),
             "configuration applied"
         );
-    }
-}
-
-/// A certificate that cannot be served is left out, and named.
-fn certificate(ssl: &Ssl) -> Option<Arc<PublicCertificate>> {
-    let names: Vec<&str> = ssl.names().iter().collect();
-    let key = ssl.key.reveal().as_bytes();
-    match PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), key) {
-        Ok(made) => Some(Arc::new(made.of_resource(ssl.id.as_ref().map(Id::as_str)))),
-        Err(error) => {
-            tracing::warn!(?names, "{}", causes(&error));
-            None
-        }
     }
 }
 

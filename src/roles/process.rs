@@ -369,6 +369,7 @@ impl Running {
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
                 plan.stapling = ingress.stapling();
+                plan.tls = Arc::new(ingress.edge()?);
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {

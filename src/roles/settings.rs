@@ -14,6 +14,7 @@ use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
+use crate::mtls::{EdgeTls, EdgeTlsSettings};
 use crate::proxy::ProofLimits;
 use crate::store;
 
@@ -202,6 +203,9 @@ pub struct IngressSettings {
     /// HTTPS with the certificates of the `ssls` resources; `null` opens none.
     #[serde(default = "default_https")]
     pub https: Option<SocketAddr>,
+    /// What TLS offers to public clients.
+    #[serde(default)]
+    pub tls: EdgeTlsSettings,
     /// Fetches what the issuers of these certificates say of them (OCSP), and shows it in handshakes. Asked are the responders
     /// that a certificate names, over plain HTTP, as is usual: the answers are signed.
     #[serde(default = "default_ocsp_stapling")]
@@ -212,6 +216,17 @@ pub struct IngressSettings {
 }
 
 impl IngressSettings {
+    /// What TLS offers to public clients.
+    ///
+    /// # Errors
+    /// A setting asks for what is not spoken; the error names it.
+    pub fn edge(&self) -> Result<EdgeTls, Error> {
+        EdgeTls::new(&self.tls).map_err(|error| Error::Setting {
+            field: "ingress.tls",
+            problem: error.to_string(),
+        })
+    }
+
     /// How OCSP answers are fetched, if they are.
     pub fn stapling(&self) -> Option<Stapling> {
         self.ocsp_stapling.then_some(Stapling { private_addresses: self.ocsp_private_addresses })

@@ -10,7 +10,7 @@ use super::merge::Links;
 use super::router::{Place, RouterKind};
 use crate::identity::SpiffePattern;
 use crate::model::{
-    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl,
+    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service,
 };
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
@@ -303,15 +303,4 @@ fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {
             .map_err(|why| Invalid(format!("workload_selector.spiffe_ids: '{text}': {why}")))
     };
     texts.map(parse).collect()
-}
-
-/// May this certificate stand, as far as that can be told without a look at the keys?
-pub(super) fn check_ssl(ssl: &Ssl) -> Result<(), Invalid> {
-    if ssl.sni.is_some() == ssl.snis.is_some() {
-        return Err(Invalid::new("sni: exactly one of sni and snis is expected"));
-    }
-    if ssl.names().iter().next().is_none() {
-        return Err(Invalid::new("snis: at least one name is expected"));
-    }
-    Ok(())
 }

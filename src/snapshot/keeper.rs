@@ -7,16 +7,18 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl, host_names};
+use super::compile::{RouteParts, ServiceParts, Workshop, host_names};
 use super::compiled::{Broken, CompiledRoute, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
 use super::merge::{self, Links};
 use super::router::{Place, RouterKind};
+use super::ssls::Ssls;
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
-    Rejected, Resource, Revision, Route, Service, Ssl, Status, Timeout, Upstream,
+    Rejected, Resource, Revision, Route, Service, Status, Timeout, Upstream,
 };
+use crate::mtls::EdgeTls;
 use crate::observe::Registry;
 use crate::pipeline::{
     Chain, Consumer, Entry, Exchange, Fault, Flow, Hooks, Kept, Link, Rewrite, RouteInfo, Side,
@@ -54,14 +56,13 @@ pub struct Keeper {
     consumers: BTreeMap<Id, Slot<model::Consumer, ConsumerParts>>,
     credentials: BTreeMap<Id, Slot<model::Credential, Vec<Held>>>,
     policies: BTreeMap<Id, (Revision, Box<IdentityPolicy>)>,
-    ssls: BTreeMap<Id, Arc<Ssl>>,
+    ssls: Ssls,
     routes: BTreeMap<Id, RouteSlot>,
     /// Which routes refer to a resource, whether it exists or not.
     users: HashMap<(Kind, Id), BTreeSet<Id>>,
     routers: Routers,
     people: Arc<Consumers>,
     policy: Arc<Policy>,
-    certificates: Arc<[Arc<Ssl>]>,
     current: Arc<Snapshot>,
 }
 
@@ -113,7 +114,6 @@ struct Work {
     /// Names of consumers to be put together anew.
     people: BTreeSet<String>,
     policies: bool,
-    certificates: bool,
 }
 
 impl Work {
@@ -150,11 +150,10 @@ impl Keeper {
     pub fn new(table: &'static [Entry], me: Option<SpiffeId>, metrics: Registry) -> Self {
         let policy = Arc::new(Policy::compile([], &identity_of(me.as_ref())).0);
         let people = Arc::new(Consumers::default());
-        let certificates: Arc<[Arc<Ssl>]> = Arc::default();
         let current = Arc::new(Snapshot {
             revision: 0,
             policy: policy.clone(),
-            certificates: certificates.clone(),
+            sites: Arc::default(),
             consumers: people.clone(),
             global: Chain::default(),
             routers: Routers::default(),
@@ -176,13 +175,12 @@ impl Keeper {
             consumers: BTreeMap::new(),
             credentials: BTreeMap::new(),
             policies: BTreeMap::new(),
-            ssls: BTreeMap::new(),
+            ssls: Ssls::default(),
             routes: BTreeMap::new(),
             users: HashMap::new(),
             routers: Routers::default(),
             people,
             policy,
-            certificates,
             current,
         }
     }
@@ -191,6 +189,12 @@ impl Keeper {
     #[must_use]
     pub fn with_router(self, router: RouterKind) -> Self {
         Self { router, ..self }
+    }
+
+    /// With what public clients are offered. Set before anything is applied.
+    #[must_use]
+    pub fn with_edge(self, tls: Arc<EdgeTls>) -> Self {
+        Self { ssls: Ssls::new(tls), ..self }
     }
 
     /// The newest snapshot.
@@ -237,7 +241,7 @@ impl Keeper {
                 self.no_clash(&(*kind, id.clone()), &held)
             }
             Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
-            Body::Ssl(ssl) => check_ssl(ssl),
+            Body::Ssl(ssl) => self.ssls.trial(id, ssl),
             Body::IdentityPolicy(policy) => policy::check(policy),
             Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
         }
@@ -427,13 +431,11 @@ impl Keeper {
                 self.take_keys(kind, &id);
                 work.people.insert(split_credential(&id).0.to_owned());
             }
-            Body::Ssl(body) => match check_ssl(&body) {
-                Ok(()) => {
-                    self.ssls.insert(id, body.into());
-                    work.certificates = true;
+            Body::Ssl(body) => {
+                if let Err(error) = self.ssls.put(&id, *body) {
+                    work.reject(kind, &id, revision, &error);
                 }
-                Err(error) => work.reject(kind, &id, revision, &error),
-            },
+            }
             Body::IdentityPolicy(body) => {
                 if let Err(error) = policy::check(&body) {
                     work.reject(kind, &id, revision, &error);
@@ -519,7 +521,7 @@ impl Keeper {
                 self.credentials.remove(id);
                 work.people.insert(split_credential(id).0.to_owned());
             }
-            Kind::Ssls => work.certificates |= self.ssls.remove(id).is_some(),
+            Kind::Ssls => self.ssls.delete(id),
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
             Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
@@ -681,14 +683,10 @@ impl Keeper {
                 self.policies.iter().map(|(id, (revision, body))| (id, *revision, &**body));
             self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
         }
-        if work.certificates {
-            let enabled = self.ssls.values().filter(|ssl| ssl.status == Status::Enabled);
-            self.certificates = enabled.cloned().collect();
-        }
         self.current = Arc::new(Snapshot {
             revision,
             policy: self.policy.clone(),
-            certificates: self.certificates.clone(),
+            sites: self.ssls.sites().clone(),
             consumers: self.people.clone(),
             global: self.global(),
             routers: self.routers.clone(),

@@ -9,7 +9,7 @@ mod keeper;
 mod merge;
 mod patterns;
 mod router;
-mod shards;
+mod ssls;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot};
 pub use keeper::{Applied, Keeper};

@@ -517,7 +517,8 @@ impl Facts {
                 facts.settle(Some(&credential.plugins), rules);
             }
             Body::PluginMetadata(_) => facts.choice = Choice::everybody(&[Role::Ingress]),
-            Body::Ssl(ssl) if ssl.status == Status::Enabled => {
+            // One for upstreams goes where an upstream names it.
+            Body::Ssl(ssl) if ssl.is_served() => {
                 facts.choice = Choice::everybody(&[Role::Ingress]);
             }
             Body::IdentityPolicy(policy) => {

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 
 use super::forward::{self, Stopped, Upstreamed};
 use super::headers::{self, Hop};
+use super::server_name::Edge;
 use super::vigil::Vigil;
 use super::{BodyLength, Downstream};
 use crate::identity::SpiffeId;
 use crate::model::Listeners;
-use crate::mtls::Proof;
+use crate::mtls::{EdgeSession, Proof};
 use crate::observe::{
     DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, TokenFacts, WouldBe,
 };
@@ -48,11 +49,13 @@ pub(in crate::proxy) struct ConnectionStanding {
     told: Arc<headers::Told>,
     /// Worked out once for each revision of the policy.
     standing: Option<Standing>,
+    /// The handshake of a connection from the public.
+    edge: Option<Edge>,
 }
 
 impl ConnectionStanding {
     /// For a connection whose handshake is over.
-    pub(in crate::proxy) fn new(client: &Client) -> Self {
+    pub(in crate::proxy) fn new(client: &Client, edge: Option<Arc<EdgeSession>>) -> Self {
         let peer = client.peer.as_deref();
         let ends = Ends::new(&EndsFacts {
             conn_id: client.connection,
@@ -65,7 +68,7 @@ impl ConnectionStanding {
             dst_port: client.local.port(),
         });
         let told = Arc::new(headers::Told::new(client));
-        Self { ends: Arc::new(ends), told, standing: None }
+        Self { ends: Arc::new(ends), told, standing: None, edge: edge.map(Edge::new) }
     }
 
     /// Who is at the ends, for records.
@@ -213,6 +216,9 @@ fn admit<'a>(
     let policy = &*snapshot.policy;
     if door == Listeners::Outbound {
         return Ok(snapshot.route(door, exchange));
+    }
+    if let Some(edge) = &mut connection.edge {
+        edge.check(snapshot, &exchange.request)?;
     }
     connection.of(policy, exchange);
     let judge = Judge { worker, snapshot, connection };

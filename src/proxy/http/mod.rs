@@ -11,6 +11,7 @@ pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 pub(in crate::proxy) mod origin;
+pub(in crate::proxy) mod server_name;
 pub(in crate::proxy) mod transfer;
 pub(in crate::proxy) mod vigil;
 
