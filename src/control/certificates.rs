@@ -61,7 +61,8 @@ pub(super) fn sensible(ssl: &Ssl) -> Result<(), Invalid> {
     }
     let asked = ssl.ssl_protocols.as_deref();
     if asked.is_some_and(|asked| asked.contains(&TlsVersion::Tls11)) {
-        let why = "\"TLSv1.1\" is not supported by Wardgate (RFC 8996); expected TLSv1.2 or TLSv1.3";
+        let why =
+            "\"TLSv1.1\" is not supported by Wardgate (RFC 8996); expected TLSv1.2 or TLSv1.3";
         return Err(in_configuration(at("ssl_protocols", why)));
     }
     if asked.is_some_and(<[_]>::is_empty) {

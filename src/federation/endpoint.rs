@@ -28,9 +28,7 @@ use tokio::sync::Semaphore;
 use super::Error;
 use super::disk::Shelf;
 use crate::identity::{BundleDocument, Identity, TrustBundle};
-use crate::mtls::{
-    OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config,
-};
+use crate::mtls::{OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config};
 use crate::rt::{Clock, DrainGuard, Live, Publisher, Tasks, socket};
 
 /// Connections at once; further ones wait in the socket's queue.

@@ -15,9 +15,7 @@ use super::{Board, Error, Federation, Limits, Reach, Settings};
 use crate::identity::forge::{Folder, Forge, dns, leaf};
 use crate::identity::{BundleDocument, Identity, Trust, TrustBundle, TrustDomain};
 use crate::model::{Body, Change, Id, Kind, Rejected, Resource};
-use crate::mtls::{
-    OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config,
-};
+use crate::mtls::{OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config};
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, Publisher, Tasks};
 

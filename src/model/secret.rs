@@ -17,7 +17,9 @@ pub enum SslType {
 }
 
 /// A version of TLS, as APISIX writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum TlsVersion {
     /// RFC 4346. Not spoken: deprecated by RFC 8996.
     #[serde(rename = "TLSv1.1")]

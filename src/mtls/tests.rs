@@ -17,8 +17,8 @@ use tokio_rustls::TlsConnector;
 
 use super::provider::{certified_svid, provider};
 use super::{
-    Acceptor, Alpn, Connector, Error, ExpectedPeers, PublicCertificate,
-    public_client_config, public_server_config, refusal,
+    Acceptor, Alpn, Connector, Error, ExpectedPeers, PublicCertificate, public_client_config,
+    public_server_config, refusal,
 };
 use crate::identity::forge::{Forge, leaf, uri};
 use crate::identity::{Identity, Peer, Svid};
@@ -366,8 +366,7 @@ fn public_certificates_that_cannot_be_served_say_for_which_name_and_why() {
 #[tokio::test]
 async fn a_certificate_of_its_own_serves_whoever_comes_and_is_verified_unless_told_not_to() {
     let (chain, key) = public(&["x.test"]);
-    let certificate =
-        PublicCertificate::from_pem(["*"], chain.as_bytes(), key.as_bytes()).unwrap();
+    let certificate = PublicCertificate::from_pem(["*"], chain.as_bytes(), key.as_bytes()).unwrap();
     let server = public_server_config(certificate).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(server);
     let trusting = TlsConnector::from(public_client_config(false, Alpn::Http2).unwrap());

@@ -70,8 +70,8 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone())
-            .with_edge(plan.tls.clone());
+        let mut keeper =
+            Keeper::new(shared.plugins, me, shared.registry.clone()).with_edge(plan.tls.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
@@ -139,11 +139,7 @@ impl DataPlaneRole {
     }
 }
 
-fn doors(
-    plan: &Plan,
-    identity: Option<&Live<Identity>>,
-    sites: Live<Sites>,
-) -> Vec<Door> {
+fn doors(plan: &Plan, identity: Option<&Live<Identity>>, sites: Live<Sites>) -> Vec<Door> {
     let mut doors = Vec::new();
     let mut open = |listener, address: Option<SocketAddr>, security| {
         doors.extend(address.map(|address| Door { listener, address, security }));

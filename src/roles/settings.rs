@@ -221,10 +221,8 @@ impl IngressSettings {
     /// # Errors
     /// A setting asks for what is not spoken; the error names it.
     pub fn edge(&self) -> Result<EdgeTls, Error> {
-        EdgeTls::new(&self.tls).map_err(|error| Error::Setting {
-            field: "ingress.tls",
-            problem: error.to_string(),
-        })
+        EdgeTls::new(&self.tls)
+            .map_err(|error| Error::Setting { field: "ingress.tls", problem: error.to_string() })
     }
 
     /// How OCSP answers are fetched, if they are.

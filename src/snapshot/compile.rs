@@ -9,9 +9,7 @@ use super::consumers::Held;
 use super::merge::Links;
 use super::router::{Place, RouterKind};
 use crate::identity::SpiffePattern;
-use crate::model::{
-    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service,
-};
+use crate::model::{Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
 use crate::upstream::Cluster;

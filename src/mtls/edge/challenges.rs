@@ -12,8 +12,8 @@ use rustls::version::{TLS12, TLS13};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
-use crate::mtls::provider::{certified, provider};
 use crate::mtls::Error;
+use crate::mtls::provider::{certified, provider};
 
 /// The answers of the moment. Clones share them; whoever looks takes no lock.
 #[derive(Clone, Debug, Default)]

@@ -77,7 +77,8 @@ impl ClientRule {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let untrusted = |error: webpki::Error| Refusal::UntrustedClient { detail: error.to_string() };
+        let untrusted =
+            |error: webpki::Error| Refusal::UntrustedClient { detail: error.to_string() };
         let entity = EndEntityCert::try_from(leaf).map_err(untrusted)?;
         // webpki looks for another path when this closure refuses one, so that the reason is remembered beside it.
         let found = Cell::new(None);

@@ -15,6 +15,6 @@ pub use challenges::Challenges;
 pub use clients::ClientRule;
 pub use settings::{EdgeTls, EdgeTlsSettings};
 pub use site::Site;
-pub use sites::Sites;
 pub(super) use site::is_name;
+pub use sites::Sites;
 pub(super) use sites::folded;

@@ -101,7 +101,8 @@ impl EdgeTls {
         for version in asked {
             let (version, name) = match version {
                 TlsVersion::Tls11 => {
-                    let text = "TLSv1.1 is not spoken (RFC 8996); expected TLSv1.2, TLSv1.3 or both";
+                    let text =
+                        "TLSv1.1 is not spoken (RFC 8996); expected TLSv1.2, TLSv1.3 or both";
                     return Err(text.into());
                 }
                 TlsVersion::Tls12 => (&TLS12, "TLSv1.2"),

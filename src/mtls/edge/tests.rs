@@ -65,7 +65,8 @@ fn a_site_is_found_exact_first_then_by_one_label_then_for_any() {
 }
 
 #[test]
-fn of_several_sites_for_one_name_the_first_id_answers_and_what_is_declared_goes_before_what_was_obtained() {
+fn of_several_sites_for_one_name_the_first_id_answers_and_what_is_declared_goes_before_what_was_obtained()
+ {
     let mut sites = Sites::default();
     for id in ["b", "acme.shop.test", "a", "c"] {
         sites.insert(site(id, &["shop.test", "shop.test", "SHOP.test"]));
@@ -175,8 +176,7 @@ impl Authority {
 }
 
 fn rule(ca: &str, depth: u32, skips: Option<&[&str]>) -> ClientRule {
-    let skip_mtls_uri_regex =
-        skips.map(|skips| skips.iter().map(|&one| one.to_owned()).collect());
+    let skip_mtls_uri_regex = skips.map(|skips| skips.iter().map(|&one| one.to_owned()).collect());
     ClientRule::compile(&SslClient { ca: ca.to_owned(), depth, skip_mtls_uri_regex }).unwrap()
 }
 

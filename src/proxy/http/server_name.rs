@@ -89,11 +89,7 @@ fn rule_of(site: &Arc<Site>) -> Option<&ClientRule> {
 }
 
 /// A host that is not the server name of the handshake; `wanted` is who would answer for it.
-fn other_name(
-    session: &EdgeSession,
-    wanted: Option<&Arc<Site>>,
-    host: &str,
-) -> Result<(), Wrong> {
+fn other_name(session: &EdgeSession, wanted: Option<&Arc<Site>>, host: &str) -> Result<(), Wrong> {
     // What a certificate proved under one name is proved for no other: that of a client that may go to one host and not to
     // its neighbour must not get it there.
     if wanted.is_some_and(|site| site.client().is_some()) {

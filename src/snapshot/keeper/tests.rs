@@ -618,7 +618,8 @@ fn policies_and_certificates_are_part_of_a_snapshot() {
 
     let made = rcgen::generate_simple_self_signed(["a.b".to_owned()]).unwrap();
     let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let ssl = |status: u8, sni: &str| json!({"cert": cert, "key": key, "sni": sni, "status": status});
+    let ssl =
+        |status: u8, sni: &str| json!({"cert": cert, "key": key, "sni": sni, "status": status});
     assert!(world.put("/ssls/1", ssl(1, "a.b")).is_empty());
     assert!(world.put("/ssls/2", ssl(0, "c.d")).is_empty());
     let served = |world: &World, name: &str| world.keeper.current().sites.find(name).cloned();
