@@ -6,7 +6,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::validate::{at, in_configuration, item};
-use crate::model::{Invalid, Redacted, Ssl, SslType, TlsVersion};
+use crate::model::{Id, Invalid, Redacted, Ssl, SslType, TlsVersion};
 use crate::rt::crypto::tls_signing_key;
 
 /// What APISIX takes and we do not: references into a store of secrets, and TLS 1.1.
@@ -39,6 +39,17 @@ pub(super) fn unsupported(value: &Value) -> Result<(), Invalid> {
         return Err(at("client", at("ca", why)));
     }
     Ok(())
+}
+
+/// Certificates that an ingress has from an authority have such ids; what is declared must not be taken for one.
+pub(super) fn lawful_id(id: &Id) -> Result<(), Invalid> {
+    match id.as_str().starts_with("acme.") {
+        false => Ok(()),
+        true => {
+            let why = "ids that begin with acme. belong to certificates that an ingress obtains";
+            Err(in_configuration(at("id", why)))
+        }
+    }
 }
 
 /// What a schema cannot say: each certificate and its key can be read and belong together, and so on.

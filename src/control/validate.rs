@@ -407,6 +407,9 @@ impl ControlPlane {
     /// Everything, in APISIX's order: fields, then references, then plugins; then what must be unique, and the trial.
     pub(super) async fn judge(&self, kind: Kind, id: &Id, value: &Value) -> Result<(), Answer> {
         let body = self.shapes.check(kind, value)?;
+        if kind == Kind::Ssls {
+            certificates::lawful_id(id)?;
+        }
         // Consumers are the exception: their plugins come before their group.
         let plugins_first = kind == Kind::Consumers;
         if plugins_first {

@@ -13,7 +13,7 @@ use super::metrics::ProxyMetrics;
 use super::worker::{Limits, Worker};
 use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
-use crate::mtls::Proofs;
+use crate::mtls::{Challenges, Proofs};
 use crate::observe::AuditLog;
 use crate::rt::{Clock, Drain, Live, socket};
 use crate::snapshot::Snapshot;
@@ -54,6 +54,8 @@ pub struct Parts {
     pub refresh: Refresh,
     /// How upstreams are reached.
     pub connect: Connect,
+    /// What authorities that give public certificates are answered; nobody is without.
+    pub challenges: Option<Challenges>,
     /// Where decisions are written.
     pub audit: AuditLog,
     /// What is counted.
@@ -168,6 +170,7 @@ fn thread(
         parts.identity.clone(),
         &parts.snapshot,
         tokens,
+        parts.challenges.clone(),
     );
     let drain = Drain::new();
     let guard = drain.guard();

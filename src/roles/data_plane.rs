@@ -2,22 +2,27 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::error::Error;
 use super::process::Shared;
 use super::settings;
 use super::stapling::{self, Stapling};
+use crate::acme::{AcmeSettings, Obtained, Renewal};
 use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
-use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource};
-use crate::mtls::{Acceptor, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
+use crate::model::{
+    Body, Change, Id, Kind, Labels, Listeners, Rejected, Resource, Ssl, SslType, Status,
+};
+use crate::mtls::{Acceptor, Challenges, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
-use crate::rt::{Live, Publisher, Tasks};
+use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::Connect;
@@ -35,6 +40,8 @@ pub struct Plan {
     pub https: Option<SocketAddr>,
     /// What TLS offers to public clients.
     pub tls: Arc<EdgeTls>,
+    /// How public certificates are obtained, and where they are kept when the settings name no folder.
+    pub acme: Option<(AcmeSettings, PathBuf)>,
     /// How OCSP answers are fetched for its public certificates; none are when not given.
     pub stapling: Option<Stapling>,
     /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
@@ -81,7 +88,21 @@ impl DataPlaneRole {
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
+        let challenges = plan.acme.is_some().then(Challenges::default);
+        let (obtains, obtained) = mpsc::channel(16);
+        if let Some((settings, folder)) = &plan.acme {
+            let doors = (plan.http.is_some(), plan.https.is_some());
+            let told = (challenges.clone().unwrap_or_default(), shared.acme.clone());
+            let clock = shared.identities.clock().clone();
+            let renewal = Renewal::new(settings, folder, doors, told, &shared.registry, clock);
+            let renewal = renewal.map_err(|error| settings::Error::Setting {
+                field: "ingress.acme",
+                problem: causes(&error),
+            })?;
+            tasks.add(renewal.run(obtains));
+        }
         let keeping = Keeping {
+            obtained,
             keeper,
             feed,
             federation,
@@ -98,13 +119,14 @@ impl DataPlaneRole {
             tasks.add(stapling::run(settings, in_use.clone(), shared.registry.clone(), clock));
         }
 
-        let doors = doors(plan, identity.as_ref(), in_use);
+        let doors = doors(plan, identity.as_ref(), in_use, challenges.clone());
         let plane = DataPlane::start(&Parts {
             doors,
             snapshot: snapshot.clone(),
             connect: Connect::new(identity.clone().map(Connector::new)),
             identity,
             refresh: shared.refresh.clone(),
+            challenges,
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
             limits: Limits { proof: plan.proof, ..Limits::default() },
@@ -139,7 +161,12 @@ impl DataPlaneRole {
     }
 }
 
-fn doors(plan: &Plan, identity: Option<&Live<Identity>>, sites: Live<Sites>) -> Vec<Door> {
+fn doors(
+    plan: &Plan,
+    identity: Option<&Live<Identity>>,
+    sites: Live<Sites>,
+    challenges: Option<Challenges>,
+) -> Vec<Door> {
     let mut doors = Vec::new();
     let mut open = |listener, address: Option<SocketAddr>, security| {
         doors.extend(address.map(|address| Door { listener, address, security }));
@@ -150,7 +177,7 @@ fn doors(plan: &Plan, identity: Option<&Live<Identity>>, sites: Live<Sites>) -> 
     }
     open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
     open(Listeners::Ingress, plan.http, DoorSecurity::Plain);
-    let acceptor = EdgeAcceptor::new(sites, plan.tls.clone(), None);
+    let acceptor = EdgeAcceptor::new(sites, plan.tls.clone(), challenges);
     open(Listeners::Ingress, plan.https, DoorSecurity::Public(acceptor));
     doors
 }
@@ -181,9 +208,34 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
     Ok(Change::Put(Resource { kind: Kind::Routes, id, revision: 0, body }))
 }
 
+/// The `ssl` resource that an obtained certificate stands for. The feed knows nothing of it, and takes nothing of it away.
+fn certificate(obtained: &Obtained, revision: u64) -> Option<Change> {
+    let id = Id::parse(&obtained.id).ok()?;
+    let ssl = Ssl {
+        id: Some(id.clone()),
+        desc: None,
+        labels: Labels::new(),
+        ssl_type: SslType::Server,
+        cert: obtained.chain.clone(),
+        key: obtained.key.clone(),
+        certs: Vec::new(),
+        keys: Vec::new(),
+        sni: None,
+        snis: Some(obtained.domains.clone()),
+        client: None,
+        ssl_protocols: None,
+        status: Status::Enabled,
+        create_time: None,
+        update_time: None,
+    };
+    Some(Change::Put(Resource { kind: Kind::Ssls, id, revision, body: Body::Ssl(Box::new(ssl)) }))
+}
+
 /// Takes batches from the feed, compiles them, and puts them into force.
 struct Keeping {
     keeper: Keeper,
+    /// Certificates that an authority has given.
+    obtained: mpsc::Receiver<Obtained>,
     feed: Box<dyn Feed>,
     /// What is declared about trust goes here; nowhere without an identity.
     federation: Option<Federation>,
@@ -199,7 +251,13 @@ struct Keeping {
 impl Keeping {
     async fn run(mut self) {
         loop {
-            let batch = self.feed.next().await;
+            let batch = tokio::select! {
+                batch = self.feed.next() => batch,
+                Some(obtained) = self.obtained.recv() => {
+                    self.take(&obtained);
+                    continue;
+                }
+            };
             // Before the rest: whom we trust no longer must not pass by what is declared with it.
             let distrusted = self.federation.as_ref().map_or_else(Vec::new, |federation| {
                 federation.declare(&batch.changes, &batch.unreadable, batch.complete)
@@ -249,10 +307,7 @@ impl Keeping {
                 );
                 self.refused.insert((rejected.kind, rejected.id.clone()), rejected.clone());
             }
-            if !Arc::ptr_eq(&self.sites.live().load(), &applied.snapshot.sites) {
-                self.sites.set_arc(applied.snapshot.sites.clone());
-            }
-            self.publisher.set_arc(applied.snapshot);
+            self.publish(applied.snapshot);
             self.note(batch.revision, count);
             self.gate.open();
             self.feed.applied(Applied {
@@ -261,6 +316,27 @@ impl Keeping {
                 restored: Vec::new(),
             });
         }
+    }
+
+    fn publish(&self, snapshot: Arc<Snapshot>) {
+        if !Arc::ptr_eq(&self.sites.live().load(), &snapshot.sites) {
+            self.sites.set_arc(snapshot.sites.clone());
+        }
+        self.publisher.set_arc(snapshot);
+    }
+
+    /// A certificate that an authority has given is served as if it had been declared.
+    fn take(&mut self, obtained: &Obtained) {
+        let revision = self.keeper.current().revision;
+        let change = certificate(obtained, revision);
+        let applied = self.keeper.apply(change.into_iter().collect(), revision);
+        for rejected in &applied.rejected {
+            tracing::error!(
+                id = %rejected.id,
+                "an obtained certificate cannot be served: {}", rejected.reason
+            );
+        }
+        self.publish(applied.snapshot);
     }
 
     fn note(&self, revision: u64, count: usize) {

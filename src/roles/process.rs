@@ -16,6 +16,7 @@ use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use super::trust::federation;
+use crate::acme::Reports;
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -45,6 +46,8 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Our identities and public certificates.
     pub identities: Identities,
+    /// How it stands with certificates by ACME.
+    pub acme: Reports,
     /// How it stands with declared trust domains.
     pub board: Board,
     /// The plugins of this build.
@@ -80,6 +83,7 @@ impl Shared {
         let identities = Identities::new(&registry, Clock::system());
         Ok(Self {
             audit,
+            acme: Reports::default(),
             board: Board::new(&registry),
             registry,
             metrics,
@@ -95,10 +99,13 @@ impl Shared {
 pub(super) fn status(shared: &Shared) -> axum::Router {
     let identities = shared.identities.clone();
     let identity = axum::routing::get(async move || axum::Json(identities.status()));
+    let acme = shared.acme.clone();
+    let certificates = async move || axum::Json(json!({ "certificates": acme.all() }));
     let board = shared.board.clone();
     let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
     router(&shared.readiness, &shared.registry)
         .route("/identity", identity)
+        .route("/acme", axum::routing::get(certificates))
         .route("/federation", axum::routing::get(reports))
 }
 
@@ -370,6 +377,8 @@ impl Running {
                 (plan.http, plan.https) = (ingress.http, ingress.https);
                 plan.stapling = ingress.stapling();
                 plan.tls = Arc::new(ingress.edge()?);
+                plan.acme =
+                    ingress.acme.clone().map(|acme| (acme, settings.state_dir.join("acme")));
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {

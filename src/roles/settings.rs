@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
+use crate::acme::AcmeSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
@@ -206,6 +207,9 @@ pub struct IngressSettings {
     /// What TLS offers to public clients.
     #[serde(default)]
     pub tls: EdgeTlsSettings,
+    /// Obtains certificates by ACME; none are when not given.
+    #[serde(default)]
+    pub acme: Option<AcmeSettings>,
     /// Fetches what the issuers of these certificates say of them (OCSP), and shows it in handshakes. Asked are the responders
     /// that a certificate names, over plain HTTP, as is usual: the answers are signed.
     #[serde(default = "default_ocsp_stapling")]

@@ -217,6 +217,14 @@ fn admit<'a>(
     if door == Listeners::Outbound {
         return Ok(snapshot.route(door, exchange));
     }
+    // Before routes and redirects: an authority that gives certificates knows of neither.
+    if let Some(challenges) = worker.challenges.as_ref().filter(|_| door == Listeners::Ingress)
+        && let Some(answer) = challenges.over_http(exchange.request.path())
+    {
+        let body = Bytes::copy_from_slice(answer.as_bytes());
+        let reply = Reply { status: 200, fields: Vec::new(), body };
+        return Err(Box::new(reply.with("Content-Type", "application/octet-stream")));
+    }
     if let Some(edge) = &mut connection.edge {
         edge.check(snapshot, &exchange.request)?;
     }
