@@ -175,7 +175,7 @@ impl Dns {
         let log = std::fs::File::create(folder.join("dns.log")).unwrap();
         let child = Command::new(programs.join("pebble-challtestsrv"))
             .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-            .args(["-dns01", &format!("127.0.0.1:{port}")])
+            .args(["-dnsserver", &format!("127.0.0.1:{port}")])
             .args(["-management", &format!("127.0.0.1:{manage}")])
             .args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""])
             .stdin(Stdio::null())
