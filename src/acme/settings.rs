@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    fn plan(more: Value, http: bool, https: bool) -> Result<Plan, String> {
+    fn plan(more: &Value, http: bool, https: bool) -> Result<Plan, String> {
         let mut all =
             json!({ "agree_to_terms": true, "certificates": [{ "domains": ["A.example."] }] });
         for (name, value) in more.as_object().unwrap() {
@@ -207,11 +207,11 @@ mod tests {
     #[test]
     fn challenges_follow_the_doors_and_names_are_folded() {
         use ChallengeKind::{Http01, TlsAlpn01};
-        let both = plan(json!({}), true, true).unwrap();
+        let both = plan(&json!({}), true, true).unwrap();
         assert_eq!(both.challenges, [TlsAlpn01, Http01]);
         assert_eq!(both.certificates, [["a.example"]]);
-        assert_eq!(plan(json!({}), true, false).unwrap().challenges, [Http01]);
-        let asked = plan(json!({ "challenges": ["http-01"] }), true, true).unwrap();
+        assert_eq!(plan(&json!({}), true, false).unwrap().challenges, [Http01]);
+        let asked = plan(&json!({ "challenges": ["http-01"] }), true, true).unwrap();
         assert_eq!(asked.challenges, [Http01]);
     }
 
@@ -233,9 +233,9 @@ mod tests {
             (json!({ "retry_seconds": 0 }), "retry_seconds"),
             (json!({ "email": "a" }), "email"),
         ] {
-            let refused = plan(more.clone(), true, false).unwrap_err();
+            let refused = plan(&more, true, false).unwrap_err();
             assert!(refused.contains(sentence), "{more}: {refused}");
         }
-        assert!(plan(json!({}), false, false).unwrap_err().contains("challenges"));
+        assert!(plan(&json!({}), false, false).unwrap_err().contains("challenges"));
     }
 }

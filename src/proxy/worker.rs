@@ -83,6 +83,7 @@ pub(in crate::proxy) struct Worker {
 }
 
 impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "one caller, which has all of it by name")]
     pub(in crate::proxy) fn new(
         limits: Limits,
         connect: Connect,

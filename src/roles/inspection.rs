@@ -81,6 +81,7 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         format!("role {}, trust domain {}", names.join(" and "), settings.trust_domain),
     );
     look_at_state(settings, &mut findings);
+    look_at_edge(settings, &roles, &mut findings);
     let carries = roles.iter().any(|role| matches!(role, Role::Sidecar | Role::Ingress));
     let source = look_at_identity(settings, &roles, &mut findings).await;
     if carries {
@@ -89,6 +90,21 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         look_at_configuration(batch, &roles, identity.as_ref(), &mut findings);
     }
     findings.0
+}
+
+fn look_at_edge(settings: &Settings, roles: &[Role], findings: &mut Findings) {
+    let Some(ingress) = settings.ingress.as_ref().filter(|_| roles.contains(&Role::Ingress)) else {
+        return;
+    };
+    let doors = (ingress.http.is_some(), ingress.https.is_some());
+    let acme = ingress.acme.as_ref().map_or(Ok(()), |acme| acme.check(doors.0, doors.1));
+    let problems = [
+        ingress.edge().err().map(|error| error.to_string()),
+        acme.err().map(|error| format!("setting ingress.acme: {error}")),
+    ];
+    for problem in problems.into_iter().flatten() {
+        findings.add("settings", Grade::Problem, problem, None);
+    }
 }
 
 fn look_at_state(settings: &Settings, findings: &mut Findings) {

@@ -138,7 +138,7 @@ fn follow(known: &mut HashMap<String, Due>, sites: &Sites, now: i64) {
             Some(due) => {
                 let stapled = due.certificate().stapled();
                 due.certificates = all.into_iter().cloned().collect();
-                due.staple(stapled);
+                due.staple(stapled.as_ref());
             }
         }
     }
@@ -149,10 +149,10 @@ impl Due {
         &self.certificates[0]
     }
 
-    fn staple(&self, answer: Option<Arc<OcspAnswer>>) {
+    fn staple(&self, answer: Option<&Arc<OcspAnswer>>) {
         for certificate in &self.certificates {
-            if certificate.stapled() != answer {
-                certificate.staple(answer.clone());
+            if certificate.stapled().as_ref() != answer {
+                certificate.staple(answer.cloned());
             }
         }
     }
@@ -190,7 +190,7 @@ impl Due {
                     self.at = refresh_at(&answer, clock.now(), fastrand::f64());
                     self.backoff.reset();
                     self.said = None;
-                    self.staple(Some(Arc::new(answer)));
+                    self.staple(Some(&Arc::new(answer)));
                     return;
                 }
                 Err(error) => last = Some(error),

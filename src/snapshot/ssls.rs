@@ -44,7 +44,7 @@ impl Ssls {
         }
         let site = self.compile(id, &ssl)?;
         match site {
-            Some(site) if ssl.is_served() => Arc::make_mut(&mut self.sites).insert(site.into()),
+            Some(site) if ssl.is_served() => Arc::make_mut(&mut self.sites).insert(&Arc::new(site)),
             _ => self.withdraw(id),
         }
         self.declared.insert(id.clone(), ssl.into());
@@ -77,5 +77,54 @@ impl Ssls {
         let held = self.get(id);
         let before = held.and_then(|held| Some((&**held, &**self.sites.of(id.as_str())?)));
         Site::compile(id, ssl, &self.tls, before).map(Some).map_err(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn among_ten_thousand_certificates_a_change_touches_one() {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let ssl = |number: usize, label: &str| -> Ssl {
+            let value = json!({
+                "sni": format!("n{number}.test"), "cert": cert, "key": key, "labels": {"a": label},
+            });
+            serde_json::from_value(value).unwrap()
+        };
+        let id = |number: usize| Id::parse(&number.to_string()).unwrap();
+        let mut ssls = Ssls::default();
+        let begun = Instant::now();
+        for number in 0..10_000 {
+            ssls.put(&id(number), ssl(number, "old")).unwrap();
+        }
+        let all = begun.elapsed();
+        let before = ssls.sites().clone();
+        let begun = Instant::now();
+        ssls.put(&id(77), ssl(77, "new")).unwrap();
+        let one = begun.elapsed();
+        let begun = Instant::now();
+        for number in 0..10_000 {
+            let name = format!("n{number}.test");
+            let same = Arc::ptr_eq(before.find(&name).unwrap(), ssls.sites().find(&name).unwrap());
+            assert_eq!(same, number != 77, "{number}");
+        }
+        // For whoever runs it with --nocapture.
+        let looks = begun.elapsed();
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("10,000: {all:?}, one more: {one:?}, 20,000 looks: {looks:?}\n"),
+        )
+        .unwrap();
+        // All others are the same objects; so is the whole when nothing changes.
+        let before = ssls.sites().clone();
+        ssls.put(&id(77), ssl(77, "new")).unwrap();
+        assert!(Arc::ptr_eq(&before, ssls.sites()));
     }
 }

@@ -62,7 +62,7 @@ impl Sites {
     }
 
     /// Takes a site in, in place of that with its id.
-    pub fn insert(&mut self, site: Arc<Site>) {
+    pub fn insert(&mut self, site: &Arc<Site>) {
         self.remove(site.id());
         for name in site.names() {
             let namesakes = self.by_name.entry(name);

@@ -37,7 +37,7 @@ fn a_site_is_found_exact_first_then_by_one_label_then_for_any() {
         site("wild", &["*.shop.test"]),
         site("any", &["*"]),
     ] {
-        sites.insert(one);
+        sites.insert(&one);
     }
     let longest = "a".repeat(300);
     for (name, id) in [
@@ -69,7 +69,7 @@ fn of_several_sites_for_one_name_the_first_id_answers_and_what_is_declared_goes_
  {
     let mut sites = Sites::default();
     for id in ["b", "acme.shop.test", "a", "c"] {
-        sites.insert(site(id, &["shop.test", "shop.test", "SHOP.test"]));
+        sites.insert(&site(id, &["shop.test", "shop.test", "SHOP.test"]));
     }
     for id in ["a", "b", "c", "acme.shop.test"] {
         assert_eq!(sites.find("shop.test").map(|site| site.id()), Some(id));
@@ -77,10 +77,10 @@ fn of_several_sites_for_one_name_the_first_id_answers_and_what_is_declared_goes_
     }
     assert!(sites.find("shop.test").is_none() && sites.is_empty());
     // A resource that gives a name up leaves it to the next one.
-    sites.insert(site("a", &["shop.test"]));
-    sites.insert(site("b", &["shop.test"]));
+    sites.insert(&site("a", &["shop.test"]));
+    sites.insert(&site("b", &["shop.test"]));
     let before = sites.clone();
-    sites.insert(site("a", &["other.test"]));
+    sites.insert(&site("a", &["other.test"]));
     assert_eq!(sites.find("shop.test").map(|site| site.id()), Some("b"));
     assert_eq!(sites.find("other.test").map(|site| site.id()), Some("a"));
     assert_eq!(before.find("shop.test").map(|site| site.id()), Some("a"), "versions stay");
@@ -203,7 +203,7 @@ fn a_client_is_judged_by_its_chain_and_how_deep_that_is() {
     }
     let rule = rule(&root.certificate, 1, None);
     let leaf = two.leaf(client.clone());
-    assert_eq!(judge(&rule, &stranger.leaf(client.clone()), &[]), Err("untrusted_client"));
+    assert_eq!(judge(&rule, &stranger.leaf(client), &[]), Err("untrusted_client"));
     assert_eq!(judge(&rule, &leaf, &[]), Err("untrusted_client"), "its authorities are missing");
     let server = root.leaf(ExtendedKeyUsagePurpose::ServerAuth);
     assert_eq!(judge(&rule, &server, &[]), Err("untrusted_client"), "a server's certificate");
