@@ -88,8 +88,11 @@ mod tests {
 
     use super::*;
 
+    /// At 10,000 one more costs as much as here: 0.2 ms without optimisation.
+    const MANY: usize = 1000;
+
     #[test]
-    fn among_ten_thousand_certificates_a_change_touches_one() {
+    fn among_many_certificates_a_change_touches_one() {
         let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
         let ssl = |number: usize, label: &str| -> Ssl {
@@ -101,7 +104,7 @@ mod tests {
         let id = |number: usize| Id::parse(&number.to_string()).unwrap();
         let mut ssls = Ssls::default();
         let begun = Instant::now();
-        for number in 0..10_000 {
+        for number in 0..MANY {
             ssls.put(&id(number), ssl(number, "old")).unwrap();
         }
         let all = begun.elapsed();
@@ -110,7 +113,7 @@ mod tests {
         ssls.put(&id(77), ssl(77, "new")).unwrap();
         let one = begun.elapsed();
         let begun = Instant::now();
-        for number in 0..10_000 {
+        for number in 0..MANY {
             let name = format!("n{number}.test");
             let same = Arc::ptr_eq(before.find(&name).unwrap(), ssls.sites().find(&name).unwrap());
             assert_eq!(same, number != 77, "{number}");
@@ -119,7 +122,7 @@ mod tests {
         let looks = begun.elapsed();
         std::io::Write::write_fmt(
             &mut std::io::stderr(),
-            format_args!("10,000: {all:?}, one more: {one:?}, 20,000 looks: {looks:?}\n"),
+            format_args!("{MANY}: {all:?}, one more: {one:?}, as many looks twice: {looks:?}\n"),
         )
         .unwrap();
         // All others are the same objects; so is the whole when nothing changes.
