@@ -5,7 +5,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | face | `cli` > `roles` |
-//! | offices | `control`, `issuer`, `federation` |
+//! | offices | `control`, `issuer`, `federation`, `acme` |
 //! | traffic | `proxy` > `snapshot` > `pipeline` > `upstream`; `plugins` > `pipeline` |
 //! | trust | `conformance` > `mtls`, `policy` > `identity`; `observe` beside them |
 //! | declared | `sync` > `store` > `model` |
@@ -13,6 +13,7 @@
 //!
 //! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
 
+pub mod acme;
 pub mod cli;
 pub mod conformance;
 pub mod control;

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 const TABLE: &str = "\
 main       cli rt
 cli        roles conformance mtls policy observe identity sync store model rt
-roles      control issuer federation proxy plugins snapshot pipeline upstream mtls policy observe identity sync store model rt
+roles      control issuer federation acme proxy plugins snapshot pipeline upstream mtls policy observe identity sync store model rt
 control    snapshot pipeline mtls policy observe identity sync store model rt
 issuer     mtls observe identity store model rt
 federation mtls observe identity model rt
+acme       mtls observe model rt
 proxy      snapshot pipeline upstream mtls policy observe identity model rt
 plugins    pipeline rt
 snapshot   pipeline upstream mtls policy observe identity model rt

@@ -6,6 +6,7 @@
 mod answer;
 mod api;
 pub mod auth;
+mod certificates;
 mod index;
 mod listing;
 mod patch;

@@ -7,21 +7,18 @@ use std::sync::LazyLock;
 use http::StatusCode;
 use ipnet::IpNet;
 use regex::Regex;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
-use zeroize::Zeroizing;
 
 use super::answer::Answer;
+use super::certificates;
 use super::index::{Fact, auth_key};
 use super::wording::Checker;
 use super::{ControlPlane, Error, PluginPart};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain, WrongField};
 use crate::model::{
     Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
-    Ssl, SslType, Upstream,
+    Upstream,
 };
-use crate::rt::crypto::tls_signing_key;
 
 /// What the fields of a kind must look like.
 pub(super) struct Shapes(HashMap<Kind, Checker>);
@@ -59,16 +56,16 @@ impl Shapes {
     }
 }
 
-fn in_configuration(mut invalid: Invalid) -> Invalid {
+pub(super) fn in_configuration(mut invalid: Invalid) -> Invalid {
     invalid.0.insert_str(0, "invalid configuration: ");
     invalid
 }
 
-fn at(field: &str, why: impl std::fmt::Display) -> Invalid {
+pub(super) fn at(field: &str, why: impl std::fmt::Display) -> Invalid {
     Invalid(format!("property \"{field}\" validation failed: {why}"))
 }
 
-fn item(index: usize, why: impl std::fmt::Display) -> Invalid {
+pub(super) fn item(index: usize, why: impl std::fmt::Display) -> Invalid {
     Invalid(format!("failed to validate item {}: {why}", index + 1))
 }
 
@@ -95,16 +92,13 @@ fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
         Kind::Services => none(&[("script", "Lua")])?,
         Kind::Ssls => {
             none(&[
-                ("certs", "further certificates of one name"),
-                ("keys", "further certificates of one name"),
-                ("client", "client certificates on public listeners"),
-                ("ssl_protocols", "TLS 1.2 and 1.3 are always on"),
-                ("ssl", "OCSP stapling"),
+                ("ssl", "OCSP stapling is a setting of the ingress, ingress.ocsp_stapling"),
                 ("gm", "GM certificates"),
                 ("exptime", "the certificate says itself when it ends"),
                 ("validity_start", "the certificate says itself when it begins"),
                 ("validity_end", "the certificate says itself when it ends"),
             ])?;
+            certificates::unsupported(value)?;
         }
         Kind::Upstreams => {
             if let Some(name) = value.get("scheme").and_then(Value::as_str)
@@ -144,7 +138,7 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         }
         Body::Service(service) => service.upstream.as_ref().map_or(Ok(()), sensible_upstream),
         Body::Upstream(upstream) => sensible_upstream(upstream),
-        Body::Ssl(ssl) => sensible_certificate(ssl),
+        Body::Ssl(ssl) => certificates::sensible(ssl),
         Body::IdentityPolicy(policy) => {
             patterns("workloads", &policy.selector.workloads)
                 .map_err(|why| in_configuration(at("selector", why)))?;
@@ -335,22 +329,6 @@ fn sensible_host(host: &str) -> Result<(), Invalid> {
     }
 }
 
-/// The certificate and the key can be read and belong together.
-fn sensible_certificate(ssl: &Ssl) -> Result<(), Invalid> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ssl.cert.as_bytes()).collect();
-    let chain = chain.map_err(|error| Invalid(format!("failed to parse cert: {error}")))?;
-    if chain.is_empty() {
-        return Err(Invalid::new("failed to parse cert: no PEM certificate in it"));
-    }
-    // Never the cause: it could show a part of the key.
-    let key = PrivateKeyDer::from_pem_slice(ssl.key.reveal().as_bytes())
-        .map(Zeroizing::new)
-        .map_err(|_| Invalid::new("failed to parse key: expected one PEM private key"))?;
-    tls_signing_key(&key)
-        .and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match())
-        .map_err(|error| Invalid(format!("cert and key cannot be used together: {error}")))
-}
-
 /// The other trust domain whose bundle verifies the endpoint's server.
 fn rests_on(declared: &DomainTrust) -> Option<Id> {
     let domain = declared.id.as_ref()?.as_str().parse().ok()?;
@@ -401,6 +379,9 @@ impl ControlPlane {
     /// Everything, in APISIX's order: fields, then references, then plugins; then what must be unique, and the trial.
     pub(super) async fn judge(&self, kind: Kind, id: &Id, value: &Value) -> Result<(), Answer> {
         let body = self.shapes.check(kind, value)?;
+        if kind == Kind::Ssls {
+            certificates::lawful_id(id)?;
+        }
         // Consumers are the exception: their plugins come before their group.
         let plugins_first = kind == Kind::Consumers;
         if plugins_first {

@@ -76,6 +76,10 @@ impl Checker {
                     }
                     sentence += &format!("failed to validate item {}: ", index.unwrap_or(0) + 1);
                 }
+                // What of it did not match is not said.
+                clause @ ("then" | "else") => {
+                    return sentence + &format!("{clause} clause did not match");
+                }
                 "allOf" => {
                     let index = steps.next().and_then(|index| index.parse::<usize>().ok());
                     sentence += &format!("allOf {} failed: ", index.unwrap_or(0) + 1);
@@ -339,6 +343,8 @@ mod tests {
                 json!({"nodes": {}, "type": "ewme"}),
                 r#"property "type" validation failed: matches none of the enum values"#,
             ),
+            (Kind::Ssls, json!({"sni": "a"}), "then clause did not match"),
+            (Kind::Ssls, json!({"type": "client"}), "else clause did not match"),
             (Kind::Consumers, json!({}), r#"property "username" is required"#),
             (
                 Kind::Consumers,

@@ -28,9 +28,7 @@ use tokio::sync::Semaphore;
 use super::Error;
 use super::disk::Shelf;
 use crate::identity::{BundleDocument, Identity, TrustBundle};
-use crate::mtls::{
-    OpenAcceptor, PublicAcceptor, PublicCertificate, PublicCertificates, public_server_config,
-};
+use crate::mtls::{OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config};
 use crate::rt::{Clock, DrainGuard, Live, Publisher, Tasks, socket};
 
 /// Connections at once; further ones wait in the socket's queue.
@@ -338,8 +336,7 @@ impl Files {
         let (chain, key) = (read(&self.certificate)?, zeroize::Zeroizing::new(read(&self.key)?));
         let certificate =
             PublicCertificate::from_pem(["*"], &chain, &key).map_err(Error::Certificate)?;
-        let all: PublicCertificates = [Arc::new(certificate)].into_iter().collect();
-        public_server_config(Arc::new(all)).map_err(Error::Certificate)
+        public_server_config(certificate).map_err(Error::Certificate)
     }
 
     async fn watch(self, publisher: Publisher<Option<Arc<rustls::ServerConfig>>>) {

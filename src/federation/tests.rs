@@ -15,9 +15,7 @@ use super::{Board, Error, Federation, Limits, Reach, Settings};
 use crate::identity::forge::{Folder, Forge, dns, leaf};
 use crate::identity::{BundleDocument, Identity, Rules, Trust, TrustBundle, TrustDomain};
 use crate::model::{Body, Change, Id, Kind, Rejected, Resource};
-use crate::mtls::{
-    OpenAcceptor, PublicAcceptor, PublicCertificate, PublicCertificates, public_server_config,
-};
+use crate::mtls::{OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config};
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, Publisher, Tasks};
 
@@ -123,8 +121,7 @@ fn web_door(forge: &Forge, name: &str) -> Door {
     let chain: String = signed.chain.iter().map(|der| pem(der)).collect();
     let key = signed.key.serialize_pem();
     let certificate = PublicCertificate::from_pem(["*"], chain.as_bytes(), key.as_bytes()).unwrap();
-    let all: PublicCertificates = [Arc::new(certificate)].into_iter().collect();
-    let config = public_server_config(Arc::new(all)).unwrap();
+    let config = public_server_config(certificate).unwrap();
     Door::Web(PublicAcceptor::new(Live::fixed(Some(config))))
 }
 

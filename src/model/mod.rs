@@ -30,7 +30,7 @@ pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, Upstrea
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
 pub use schema::plain;
-pub use secret::{Ssl, SslType};
+pub use secret::{Ssl, SslClient, SslType, TlsVersion};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
     RevocationStrictness,

@@ -1,23 +1,28 @@
-//! Public TLS: certificates by server name towards clients (the `ssl` resource), and public authorities towards upstreams.
+//! Public TLS: certificates towards clients (the `ssl` resource), and public authorities towards upstreams.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureAlgorithm,
+    SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::edge::{folded, is_name};
 use super::provider::{certified, provider};
 use super::{Alpn, Error, OcspAnswer, OcspQuestion};
+use crate::model::Ssl;
 use crate::rt::crypto::digest::{SHA256, digest};
 
 /// A certificate for server names, checked and ready to serve.
@@ -28,6 +33,12 @@ pub struct PublicCertificate {
     serial: String,
     sha256: String,
     not_after: i64,
+    /// Which of its resource's pairs it is.
+    pair: usize,
+    is_rsa: bool,
+    /// The hosts that the certificate itself is for.
+    hosts: Vec<String>,
+    addresses: Vec<IpAddr>,
     /// Replaced when an OCSP answer comes or ends.
     key: ArcSwap<CertifiedKey>,
     stapled: ArcSwapOption<OcspAnswer>,
@@ -51,25 +62,17 @@ impl PublicCertificate {
         if let Some(name) = names.iter().find(|name| !is_name(name)) {
             return Err(wrong(format!("{name:?} is no server name: expected a.b, *.b or *")));
         }
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
-            .collect::<Result<_, _>>()
-            .map_err(|error| wrong(format!("the certificate PEM is damaged: {error}")))?;
-        if chain.is_empty() {
-            return Err(wrong("the certificate PEM holds no certificate".into()));
-        }
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map(Zeroizing::new)
-            .map_err(|error| wrong(format!("the key PEM holds no private key: {error}")))?;
-        let key = certified(chain, &key).map_err(|error| match error {
-            Error::Own(cause) => wrong(format!("the private key cannot be used: {cause}")),
-            other => other,
-        })?;
-        key.keys_match().map_err(|error| wrong(format!("key and certificate: {error}")))?;
+        let key = pair(chain, key).map_err(&wrong)?;
         let leaf = &key.cert[0];
         let (_, parsed) = X509Certificate::from_der(leaf)
             .map_err(|_| wrong("the first certificate is not X.509".into()))?;
+        let (hosts, addresses) = subjects(&parsed);
         Ok(Self {
             id: None,
+            pair: 0,
+            is_rsa: key.key.algorithm() == SignatureAlgorithm::RSA,
+            hosts,
+            addresses,
             serial: hex::encode(parsed.raw_serial()),
             sha256: hex::encode(digest(&SHA256, leaf)),
             not_after: parsed.validity().not_after.timestamp(),
@@ -84,6 +87,38 @@ impl PublicCertificate {
     pub fn of_resource(mut self, id: Option<&str>) -> Self {
         self.id = id.map(str::to_owned);
         self
+    }
+
+    /// As the resource's pair of this number: 0 is `cert` and `key`.
+    pub(super) fn of_pair(mut self, pair: usize) -> Self {
+        self.pair = pair;
+        self
+    }
+
+    pub(super) fn pair(&self) -> usize {
+        self.pair
+    }
+
+    /// Does it sign with RSA, which costs a server some ten times what ECDSA does?
+    pub(super) fn is_rsa(&self) -> bool {
+        self.is_rsa
+    }
+
+    /// What handshakes show.
+    pub(super) fn shown(&self) -> Arc<CertifiedKey> {
+        self.key.load_full()
+    }
+
+    /// Is the certificate itself one for this host, by its subject alternative names? A wildcard stands for one label.
+    pub(super) fn covers(&self, host: &str, address: Option<IpAddr>) -> bool {
+        if let Some(address) = address {
+            return self.addresses.contains(&address);
+        }
+        let suffix = host.split_once('.').map(|(_, suffix)| suffix);
+        self.hosts.iter().any(|known| match known.strip_prefix("*.") {
+            Some(known) => suffix == Some(known),
+            None => known == host,
+        })
     }
 
     /// The id of the resource that it comes from, where that is known.
@@ -135,83 +170,68 @@ impl PublicCertificate {
     }
 }
 
-/// `*`, or labels of which only the first may be a lone star.
-fn is_name(name: &str) -> bool {
-    let rest = match name {
-        "*" => return true,
-        _ => name.strip_prefix("*.").unwrap_or(name),
-    };
-    let byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    rest.len() <= 253 && rest.split('.').all(|label| !label.is_empty() && label.bytes().all(byte))
-}
-
-/// One form for names of settings and of clients: lower case, no dot at the end.
-fn folded(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
-}
-
-/// The public certificates of a listener, found by server name (SNI).
-#[derive(Debug, Default)]
-pub struct PublicCertificates {
-    exact: HashMap<String, Arc<PublicCertificate>>,
-    /// By the suffix behind `*.`.
-    wildcard: HashMap<String, Arc<PublicCertificate>>,
-    any: Option<Arc<PublicCertificate>>,
-}
-
-impl PublicCertificates {
-    /// The certificate for a server name: the exact one, else that of `*.` and all after the first label, else that of `*`.
-    /// Without a name only `*` fits.
-    pub fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
-        let name = name.map(folded);
-        let exact = name.as_ref().and_then(|name| self.exact.get(name));
-        let wildcard = || {
-            let (_, suffix) = name.as_ref()?.split_once('.')?;
-            self.wildcard.get(suffix)
-        };
-        exact.or_else(wildcard).or(self.any.as_ref()).map(|found| found.key.load_full())
+/// Chain and private key of an `ssl` resource. The error never shows a part of the key.
+fn pair(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("the certificate PEM is damaged: {error}"))?;
+    if chain.is_empty() {
+        return Err("the certificate PEM holds no certificate".into());
     }
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map(Zeroizing::new)
+        .map_err(|error| format!("the key PEM holds no private key: {error}"))?;
+    let key = certified(chain, &key).map_err(|error| match error {
+        Error::Own(cause) => format!("the private key cannot be used: {cause}"),
+        other => other.to_string(),
+    })?;
+    key.keys_match().map_err(|error| format!("key and certificate: {error}"))?;
+    Ok(key)
 }
 
-impl FromIterator<Arc<PublicCertificate>> for PublicCertificates {
-    /// Of several certificates for one name the first is taken.
-    fn from_iter<I: IntoIterator<Item = Arc<PublicCertificate>>>(all: I) -> Self {
-        let mut found = Self::default();
-        for certificate in all {
-            for name in &certificate.names {
-                let key = certificate.clone();
-                match name.strip_prefix("*.") {
-                    Some(suffix) => drop(found.wildcard.entry(suffix.to_owned()).or_insert(key)),
-                    None if name == "*" => drop(found.any.get_or_insert(key)),
-                    None => drop(found.exact.entry(name.clone()).or_insert(key)),
-                }
-            }
-        }
-        found
-    }
-}
-
-impl ResolvesServerCert for PublicCertificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.find(hello.server_name())
-    }
-}
-
-/// TLS of a public listener: TLS 1.2 and 1.3, no client certificates, HTTP/2 and HTTP/1.1. A server name without a
-/// certificate is refused in the handshake.
+/// Can the chains and keys of this resource be shown, whoever they are for?
 ///
-/// Build it once for each revision of the certificates: sessions are resumed only within one configuration.
+/// # Errors
+/// One of them cannot be used, or two do not belong together.
+pub fn check_pairs(ssl: &Ssl) -> Result<(), Error> {
+    ssl.pairs().try_for_each(|(chain, key)| {
+        let names = "upstreams".to_owned();
+        pair(chain.as_bytes(), key.reveal().as_bytes())
+            .map(drop)
+            .map_err(|detail| Error::PublicCertificate { names, detail })
+    })
+}
+
+fn subjects(certificate: &X509Certificate<'_>) -> (Vec<String>, Vec<IpAddr>) {
+    let (mut hosts, mut addresses) = (Vec::new(), Vec::new());
+    let names = certificate.subject_alternative_name().ok().flatten();
+    for name in names.iter().flat_map(|found| &found.value.general_names) {
+        match name {
+            GeneralName::DNSName(name) => hosts.push(folded(name)),
+            GeneralName::IPAddress(bytes) => addresses.extend(
+                <[u8; 4]>::try_from(*bytes)
+                    .map(IpAddr::from)
+                    .or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)),
+            ),
+            _ => {}
+        }
+    }
+    (hosts, addresses)
+}
+
+/// TLS of a public listener with one certificate for whoever comes: TLS 1.2 and 1.3, no client certificates, HTTP/2 and
+/// HTTP/1.1.
+///
+/// Build it once for each revision of the certificate: sessions are resumed only within one configuration.
 ///
 /// # Errors
 /// The system has no random numbers for the tickets' keys.
-pub fn public_server_config(
-    certificates: Arc<PublicCertificates>,
-) -> Result<Arc<ServerConfig>, Error> {
+pub fn public_server_config(certificate: PublicCertificate) -> Result<Arc<ServerConfig>, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(Error::Own)?
         .with_no_client_auth()
-        .with_cert_resolver(certificates);
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate.key.into_inner())));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0;
     // Nobody's identity is in a public session, so that resuming it saves two signatures and skips no check.

@@ -22,6 +22,32 @@ pub enum Refusal {
     /// The peer cannot speak TLS 1.3.
     #[error("the peer does not offer TLS 1.3")]
     TlsVersion,
+    /// There is no public certificate at all yet.
+    #[error("there is no public certificate yet")]
+    NoPublicCertificate,
+    /// The client named no server, and there is no fallback.
+    #[error("the client named no server")]
+    NoServerName,
+    /// No certificate is for the server that the client named.
+    #[error("no certificate is for the server name {name:?}")]
+    UnknownServerName {
+        /// The name.
+        name: Box<str>,
+    },
+    /// A public client showed a certificate that nobody we trust vouches for.
+    #[error("the client's certificate is not trusted: {detail}")]
+    UntrustedClient {
+        /// Why.
+        detail: String,
+    },
+    /// Too many authorities stand between a public client's certificate and one that we trust.
+    #[error("{found} authorities stand above the client's certificate, at most {depth} may")]
+    ClientTooDeep {
+        /// How many there are.
+        found: usize,
+        /// How many may be.
+        depth: u32,
+    },
     /// Something else than TLS arrived, plain HTTP for instance.
     #[error("what arrived is not TLS")]
     NotTls,
@@ -55,6 +81,11 @@ impl Refusal {
             Self::Flaw(flaw) => flaw.code(),
             Self::UnexpectedPeer { .. } => "unexpected_peer",
             Self::TlsVersion => "tls_version",
+            Self::NoPublicCertificate => "no_public_certificate",
+            Self::NoServerName => "no_server_name",
+            Self::UnknownServerName { .. } => "unknown_server_name",
+            Self::UntrustedClient { .. } => "untrusted_client",
+            Self::ClientTooDeep { .. } => "client_too_deep",
             Self::NotTls => "not_tls",
             Self::NoCommonProtocol => "no_common_protocol",
             Self::NoProof => "no_proof_of_key",
@@ -137,6 +168,14 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// A setting of the public doors cannot be used.
+    #[error("{field}: {problem}")]
+    EdgeSetting {
+        /// The setting within its block.
+        field: &'static str,
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
     /// No list of patterns may be empty: nobody would be expected, or anybody.
     #[error("no expected SPIFFE ID given")]
     NobodyExpected,
@@ -179,6 +218,7 @@ impl Error {
             Self::Network(_) => "network",
             Self::Own(_) => "own_identity",
             Self::PublicCertificate { .. } => "public_certificate",
+            Self::EdgeSetting { .. } => "edge_setting",
             Self::NobodyExpected => "nobody_expected",
             Self::PublicRoots(_) => "public_roots",
             Self::ClientCertificate(_) => "client_certificate",

@@ -7,6 +7,7 @@
 mod acceptor;
 mod certificates;
 mod connector;
+mod edge;
 mod enrolment;
 mod error;
 mod ocsp;
@@ -23,9 +24,12 @@ mod verifier;
 
 pub use acceptor::Acceptor;
 pub use certificates::{
-    PublicCertificate, PublicCertificates, public_client_config, public_server_config,
+    PublicCertificate, check_pairs, public_client_config, public_server_config,
 };
 pub use connector::{Alpn, Connector, ExpectedPeers};
+pub use edge::{
+    Challenges, ClientRule, EdgeAcceptor, EdgeSession, EdgeTls, EdgeTlsSettings, Site, Sites,
+};
 pub use enrolment::{Anchor, EnrolmentAcceptor, connect_issuer};
 pub use error::{Error, Refusal, refusal};
 pub use ocsp::{

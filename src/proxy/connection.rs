@@ -17,7 +17,7 @@ use super::metrics::TooMany;
 use super::sources::Seat;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
-use crate::mtls::{Acceptor, Lapse, Proof, PublicAcceptor};
+use crate::mtls::{self, Acceptor, EdgeAcceptor, EdgeSession, Lapse, Proof};
 use crate::observe::{ConnectionRecord, HandshakeRefusedRecord};
 use crate::pipeline::{Client, Introduced};
 use crate::rt::Live;
@@ -32,7 +32,7 @@ pub enum DoorSecurity {
     /// mTLS of the mesh: nobody comes in without an SVID.
     Mesh(Acceptor),
     /// Public certificates by server name.
-    Public(PublicAcceptor),
+    Public(EdgeAcceptor),
 }
 
 /// What a connection carried.
@@ -49,7 +49,8 @@ pub(in crate::proxy) struct Served {
 struct Shaken {
     stream: Stream,
     peer: Option<Arc<Peer>>,
-    sni: Option<Box<str>>,
+    /// What a public handshake has settled.
+    edge: Option<Arc<EdgeSession>>,
     http2: bool,
     /// The key exchange of the handshake.
     group: Option<&'static str>,
@@ -94,7 +95,9 @@ pub(in crate::proxy) async fn run(
     };
     let Caller { address, introduced, seat: _seat } = caller;
     let shaken = match shaken {
-        Ok(Ok(shaken)) => shaken,
+        Ok(Ok(Some(shaken))) => shaken,
+        // An authority has seen its challenge answered.
+        Ok(Ok(None)) => return,
         Ok(Err(NotMet::Left)) => return worker.note_handshake(address, "nothing was said"),
         Ok(Err(NotMet::TurnedAway(limit))) => {
             return worker.metrics.turn_away(limit, address.ip());
@@ -140,9 +143,9 @@ pub(in crate::proxy) async fn run(
         peer: shaken.peer,
         me,
         tls: !matches!(listener.security, DoorSecurity::Plain),
-        sni: shaken.sni,
+        sni: shaken.edge.as_ref().and_then(|edge| edge.name.clone().filter(|_| edge.is_named)),
     });
-    let standing = ConnectionStanding::new(&client, &worker.senders);
+    let standing = ConnectionStanding::new(&client, &worker.senders, shaken.edge);
     let mut served = Served::default();
     {
         let (stream, standing, served) = (shaken.stream, standing.clone(), &mut served);
@@ -226,7 +229,7 @@ async fn meet(
     listener: &Listener,
     mut tcp: TcpStream,
     caller: &mut Caller,
-) -> Result<Shaken, NotMet> {
+) -> Result<Option<Shaken>, NotMet> {
     if let Some(introductions) = &listener.introductions {
         let by = caller.address;
         match introductions.hear(&mut tcp, by, worker.limits.handshake_within).await {
@@ -251,35 +254,40 @@ async fn meet(
     shake_hands(&listener.security, tcp).await.map_err(NotMet::Refused)
 }
 
-async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, Refused> {
+impl From<mtls::Error> for Refused {
+    fn from(error: mtls::Error) -> Self {
+        Self {
+            code: error.code(),
+            presented: error.presented().and_then(|presented| presented.id.clone()),
+            serial: error.presented().and_then(|presented| presented.serial.clone()),
+            reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
+        }
+    }
+}
+
+async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Option<Shaken>, Refused> {
     match security {
         DoorSecurity::Plain => {
             let http2 = begins_with_preface(&tcp).await;
-            Ok(Shaken { stream: Stream::Tcp(tcp), peer: None, sni: None, http2, group: None })
+            let stream = Stream::Tcp(tcp);
+            Ok(Some(Shaken { stream, peer: None, edge: None, http2, group: None }))
         }
         DoorSecurity::Mesh(acceptor) => {
-            let (tls, peer) = acceptor.accept(tcp).await.map_err(|error| Refused {
-                code: error.code(),
-                presented: error.presented().and_then(|presented| presented.id.clone()),
-                serial: error.presented().and_then(|presented| presented.serial.clone()),
-                reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
-            })?;
+            let (tls, peer) = acceptor.accept(tcp).await.map_err(Refused::from)?;
             let session = tls.get_ref().1;
             let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
             let stream = Stream::Terminated(Box::new(tls));
-            Ok(Shaken { stream, peer: Some(peer), sni: None, http2, group })
+            Ok(Some(Shaken { stream, peer: Some(peer), edge: None, http2, group }))
         }
         DoorSecurity::Public(acceptor) => {
-            let tls = acceptor.accept(tcp).await.map_err(|error| Refused {
-                code: "tls",
-                presented: None,
-                serial: None,
-                reason: error.to_string(),
-            })?;
+            let Some((tls, edge)) = acceptor.accept(tcp).await.map_err(Refused::from)? else {
+                return Ok(None);
+            };
             let session = tls.get_ref().1;
             let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
-            let sni = session.server_name().map(Into::into);
-            Ok(Shaken { stream: Stream::Terminated(Box::new(tls)), peer: None, sni, http2, group })
+            let stream = Stream::Terminated(Box::new(tls));
+            let edge = Some(Arc::new(edge));
+            Ok(Some(Shaken { stream, peer: None, edge, http2, group }))
         }
     }
 }

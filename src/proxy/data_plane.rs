@@ -17,7 +17,7 @@ use super::sources::Sources;
 use super::worker::Worker;
 use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
-use crate::mtls::Proofs;
+use crate::mtls::{Challenges, Proofs};
 use crate::observe::AuditLog;
 use crate::rt::{Clock, Drain, Live, socket};
 use crate::snapshot::Snapshot;
@@ -60,6 +60,8 @@ pub struct Parts {
     pub refresh: Refresh,
     /// How upstreams are reached.
     pub connect: Connect,
+    /// What authorities that give public certificates are answered; nobody is without.
+    pub challenges: Option<Challenges>,
     /// Where decisions are written.
     pub audit: AuditLog,
     /// What is counted.
@@ -183,6 +185,7 @@ fn thread(
         parts.identity.clone(),
         &parts.snapshot,
         tokens,
+        parts.challenges.clone(),
     );
     let drain = Drain::new();
     let guard = drain.guard();

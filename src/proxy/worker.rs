@@ -17,6 +17,7 @@ use super::proof::Watch;
 use super::senders::Senders;
 use super::sources::Sources;
 use crate::identity::{Identity, Tokens};
+use crate::mtls::Challenges;
 use crate::observe::AuditLane;
 use crate::pipeline::{Client, Exchange};
 use crate::rt::{Cached, Clock, Live};
@@ -43,6 +44,8 @@ pub(in crate::proxy) struct Worker {
     snapshot: Mutex<Cached<Snapshot>>,
     /// Where this worker's tokens are verified; nowhere without an identity.
     tokens: Option<Arc<Tokens>>,
+    /// What authorities that give public certificates are answered.
+    pub(in crate::proxy) challenges: Option<Challenges>,
     #[expect(clippy::vec_box, reason = "too large to be moved between a connection and this list")]
     exchanges: Mutex<Vec<Box<Exchange>>>,
     is_draining: AtomicBool,
@@ -61,6 +64,7 @@ impl Worker {
         identity: Option<Live<Identity>>,
         snapshot: &Live<Snapshot>,
         tokens: Option<Arc<Tokens>>,
+        challenges: Option<Challenges>,
     ) -> Arc<Self> {
         let clock = Clock::system();
         let watch = Watch::new(limits.proof, clock, identity, lane.clone(), metrics.clone());
@@ -76,6 +80,7 @@ impl Worker {
             metrics,
             snapshot: Mutex::new(snapshot.cached()),
             tokens,
+            challenges,
             exchanges: Mutex::new(Vec::new()),
             is_draining: AtomicBool::new(false),
             drain: Notify::new(),

@@ -1,24 +1,25 @@
 //! Sidecar and ingress: identity, feed, keeper and proxy wired together.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::error::Error;
-use super::identities::Certificates;
 use super::process::Shared;
 use super::settings;
 use super::stapling::{self, Stapling};
+use crate::acme::{AcmeSettings, Obtained, Renewal};
 use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
-use crate::model::{Body, Change, Id, Kind, Listeners, Rejected, Resource, Ssl};
-use crate::mtls::{
-    Acceptor, Connector, Proofs, PublicAcceptor, PublicCertificate, PublicCertificates,
-    public_server_config,
+use crate::model::{
+    Body, Change, Id, Kind, Labels, Listeners, Rejected, Resource, Ssl, SslType, Status,
 };
+use crate::mtls::{Acceptor, Challenges, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{
     DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, ProxyMetrics, Senders,
@@ -42,6 +43,10 @@ pub struct Plan {
     pub http: Option<SocketAddr>,
     /// The ingress' TLS door.
     pub https: Option<SocketAddr>,
+    /// What TLS offers to public clients.
+    pub tls: Arc<EdgeTls>,
+    /// How public certificates are obtained, and where they are kept when the settings name no folder.
+    pub acme: Option<(AcmeSettings, PathBuf)>,
     /// How OCSP answers are fetched for its public certificates; none are when not given.
     pub stapling: Option<Stapling>,
     /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
@@ -103,25 +108,39 @@ impl DataPlaneRole {
         }
         roster.show(&shared.registry);
         let keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
-        let mut keeper = keeper.with_router(shared.router).with_roster(roster.clone());
+        let mut keeper = keeper
+            .with_router(shared.router)
+            .with_roster(roster.clone())
+            .with_edge(plan.tls.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
         let (publisher, snapshot) = Publisher::of(first.snapshot);
-        let (tls, public) = Publisher::new(None);
-        let (certificates, in_use) = Publisher::new(Certificates::default());
-        shared.identities.watch_certificates(in_use.clone());
+        let (sites, in_use) = Publisher::new(Sites::default());
+        shared.identities.watch_sites(in_use.clone());
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
+        let challenges = plan.acme.is_some().then(Challenges::default);
+        let (obtains, obtained) = mpsc::channel(16);
+        if let Some((settings, folder)) = &plan.acme {
+            let doors = (plan.http.is_some(), plan.https.is_some());
+            let told = (challenges.clone().unwrap_or_default(), shared.acme.clone());
+            let clock = shared.identities.clock().clone();
+            let renewal = Renewal::new(settings, folder, doors, told, &shared.registry, clock);
+            let renewal = renewal.map_err(|error| settings::Error::Setting {
+                field: "ingress.acme",
+                problem: causes(&error),
+            })?;
+            tasks.add(renewal.run(obtains));
+        }
         let keeping = Keeping {
+            obtained,
             keeper,
             feed,
             federation,
             publisher,
-            tls,
-            certificates,
-            certificates_by_resource: Vec::new(),
+            sites,
             gate,
             shared: shared.clone(),
             held: HashSet::new(),
@@ -132,16 +151,17 @@ impl DataPlaneRole {
         tasks.add(discovery.clone().run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
-            tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
+            tasks.add(stapling::run(settings, in_use.clone(), shared.registry.clone(), clock));
         }
 
-        let doors = doors(plan, identity.as_ref(), public);
+        let doors = doors(plan, identity.as_ref(), in_use, challenges.clone());
         let plane = DataPlane::start(&Parts {
             doors,
             snapshot: snapshot.clone(),
             connect,
             identity,
             refresh: shared.refresh.clone(),
+            challenges,
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
             limits: plan.limits,
@@ -190,7 +210,8 @@ impl DataPlaneRole {
 fn doors(
     plan: &Plan,
     identity: Option<&Live<Identity>>,
-    public: Live<Option<Arc<rustls::ServerConfig>>>,
+    sites: Live<Sites>,
+    challenges: Option<Challenges>,
 ) -> Vec<Door> {
     let mut doors = Vec::new();
     let [first, second] = &plan.introductions;
@@ -204,7 +225,7 @@ fn doors(
     }
     open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain, second);
     open(Listeners::Ingress, plan.http, DoorSecurity::Plain, first);
-    let public = DoorSecurity::Public(PublicAcceptor::new(public));
+    let public = DoorSecurity::Public(EdgeAcceptor::new(sites, plan.tls.clone(), challenges));
     open(Listeners::Ingress, plan.https, public, second);
     doors
 }
@@ -235,17 +256,39 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
     Ok(Change::Put(Resource { kind: Kind::Routes, id, revision: 0, body }))
 }
 
+/// The `ssl` resource that an obtained certificate stands for. The feed knows nothing of it, and takes nothing of it away.
+fn certificate(obtained: &Obtained, revision: u64) -> Option<Change> {
+    let id = Id::parse(&obtained.id).ok()?;
+    let ssl = Ssl {
+        id: Some(id.clone()),
+        desc: None,
+        labels: Labels::new(),
+        ssl_type: SslType::Server,
+        cert: obtained.chain.clone(),
+        key: obtained.key.clone(),
+        certs: Vec::new(),
+        keys: Vec::new(),
+        sni: None,
+        snis: Some(obtained.domains.clone()),
+        client: None,
+        ssl_protocols: None,
+        status: Status::Enabled,
+        create_time: None,
+        update_time: None,
+    };
+    Some(Change::Put(Resource { kind: Kind::Ssls, id, revision, body: Body::Ssl(Box::new(ssl)) }))
+}
+
 /// Takes batches from the feed, compiles them, and puts them into force.
 struct Keeping {
     keeper: Keeper,
+    /// Certificates that an authority has given.
+    obtained: mpsc::Receiver<Obtained>,
     feed: Box<dyn Feed>,
     /// What is declared about trust goes here; nowhere without an identity.
     federation: Option<Federation>,
     publisher: Publisher<Snapshot>,
-    tls: Publisher<Option<Arc<rustls::ServerConfig>>>,
-    certificates: Publisher<Certificates>,
-    /// With the resource as the snapshot has it: one that did not change keeps its certificate, and what was stapled to it.
-    certificates_by_resource: Vec<(Arc<Ssl>, Arc<PublicCertificate>)>,
+    sites: Publisher<Sites>,
     gate: Gate,
     shared: Shared,
     /// What the feed has given us: a full state says by silence what is gone.
@@ -256,7 +299,13 @@ struct Keeping {
 impl Keeping {
     async fn run(mut self) {
         loop {
-            let batch = self.feed.next().await;
+            let batch = tokio::select! {
+                batch = self.feed.next() => batch,
+                Some(obtained) = self.obtained.recv() => {
+                    self.take(&obtained);
+                    continue;
+                }
+            };
             // Before the rest: whom we trust no longer must not pass by what is declared with it.
             let distrusted = self.federation.as_ref().map_or_else(Vec::new, |federation| {
                 federation.declare(&batch.changes, &batch.unreadable, batch.complete)
@@ -306,8 +355,7 @@ impl Keeping {
                 );
                 self.refused.insert((rejected.kind, rejected.id.clone()), rejected.clone());
             }
-            self.publish_certificates(&applied.snapshot);
-            self.publisher.set_arc(applied.snapshot);
+            self.publish(applied.snapshot);
             self.note(batch.revision, count);
             self.gate.open();
             self.feed.applied(Applied {
@@ -318,30 +366,25 @@ impl Keeping {
         }
     }
 
-    /// The public certificates are made anew only when one of them changed: sessions are resumed within one configuration.
-    fn publish_certificates(&mut self, snapshot: &Snapshot) {
-        let before = self.publisher.live().load();
-        let changed = !Arc::ptr_eq(&before.certificates, &snapshot.certificates);
-        if !changed && self.tls.live().load().is_some() {
-            return;
+    fn publish(&self, snapshot: Arc<Snapshot>) {
+        if !Arc::ptr_eq(&self.sites.live().load(), &snapshot.sites) {
+            self.sites.set_arc(snapshot.sites.clone());
         }
-        let held = std::mem::take(&mut self.certificates_by_resource);
-        let before: HashMap<*const Ssl, Arc<PublicCertificate>> =
-            held.iter().map(|(ssl, made)| (Arc::as_ptr(ssl), made.clone())).collect();
-        for ssl in snapshot.certificates.iter() {
-            let made = before.get(&Arc::as_ptr(ssl)).cloned().or_else(|| certificate(ssl));
-            self.certificates_by_resource.extend(made.map(|made| (ssl.clone(), made)));
+        self.publisher.set_arc(snapshot);
+    }
+
+    /// A certificate that an authority has given is served as if it had been declared.
+    fn take(&mut self, obtained: &Obtained) {
+        let revision = self.keeper.current().revision;
+        let change = certificate(obtained, revision);
+        let applied = self.keeper.apply(change.into_iter().collect(), revision);
+        for rejected in &applied.rejected {
+            tracing::error!(
+                id = %rejected.id,
+                "an obtained certificate cannot be served: {}", rejected.reason
+            );
         }
-        let certificates: Certificates =
-            self.certificates_by_resource.iter().map(|(_, made)| made.clone()).collect();
-        self.certificates.set(certificates.clone());
-        let certificates: PublicCertificates = certificates.into_iter().collect();
-        match public_server_config(Arc::new(certificates)) {
-            Ok(config) => self.tls.set(Some(config)),
-            Err(error) => {
-                tracing::error!("the public certificates cannot be used: {}", causes(&error));
-            }
-        }
+        self.publish(applied.snapshot);
     }
 
     fn note(&self, revision: u64, count: usize) {
@@ -373,19 +416,6 @@ impl Keeping {
             refused = self.refused.len(),
             "configuration applied"
         );
-    }
-}
-
-/// A certificate that cannot be served is left out, and named.
-fn certificate(ssl: &Ssl) -> Option<Arc<PublicCertificate>> {
-    let names: Vec<&str> = ssl.names().iter().collect();
-    let key = ssl.key.reveal().as_bytes();
-    match PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), key) {
-        Ok(made) => Some(Arc::new(made.of_resource(ssl.id.as_ref().map(Id::as_str)))),
-        Err(error) => {
-            tracing::warn!(?names, "{}", causes(&error));
-            None
-        }
     }
 }
 

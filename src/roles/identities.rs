@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::identity::{Budget, Identity, Limit};
-use crate::mtls::PublicCertificate;
+use crate::mtls::{PublicCertificate, Sites};
 use crate::observe::{MetricKind, Registry};
 use crate::rt::{Clock, Live, crypto, memory};
 
@@ -19,11 +19,8 @@ pub struct Identities {
     clock: Clock,
     registry: Registry,
     watched: Arc<Mutex<Vec<Arc<Watched>>>>,
-    certificates: Arc<Mutex<Vec<Live<Certificates>>>>,
+    sites: Arc<Mutex<Vec<Live<Sites>>>>,
 }
-
-/// The public certificates of one data plane.
-pub type Certificates = Vec<Arc<PublicCertificate>>;
 
 /// One identity with what is worked out of it once.
 pub(super) struct Watched {
@@ -71,8 +68,8 @@ impl Identities {
         let help =
             "Seconds until peers begin to refuse us if nothing is renewed, and what ends first.";
         registry.describe(name, MetricKind::Gauge, help);
-        let (watched, certificates) = (Arc::default(), Arc::default());
-        Self { clock, registry: registry.clone(), watched, certificates }
+        let (watched, sites) = (Arc::default(), Arc::default());
+        Self { clock, registry: registry.clone(), watched, sites }
     }
 
     /// Shows this identity from now on.
@@ -96,8 +93,8 @@ impl Identities {
     }
 
     /// Shows the public certificates of a data plane from now on.
-    pub fn watch_certificates(&self, live: Live<Certificates>) {
-        self.certificates.lock().push(live);
+    pub fn watch_sites(&self, live: Live<Sites>) {
+        self.sites.lock().push(live);
     }
 
     pub(super) fn clock(&self) -> &Clock {
@@ -111,12 +108,11 @@ impl Identities {
     }
 
     /// The public certificates in use, each once.
-    pub fn certificates(&self) -> Certificates {
+    pub fn certificates(&self) -> Vec<Arc<PublicCertificate>> {
+        let planes: Vec<Arc<Sites>> = self.sites.lock().iter().map(Live::load).collect();
         let mut known = HashSet::new();
-        let planes: Vec<Arc<Certificates>> =
-            self.certificates.lock().iter().map(Live::load).collect();
-        let all = planes.iter().flat_map(|plane| plane.iter());
-        all.filter(|one| known.insert(one.sha256().to_owned())).cloned().collect()
+        let all = planes.iter().flat_map(|plane| plane.certificates());
+        all.filter(|one| known.insert(one.sha256())).cloned().collect()
     }
 
     /// What `/identity` answers.

@@ -10,8 +10,7 @@ use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource};
 use crate::issuer::EnrolSource;
-use crate::model::{Body, Change, Kind};
-use crate::mtls::PublicCertificate;
+use crate::model::{Body, Change, Kind, Ssl, SslType};
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, causes, unix_seconds};
 use crate::snapshot::{Keeper, RouterSettings};
@@ -82,6 +81,7 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         format!("role {}, trust domain {}", names.join(" and "), settings.trust_domain),
     );
     look_at_state(settings, &mut findings);
+    look_at_edge(settings, &roles, &mut findings);
     let carries = roles.iter().any(|role| matches!(role, Role::Sidecar | Role::Ingress));
     let source = look_at_identity(settings, &roles, &mut findings).await;
     if carries {
@@ -91,6 +91,21 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         look_at_configuration(batch, &roles, identity.as_ref(), router, &mut findings);
     }
     findings.0
+}
+
+fn look_at_edge(settings: &Settings, roles: &[Role], findings: &mut Findings) {
+    let Some(ingress) = settings.ingress.as_ref().filter(|_| roles.contains(&Role::Ingress)) else {
+        return;
+    };
+    let doors = (ingress.http.is_some(), ingress.https.is_some());
+    let acme = ingress.acme.as_ref().map_or(Ok(()), |acme| acme.check(doors.0, doors.1));
+    let problems = [
+        ingress.edge().err().map(|error| error.to_string()),
+        acme.err().map(|error| format!("setting ingress.acme: {error}")),
+    ];
+    for problem in problems.into_iter().flatten() {
+        findings.add("settings", Grade::Problem, problem, None);
+    }
 }
 
 fn look_at_state(settings: &Settings, findings: &mut Findings) {
@@ -312,8 +327,9 @@ fn look_at_configuration(
     let mut applied = keeper.apply(changes, batch.revision);
     stand_ins_aside(&mut applied.rejected, &batch.unreadable);
     for rejected in applied.rejected.iter().chain(&batch.unreadable) {
+        let area = if rejected.kind == Kind::Ssls { "certificates" } else { "policy" };
         findings.add(
-            "policy",
+            area,
             Grade::Problem,
             format!("{} {}: {}", rejected.kind, rejected.id, rejected.reason),
             Some("correct the resource; until then its previous version holds, and without one it refuses"),
@@ -338,38 +354,31 @@ fn look_at_configuration(
     }
 }
 
-fn look_at_certificate(id: &str, ssl: &crate::model::Ssl, findings: &mut Findings) {
+fn look_at_certificate(id: &str, ssl: &Ssl, findings: &mut Findings) {
     let names: Vec<&str> = ssl.names().iter().collect();
-    let made =
-        PublicCertificate::from_pem(&names, ssl.cert.as_bytes(), ssl.key.reveal().as_bytes());
-    if let Err(error) = made {
-        findings.add("certificates", Grade::Problem, format!("ssl {id}: {}", causes(&error)), None);
-        return;
-    }
-    let parsed = x509_parser::pem::parse_x509_pem(ssl.cert.as_bytes());
-    let end = parsed.ok().and_then(|(_, pem)| {
-        pem.parse_x509().ok().map(|x509| x509.validity().not_after.timestamp())
-    });
-    let Some(end) = end else {
-        findings.add(
-            "certificates",
-            Grade::Problem,
-            format!("ssl {id}: its certificate cannot be read"),
-            None,
-        );
-        return;
+    let names = match ssl.ssl_type {
+        SslType::Server => names.join(", "),
+        SslType::Client => "upstreams".to_owned(),
     };
-    let left = end - unix_seconds();
-    let text = format!("ssl {id} for {} ends in {}", names.join(", "), span(left));
-    match left {
-        ..0 => findings.add(
-            "certificates",
-            Grade::Problem,
-            format!("ssl {id} has expired"),
-            Some("replace it"),
-        ),
-        0..SOON => findings.add("certificates", Grade::Warning, text, Some("renew it")),
-        _ => findings.good("certificates", text),
+    for (chain, _) in ssl.pairs() {
+        let parsed = x509_parser::pem::parse_x509_pem(chain.as_bytes());
+        let end = parsed.ok().and_then(|(_, pem)| {
+            pem.parse_x509().ok().map(|x509| x509.validity().not_after.timestamp())
+        });
+        // What cannot be read is refused where everything is compiled.
+        let Some(end) = end else { continue };
+        let left = end - unix_seconds();
+        let text = format!("ssl {id} for {names} ends in {}", span(left));
+        match left {
+            ..0 => findings.add(
+                "certificates",
+                Grade::Problem,
+                format!("ssl {id} has expired"),
+                Some("replace it"),
+            ),
+            0..SOON => findings.add("certificates", Grade::Warning, text, Some("renew it")),
+            _ => findings.good("certificates", text),
+        }
     }
 }
 

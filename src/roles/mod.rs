@@ -26,7 +26,7 @@ pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
-pub use identities::{Certificates, Identities};
+pub use identities::Identities;
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use process::{Running, Shared, identity_source};

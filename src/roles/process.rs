@@ -16,6 +16,7 @@ use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
 use super::trust::federation;
+use crate::acme::Reports;
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -46,6 +47,8 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Our identities and public certificates.
     pub identities: Identities,
+    /// How it stands with certificates by ACME.
+    pub acme: Reports,
     /// How it stands with declared trust domains.
     pub board: Board,
     /// The plugins of this build.
@@ -83,6 +86,7 @@ impl Shared {
         let identities = Identities::new(&registry, Clock::system());
         Ok(Self {
             audit,
+            acme: Reports::default(),
             board: Board::new(&registry),
             registry,
             metrics,
@@ -99,10 +103,13 @@ impl Shared {
 pub(super) fn status(shared: &Shared) -> axum::Router {
     let identities = shared.identities.clone();
     let identity = axum::routing::get(async move || axum::Json(identities.status()));
+    let acme = shared.acme.clone();
+    let certificates = async move || axum::Json(json!({ "certificates": acme.all() }));
     let board = shared.board.clone();
     let reports = async move || axum::Json(json!({ "trust_domains": board.reports() }));
     router(&shared.readiness, &shared.registry)
         .route("/identity", identity)
+        .route("/acme", axum::routing::get(certificates))
         .route("/federation", axum::routing::get(reports))
 }
 
@@ -383,6 +390,9 @@ impl Running {
                 plan.stapling = ingress.stapling();
                 plan.introductions = ingress.proxy_protocol.introductions()?;
                 plan.senders = ingress.senders()?;
+                plan.tls = Arc::new(ingress.edge()?);
+                plan.acme =
+                    ingress.acme.clone().map(|acme| (acme, settings.state_dir.join("acme")));
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {

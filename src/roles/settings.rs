@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
+use crate::acme::AcmeSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
+use crate::mtls::{EdgeTls, EdgeTlsSettings};
 use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
     Senders,
@@ -295,6 +297,12 @@ pub struct IngressSettings {
     /// HTTPS with the certificates of the `ssls` resources; `null` opens none.
     #[serde(default = "default_https")]
     pub https: Option<SocketAddr>,
+    /// What TLS offers to public clients.
+    #[serde(default)]
+    pub tls: EdgeTlsSettings,
+    /// Obtains certificates by ACME; none are when not given.
+    #[serde(default)]
+    pub acme: Option<AcmeSettings>,
     /// Fetches what the issuers of these certificates say of them (OCSP), and shows it in handshakes. Asked are the responders
     /// that a certificate names, over plain HTTP, as is usual: the answers are signed.
     #[serde(default = "default_ocsp_stapling")]
@@ -325,6 +333,15 @@ impl IngressSettings {
         Senders::parse(trusted, self.real_ip.as_ref())
             .map(Arc::new)
             .map_err(|error| Error::Setting { field: "ingress", problem: error.to_string() })
+    }
+
+    /// What TLS offers to public clients.
+    ///
+    /// # Errors
+    /// A setting asks for what is not spoken; the error names it.
+    pub fn edge(&self) -> Result<EdgeTls, Error> {
+        EdgeTls::new(&self.tls)
+            .map_err(|error| Error::Setting { field: "ingress.tls", problem: error.to_string() })
     }
 
     /// How OCSP answers are fetched, if they are.

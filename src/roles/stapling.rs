@@ -12,9 +12,10 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::identities::Certificates;
 use crate::federation::is_private;
-use crate::mtls::{MAX_OCSP_ANSWER_BYTES, OcspAnswer, OcspError, OcspQuestion, PublicCertificate};
+use crate::mtls::{
+    MAX_OCSP_ANSWER_BYTES, OcspAnswer, OcspError, OcspQuestion, PublicCertificate, Sites,
+};
 use crate::observe::{Counter, MetricKind, Registry};
 use crate::rt::{Backoff, Clock, Live, causes, spawn};
 
@@ -31,6 +32,9 @@ const WITHIN: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 4;
 /// How often is looked at what is due: by the wall clock, which may be set and may have slept.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long changes are gathered.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +61,8 @@ enum Error {
 
 /// What is known of one certificate.
 struct Due {
-    certificate: Arc<PublicCertificate>,
+    /// One certificate, of all resources that have it; never none.
+    certificates: Vec<Arc<PublicCertificate>>,
     question: Arc<OcspQuestion>,
     /// When to ask next, seconds since 1970.
     at: i64,
@@ -68,7 +73,7 @@ struct Due {
 /// Keeps answers stapled to these certificates, for ever.
 pub(super) async fn run(
     settings: Stapling,
-    mut certificates: Live<Certificates>,
+    mut sites: Live<Sites>,
     registry: Registry,
     clock: Clock,
 ) {
@@ -81,32 +86,21 @@ pub(super) async fn run(
         |outcome| registry.counter("wardgate_ocsp_fetches_total", &[("outcome", outcome)]);
     let (good, bad) = (counter("good"), counter("failed"));
     let mut known: HashMap<String, Due> = HashMap::new();
+    let mut seen: Option<Arc<Sites>> = None;
     loop {
         let now = clock.now();
-        let current = certificates.load();
-        known.retain(|sha256, _| current.iter().any(|one| one.sha256() == sha256));
-        for certificate in current.iter() {
-            if !known.contains_key(certificate.sha256()) {
-                known.extend(
-                    Due::new(certificate, now).map(|due| (certificate.sha256().to_owned(), due)),
-                );
-            }
+        let current = sites.load();
+        if seen.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, &current)) {
+            follow(&mut known, &current, now);
+            seen = Some(current);
         }
         for due in known.values_mut() {
-            // The same certificate, from a resource that was written anew.
-            if let Some(now_served) =
-                current.iter().find(|one| one.sha256() == due.certificate.sha256())
-                && !Arc::ptr_eq(now_served, &due.certificate)
-            {
-                now_served.staple(due.certificate.stapled());
-                due.certificate = now_served.clone();
-            }
-            if due.certificate.stapled().is_some_and(|answer| answer.next_update <= now) {
+            if due.certificate().stapled().is_some_and(|answer| answer.next_update <= now) {
                 tracing::warn!(
-                    names = due.certificate.names().join(" "),
+                    names = due.certificate().names().join(" "),
                     "the stapled OCSP answer is over; none is shown"
                 );
-                due.certificate.staple(None);
+                due.staple(None);
             }
         }
         let asked: Vec<&mut Due> = known.values_mut().filter(|due| due.at <= now).collect();
@@ -114,9 +108,11 @@ pub(super) async fn run(
             .for_each_concurrent(AT_ONCE, |due| due.ask(settings, &clock, &good, &bad))
             .await;
         let changed = async {
-            if !certificates.changed().await {
+            if !sites.changed().await {
                 std::future::pending::<()>().await;
             }
+            // Of thousands of certificates that change one after the other not each is worth a look at all.
+            tokio::time::sleep(GATHER).await;
         };
         tokio::select! {
             () = changed => {}
@@ -125,8 +121,44 @@ pub(super) async fn run(
     }
 }
 
+/// What is known follows what is served.
+fn follow(known: &mut HashMap<String, Due>, sites: &Sites, now: i64) {
+    let mut served: HashMap<&str, Vec<&Arc<PublicCertificate>>> = HashMap::new();
+    for certificate in sites.certificates() {
+        served.entry(certificate.sha256()).or_default().push(certificate);
+    }
+    known.retain(|sha256, _| served.contains_key(sha256.as_str()));
+    for (sha256, all) in served {
+        match known.get_mut(sha256) {
+            None => {
+                let due = Due::new(all.into_iter().cloned().collect(), now);
+                known.extend(due.map(|due| (sha256.to_owned(), due)));
+            }
+            // The same certificate, from a resource that was written anew or from another one.
+            Some(due) => {
+                let stapled = due.certificate().stapled();
+                due.certificates = all.into_iter().cloned().collect();
+                due.staple(stapled.as_ref());
+            }
+        }
+    }
+}
+
 impl Due {
-    fn new(certificate: &Arc<PublicCertificate>, now: i64) -> Option<Self> {
+    fn certificate(&self) -> &PublicCertificate {
+        &self.certificates[0]
+    }
+
+    fn staple(&self, answer: Option<&Arc<OcspAnswer>>) {
+        for certificate in &self.certificates {
+            if certificate.stapled().as_ref() != answer {
+                certificate.staple(answer.cloned());
+            }
+        }
+    }
+
+    fn new(certificates: Vec<Arc<PublicCertificate>>, now: i64) -> Option<Self> {
+        let certificate = certificates.first()?;
         let question = certificate.ocsp_question();
         if question.is_none() && certificate.must_staple() {
             tracing::warn!(
@@ -134,9 +166,10 @@ impl Due {
                 "the certificate demands a stapled OCSP answer and names no responder, or its chain lacks the issuer"
             );
         }
+        let question = Arc::new(question?);
         Some(Self {
-            certificate: certificate.clone(),
-            question: Arc::new(question?),
+            certificates,
+            question,
             at: now,
             backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(3600)),
             said: None,
@@ -157,7 +190,7 @@ impl Due {
                     self.at = refresh_at(&answer, clock.now(), fastrand::f64());
                     self.backoff.reset();
                     self.said = None;
-                    self.certificate.staple(Some(Arc::new(answer)));
+                    self.staple(Some(&Arc::new(answer)));
                     return;
                 }
                 Err(error) => last = Some(error),
@@ -169,13 +202,13 @@ impl Due {
         let Some(error) = last else { return };
         // What was good before stays until its end; but not against the issuer's word.
         if matches!(error, Error::Answer(OcspError::Revoked)) {
-            self.certificate.staple(None);
+            self.staple(None);
         }
         let text = causes(&error);
         if self.said.as_ref() != Some(&text) {
             tracing::warn!(
-                names = self.certificate.names().join(" "),
-                must_staple = self.certificate.must_staple(),
+                names = self.certificate().names().join(" "),
+                must_staple = self.certificate().must_staple(),
                 "no new OCSP answer: {text}"
             );
             self.said = Some(text);

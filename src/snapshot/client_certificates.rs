@@ -1,9 +1,9 @@
 //! Client certificates that upstreams name: `tls.client_cert_id` is the id of an `ssl` resource of type `client`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::ssls::Ssls;
 use crate::model::{Id, Ssl, SslType, Status, Upstream};
 
 /// The id of the client certificate that an upstream names.
@@ -13,10 +13,7 @@ pub(super) fn named(upstream: &Upstream) -> Option<&Id> {
 
 /// The upstream with the certificate that it names in the place of the name. Where there is no such certificate the name
 /// stays, and the upstream cannot be reached.
-pub(super) fn equipped<'u>(
-    upstream: &'u Upstream,
-    ssls: &BTreeMap<Id, Arc<Ssl>>,
-) -> Cow<'u, Upstream> {
+pub(super) fn equipped<'u>(upstream: &'u Upstream, ssls: &Ssls) -> Cow<'u, Upstream> {
     let usable = |ssl: &&Arc<Ssl>| ssl.ssl_type == SslType::Client && ssl.status == Status::Enabled;
     let has_one = upstream.tls.as_ref().is_some_and(|tls| {
         // Both at once is refused, not silently one of them.

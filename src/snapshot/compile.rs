@@ -9,10 +9,10 @@ use super::client_certificates::equipped;
 use super::consumers::Held;
 use super::merge::Links;
 use super::router::{Place, RouterKind};
+use super::ssls::Ssls;
 use crate::identity::SpiffePattern;
 use crate::model::{
-    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl, SslType,
-    Timeout, Upstream,
+    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Timeout, Upstream,
 };
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Template};
@@ -26,7 +26,7 @@ pub(super) struct Workshop<'a> {
     pub(super) kept: &'a Kept,
     pub(super) router: RouterKind,
     pub(super) roster: &'a Roster,
-    pub(super) ssls: &'a BTreeMap<Id, Arc<Ssl>>,
+    pub(super) ssls: &'a Ssls,
 }
 
 /// What must hold beside host and path.
@@ -331,18 +331,4 @@ fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {
             .map_err(|why| Invalid(format!("workload_selector.spiffe_ids: '{text}': {why}")))
     };
     texts.map(parse).collect()
-}
-
-/// May this certificate stand, as far as that can be told without a look at the keys?
-pub(super) fn check_ssl(ssl: &Ssl) -> Result<(), Invalid> {
-    if ssl.ssl_type == SslType::Client {
-        return Ok(());
-    }
-    if ssl.sni.is_some() == ssl.snis.is_some() {
-        return Err(Invalid::new("sni: exactly one of sni and snis is expected"));
-    }
-    if ssl.names().iter().next().is_none() {
-        return Err(Invalid::new("snis: at least one name is expected"));
-    }
-    Ok(())
 }

@@ -9,7 +9,8 @@ use super::compile::Conditions;
 use super::consumers::Consumers;
 use super::merge::{self, Links};
 use super::router::Router;
-use crate::model::{Listeners, Method, Revision, Ssl};
+use crate::model::{Listeners, Method, Revision};
+use crate::mtls::Sites;
 use crate::pipeline::{
     Chain, Consumer, Directory, Exchange, Fault, PathRules, RouteInfo, Side, Template, host_of,
 };
@@ -22,8 +23,8 @@ pub struct Snapshot {
     pub revision: Revision,
     /// Who may do what.
     pub policy: Arc<Policy>,
-    /// Certificates for public clients: the enabled ones. The same `Arc` as long as none of them changes.
-    pub certificates: Arc<[Arc<Ssl>]>,
+    /// Who answers public clients. The same `Arc` as long as no certificate changes.
+    pub sites: Arc<Sites>,
     /// Credentials to consumers.
     pub consumers: Arc<dyn Directory>,
     /// The global rules: they run before each route's plugins, and where no route matches.

@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::compiled::Broken;
 use super::merge::Links;
 use super::patterns::Patterns;
-use super::shards::Shards;
 use crate::identity::{SpiffeId, SpiffePattern};
 use crate::model::{Id, Kind};
 use crate::pipeline::{Consumer, Directory};
+use crate::rt::Shards;
 
 /// Consumers, their credentials and their groups, of one snapshot. Cheap to copy.
 #[derive(Clone, Debug, Default)]

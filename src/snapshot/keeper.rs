@@ -14,16 +14,18 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::client_certificates::named;
-use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl};
+use super::compile::{RouteParts, ServiceParts, Workshop};
 use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
 use super::merge::Links;
 use super::router::{Place, RouterSettings};
+use super::ssls::Ssls;
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
-    Rejected, Resource, Revision, Route, Service, Ssl, SslType, Timeout, Upstream,
+    Rejected, Resource, Revision, Route, Service, SslType, Timeout, Upstream,
 };
+use crate::mtls::EdgeTls;
 use crate::observe::Registry;
 use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
 use crate::policy::{self, Policy};
@@ -59,14 +61,13 @@ pub struct Keeper {
     consumers: BTreeMap<Id, Slot<model::Consumer, ConsumerParts>>,
     credentials: BTreeMap<Id, Slot<model::Credential, Vec<Held>>>,
     policies: BTreeMap<Id, (Revision, Box<IdentityPolicy>)>,
-    ssls: BTreeMap<Id, Arc<Ssl>>,
+    ssls: Ssls,
     routes: BTreeMap<Id, RouteSlot>,
     /// Which routes refer to a resource, whether it exists or not.
     users: HashMap<(Kind, Id), BTreeSet<Id>>,
     routers: Routers,
     people: Arc<Consumers>,
     policy: Arc<Policy>,
-    certificates: Arc<[Arc<Ssl>]>,
     current: Arc<Snapshot>,
 }
 
@@ -118,7 +119,6 @@ struct Work {
     /// Names of consumers to be put together anew.
     people: BTreeSet<String>,
     policies: bool,
-    certificates: bool,
     /// Certificates for upstreams that are others now.
     client_certificates: BTreeSet<Id>,
 }
@@ -157,11 +157,10 @@ impl Keeper {
     pub fn new(table: &'static [Entry], me: Option<SpiffeId>, metrics: Registry) -> Self {
         let policy = Arc::new(Policy::compile([], &assemble::identity_of(me.as_ref())).0);
         let people = Arc::new(Consumers::default());
-        let certificates: Arc<[Arc<Ssl>]> = Arc::default();
         let current = Arc::new(Snapshot {
             revision: 0,
             policy: policy.clone(),
-            certificates: certificates.clone(),
+            sites: Arc::default(),
             consumers: people.clone(),
             global: Chain::default(),
             path_rules: PathRules::default(),
@@ -184,13 +183,12 @@ impl Keeper {
             consumers: BTreeMap::new(),
             credentials: BTreeMap::new(),
             policies: BTreeMap::new(),
-            ssls: BTreeMap::new(),
+            ssls: Ssls::default(),
             routes: BTreeMap::new(),
             users: HashMap::new(),
             routers: Routers::default(),
             people,
             policy,
-            certificates,
             current,
         }
     }
@@ -207,6 +205,12 @@ impl Keeper {
     #[must_use]
     pub fn with_roster(self, roster: Roster) -> Self {
         Self { roster, ..self }
+    }
+
+    /// With what public clients are offered. Set before anything is applied.
+    #[must_use]
+    pub fn with_edge(self, tls: Arc<EdgeTls>) -> Self {
+        Self { ssls: Ssls::new(tls), ..self }
     }
 
     /// The newest snapshot.
@@ -324,16 +328,14 @@ impl Keeper {
                 self.take_keys(kind, &id);
                 work.people.insert(split_credential(&id).0.to_owned());
             }
-            Body::Ssl(body) => match check_ssl(&body) {
-                Ok(()) => {
-                    let before = self.ssls.insert(id.clone(), body.clone().into());
-                    work.certificates = true;
-                    if is_client(&body) || before.as_deref().is_some_and(is_client) {
-                        work.client_certificates.insert(id);
-                    }
+            Body::Ssl(body) => {
+                let concerns = body.ssl_type == SslType::Client || self.ssls.is_client(&id);
+                match self.ssls.put(&id, *body) {
+                    Err(error) => work.reject(kind, &id, revision, &error),
+                    Ok(()) if concerns => drop(work.client_certificates.insert(id)),
+                    Ok(()) => {}
                 }
-                Err(error) => work.reject(kind, &id, revision, &error),
-            },
+            }
             Body::IdentityPolicy(body) => {
                 if let Err(error) = policy::check(&body) {
                     work.reject(kind, &id, revision, &error);
@@ -420,11 +422,10 @@ impl Keeper {
                 work.people.insert(split_credential(id).0.to_owned());
             }
             Kind::Ssls => {
-                let before = self.ssls.remove(id);
-                work.certificates |= before.is_some();
-                if before.as_deref().is_some_and(is_client) {
+                if self.ssls.is_client(id) {
                     work.client_certificates.insert(id.clone());
                 }
+                self.ssls.delete(id);
             }
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
@@ -598,10 +599,6 @@ impl Keeper {
             .collect();
         Some(Person { consumer: Arc::new(consumer(None)), presented, links: links.clone() })
     }
-}
-
-fn is_client(ssl: &Ssl) -> bool {
-    ssl.ssl_type == SslType::Client
 }
 
 fn kind_of(change: &Change) -> (Kind, &Id) {

@@ -12,7 +12,7 @@ mod keeper;
 mod merge;
 mod patterns;
 mod router;
-mod shards;
+mod ssls;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
 pub use keeper::{Applied, Keeper};

@@ -21,9 +21,9 @@ use self::bucket::{Bucket, Entry, reversed};
 pub use self::place::Place;
 use self::place::{Caught, Host, Part, Path, Rest, follow};
 use self::radix::{End, Radix};
-use super::shards::Shards;
 use crate::model::Id;
 use crate::pipeline::PathRules;
+use crate::rt::Shards;
 
 /// What a path may say and how hosts count; the names of `apisix.router.http`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

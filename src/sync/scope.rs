@@ -30,9 +30,7 @@ use foldhash::fast::RandomState;
 use serde_json::Value;
 
 use super::delta::Key;
-use crate::model::{
-    Body, Id, Invalid, Kind, Listeners, PluginSet, Route, SslType, Status, Upstream,
-};
+use crate::model::{Body, Id, Invalid, Kind, Listeners, PluginSet, Route, Status, Upstream};
 
 /// What a data plane is, which decides what it may be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -522,7 +520,8 @@ impl Facts {
                 facts.settle(Some(&credential.plugins), rules);
             }
             Body::PluginMetadata(_) => facts.choice = Choice::everybody(&[Role::Ingress]),
-            Body::Ssl(ssl) if ssl.status == Status::Enabled && ssl.ssl_type == SslType::Server => {
+            // One for upstreams goes where an upstream names it.
+            Body::Ssl(ssl) if ssl.is_served() => {
                 facts.choice = Choice::everybody(&[Role::Ingress]);
             }
             Body::IdentityPolicy(policy) => {

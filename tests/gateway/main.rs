@@ -11,6 +11,7 @@ mod audit;
 mod authority;
 mod bad_input;
 mod cli;
+mod client_certificates;
 mod conformance;
 mod control;
 mod crypto;

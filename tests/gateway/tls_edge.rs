@@ -11,8 +11,8 @@ use crate::world::{Admin, App, PATIENCE, Process, World, eventually};
 
 /// A certificate that signs itself, as PEM.
 pub(crate) struct Certificate {
-    chain: String,
-    key: String,
+    pub(crate) chain: String,
+    pub(crate) key: String,
 }
 
 impl Certificate {
@@ -27,7 +27,7 @@ impl Certificate {
     }
 
     /// The certificate in a file, for who shall trust it.
-    fn file(&self, world: &World, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, world: &World, name: &str) -> PathBuf {
         let path = world.folder.join(name);
         std::fs::write(&path, &self.chain).unwrap();
         path
@@ -38,22 +38,29 @@ impl Certificate {
 pub(crate) struct Edge {
     pub(crate) app: App,
     pub(crate) ingress: Process,
-    admin: Admin,
+    pub(crate) admin: Admin,
     _control: Process,
     pub(crate) world: World,
 }
 
 impl Edge {
     pub(crate) async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With these settings of the ingress.
+    pub(crate) async fn with(settings: &[(&str, Value)]) -> Self {
         let world = World::new();
         let app = App::echo("app");
         let control = world.control().start();
-        let ingress = world
+        let mut part = world
             .ingress()
             .set("ingress.http", &Value::Null)
-            .set("ingress.https", &json!("127.0.0.1:0"))
-            .fed_by(&control)
-            .start();
+            .set("ingress.https", &json!("127.0.0.1:0"));
+        for (name, value) in settings {
+            part = part.set(name, value);
+        }
+        let ingress = part.fed_by(&control).start();
         let admin = control.admin();
         let edge = Self { app, ingress, admin, _control: control, world };
         let upstream = json!({ "nodes": { edge.app.address.to_string(): 1 } });
@@ -71,7 +78,7 @@ impl Edge {
     }
 
     /// What OpenSSL's client says of a handshake.
-    fn handshake(&self, options: &[&str]) -> Shaken {
+    pub(crate) fn handshake(&self, options: &[&str]) -> Shaken {
         let output = Command::new("openssl")
             .args(["s_client", "-connect", &self.address().to_string(), "-showcerts"])
             .args(options)
@@ -98,11 +105,11 @@ impl Edge {
 }
 
 /// A handshake as OpenSSL's client tells of it.
-struct Shaken(String);
+pub(crate) struct Shaken(pub(crate) String);
 
 impl Shaken {
     /// Is it this certificate that was shown?
-    fn shows(&self, certificate: &Certificate) -> bool {
+    pub(crate) fn shows(&self, certificate: &Certificate) -> bool {
         let body: String =
             certificate.chain.lines().filter(|line| !line.starts_with('-')).collect();
         let shown: String = self
@@ -115,7 +122,7 @@ impl Shaken {
         !shown.is_empty() && shown == body
     }
 
-    fn refused(&self) -> bool {
+    pub(crate) fn refused(&self) -> bool {
         !self.0.contains("-----BEGIN CERTIFICATE")
     }
 }
@@ -178,23 +185,150 @@ async fn tls_1_2_and_1_3_are_spoken_and_nothing_older() {
     }
 }
 
-#[tokio::test]
-async fn an_rsa_certificate_serves_as_well() {
-    let edge = Edge::new().await;
-    let (key, chain) = (edge.world.folder.join("rsa-key.pem"), edge.world.folder.join("rsa.pem"));
+/// A certificate with an RSA key, made by OpenSSL.
+fn rsa(world: &World, name: &str) -> Certificate {
+    let (key, chain) = (world.folder.join("rsa-key.pem"), world.folder.join("rsa.pem"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x"])
-        .args(["-addext", "subjectAltName=DNS:rsa.example", "-keyout", key.to_str().unwrap()])
-        .args(["-out", chain.to_str().unwrap()])
+        .args(["-addext", &format!("subjectAltName=DNS:{name}"), "-keyout"])
+        .args([key.to_str().unwrap(), "-out", chain.to_str().unwrap()])
         .stderr(Stdio::null())
         .status();
     assert!(made.unwrap().success());
     let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
-    let certificate = Certificate { chain: read(&chain), key: read(&key) };
-    edge.put("/ssls/1", &certificate.resource(&["rsa.example"])).await;
+    Certificate { chain: read(&chain), key: read(&key) }
+}
+
+#[tokio::test]
+async fn of_several_certificates_for_a_name_the_client_gets_one_that_it_can_verify() {
+    let edge = Edge::new().await;
+    let (rsa, ecdsa) = (rsa(&edge.world, "shop.example"), Certificate::of(&["shop.example"]));
+    edge.put("/ssls/1", &rsa.resource(&["shop.example"])).await;
     for option in ["-tls1_2", "-tls1_3"] {
-        let shaken = edge.handshake(&["-servername", "rsa.example", option]);
-        assert!(shaken.shows(&certificate), "{option}: {}", shaken.0);
+        let shaken = edge.handshake(&["-servername", "shop.example", option]);
+        assert!(shaken.shows(&rsa), "RSA alone, {option}: {}", shaken.0);
+    }
+    let mut both = rsa.resource(&["shop.example"]);
+    (both["certs"], both["keys"]) = (json!([ecdsa.chain]), json!([ecdsa.key]));
+    edge.put("/ssls/1", &both).await;
+    for (options, expected) in [
+        (&["-tls1_3"][..], &ecdsa),
+        (&["-tls1_2"], &ecdsa),
+        (&["-tls1_3", "-sigalgs", "ECDSA+SHA256:RSA-PSS+SHA256"], &ecdsa),
+        (&["-tls1_3", "-sigalgs", "RSA-PSS+SHA256"], &rsa),
+        (&["-tls1_2", "-sigalgs", "RSA-PSS+SHA256:RSA+SHA256"], &rsa),
+        (&["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"], &rsa),
+        (&["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"], &ecdsa),
+    ] {
+        let shaken = edge.handshake(&[&["-servername", "shop.example"], options].concat());
+        assert!(shaken.shows(expected), "{options:?}: {}", shaken.0);
+    }
+    // Keys never come out again.
+    let shown = edge.admin.get("/ssls/1").await.to_string();
+    assert!(shown.contains("BEGIN CERTIFICATE") && !shown.contains("PRIVATE KEY"), "{shown}");
+}
+
+#[tokio::test]
+async fn versions_suites_http2_and_the_fallback_are_settings_and_a_name_may_choose_its_versions() {
+    let edge = Edge::with(&[(
+        "ingress.tls",
+        json!({
+            "ciphers": ["TLS_AES_256_GCM_SHA384", "ECDHE-ECDSA-AES256-GCM-SHA384"],
+            "fallback_sni": "shop.example",
+            "http2": false,
+        }),
+    )])
+    .await;
+    let certificate = Certificate::of(&["shop.example"]);
+    edge.put("/ssls/1", &certificate.resource(&["shop.example"])).await;
+    let mut old = certificate.resource(&["old.example"]);
+    old["ssl_protocols"] = json!(["TLSv1.2"]);
+    edge.put("/ssls/2", &old).await;
+    let mut new = certificate.resource(&["new.example"]);
+    new["ssl_protocols"] = json!(["TLSv1.3"]);
+    edge.put("/ssls/3", &new).await;
+    for (name, option, agreed) in [
+        ("shop.example", "-tls1_3", Some("New, TLSv1.3, Cipher is TLS_AES_256_GCM_SHA384")),
+        ("shop.example", "-tls1_2", Some("New, TLSv1.2, Cipher is ECDHE-ECDSA-AES256-GCM-SHA384")),
+        ("old.example", "-tls1_2", Some("New, TLSv1.2")),
+        ("old.example", "-tls1_3", None),
+        ("new.example", "-tls1_2", None),
+        ("new.example", "-tls1_3", Some("New, TLSv1.3")),
+    ] {
+        let shaken = edge.handshake(&["-servername", name, option]);
+        match agreed {
+            Some(agreed) => assert!(shaken.0.contains(agreed), "{name} {option}: {}", shaken.0),
+            None => assert!(shaken.refused(), "{name} {option}: {}", shaken.0),
+        }
+    }
+    let name = ["-servername", "shop.example"];
+    assert!(
+        edge.handshake(
+            &[&name[..], &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"]].concat()
+        )
+        .refused()
+    );
+    assert!(edge.handshake(&["-noservername"]).shows(&certificate), "the fallback");
+    assert!(edge.handshake(&["-servername", "nobody.example"]).refused(), "no fallback for others");
+    let agreed = edge.handshake(&[&name[..], &["-alpn", "h2,http/1.1"]].concat());
+    assert!(agreed.0.contains("ALPN protocol: http/1.1"), "{}", agreed.0);
+
+    let mut older = certificate.resource(&["older.example"]);
+    older["ssl_protocols"] = json!(["TLSv1.1", "TLSv1.2"]);
+    let refused = edge.admin.ask("PUT", "/ssls/4", Some(&older)).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("TLSv1.1"), "{}", refused.text());
+    for (setting, value, sentence) in [
+        ("ciphers", json!(["RC4-SHA"]), "RC4-SHA"),
+        ("protocols", json!(["TLSv1.1"]), "TLSv1.1"),
+        ("fallback_sni", json!("*"), "no server name"),
+    ] {
+        let field = format!("ingress.tls.{setting}");
+        let ended = edge
+            .world
+            .ingress()
+            .named("wrong")
+            .set("ingress.tls", &json!({}))
+            .set(&field, &value)
+            .resources(&json!({}))
+            .fails();
+        assert!(ended.err.contains(sentence) && ended.err.contains(setting), "{}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_as_long_as_nothing_of_its_own_resource_changes() {
+    let edge = Edge::new().await;
+    let (one, other) = (Certificate::of(&["one.example"]), Certificate::of(&["two.example"]));
+    edge.put("/ssls/1", &one.resource(&["one.example"])).await;
+    edge.put("/ssls/2", &other.resource(&["two.example"])).await;
+    let session = edge.world.folder.join("session.pem");
+    let file = session.to_str().unwrap();
+    let resumes = |option: &str, name: &str| {
+        let shaken = edge.handshake(&["-servername", name, option, "-sess_in", file]);
+        shaken.0.contains("Reused, TLSv1")
+    };
+    for option in ["-tls1_2", "-tls1_3"] {
+        // The ticket comes behind the handshake in TLS 1.3: an answer is waited for.
+        let mut child = Command::new("openssl")
+            .args(["s_client", "-connect", &edge.address().to_string(), option, "-ign_eof"])
+            .args(["-servername", "one.example", "-sess_out", file])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        use std::io::Write as _;
+        let request = b"GET / HTTP/1.1\r\nHost: one.example\r\nConnection: close\r\n\r\n";
+        child.stdin.take().unwrap().write_all(request).unwrap();
+        assert!(child.wait().unwrap().success(), "{option}");
+        assert!(resumes(option, "one.example"), "{option}");
+        // Another resource changes: the session stays. Its own changes: it does not.
+        edge.put("/ssls/2", &Certificate::of(&["two.example"]).resource(&["two.example"])).await;
+        assert!(resumes(option, "one.example"), "{option} after another's change");
+        assert!(!resumes(option, "two.example"), "{option} under another name");
+        edge.put("/ssls/1", &Certificate::of(&["one.example"]).resource(&["one.example"])).await;
+        assert!(!resumes(option, "one.example"), "{option} after its own change");
     }
 }
 
@@ -253,13 +387,13 @@ async fn a_new_certificate_is_served_at_once_and_a_deleted_one_no_longer() {
 }
 
 /// `openssl s_client` as a connection that stays open.
-struct LongConnection {
+pub(crate) struct LongConnection {
     child: std::process::Child,
     answers: std::sync::mpsc::Receiver<String>,
 }
 
 impl LongConnection {
-    fn open(edge: &Edge) -> Self {
+    pub(crate) fn open(edge: &Edge) -> Self {
         let mut child = Command::new("openssl")
             .args(["s_client", "-quiet", "-connect", &edge.address().to_string()])
             .args(["-servername", "shop.example", "-alpn", "http/1.1"])
@@ -279,7 +413,7 @@ impl LongConnection {
         Self { child, answers }
     }
 
-    fn ask(&mut self) -> u16 {
+    pub(crate) fn ask(&mut self) -> u16 {
         use std::io::Write as _;
         let input = self.child.stdin.as_mut().unwrap();
         input.write_all(b"HEAD / HTTP/1.1\r\nHost: shop.example\r\n\r\n").unwrap();

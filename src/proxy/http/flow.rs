@@ -12,11 +12,12 @@ use tokio::time::Instant;
 
 use super::forward::{self, Stopped, Upstreamed};
 use super::headers::{self, Hop};
+use super::server_name::Edge;
 use super::vigil::Vigil;
 use super::{BodyLength, Downstream};
 use crate::identity::SpiffeId;
 use crate::model::Listeners;
-use crate::mtls::Proof;
+use crate::mtls::{EdgeSession, Proof};
 use crate::observe::{
     DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, TokenFacts, WouldBe,
 };
@@ -50,11 +51,17 @@ pub(in crate::proxy) struct ConnectionStanding {
     told: Arc<headers::Told>,
     /// Worked out once for each revision of the policy.
     standing: Option<Standing>,
+    /// The handshake of a connection from the public.
+    edge: Option<Edge>,
 }
 
 impl ConnectionStanding {
     /// For a connection whose handshake is over.
-    pub(in crate::proxy) fn new(client: &Client, senders: &Arc<Senders>) -> Self {
+    pub(in crate::proxy) fn new(
+        client: &Client,
+        senders: &Arc<Senders>,
+        edge: Option<Arc<EdgeSession>>,
+    ) -> Self {
         let peer = client.peer.as_deref();
         let ends = Ends::new(&EndsFacts {
             conn_id: client.connection,
@@ -68,7 +75,7 @@ impl ConnectionStanding {
             dst_port: client.local.port(),
         });
         let told = Arc::new(headers::Told::new(client, senders));
-        Self { ends: Arc::new(ends), told, standing: None }
+        Self { ends: Arc::new(ends), told, standing: None, edge: edge.map(Edge::new) }
     }
 
     /// Who is at the ends, for records.
@@ -221,6 +228,17 @@ fn admit<'a>(
     let policy = &*snapshot.policy;
     if door == Listeners::Outbound {
         return snapshot.route(door, exchange).map_err(|_| Box::new(unreadable()));
+    }
+    // Before routes and redirects: an authority that gives certificates knows of neither.
+    if let Some(challenges) = worker.challenges.as_ref().filter(|_| door == Listeners::Ingress)
+        && let Some(answer) = challenges.over_http(exchange.request.path())
+    {
+        let body = Bytes::copy_from_slice(answer.as_bytes());
+        let reply = Reply { status: 200, fields: Vec::new(), body };
+        return Err(Box::new(reply.with("Content-Type", "application/octet-stream")));
+    }
+    if let Some(edge) = &mut connection.edge {
+        edge.check(snapshot, &exchange.request)?;
     }
     connection.of(policy, exchange);
     let judge = Judge { worker, snapshot, connection };

@@ -15,6 +15,7 @@ pub(in crate::proxy) mod headers;
 mod hedge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod pace;
+pub(in crate::proxy) mod server_name;
 pub(in crate::proxy) mod transfer;
 pub(in crate::proxy) mod vigil;
 

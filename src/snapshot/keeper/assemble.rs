@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Applied, Keeper, RouteSlot, Timed, Work, is_client};
+use super::{Applied, Keeper, RouteSlot, Timed, Work};
 use crate::identity::SpiffeId;
-use crate::model::{Id, Kind, Revision, Route, Service, Ssl, Status, Upstream};
+use crate::model::{Id, Kind, Revision, Route, Service, Status, Upstream};
 use crate::pipeline::{Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side};
 use crate::policy::Policy;
 use crate::snapshot::compile::{hash_template, host_names};
@@ -29,15 +29,10 @@ impl Keeper {
                 self.policies.iter().map(|(id, (revision, body))| (id, *revision, &**body));
             self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
         }
-        if work.certificates {
-            let served = |ssl: &&Arc<Ssl>| ssl.status == Status::Enabled && !is_client(ssl);
-            let enabled = self.ssls.values().filter(served);
-            self.certificates = enabled.cloned().collect();
-        }
         self.current = Arc::new(Snapshot {
             revision,
             policy: self.policy.clone(),
-            certificates: self.certificates.clone(),
+            sites: self.ssls.sites().clone(),
             consumers: self.people.clone(),
             global: self.global(),
             path_rules: self.router.path_rules(),

@@ -414,7 +414,7 @@ async fn only_what_changed_is_compiled_and_all_else_is_the_same_object() {
     let newest = look(world.keeper.current(), "/b");
     assert!(!Arc::ptr_eq(&newest.1, &new.1));
     assert!(Arc::ptr_eq(&before.policy, &world.keeper.current().policy));
-    assert!(Arc::ptr_eq(&before.certificates, &world.keeper.current().certificates));
+    assert!(Arc::ptr_eq(&before.sites, &world.keeper.current().sites));
 }
 
 #[test]
@@ -621,13 +621,32 @@ fn policies_and_certificates_are_part_of_a_snapshot() {
     world.delete("/identity_policies/p");
     assert_eq!(world.keeper.current().policy.rule_count(), 0);
 
-    let ssl = |status: u8, sni: &str| json!({"cert": "c".repeat(128), "key": "k".repeat(64), "sni": sni, "status": status});
-    world.put("/ssls/1", ssl(1, "a.b"));
-    world.put("/ssls/2", ssl(0, "c.d"));
-    assert_eq!(world.keeper.current().certificates.len(), 1);
-    let two_ways = json!({"cert": "c", "key": "k", "sni": "a", "snis": ["b"]});
+    let made = rcgen::generate_simple_self_signed(["a.b".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let ssl =
+        |status: u8, sni: &str| json!({"cert": cert, "key": key, "sni": sni, "status": status});
+    assert!(world.put("/ssls/1", ssl(1, "a.b")).is_empty());
+    assert!(world.put("/ssls/2", ssl(0, "c.d")).is_empty());
+    let served = |world: &World, name: &str| world.keeper.current().sites.find(name).cloned();
+    let first = served(&world, "a.b").unwrap();
+    assert!(served(&world, "c.d").is_none(), "status 0");
+    // What is refused leaves the version before, and what is the same changes nothing: sessions and stapled answers stay.
+    let two_ways = json!({"cert": cert, "key": key, "sni": "a.b", "snis": ["b"]});
     assert_eq!(world.put("/ssls/1", two_ways).len(), 1);
-    assert_eq!(world.keeper.current().certificates.len(), 1);
+    assert_eq!(world.put("/ssls/1", json!({"cert": cert, "key": "k", "sni": "a.b"})).len(), 1);
+    assert!(world.put("/ssls/1", ssl(1, "a.b")).is_empty());
+    assert!(Arc::ptr_eq(&first, &served(&world, "a.b").unwrap()));
+    // A certificate that stays takes its stapled answer along.
+    let mut relabelled = ssl(1, "a.b");
+    relabelled["labels"] = json!({"a": "b"});
+    world.put("/ssls/1", relabelled);
+    let second = served(&world, "a.b").unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert!(Arc::ptr_eq(&first.certificates()[0], &second.certificates()[0]));
+    let client = json!({"cert": cert, "key": key, "type": "client"});
+    assert!(world.put("/ssls/1", client).is_empty());
+    assert!(served(&world, "a.b").is_none(), "it is for upstreams by now");
+    world.delete("/ssls/1");
     assert!(
         world
             .put(

@@ -6,7 +6,7 @@ use super::Keeper;
 use crate::model::{Body, Change, Id, Invalid, Kind, PluginSet, Rejected, Resource};
 use crate::pipeline::Kept;
 use crate::policy;
-use crate::snapshot::compile::{Workshop, check_ssl};
+use crate::snapshot::compile::Workshop;
 use crate::snapshot::consumers::Held;
 
 impl Keeper {
@@ -41,7 +41,7 @@ impl Keeper {
                 self.no_clash(&(*kind, id.clone()), &held)
             }
             Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
-            Body::Ssl(ssl) => check_ssl(ssl),
+            Body::Ssl(ssl) => self.ssls.trial(id, ssl),
             Body::IdentityPolicy(policy) => policy::check(policy),
             Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
         }

@@ -510,8 +510,7 @@ async fn over_tls_only_the_clusters_own_authority_counts() {
         leaf.pem().as_bytes(),
         key.serialize_pem().as_bytes(),
     );
-    let certificates = [Arc::new(certificate.unwrap())].into_iter().collect();
-    let config = crate::mtls::public_server_config(Arc::new(certificates)).unwrap();
+    let config = crate::mtls::public_server_config(certificate.unwrap()).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

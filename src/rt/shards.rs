@@ -7,8 +7,17 @@ use std::sync::Arc;
 type Shard<V, S> = HashMap<Box<str>, V, S>;
 
 /// Names to values, in parts that versions share.
+///
+/// ```
+/// # use wardgate::rt::Shards;
+/// let mut names = Shards::<u32>::default();
+/// names.insert("a", 1);
+/// let before = names.clone();
+/// names.insert("a", 2);
+/// assert_eq!((before.find("a"), names.find("a")), (Some(&1), Some(&2)));
+/// ```
 #[derive(Clone, Debug)]
-pub(super) struct Shards<V, S = foldhash::fast::RandomState> {
+pub struct Shards<V, S = foldhash::fast::RandomState> {
     hasher: S,
     parts: Arc<[Arc<Shard<V, S>>]>,
 }
@@ -27,27 +36,45 @@ impl<V: Clone, S: BuildHasher + Clone> Shards<V, S> {
         (self.hasher.hash_one(key) >> 48) as usize % PARTS
     }
 
-    pub(super) fn find(&self, key: &str) -> Option<&V> {
+    /// The value of this name.
+    pub fn find(&self, key: &str) -> Option<&V> {
         self.parts.get(self.part(key))?.get(key)
     }
 
-    pub(super) fn entry(&mut self, key: &str) -> &mut V
+    /// The value of this name, the default one when there was none.
+    ///
+    /// # Panics
+    /// Never: the parts were just made this map's alone.
+    pub fn entry(&mut self, key: &str) -> &mut V
     where
         V: Default,
     {
         self.writable(key).entry(key.into()).or_default()
     }
 
-    pub(super) fn insert(&mut self, key: &str, value: V) {
+    /// Gives a name a value, in place of an earlier one.
+    ///
+    /// # Panics
+    /// Never: the parts were just made this map's alone.
+    pub fn insert(&mut self, key: &str, value: V) {
         self.writable(key).insert(key.into(), value);
     }
 
-    pub(super) fn remove(&mut self, key: &str) {
+    /// Forgets a name.
+    ///
+    /// # Panics
+    /// Never: the parts were just made this map's alone.
+    pub fn remove(&mut self, key: &str) {
         self.writable(key).remove(key);
     }
 
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    /// All values, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.parts.iter().flat_map(|part| part.values())
+    }
+
+    /// Has no name a value?
+    pub fn is_empty(&self) -> bool {
         self.parts.iter().all(|part| part.is_empty())
     }
 
