@@ -10,6 +10,7 @@ mod dev;
 mod explain;
 mod identity;
 mod paint;
+mod run;
 mod text;
 
 pub use command::main;

@@ -9,6 +9,7 @@ mod chain;
 mod denial;
 mod error;
 mod health;
+mod heir;
 mod json;
 mod lane;
 mod logging;

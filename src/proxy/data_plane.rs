@@ -15,7 +15,7 @@ use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
 use crate::mtls::Proofs;
 use crate::observe::AuditLog;
-use crate::rt::{Clock, Drain, Live, socket};
+use crate::rt::{Clock, Drain, Live, Sockets, socket};
 use crate::snapshot::Snapshot;
 use crate::upstream::Connect;
 
@@ -34,6 +34,8 @@ pub enum Error {
 /// A place where connections come in.
 #[derive(Clone)]
 pub struct Door {
+    /// Its name among the listening sockets of the process: `inbound`, `outbound`, `http`, `https`.
+    pub name: &'static str,
     /// Which routes it serves.
     pub listener: Listeners,
     /// Where it listens; port 0 takes a free one.
@@ -60,6 +62,8 @@ pub struct Parts {
     pub metrics: Arc<ProxyMetrics>,
     /// Time limits and bounds.
     pub limits: Limits,
+    /// Where listening sockets come from.
+    pub sockets: Sockets,
     /// Threads.
     pub workers: usize,
 }
@@ -94,11 +98,11 @@ impl DataPlane {
                 security: door.security.clone(),
                 me: parts.identity.clone(),
             };
-            let bound = socket::listen(door.address, workers)?;
-            let address = bound[0].local_addr().map_err(Error::Worker)?;
+            let bound = parts.sockets.tcp(door.name, door.address, workers)?;
+            let address = bound[0][0].local_addr().map_err(Error::Worker)?;
             addresses.push((door.listener, address));
-            for (mine, socket) in sockets.iter_mut().zip(bound) {
-                mine.push((listener.clone(), socket));
+            for (mine, bound) in sockets.iter_mut().zip(bound) {
+                mine.extend(bound.into_iter().map(|socket| (listener.clone(), socket)));
             }
         }
         let threads = sockets
@@ -173,11 +177,15 @@ fn thread(
     let guard = drain.guard();
     let (stop, stopped) = oneshot::channel::<()>();
     let (mine, snapshot) = (worker.clone(), parts.snapshot.clone());
+    let all = parts.sockets.clone();
     let handle = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         runtime.block_on(async move {
             for (listener, socket) in sockets {
                 match TcpListener::from_std(socket) {
-                    Ok(socket) => mine.spawn(listener.run(mine.clone(), socket, guard.clone())),
+                    Ok(socket) => {
+                        let (worker, all) = (mine.clone(), all.clone());
+                        mine.spawn(listener.run(worker, socket, all, guard.clone()));
+                    }
                     Err(error) => tracing::error!(%error, "a listening socket cannot be used"),
                 }
             }

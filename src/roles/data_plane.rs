@@ -112,6 +112,7 @@ impl DataPlaneRole {
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
             limits: Limits { proof: plan.proof, ..Limits::default() },
+            sockets: shared.sockets.clone(),
             workers: plan.workers,
         })?;
         Ok(Self { plane, snapshot, _tasks: tasks })
@@ -149,16 +150,17 @@ fn doors(
     public: Live<Option<Arc<rustls::ServerConfig>>>,
 ) -> Vec<Door> {
     let mut doors = Vec::new();
-    let mut open = |listener, address: Option<SocketAddr>, security| {
-        doors.extend(address.map(|address| Door { listener, address, security }));
+    let mut open = |name, listener, address: Option<SocketAddr>, security| {
+        doors.extend(address.map(|address| Door { name, listener, address, security }));
     };
     if let Some(identity) = identity {
         let acceptor = Acceptor::new(identity.clone());
-        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor));
+        open("inbound", Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor));
     }
-    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.http, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.https, DoorSecurity::Public(PublicAcceptor::new(public)));
+    open("outbound", Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
+    open("http", Listeners::Ingress, plan.http, DoorSecurity::Plain);
+    let security = DoorSecurity::Public(PublicAcceptor::new(public));
+    open("https", Listeners::Ingress, plan.https, security);
     doors
 }
 

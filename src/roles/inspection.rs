@@ -15,6 +15,7 @@ use crate::mtls::PublicCertificate;
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, causes, unix_seconds};
 use crate::snapshot::Keeper;
+use crate::sync::last_good::Pen;
 use crate::sync::subscriber::Connect as _;
 use crate::sync::{Batch, Feed as _};
 
@@ -262,7 +263,7 @@ async fn look_at_feed(
         }
     }
     let part = if roles.contains(&Role::Ingress) { "ingress" } else { "sidecar" };
-    let (place, saved) = last_good(settings, part)?;
+    let (place, saved) = last_good(settings, part, &Pen::default())?;
     if let Some(damage) = place.damage() {
         findings.add("feed", Grade::Problem, damage.to_string(), None);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::control_plane::listen;
 use super::error::Error;
+use super::process::Shared;
 use super::settings::{IssuerSettings, Settings};
 use super::trust::foreign_bundles;
 use crate::federation::{BundleEndpoint, Federation};
@@ -17,8 +18,7 @@ use crate::issuer::{
     RotationPolicy, Upkeep, WorkloadApi,
 };
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
-use crate::observe::AuditLane;
-use crate::rt::{Clock, Drain, Publisher, Tasks};
+use crate::rt::{Clock, Drain, Publisher, Sockets, Tasks};
 use crate::sync::{Applied, Feed};
 
 /// A running issuer.
@@ -74,8 +74,9 @@ impl IssuerRole {
         (authority, folder): (&Arc<Authority>, &Path),
         trust: &Federation,
         feed: Option<Box<dyn Feed>>,
-        audit: &AuditLane,
+        shared: &Shared,
     ) -> Result<Self, Error> {
+        let (audit, sockets) = (shared.audit.control(), &shared.sockets);
         let domain = settings.trust_domain()?;
         let own = issuer
             .entries
@@ -91,9 +92,11 @@ impl IssuerRole {
         let upkeep = upkeep(issuer)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
-        let bundle = publish(settings, issuer, authority, trust, &drain, &mut tasks)?;
+        let bundle = publish(settings, issuer, authority, trust, (sockets, &drain), &mut tasks)?;
         let federated = foreign_bundles(trust.identity(), &mut tasks);
-        let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
+        let socket = &issuer.socket;
+        let entered = entries.clone();
+        let api = WorkloadApi::bind_among(sockets, socket, authority.clone(), entered, federated)?;
         tasks.add(authority.clone().keep(upkeep));
         let mut enrolment = None;
         if let Some(address) = issuer.listen {
@@ -105,10 +108,12 @@ impl IssuerRole {
                 kubernetes: issuer.kubernetes.clone(),
                 audit: audit.clone(),
             };
-            let (listener, bound) = listen(address)?;
+            let (listener, bound) = listen(sockets, "enrolment", address)?;
             let served = Enrolment::new(listener, parts, drain.guard())?;
             enrolment = Some(bound);
+            let opened = sockets.opened();
             tasks.add(async move {
+                opened.await;
                 if let Err(error) = served.serve().await {
                     tracing::error!(%error, "enrolment ended");
                 }
@@ -181,7 +186,7 @@ fn publish(
     issuer: &IssuerSettings,
     authority: &Arc<Authority>,
     trust: &Federation,
-    drain: &Drain,
+    (sockets, drain): (&Sockets, &Drain),
     tasks: &mut Tasks,
 ) -> Result<Option<SocketAddr>, Error> {
     let Some(endpoint) = &issuer.bundle_endpoint else { return Ok(None) };
@@ -192,9 +197,14 @@ fn publish(
         trust.identity(),
         settings.state_dir.join("bundle-endpoint"),
         Clock::system(),
+        sockets,
     )?;
     let address = endpoint.address();
-    tasks.add(endpoint.serve(drain.guard()));
+    let (opened, guard) = (sockets.opened(), drain.guard());
+    tasks.add(async move {
+        opened.await;
+        endpoint.serve(guard).await;
+    });
     Ok(Some(address))
 }
 

@@ -10,10 +10,12 @@ mod feed;
 mod identities;
 mod inspection;
 mod issuer;
+mod keeper;
 mod process;
 mod settings;
 mod stapling;
 mod trust;
+mod upgrade;
 mod warnings;
 
 pub use crate::issuer::{
@@ -28,10 +30,12 @@ pub use error::Error;
 pub use identities::{Certificates, Identities};
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
+pub use keeper::stay;
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };
 pub use stapling::Stapling;
+pub use upgrade::{Heir, Predecessor, Program, Successor, UpgradeError};
 pub use warnings::{LifePart, TimeLeft, WarningSettings};

@@ -126,6 +126,13 @@ pub struct Settings {
     /// Seconds that connections get to finish when the process is asked to end.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Seconds that new connections are still taken after the process was asked to end, while it says that it is not ready:
+    /// the time that a load balancer or Kubernetes needs to send its traffic elsewhere.
+    #[serde(default)]
+    pub drain_grace_seconds: u64,
+    /// Seconds that a new process gets to be ready when it takes over from this one (`wardgate upgrade`).
+    #[serde(default = "default_upgrade_seconds")]
+    pub upgrade_seconds: u64,
     /// What ends connections that have lost their proof, and how fast.
     #[serde(default)]
     pub proof: ProofSettings,
@@ -137,6 +144,10 @@ fn default_state_dir() -> PathBuf {
 
 const fn default_drain_seconds() -> u64 {
     30
+}
+
+const fn default_upgrade_seconds() -> u64 {
+    60
 }
 
 /// Where the process' own identity comes from.
@@ -421,6 +432,8 @@ impl Settings {
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
+            drain_grace_seconds: 0,
+            upgrade_seconds: default_upgrade_seconds(),
             proof: ProofSettings::default(),
         }
     }

@@ -3,16 +3,22 @@
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
 mod causes;
+mod channel;
 pub mod crypto;
 mod drain;
 mod live;
 pub mod memory;
+pub mod signals;
 pub mod socket;
+mod sockets;
+pub mod systemd;
 mod task;
 mod time;
 
 pub use causes::causes;
+pub use channel::{Channel, MOST_DESCRIPTORS, Parcel};
 pub use drain::{Drain, DrainGuard};
 pub use live::{Cached, Live, Publisher};
+pub use sockets::{Given, Sockets};
 pub use task::{Tasks, spawn};
 pub use time::{Backoff, Clock, Watchdog, unix_millis, unix_seconds};
