@@ -72,6 +72,7 @@ pub struct Parts {
 pub struct DataPlane {
     addresses: Vec<(Listeners, SocketAddr)>,
     threads: Vec<Thread>,
+    sockets: Sockets,
 }
 
 struct Thread {
@@ -110,7 +111,7 @@ impl DataPlane {
             .enumerate()
             .map(|(number, sockets)| thread(parts, number, sockets).map_err(Error::Worker))
             .collect::<Result<_, _>>()?;
-        Ok(Self { addresses, threads })
+        Ok(Self { addresses, threads, sockets: parts.sockets.clone() })
     }
 
     /// Where a door listens.
@@ -133,8 +134,10 @@ impl DataPlane {
     /// # Panics
     /// Never: worker threads catch nothing and are joined.
     pub async fn drain(self, within: Duration) -> bool {
+        // Where another process goes on nobody waits for our end: callers have time to come back once more, and are told then.
+        let idle = if self.sockets.do_live_on() { within / 2 } else { Duration::ZERO };
         for thread in &self.threads {
-            thread.worker.start_draining();
+            thread.worker.start_draining(idle);
         }
         let mut clean = true;
         let deadline = tokio::time::Instant::now() + within;

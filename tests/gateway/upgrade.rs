@@ -1,0 +1,361 @@
+//! A process is replaced by a new one, and nobody notices: not on kept connections, not on new ones, over mTLS or plain, over
+//! HTTP/1.1 or HTTP/2; the decision log goes on, and whatever has one owner changes hands.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use wardgate::mtls::Alpn;
+
+use crate::http2::{Client, request};
+use crate::mesh::{Door, Mesh, Stream, Wire};
+use crate::world::{App, PATIENCE, Peer, Process, World, eventually, eventually_async, get, run};
+
+/// Where clients go, and with what.
+#[derive(Clone)]
+enum Place {
+    Plain(SocketAddr),
+    Mesh { address: SocketAddr, id: String, peer: Arc<Peer> },
+}
+
+impl Place {
+    fn of(mesh: &Mesh, door: Door) -> Self {
+        let address = mesh.address(door);
+        match door {
+            Door::Ingress | Door::Outbound => Self::Plain(address),
+            Door::Inbound => {
+                let (id, peer) = (mesh.billing.id.clone(), Arc::new(mesh.world.peer("/shop")));
+                Self::Mesh { address, id, peer }
+            }
+        }
+    }
+
+    async fn stream(&self, alpn: Alpn) -> Result<Box<dyn Stream>, String> {
+        match self {
+            Self::Plain(address) => match tokio::net::TcpStream::connect(address).await {
+                Ok(tcp) => Ok(Box::new(tcp)),
+                Err(error) => Err(format!("connect: {error}")),
+            },
+            Self::Mesh { address, id, peer } => match peer.stream_to(*address, id, alpn).await {
+                Ok(tls) => Ok(Box::new(tls)),
+                Err(error) => Err(format!("handshake: {error}")),
+            },
+        }
+    }
+}
+
+/// What the clients have seen.
+#[derive(Default)]
+struct Seen {
+    answered: AtomicUsize,
+    lost: Mutex<Vec<String>>,
+    enough: AtomicBool,
+}
+
+impl Seen {
+    fn is_enough(&self) -> bool {
+        self.enough.load(Ordering::SeqCst)
+    }
+
+    fn note(&self, what: &str, outcome: Result<u16, String>) {
+        match outcome {
+            Ok(200) => drop(self.answered.fetch_add(1, Ordering::SeqCst)),
+            other => self.lost.lock().unwrap().push(format!("{what}: {other:?}")),
+        }
+    }
+
+    /// Waits until so many more requests were answered.
+    async fn more(&self, count: usize) {
+        let until = self.answered.load(Ordering::SeqCst) + count;
+        eventually_async("more answers", || async {
+            (self.answered.load(Ordering::SeqCst) >= until).then_some(())
+        })
+        .await;
+    }
+}
+
+/// One HTTP/1.1 request after the other, on a connection that is kept as long as it may be, or on a new one each.
+async fn http1(place: Place, kept: bool, seen: Arc<Seen>) {
+    let what = if kept { "kept HTTP/1.1" } else { "fresh HTTP/1.1" };
+    let mut wire: Option<Wire> = None;
+    for number in 0.. {
+        if seen.is_enough() {
+            return;
+        }
+        let mut on = match wire.take() {
+            Some(wire) => wire,
+            None => match place.stream(Alpn::Http1).await {
+                Ok(stream) => Wire::over(stream),
+                Err(why) => {
+                    seen.note(what, Err(why));
+                    continue;
+                }
+            },
+        };
+        let close = if kept { "" } else { "Connection: close\r\n" };
+        on.send(match number % 2 {
+            0 => format!("GET /x HTTP/1.1\r\nHost: a\r\n{close}\r\n"),
+            _ => format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n{close}\r\nbody"),
+        })
+        .await;
+        let answer = on.response_to("GET").await;
+        let last = answer.as_ref().is_none_or(|answer| answer.field("connection") == Some("close"));
+        seen.note(what, match answer {
+            Some(answer) if answer.whole => Ok(answer.status),
+            other => Err(format!("{other:?}")),
+        });
+        wire = (!last).then_some(on);
+    }
+}
+
+/// One HTTP/2 request after the other on a connection that is kept until it says goodbye.
+async fn http2(place: Place, seen: Arc<Seen>) {
+    let mut client: Option<Client> = None;
+    while !seen.is_enough() {
+        let on = match client.take() {
+            Some(client) => client,
+            None => match place.stream(Alpn::Http2).await {
+                Ok(stream) => Client::over(stream).await,
+                Err(why) => {
+                    seen.note("HTTP/2", Err(why));
+                    continue;
+                }
+            },
+        };
+        // A goodbye before a request was begun, or that says that it was not looked at, loses nothing.
+        let Ok((response, mut body)) = on.open(request("POST", "/x", &[]), false).await else {
+            continue;
+        };
+        let _ = body.send_data(bytes::Bytes::from_static(b"body"), true);
+        match tokio::time::timeout(PATIENCE, response).await {
+            Err(_) => seen.note("HTTP/2", Err("no answer".to_owned())),
+            Ok(Ok(answer)) => {
+                seen.note("HTTP/2", Ok(answer.status().as_u16()));
+                let mut body = answer.into_body();
+                while let Some(piece) = body.data().await {
+                    match piece {
+                        Ok(piece) => drop(body.flow_control().release_capacity(piece.len())),
+                        Err(error) => seen.note("HTTP/2 body", Err(error.to_string())),
+                    }
+                }
+                client = Some(on);
+            }
+            Ok(Err(error)) if error.is_go_away() => {}
+            Ok(Err(error)) => seen.note("HTTP/2", Err(error.to_string())),
+        }
+    }
+}
+
+/// Asks for an upgrade; the new process' number, once it has taken over.
+fn upgraded(process: &Process, before: usize) -> u32 {
+    process.signal(Signal::USR2);
+    eventually(&format!("{} is replaced", process.name), || {
+        let lines = process.lines();
+        let mut found = lines.iter().filter_map(|line| line.strip_suffix(" has taken over"));
+        found.nth(before).map(|line| line.trim_start_matches("process ").parse().unwrap())
+    })
+}
+
+fn said_so(process: &Process, text: &str, times: usize) {
+    eventually(&format!("{} says {text:?} {times} times", process.name), || {
+        (process.lines().iter().filter(|line| *line == text).count() >= times).then_some(())
+    });
+}
+
+fn verify(log: &Path) -> String {
+    run(["audit", "verify", log.to_str().unwrap()]).good()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_under_way_kept_and_new_connections_survive_upgrades_of_each_process() {
+    let app = App::echo("app");
+    let mut mesh = Mesh::before(&format!("http://{}", app.address));
+    let seen = Arc::<Seen>::default();
+    let mut clients = Vec::new();
+    for door in [Door::Ingress, Door::Inbound, Door::Outbound] {
+        for _ in 0..2 {
+            let place = Place::of(&mesh, door);
+            clients.push(wardgate::rt::spawn(http1(place.clone(), true, seen.clone())));
+            clients.push(wardgate::rt::spawn(http1(place.clone(), false, seen.clone())));
+            clients.push(wardgate::rt::spawn(http2(place, seen.clone())));
+        }
+    }
+    seen.more(100).await;
+    // Each once, and once more: the second new process is the child of one that is gone by then.
+    for round in 0..2 {
+        for process in [&mesh.billing, &mesh.shop, &mesh.ingress] {
+            let pid = upgraded(process, round);
+            assert_ne!(pid, process.pid());
+            seen.more(100).await;
+        }
+        for process in [&mesh.billing, &mesh.shop, &mesh.ingress] {
+            said_so(process, "drained", round + 1);
+        }
+    }
+    seen.more(100).await;
+    seen.enough.store(true, Ordering::SeqCst);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let lost = seen.lost.lock().unwrap().clone();
+    assert!(lost.is_empty(), "of {:?}: {lost:#?}", seen.answered);
+
+    // Whoever started the first process ends the last one by it.
+    for process in [&mut mesh.ingress, &mut mesh.shop, &mut mesh.billing] {
+        process.ask_to_end();
+        assert!(process.wait().success(), "{}", process.said());
+        assert!(process.lines().iter().any(|line| line == "stopped"), "{}", process.said());
+        verify(&process.audit_file());
+        // Decisions of the drain were written by the process that took over; each process began once.
+        let records = process.audit();
+        assert_eq!(records.iter().filter(|record| record["event"] == "start").count(), 3);
+        assert!(records.iter().any(|record| record["of_boot_id"].is_string()));
+        let lost = |record: &&Value| record["type"] == "loss";
+        assert_eq!(records.iter().filter(lost).count(), 0);
+    }
+    // A decision a request: the log has lost none.
+    let decisions = |process: &Process| {
+        process.audit().iter().filter(|record| record["type"] == "decision").count()
+    };
+    assert_eq!(decisions(&mesh.billing), app.requests());
+}
+
+/// A program that starts as ours does and does something else when it is to take over.
+fn broken(world: &World, script: &str) -> PathBuf {
+    let path = world.folder.join("wardgate");
+    std::fs::copy(env!("CARGO_BIN_EXE_wardgate"), &path).unwrap();
+    let other = world.folder.join("other");
+    std::fs::write(&other, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&other, executable).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn a_new_process_that_cannot_take_over_changes_nothing() {
+    let world = World::new();
+    let app = App::echo("app");
+    let program = broken(&world, "#!/bin/sh\nexit 7\n");
+    let mut ingress = world
+        .ingress()
+        .program(&program)
+        .set("status", &json!("127.0.0.1:0"))
+        .set("upgrade_seconds", &json!(2))
+        .resources(&json!({ "routes": [{
+            "id": "r", "uri": "/*", "upstream": { "nodes": { app.address.to_string(): 1 } },
+        }] }))
+        .start();
+    let door = ingress.address("ingress");
+    let good = std::fs::read_to_string(&ingress.settings_file).unwrap();
+    // Settings that contradict themselves: the new process says why.
+    std::fs::write(&ingress.settings_file, good.replace("\"ingress\": {", "\"ingres\": {")).unwrap();
+    ingress.signal(Signal::USR2);
+    let line = ingress.logs("not replaced, this process goes on");
+    assert!(line.contains("cannot take over") && line.contains("ingres"), "{line}");
+    assert_eq!(get(door, "/").await.status, 200);
+    std::fs::write(&ingress.settings_file, &good).unwrap();
+
+    // Another program that just ends, one that never gets ready, and none at all.
+    let other = world.folder.join("other");
+    std::fs::rename(&other, &program).unwrap();
+    ingress.signal(Signal::USR2);
+    ingress.logs("exit status: 7");
+    assert_eq!(get(door, "/").await.status, 200);
+    std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    ingress.signal(Signal::USR2);
+    ingress.logs("was not ready within 2s");
+    assert_eq!(get(door, "/").await.status, 200);
+    std::fs::remove_file(&program).unwrap();
+    ingress.signal(Signal::USR2);
+    ingress.logs("cannot start");
+    assert_eq!(get(door, "/").await.status, 200);
+    assert_eq!(get(ingress.address("status"), "/status/ready").await.status, 200);
+
+    // And then one that works: what lies in the program's place now.
+    std::fs::copy(env!("CARGO_BIN_EXE_wardgate"), &program).unwrap();
+    upgraded(&ingress, 0);
+    assert_eq!(get(door, "/").await.status, 200);
+    assert!(ingress.end().success(), "{}", ingress.said());
+    verify(&ingress.audit_file());
+}
+
+#[tokio::test]
+async fn a_control_plane_hands_over_its_store_its_admin_api_and_its_feed() {
+    let world = World::new();
+    let app = App::echo("app");
+    let mut control = world.control().start();
+    let ingress = world.ingress().fed_by(&control).start();
+    let admin = control.admin();
+    let route = json!({ "uri": "/*", "upstream": { "nodes": { app.address.to_string(): 1 } } });
+    admin.put("/routes/0", &route).await;
+    // Writes go on all the while; each that was answered is there afterwards.
+    let seen = Arc::<Seen>::default();
+    let writes = {
+        let (admin, route, seen) = (admin.clone(), route.clone(), seen.clone());
+        wardgate::rt::spawn(async move {
+            let mut number = 0;
+            while !seen.is_enough() {
+                number += 1;
+                let mut route = route.clone();
+                route["uri"] = json!(format!("/r{number}"));
+                let answer = admin.ask("PUT", &format!("/routes/r{number}"), Some(&route)).await;
+                seen.note("a write", if answer.status == 201 { Ok(200) } else { Err(answer.text()) });
+            }
+            number
+        })
+    };
+    seen.more(20).await;
+    for round in 0..2 {
+        upgraded(&control, round);
+        seen.more(20).await;
+        said_so(&control, "drained", round + 1);
+    }
+    seen.enough.store(true, Ordering::SeqCst);
+    let written = writes.await.unwrap();
+    assert_eq!(*seen.lost.lock().unwrap(), Vec::<String>::new());
+    let listed = admin.get("/routes").await;
+    assert_eq!(listed["total"], json!(written + 1), "with the first one");
+    let revision = admin.put("/routes/last", &route).await;
+    admin.applied(revision, 1).await;
+    assert_eq!(get(ingress.address("ingress"), &format!("/r{written}")).await.status, 200);
+    assert!(control.end().success(), "{}", control.said());
+    verify(&control.audit_file());
+}
+
+#[tokio::test]
+async fn when_the_process_that_was_started_first_is_killed_the_others_end_too() {
+    let world = World::new();
+    let app = App::echo("app");
+    let mut ingress = world
+        .ingress()
+        .resources(&json!({ "routes": [{
+            "id": "r", "uri": "/*", "upstream": { "nodes": { app.address.to_string(): 1 } },
+        }] }))
+        .start();
+    let pid = upgraded(&ingress, 0);
+    said_so(&ingress, "drained", 1);
+    let pid = {
+        let second = upgraded(&ingress, 1);
+        assert_ne!(pid, second);
+        said_so(&ingress, "drained", 2);
+        second
+    };
+    let door = ingress.address("ingress");
+    assert_eq!(get(door, "/").await.status, 200);
+    ingress.kill();
+    eventually("the last process ends", || {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        state.map_or(true, |state| state.contains(") Z ")).then_some(())
+    });
+    // The doors are free again for a new start.
+    let again = world
+        .ingress()
+        .set("ingress", &json!({ "http": door.to_string(), "https": null }))
+        .resources(&json!({ "routes": [] }))
+        .start();
+    assert_eq!(get(again.address("ingress"), "/").await.status, 404);
+}
