@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, run};
+use super::{audit, check, conformance, demo, dev, explain, identity, run, status};
 use crate::observe::{LogFormat, start_logging};
 use crate::roles::Settings;
 use crate::rt::{Sockets, memory, systemd};
@@ -49,6 +49,12 @@ enum Command {
     Dev(dev::DevArgs),
     /// Start a role: sidecar, ingress, control, issuer
     Run(run::RunArgs),
+    /// What runs in a process
+    Status(status::StatusArgs),
+    /// Replace a running process by a new one without losing a connection
+    Upgrade(status::UpgradeArgs),
+    /// Have a running process read its settings again
+    Reload(status::ReloadArgs),
     /// Is everything in order? Settings, identity, feed, policy, certificates
     Check(check::CheckArgs),
     /// Explain a decision
@@ -118,6 +124,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let sockets = Sockets::given(given);
             runtime.block_on(run::run(&args, sockets, out))
         }
+        Command::Status(args) => runtime.block_on(status::status(&args, out)),
+        Command::Upgrade(args) => runtime.block_on(status::upgrade(&args, out)),
+        Command::Reload(args) => runtime.block_on(status::reload(&args, out)),
         Command::Check(args) => {
             start_logging(LogFormat::Text, Some("off"))?;
             runtime.block_on(check::run(&args, out))

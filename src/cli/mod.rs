@@ -11,6 +11,7 @@ mod explain;
 mod identity;
 mod paint;
 mod run;
+mod status;
 mod text;
 
 pub use command::main;

@@ -11,9 +11,10 @@ use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 
 use crate::observe::AuditLog;
-use crate::roles::{Predecessor, Program, Role, Running, Settings, Successor, stay};
+use crate::roles::{Predecessor, Program, Role, Running, SettingsFile, Successor, stay};
 use crate::rt::signals::{Asked, Signals};
 use crate::rt::{Sockets, systemd};
+use crate::sync::file::process_environment;
 
 /// Start a role with a settings file
 ///
@@ -70,25 +71,40 @@ pub(super) async fn run(
     let starting = async {
         match Predecessor::find()? {
             None => {
-                let settings = Settings::read(&args.config)?;
-                Ok::<_, anyhow::Error>(Running::start(&settings, args.role, sockets).await?)
+                let file = settings(args)?;
+                let running = Running::start(&file.settings, args.role, sockets).await?;
+                Ok::<_, anyhow::Error>((running, file))
             }
             Some((mut predecessor, sockets)) => {
                 lifeline = predecessor.lifeline();
                 let replaced = async {
-                    let settings = Settings::read(&args.config)?;
-                    Running::take_over(&settings, args.role, &predecessor, sockets).await
+                    let file = settings(args)?;
+                    let role = args.role;
+                    let running =
+                        Running::take_over(&file.settings, role, &predecessor, sockets).await?;
+                    Ok::<_, crate::roles::Error>((running, file))
                 };
                 Ok(replaced.await.inspect_err(|error| predecessor.failed(error))?)
             }
         }
     };
-    let running = tokio::select! {
+    let (mut running, file) = tokio::select! {
         started = Box::pin(starting) => started?,
         signal = signals.end() => return Ok(ended_by(signal)),
     };
+    running.follow(file);
     tell(&running, out)?;
     Box::pin(serve(running, &program, lifeline, signals, out)).await
+}
+
+/// Reads the settings file, and logs as it says.
+fn settings(args: &RunArgs) -> Result<SettingsFile, crate::roles::Error> {
+    let file = SettingsFile::read(&args.config, &process_environment())?;
+    file.settings.check(args.role)?;
+    if let Err(problem) = file.settings.log.put_into_force() {
+        tracing::error!("the setting log.filter is not in force: {problem}");
+    }
+    Ok(file)
 }
 
 fn tell(running: &Running, out: &mut impl Write) -> std::io::Result<()> {
@@ -97,6 +113,7 @@ fn tell(running: &Running, out: &mut impl Write) -> std::io::Result<()> {
     }
     for (name, address) in [
         ("status", running.status),
+        ("control_api", running.control_api),
         ("admin", running.admin),
         ("feed", running.feed),
         ("bundle", running.bundle),
@@ -144,7 +161,10 @@ async fn serve(
             Asked::End(_) => return end(running, &mut signals, out).await,
             Asked::Reload => {
                 systemd::notify(&systemd::reloading());
-                systemd::notify("READY=1");
+                let reload = running.reload().await;
+                let status =
+                    if reload.error.is_some() { "the settings were not taken" } else { "ready" };
+                systemd::notify(&format!("READY=1\nSTATUS={status}"));
             }
             Asked::Upgrade => {
                 tracing::info!("a new process is started to take over");
@@ -161,6 +181,7 @@ async fn serve(
                     Err(error) => {
                         let why = crate::rt::causes(&error);
                         tracing::error!("not replaced, this process goes on: {why}");
+                        running.facts().not_upgraded(why);
                     }
                 }
             }

@@ -26,7 +26,7 @@ pub use denial::DenialId;
 pub use error::Error;
 pub use health::{Gate, Readiness, router, status_router};
 pub use lane::{Full, Stalled};
-pub use logging::{LogFormat, start as start_logging};
+pub use logging::{LogFormat, LogSettings, start as start_logging};
 pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::error::Error;
@@ -21,7 +22,7 @@ use crate::mtls::{
 };
 use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
-use crate::rt::{Live, Publisher, Tasks, causes};
+use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::Connect;
@@ -51,7 +52,22 @@ pub struct Plan {
 pub struct DataPlaneRole {
     plane: DataPlane,
     snapshot: Live<Snapshot>,
+    configuration: Live<Configuration>,
+    keeper: Arc<Mutex<Keeper>>,
     _tasks: Tasks,
+}
+
+/// What of the configuration is in force.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// The store's revision; 0 before the first one.
+    pub revision: u64,
+    /// How many resources it has.
+    pub resources: usize,
+    /// When it came into force, in seconds since 1970.
+    pub applied_at: Option<i64>,
+    /// What is refused, each with its reason.
+    pub refused: Vec<Rejected>,
 }
 
 /// The id of the route that the setting `sidecar.app` stands for.
@@ -78,13 +94,16 @@ impl DataPlaneRole {
         let first = keeper.apply(own, 0);
         let (publisher, snapshot) = Publisher::of(first.snapshot);
         let (tls, public) = Publisher::new(None);
+        let (told, configuration) = Publisher::new(Configuration::default());
+        let keeper = Arc::new(Mutex::new(keeper));
         let (certificates, in_use) = Publisher::new(Certificates::default());
         shared.identities.watch_certificates(in_use.clone());
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
         let keeping = Keeping {
-            keeper,
+            keeper: keeper.clone(),
+            told,
             feed,
             federation,
             publisher,
@@ -115,7 +134,7 @@ impl DataPlaneRole {
             sockets: shared.sockets.clone(),
             workers: plan.workers,
         })?;
-        Ok(Self { plane, snapshot, _tasks: tasks })
+        Ok(Self { plane, snapshot, configuration, keeper, _tasks: tasks })
     }
 
     /// Where a door listens.
@@ -136,6 +155,16 @@ impl DataPlaneRole {
     /// The configuration in force.
     pub fn snapshot(&self) -> Live<Snapshot> {
         self.snapshot.clone()
+    }
+
+    /// What of the configuration is in force.
+    pub fn configuration(&self) -> Live<Configuration> {
+        self.configuration.clone()
+    }
+
+    /// What is declared, compiled.
+    pub(super) fn keeper(&self) -> Arc<Mutex<Keeper>> {
+        self.keeper.clone()
     }
 
     /// Stops accepting, lets exchanges finish, at most `within`; `false` when some were cut off.
@@ -165,7 +194,7 @@ fn doors(
 }
 
 /// The route that `sidecar.app` stands for: whatever is allowed and matches no other inbound route goes to the workload.
-fn app_route(app: &str) -> Result<Change, settings::Error> {
+pub(super) fn app_route(app: &str) -> Result<Change, settings::Error> {
     let invalid = || settings::Error::Setting {
         field: "sidecar.app",
         problem: format!("expected http://host:port or grpc://host:port, got {app:?}"),
@@ -192,7 +221,9 @@ fn app_route(app: &str) -> Result<Change, settings::Error> {
 
 /// Takes batches from the feed, compiles them, and puts them into force.
 struct Keeping {
-    keeper: Keeper,
+    /// Shared with whoever looks at it, which is seldom.
+    keeper: Arc<Mutex<Keeper>>,
+    told: Publisher<Configuration>,
     feed: Box<dyn Feed>,
     /// What is declared about trust goes here; nowhere without an identity.
     federation: Option<Federation>,
@@ -229,7 +260,7 @@ impl Keeping {
                 let gone = self.held.difference(&named).cloned();
                 changes.extend(gone.map(|(kind, id)| Change::Delete(kind, id)));
             }
-            changes.extend(self.keeper.stand_ins(&batch.unreadable));
+            changes.extend(self.keeper.lock().stand_ins(&batch.unreadable));
             for change in &changes {
                 match change {
                     Change::Put(resource) => {
@@ -248,7 +279,7 @@ impl Keeping {
                     Change::Delete(kind, id) => (*kind, id.clone()),
                 })
                 .collect();
-            let mut applied = self.keeper.apply(changes, batch.revision);
+            let mut applied = self.keeper.lock().apply(changes, batch.revision);
             stand_ins_aside(&mut applied.rejected, &batch.unreadable);
             applied.rejected.extend(distrusted);
             for key in touched {
@@ -264,6 +295,12 @@ impl Keeping {
             self.publish_certificates(&applied.snapshot);
             self.publisher.set_arc(applied.snapshot);
             self.note(batch.revision, count);
+            self.told.set(Configuration {
+                revision: batch.revision,
+                resources: self.held.len(),
+                applied_at: Some(unix_seconds()),
+                refused: self.refused.values().cloned().collect(),
+            });
             self.gate.open();
             self.feed.applied(Applied {
                 revision: batch.revision,

@@ -89,7 +89,7 @@ impl Embedded {
         shared.identities.watch(own.identity());
         let mut tasks = Tasks::new();
         tasks.add(authority.clone().keep(Upkeep::default()));
-        tasks.add(super::warnings::watch(settings.warnings.clone(), shared.clone()));
+        tasks.add(super::warnings::watch(Live::fixed(settings.warnings.clone()), shared.clone()));
         let mut status = None;
         if let Some(port) = world.status_port {
             let (listener, bound) = listen(&shared.sockets, "status", loopback(port))?;

@@ -156,13 +156,13 @@ impl IssuerRole {
 }
 
 /// The care for the authority that the settings ask for.
-fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, Error> {
+pub(super) fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, super::settings::Error> {
     let wrong = |field, problem: &str| super::settings::Error::Setting {
         field,
         problem: problem.to_owned(),
     };
     if !(60..=30 * 86_400).contains(&issuer.crl_seconds) {
-        return Err(wrong("issuer.crl_seconds", "expected 60 to 2592000").into());
+        return Err(wrong("issuer.crl_seconds", "expected 60 to 2592000"));
     }
     let mut rotation = None;
     if let Some(settings) = &issuer.root_rotation {
@@ -170,10 +170,10 @@ fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, Error> {
         let overlap = settings.overlap_seconds.map(Duration::from_secs);
         let field = "issuer.root_rotation.every_seconds";
         if settings.every_seconds < 10 {
-            return Err(wrong(field, "expected at least 10").into());
+            return Err(wrong(field, "expected at least 10"));
         }
         if overlap.is_some_and(|overlap| overlap * 2 > every) {
-            return Err(wrong(field, "expected at least twice overlap_seconds").into());
+            return Err(wrong(field, "expected at least twice overlap_seconds"));
         }
         rotation = Some(RotationPolicy { every, overlap });
     }

@@ -10,14 +10,18 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::connections::Connections;
+use super::control_api::{self, Sources};
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
+use super::facts::{self, Facts, Plane, Source};
 use super::feed::FeedConnect;
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
+use super::settings_file::SettingsFile;
 use super::trust::federation;
+use super::warnings::WarningSettings;
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -27,7 +31,7 @@ use crate::observe::{
     router,
 };
 use crate::pipeline::Entry;
-use crate::rt::{Clock, Live, Sockets, Tasks, causes};
+use crate::rt::{Clock, Live, Publisher, Sockets, Tasks, causes};
 use crate::sync::Feed;
 use crate::sync::file::{FileFeed, process_environment};
 use crate::sync::last_good::{LastGood, Pen, Saved};
@@ -60,6 +64,8 @@ pub struct Shared {
     pub sockets: Sockets,
     /// What last good copies are written with.
     pub pen: Pen,
+    /// What runs here.
+    pub facts: Facts,
 }
 
 impl Shared {
@@ -105,6 +111,7 @@ impl Shared {
             refresh: Refresh::default(),
             sockets,
             pen,
+            facts: Facts::default(),
         })
     }
 }
@@ -174,6 +181,8 @@ pub struct Running {
     pub doors: Vec<(Listeners, SocketAddr)>,
     /// Where its status port listens.
     pub status: Option<SocketAddr>,
+    /// Where its control API listens.
+    pub control_api: Option<SocketAddr>,
     /// Where its Admin API listens.
     pub admin: Option<SocketAddr>,
     /// Where its feed listens.
@@ -186,6 +195,10 @@ pub struct Running {
     pub generated_key: Option<Redacted<String>>,
     pub(super) shared: Shared,
     pub(super) settings: Settings,
+    /// Where the settings came from, and what of it is in force.
+    pub(super) file: Option<SettingsFile>,
+    pub(super) asked: Option<Role>,
+    pub(super) warnings: Publisher<WarningSettings>,
     pub(super) roles: Vec<Role>,
     pub(super) data_planes: Vec<DataPlaneRole>,
     pub(super) control: Option<ControlPlaneRole>,
@@ -224,12 +237,15 @@ impl Running {
         asked: Option<Role>,
         sockets: Sockets,
     ) -> Result<Self, Error> {
+        settings.check(asked)?;
         let roles = settings.roles(asked)?;
         let names: Vec<String> = roles.iter().map(ToString::to_string).collect();
         let shared = Shared::open(settings, &names.join(" "), sockets)?;
+        let (warnings, warned) = Publisher::new(settings.warnings.clone());
         let mut running = Self {
             doors: Vec::new(),
             status: None,
+            control_api: None,
             admin: None,
             feed: None,
             bundle: None,
@@ -237,6 +253,9 @@ impl Running {
             generated_key: None,
             shared,
             settings: settings.clone(),
+            file: None,
+            asked,
+            warnings,
             roles,
             data_planes: Vec::new(),
             control: None,
@@ -246,11 +265,10 @@ impl Running {
             _identities: Vec::new(),
             _tasks: Tasks::new(),
         };
-        running
-            ._tasks
-            .add(super::warnings::watch(settings.warnings.clone(), running.shared.clone()));
+        running._tasks.add(super::warnings::watch(warned, running.shared.clone()));
         // First: a probe that asks early shall hear what is missing, not a refused connection.
-        running.open_status()?;
+        running.open_status(&names)?;
+        running.open_control_api()?;
         Ok(running)
     }
 
@@ -261,11 +279,11 @@ impl Running {
         }
     }
 
-    fn open_status(&mut self) -> Result<(), Error> {
+    fn open_status(&mut self, roles: &[String]) -> Result<(), Error> {
         let settings = &self.settings;
         let Some(address) = settings.status else { return Ok(()) };
         let (listener, bound) = listen(&self.shared.sockets, "status", address)?;
-        let mut app = status(&self.shared);
+        let mut app = status(&self.shared).merge(facts::router(&self.shared, settings, roles));
         if settings.proof.list_connections {
             if !address.ip().is_loopback() {
                 let problem = "needs a status port on loopback: it tells who is connected to whom";
@@ -276,12 +294,42 @@ impl Running {
         let opened = self.shared.sockets.opened();
         self._tasks.add(async move {
             opened.await;
+            let app = app.into_make_service_with_connect_info::<SocketAddr>();
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
             }
         });
         self.status = Some(bound);
+        self.shared.facts.listens("status", bound);
         Ok(())
+    }
+
+    fn open_control_api(&mut self) -> Result<(), Error> {
+        let Some(settings) = &self.settings.control_api else { return Ok(()) };
+        settings.check()?;
+        let (listener, bound) = listen(&self.shared.sockets, "control_api", settings.listen)?;
+        let Shared { facts, plugins, sockets, .. } = &self.shared;
+        let (app, opened) =
+            (control_api::router(facts, plugins, Sources::default()), sockets.opened());
+        self._tasks.add(async move {
+            opened.await;
+            if let Err(error) = axum::serve(listener, app).await {
+                tracing::error!(%error, "the control API ended");
+            }
+        });
+        self.control_api = Some(bound);
+        self.shared.facts.listens("control_api", bound);
+        Ok(())
+    }
+
+    /// Follows the file that the settings came from: [`Running::reload`] reads it again.
+    pub fn follow(&mut self, file: SettingsFile) {
+        self.file = Some(file);
+    }
+
+    /// What runs here.
+    pub fn facts(&self) -> &Facts {
+        &self.shared.facts
     }
 
     pub(super) async fn start_issuer(&mut self) -> Result<Option<Arc<Authority>>, Error> {
@@ -314,6 +362,12 @@ impl Running {
             IssuerRole::start(settings, issuer, (&authority, &folder), &trust, feed, &self.shared)?;
         self.bundle = role.bundle();
         self.enrolment = role.enrolment();
+        self.shared.facts.listens("workload", issuer.socket.display());
+        for (name, address) in [("bundle", self.bundle), ("enrolment", self.enrolment)] {
+            if let Some(address) = address {
+                self.shared.facts.listens(name, address);
+            }
+        }
         self.issuer = Some(role);
         Ok(Some(authority))
     }
@@ -347,6 +401,9 @@ impl Running {
         self.admin = Some(role.admin());
         self.feed = Some(role.feed());
         self.generated_key = role.generated_key().cloned();
+        self.shared.facts.publishes(role.publisher().clone());
+        self.shared.facts.listens("admin", role.admin());
+        self.shared.facts.listens("feed", role.feed());
         self.control = Some(role);
         Ok(())
     }
@@ -460,6 +517,16 @@ impl Running {
         let feed = feed(settings, feed_role, part, identity.as_ref(), &self.shared)?;
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
+        for (door, address) in role.addresses() {
+            let name = match door {
+                Listeners::Inbound => "inbound",
+                Listeners::Outbound => "outbound",
+                Listeners::Ingress => "ingress",
+            };
+            self.shared.facts.listens(name, address);
+        }
+        let (configuration, keeper) = (role.configuration(), role.keeper());
+        self.shared.facts.has_plane(Plane { part, configuration, keeper });
         self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
@@ -522,7 +589,10 @@ fn feed(
         (Some(_), Some(_)) => {
             Err(missing("resources", "give either resources or control_plane").into())
         }
-        (Some(path), None) => Ok(Box::new(standalone(path)?)),
+        (Some(path), None) => {
+            shared.facts.is_fed(part, Source::File(path.clone()));
+            Ok(Box::new(standalone(path)?))
+        }
         (None, None) => Err(missing(
             "control_plane",
             "missing; expected control_plane.address, or a resources file",
@@ -543,7 +613,10 @@ fn feed(
             let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
             let last_good = last_good(settings, part, &shared.pen);
             let told = subscriber::Settings::new(role, settings.node_name());
-            Ok(Box::new(Subscriber::start(told, connect, last_good)))
+            let subscriber = Subscriber::start(told, connect, last_good);
+            let source = Source::ControlPlane(control.address.clone(), subscriber.status());
+            shared.facts.is_fed(part, source);
+            Ok(Box::new(subscriber))
         }
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::control_api::ControlApiSettings;
+use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
@@ -14,8 +16,10 @@ use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
+use crate::observe::LogSettings;
 use crate::proxy::ProofLimits;
 use crate::store;
+use crate::sync::file::process_environment;
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +32,16 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// It wants an environment variable that is not set.
+    #[error(
+        "the settings file {path}: the environment variable {name} is not set, and ${{{{{name}}}}} has no default"
+    )]
+    Variable {
+        /// Which file.
+        path: PathBuf,
+        /// Which variable.
+        name: String,
     },
     /// It is not YAML of this shape; the sentence names line and field.
     #[error("the settings file {path} is not valid: {detail}")]
@@ -111,9 +125,15 @@ pub struct Settings {
     /// Settings of role issuer.
     #[serde(default)]
     pub issuer: Option<IssuerSettings>,
-    /// Health, readiness and metrics; not opened when not given.
+    /// Health, readiness, metrics and what runs here; not opened when not given. APISIX has it at 127.0.0.1:7085.
     #[serde(default)]
     pub status: Option<SocketAddr>,
+    /// APISIX's control API; not opened when not given.
+    #[serde(default)]
+    pub control_api: Option<ControlApiSettings>,
+    /// What is logged to standard error.
+    #[serde(default)]
+    pub log: LogSettings,
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
@@ -404,12 +424,7 @@ impl Settings {
     /// # Errors
     /// The file cannot be read, is not of this shape, or contradicts itself.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let settings: Self = serde_saphyr::from_str(&text)
-            .map_err(|error| Error::Parse { path: path.to_owned(), detail: error.to_string() })?;
-        settings.trust_domain()?;
-        Ok(settings)
+        Ok(SettingsFile::read(path, &process_environment())?.settings)
     }
 
     /// The settings of an embedded mode: nothing but a trust domain and a place for state.
@@ -428,6 +443,8 @@ impl Settings {
             control: None,
             issuer: None,
             status: None,
+            control_api: None,
+            log: LogSettings::default(),
             audit: AuditSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),

@@ -1,5 +1,7 @@
 //! `Keeper`: takes changes, compiles what they touch, and makes the next snapshot. No I/O.
 
+mod declared;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use crate::pipeline::{
 };
 use crate::policy::{self, Policy};
 use crate::upstream::Cluster;
+
+pub use declared::Declared;
 
 /// What came of some changes.
 #[derive(Debug)]

@@ -12,5 +12,5 @@ mod router;
 mod shards;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot};
-pub use keeper::{Applied, Keeper};
+pub use keeper::{Applied, Declared, Keeper};
 pub use router::{Found, Place, Router, RouterKind};

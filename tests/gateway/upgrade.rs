@@ -104,10 +104,13 @@ async fn http1(place: Place, kept: bool, seen: Arc<Seen>) {
         .await;
         let answer = on.response_to("GET").await;
         let last = answer.as_ref().is_none_or(|answer| answer.field("connection") == Some("close"));
-        seen.note(what, match answer {
-            Some(answer) if answer.whole => Ok(answer.status),
-            other => Err(format!("{other:?}")),
-        });
+        seen.note(
+            what,
+            match answer {
+                Some(answer) if answer.whole => Ok(answer.status),
+                other => Err(format!("{other:?}")),
+            },
+        );
         wire = (!last).then_some(on);
     }
 }
@@ -213,7 +216,6 @@ async fn requests_under_way_kept_and_new_connections_survive_upgrades_of_each_pr
         // Decisions of the drain were written by the process that took over; each process began once.
         let records = process.audit();
         assert_eq!(records.iter().filter(|record| record["event"] == "start").count(), 3);
-        assert!(records.iter().any(|record| record["of_boot_id"].is_string()));
         let lost = |record: &&Value| record["type"] == "loss";
         assert_eq!(records.iter().filter(lost).count(), 0);
     }
@@ -222,6 +224,8 @@ async fn requests_under_way_kept_and_new_connections_survive_upgrades_of_each_pr
         process.audit().iter().filter(|record| record["type"] == "decision").count()
     };
     assert_eq!(decisions(&mesh.billing), app.requests());
+    let of_before = |record: &Value| record["of_boot_id"].is_string();
+    assert!(mesh.billing.audit().iter().any(of_before), "those of the drain are among them");
 }
 
 /// A program that starts as ours does and does something else when it is to take over.
@@ -252,7 +256,8 @@ async fn a_new_process_that_cannot_take_over_changes_nothing() {
     let door = ingress.address("ingress");
     let good = std::fs::read_to_string(&ingress.settings_file).unwrap();
     // Settings that contradict themselves: the new process says why.
-    std::fs::write(&ingress.settings_file, good.replace("\"ingress\": {", "\"ingres\": {")).unwrap();
+    std::fs::write(&ingress.settings_file, good.replace("\"ingress\": {", "\"ingres\": {"))
+        .unwrap();
     ingress.signal(Signal::USR2);
     let line = ingress.logs("not replaced, this process goes on");
     assert!(line.contains("cannot take over") && line.contains("ingres"), "{line}");
@@ -303,7 +308,10 @@ async fn a_control_plane_hands_over_its_store_its_admin_api_and_its_feed() {
                 let mut route = route.clone();
                 route["uri"] = json!(format!("/r{number}"));
                 let answer = admin.ask("PUT", &format!("/routes/r{number}"), Some(&route)).await;
-                seen.note("a write", if answer.status == 201 { Ok(200) } else { Err(answer.text()) });
+                seen.note(
+                    "a write",
+                    if answer.status == 201 { Ok(200) } else { Err(answer.text()) },
+                );
             }
             number
         })
@@ -358,4 +366,121 @@ async fn when_the_process_that_was_started_first_is_killed_the_others_end_too() 
         .resources(&json!({ "routes": [] }))
         .start();
     assert_eq!(get(again.address("ingress"), "/").await.status, 404);
+}
+
+/// Starts a part as a service manager does: with a socket for each name, and told where to say how it goes.
+fn managed(
+    world: &World,
+    part: &crate::world::Part<'_>,
+    socket: std::net::TcpListener,
+    names: &str,
+    notify: Option<&Path>,
+) -> Process {
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_wardgate"), "run", "-c"]);
+    command.arg(part.settings_file()).env("LISTEN_FDNAMES", names).env("WARDGATE_LOG", "info");
+    command.stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(socket)));
+    if let Some(path) = notify {
+        command.env("NOTIFY_SOCKET", path);
+    }
+    let process = Process::launch(&part.name, command, &world.folder);
+    process.wait_ready();
+    process
+}
+
+#[tokio::test]
+async fn a_service_manager_opens_the_door_hears_how_it_goes_and_follows_the_new_process() {
+    let world = World::new();
+    let app = App::echo("app");
+    let route = json!({ "routes": [{
+        "id": "r", "uri": "/*", "upstream": { "nodes": { app.address.to_string(): 1 } },
+    }] });
+    let part = world.ingress().resources(&route);
+    let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = door.local_addr().unwrap();
+    // Who comes before the start waits in the door's queue.
+    let early = wardgate::rt::spawn(async move { get(address, "/").await.status });
+    let place = world.folder.join("notify");
+    let ears = std::os::unix::net::UnixDatagram::bind(&place).unwrap();
+    ears.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = |what: &str| loop {
+        let mut buffer = [0; 4096];
+        let length = ears.recv(&mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if text.lines().any(|line| line.starts_with(what)) {
+            return text;
+        }
+    };
+    let mut ingress = managed(&world, &part, door, "http", Some(&place));
+    heard("READY=1");
+    assert_eq!(early.await.unwrap(), 200);
+    assert_eq!(ingress.address("ingress"), address, "what systemd opened counts");
+
+    ingress.signal(Signal::HUP);
+    assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
+    heard("READY=1");
+
+    let pid = upgraded(&ingress, 0);
+    assert_eq!(heard("MAINPID="), format!("MAINPID={pid}"));
+    // It is followed by its number, so that the old process goes.
+    assert!(ingress.wait().success(), "{}", ingress.said());
+    assert_eq!(get(address, "/").await.status, 200);
+    let successor = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(successor, Signal::TERM).unwrap();
+    heard("STOPPING=1");
+    eventually("the new process ends", || {
+        (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+    });
+
+    // Sockets that no setting names are closed, and named.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let part = part.named("other").set("ingress", &json!({ "http": "127.0.0.1:0", "https": null }));
+    let ingress = managed(&world, &part.resources(&route), other, "metrics", None);
+    assert!(ingress.logs("is not used").contains("metrics"));
+}
+
+#[tokio::test]
+async fn an_issuer_hands_over_its_socket_and_its_callers() {
+    let world = World::new();
+    let socket = world.folder.join("workload.sock");
+    let mut issuer = world
+        .part("issuer", "/wardgate/issuer")
+        .without("identity")
+        .set("status", &json!("127.0.0.1:0"))
+        .set(
+            "issuer",
+            &json!({
+                "socket": socket,
+                "authority": world.authority(),
+                "entries": [{
+                    "spiffe_id": world.id("/billing"),
+                    "selectors": [format!("unix:uid:{}", rustix::process::getuid().as_raw())],
+                }],
+            }),
+        )
+        .start();
+    let app = App::echo("app");
+    let sidecar = |name: &str| {
+        world
+            .sidecar("/billing")
+            .named(name)
+            .app(&app)
+            .set("identity", &json!({ "source": "workload_api", "socket": format!("unix:{}", socket.display()) }))
+            .resources(&json!({ "identity_policies": [
+                crate::world::allow("p", &[&world.id("/billing")], &[&world.id("/shop")]),
+            ] }))
+            .start()
+    };
+    let before = sidecar("before");
+    upgraded(&issuer, 0);
+    said_so(&issuer, "drained", 1);
+    assert!(socket.exists(), "the old process leaves it to the new one");
+    let after = sidecar("after");
+    for billing in [&before, &after] {
+        assert_eq!(world.peer("/shop").get(billing, "/").await.status, 200);
+    }
+    assert!(issuer.end().success(), "{}", issuer.said());
+    assert!(!socket.exists());
+    verify(&issuer.audit_file());
 }
