@@ -1,154 +1,23 @@
 //! A process is replaced by a new one, and nobody notices: not on kept connections, not on new ones, over mTLS or plain, over
 //! HTTP/1.1 or HTTP/2; the decision log goes on, and whatever has one owner changes hands.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use wardgate::mtls::Alpn;
 
-use crate::http2::{Client, request};
-use crate::mesh::{Door, Mesh, Stream, Wire};
-use crate::world::{App, PATIENCE, Peer, Process, World, eventually, eventually_async, get, run};
+use crate::load::{Place, Seen, http1, http2};
+use crate::mesh::{Door, Mesh};
+use crate::world::{App, PATIENCE, Process, World, eventually, get, run};
 
-/// Where clients go, and with what.
-#[derive(Clone)]
-enum Place {
-    Plain(SocketAddr),
-    Mesh { address: SocketAddr, id: String, peer: Arc<Peer> },
-}
-
-impl Place {
-    fn of(mesh: &Mesh, door: Door) -> Self {
-        let address = mesh.address(door);
-        match door {
-            Door::Ingress | Door::Outbound => Self::Plain(address),
-            Door::Inbound => {
-                let (id, peer) = (mesh.billing.id.clone(), Arc::new(mesh.world.peer("/shop")));
-                Self::Mesh { address, id, peer }
-            }
-        }
-    }
-
-    async fn stream(&self, alpn: Alpn) -> Result<Box<dyn Stream>, String> {
-        match self {
-            Self::Plain(address) => match tokio::net::TcpStream::connect(address).await {
-                Ok(tcp) => Ok(Box::new(tcp)),
-                Err(error) => Err(format!("connect: {error}")),
-            },
-            Self::Mesh { address, id, peer } => match peer.stream_to(*address, id, alpn).await {
-                Ok(tls) => Ok(Box::new(tls)),
-                Err(error) => Err(format!("handshake: {error}")),
-            },
-        }
-    }
-}
-
-/// What the clients have seen.
-#[derive(Default)]
-struct Seen {
-    answered: AtomicUsize,
-    lost: Mutex<Vec<String>>,
-    enough: AtomicBool,
-}
-
-impl Seen {
-    fn is_enough(&self) -> bool {
-        self.enough.load(Ordering::SeqCst)
-    }
-
-    fn note(&self, what: &str, outcome: Result<u16, String>) {
-        match outcome {
-            Ok(200) => drop(self.answered.fetch_add(1, Ordering::SeqCst)),
-            other => self.lost.lock().unwrap().push(format!("{what}: {other:?}")),
-        }
-    }
-
-    /// Waits until so many more requests were answered.
-    async fn more(&self, count: usize) {
-        let until = self.answered.load(Ordering::SeqCst) + count;
-        eventually_async("more answers", || async {
-            (self.answered.load(Ordering::SeqCst) >= until).then_some(())
-        })
-        .await;
-    }
-}
-
-/// One HTTP/1.1 request after the other, on a connection that is kept as long as it may be, or on a new one each.
-async fn http1(place: Place, kept: bool, seen: Arc<Seen>) {
-    let what = if kept { "kept HTTP/1.1" } else { "fresh HTTP/1.1" };
-    let mut wire: Option<Wire> = None;
-    for number in 0.. {
-        if seen.is_enough() {
-            return;
-        }
-        let mut on = match wire.take() {
-            Some(wire) => wire,
-            None => match place.stream(Alpn::Http1).await {
-                Ok(stream) => Wire::over(stream),
-                Err(why) => {
-                    seen.note(what, Err(why));
-                    continue;
-                }
-            },
-        };
-        let close = if kept { "" } else { "Connection: close\r\n" };
-        on.send(match number % 2 {
-            0 => format!("GET /x HTTP/1.1\r\nHost: a\r\n{close}\r\n"),
-            _ => format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n{close}\r\nbody"),
-        })
-        .await;
-        let answer = on.response_to("GET").await;
-        let last = answer.as_ref().is_none_or(|answer| answer.field("connection") == Some("close"));
-        seen.note(
-            what,
-            match answer {
-                Some(answer) if answer.whole => Ok(answer.status),
-                other => Err(format!("{other:?}")),
-            },
-        );
-        wire = (!last).then_some(on);
-    }
-}
-
-/// One HTTP/2 request after the other on a connection that is kept until it says goodbye.
-async fn http2(place: Place, seen: Arc<Seen>) {
-    let mut client: Option<Client> = None;
-    while !seen.is_enough() {
-        let on = match client.take() {
-            Some(client) => client,
-            None => match place.stream(Alpn::Http2).await {
-                Ok(stream) => Client::over(stream).await,
-                Err(why) => {
-                    seen.note("HTTP/2", Err(why));
-                    continue;
-                }
-            },
-        };
-        // A goodbye before a request was begun, or that says that it was not looked at, loses nothing.
-        let Ok((response, mut body)) = on.open(request("POST", "/x", &[]), false).await else {
-            continue;
-        };
-        let _ = body.send_data(bytes::Bytes::from_static(b"body"), true);
-        match tokio::time::timeout(PATIENCE, response).await {
-            Err(_) => seen.note("HTTP/2", Err("no answer".to_owned())),
-            Ok(Ok(answer)) => {
-                seen.note("HTTP/2", Ok(answer.status().as_u16()));
-                let mut body = answer.into_body();
-                while let Some(piece) = body.data().await {
-                    match piece {
-                        Ok(piece) => drop(body.flow_control().release_capacity(piece.len())),
-                        Err(error) => seen.note("HTTP/2 body", Err(error.to_string())),
-                    }
-                }
-                client = Some(on);
-            }
-            Ok(Err(error)) if error.is_go_away() => {}
-            Ok(Err(error)) => seen.note("HTTP/2", Err(error.to_string())),
+fn place(mesh: &Mesh, door: Door) -> Place {
+    let address = mesh.address(door);
+    match door {
+        Door::Ingress | Door::Outbound => Place::Plain(address),
+        Door::Inbound => {
+            let (id, peer) = (mesh.billing.id.clone(), Arc::new(mesh.world.peer("/shop")));
+            Place::Mesh { address, id, peer }
         }
     }
 }
@@ -181,10 +50,10 @@ async fn requests_under_way_kept_and_new_connections_survive_upgrades_of_each_pr
     let mut clients = Vec::new();
     for door in [Door::Ingress, Door::Inbound, Door::Outbound] {
         for _ in 0..2 {
-            let place = Place::of(&mesh, door);
-            clients.push(wardgate::rt::spawn(http1(place.clone(), true, seen.clone())));
-            clients.push(wardgate::rt::spawn(http1(place.clone(), false, seen.clone())));
-            clients.push(wardgate::rt::spawn(http2(place, seen.clone())));
+            let place = place(&mesh, door);
+            clients.push(wardgate::rt::spawn(http1(place.clone(), true, None, seen.clone())));
+            clients.push(wardgate::rt::spawn(http1(place.clone(), false, None, seen.clone())));
+            clients.push(wardgate::rt::spawn(http2(place, None, seen.clone())));
         }
     }
     seen.more(100).await;
@@ -200,12 +69,12 @@ async fn requests_under_way_kept_and_new_connections_survive_upgrades_of_each_pr
         }
     }
     seen.more(100).await;
-    seen.enough.store(true, Ordering::SeqCst);
+    seen.that_is_enough();
     for client in clients {
         client.await.unwrap();
     }
-    let lost = seen.lost.lock().unwrap().clone();
-    assert!(lost.is_empty(), "of {:?}: {lost:#?}", seen.answered);
+    let lost = seen.lost();
+    assert!(lost.is_empty(), "of {}: {lost:#?}", seen.answered());
 
     // Whoever started the first process ends the last one by it.
     for process in [&mut mesh.ingress, &mut mesh.shop, &mut mesh.billing] {
@@ -308,10 +177,8 @@ async fn a_control_plane_hands_over_its_store_its_admin_api_and_its_feed() {
                 let mut route = route.clone();
                 route["uri"] = json!(format!("/r{number}"));
                 let answer = admin.ask("PUT", &format!("/routes/r{number}"), Some(&route)).await;
-                seen.note(
-                    "a write",
-                    if answer.status == 201 { Ok(200) } else { Err(answer.text()) },
-                );
+                let outcome = if answer.status == 201 { Ok(200) } else { Err(answer.text()) };
+                seen.note("a write", None, outcome);
             }
             number
         })
@@ -322,9 +189,9 @@ async fn a_control_plane_hands_over_its_store_its_admin_api_and_its_feed() {
         seen.more(20).await;
         said_so(&control, "drained", round + 1);
     }
-    seen.enough.store(true, Ordering::SeqCst);
+    seen.that_is_enough();
     let written = writes.await.unwrap();
-    assert_eq!(*seen.lost.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(seen.lost(), Vec::<String>::new());
     let listed = admin.get("/routes").await;
     assert_eq!(listed["total"], json!(written + 1), "with the first one");
     let revision = admin.put("/routes/last", &route).await;
