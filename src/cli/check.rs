@@ -31,6 +31,9 @@ pub(super) struct CheckArgs {
     /// The Admin API's key
     #[arg(long, env = "WARDGATE_KEY", hide_env_values = true, value_name = "KEY")]
     key: Option<String>,
+    /// Look at the settings file alone: no socket, no disk, no network
+    #[arg(long, requires = "config")]
+    offline: bool,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -49,6 +52,10 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
     let mut findings = Vec::new();
     if let Some(path) = &args.config {
         match Settings::read(path) {
+            Ok(settings) if args.offline => findings.push(match settings.check(None) {
+                Ok(()) => finding("settings", Grade::Good, "the settings make sense"),
+                Err(error) => finding("settings", Grade::Problem, error.to_string()),
+            }),
             Ok(settings) => {
                 findings.extend(inspect(&settings, None).await);
                 if let Some(status) = settings.status {

@@ -2,17 +2,16 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity};
+use super::{audit, check, conformance, demo, dev, explain, identity, run, status};
 use crate::observe::{LogFormat, start_logging};
-use crate::roles::{Role, Running, Settings};
-use crate::rt::memory;
+use crate::roles::Settings;
+use crate::rt::{Sockets, memory, systemd};
 
 /// An mTLS-centric zero-trust sidecar gateway.
 ///
@@ -49,7 +48,13 @@ enum Command {
     /// Put a sidecar and an ingress before an application that runs already, with the Admin API live
     Dev(dev::DevArgs),
     /// Start a role: sidecar, ingress, control, issuer
-    Run(RunArgs),
+    Run(run::RunArgs),
+    /// What runs in a process
+    Status(status::StatusArgs),
+    /// Replace a running process by a new one without losing a connection
+    Upgrade(status::UpgradeArgs),
+    /// Have a running process read its settings again
+    Reload(status::ReloadArgs),
     /// Is everything in order? Settings, identity, feed, policy, certificates
     Check(check::CheckArgs),
     /// Explain a decision
@@ -72,40 +77,6 @@ enum Command {
     },
 }
 
-/// Start a role with a settings file
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Example settings of a sidecar that takes its identity from SPIRE or our issuer:
-
-  role: sidecar
-  trust_domain: example.org
-  state_dir: /var/lib/wardgate
-  identity: { source: workload_api, socket: unix:/run/spire/sockets/agent.sock }
-  control_plane: { address: control.example.org:9185 }
-  sidecar: { app: http://127.0.0.1:8080 }
-  status: 0.0.0.0:15020")]
-struct RunArgs {
-    /// The settings file
-    #[arg(short = 'c', long = "config", value_name = "FILE", env = "WARDGATE_CONFIG")]
-    config: PathBuf,
-    /// Which role; wins over the settings file
-    #[arg(long, value_name = "ROLE", value_parser = role)]
-    role: Option<Role>,
-    /// Write logs as JSON lines
-    #[arg(long)]
-    json_logs: bool,
-}
-
-fn role(text: &str) -> Result<Role, String> {
-    match text {
-        "sidecar" => Ok(Role::Sidecar),
-        "ingress" => Ok(Role::Ingress),
-        "control" => Ok(Role::Control),
-        "issuer" => Ok(Role::Issuer),
-        other => Err(format!("{other:?}: expected sidecar, ingress, control or issuer")),
-    }
-}
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -123,6 +94,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // Before anything else opens a descriptor.
+    let given = matches!(command, Command::Run(_)).then(systemd::listening_sockets);
     crate::rt::crypto::check()?;
     close_memory(std::env::var_os(ALLOW_CORE_DUMPS).as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -144,8 +117,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => {
             let format = if args.json_logs { LogFormat::Json } else { LogFormat::Text };
             start_logging(format, None)?;
-            runtime.block_on(run_roles(&args))
+            let (given, others) = given.unwrap_or_default();
+            for name in others {
+                tracing::warn!(name, "what the service manager handed over is no listening socket");
+            }
+            let sockets = Sockets::given(given);
+            runtime.block_on(run::run(&args, sockets, out))
         }
+        Command::Status(args) => runtime.block_on(status::status(&args, out)),
+        Command::Upgrade(args) => runtime.block_on(status::upgrade(&args, out)),
+        Command::Reload(args) => runtime.block_on(status::reload(&args, out)),
         Command::Check(args) => {
             start_logging(LogFormat::Text, Some("off"))?;
             runtime.block_on(check::run(&args, out))
@@ -193,45 +174,6 @@ fn quiet() -> Option<String> {
 /// A run makes a proxy refuse a hundred times; the report tells of it, so that the log need not.
 fn conformance_logs() -> String {
     std::env::var("WARDGATE_LOG").unwrap_or_else(|_| "off".to_owned())
-}
-
-async fn run_roles(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let settings = Settings::read(&args.config)?;
-    let running = Running::start(&settings, args.role).await?;
-    let out = &mut std::io::stdout();
-    for (door, address) in &running.doors {
-        writeln!(out, "{} listens on {address}", format!("{door:?}").to_lowercase())?;
-    }
-    for (name, address) in [
-        ("status", running.status),
-        ("admin", running.admin),
-        ("feed", running.feed),
-        ("bundle", running.bundle),
-        ("enrolment", running.enrolment),
-    ] {
-        if let Some(address) = address {
-            writeln!(out, "{name} listens on {address}")?;
-        }
-    }
-    if let Some(key) = &running.generated_key {
-        writeln!(out, "admin key (shown once, only its hash is kept): {}", key.reveal())?;
-    }
-    out.flush()?;
-    // One future from here to the end: between two of them a signal would be lost.
-    let mut end = std::pin::pin!(asked_to_end());
-    tokio::select! {
-        biased;
-        ended = &mut end => ended?,
-        () = running.readiness().ready() => {
-            writeln!(out, "ready")?;
-            out.flush()?;
-            end.await?;
-        }
-    }
-    tracing::info!("draining");
-    let clean = running.drain().await;
-    writeln!(out, "{}", if clean { "stopped" } else { "stopped; some connections were cut off" })?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Waits for SIGTERM or Ctrl-C.

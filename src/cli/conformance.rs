@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use crate::conformance::{CASES, Case, Feature, Fixtures, Inbound, Outbound, Report, Row, Seen};
 use crate::model::Listeners;
 use crate::roles::{Running, Settings, loopback};
-use crate::rt::Tasks;
+use crate::rt::{Sockets, Tasks};
 
 /// Which rules does a proxy hold?
 #[derive(Args, Debug)]
@@ -344,7 +344,7 @@ async fn against_ourselves(args: &SpiffeArgs, out: &mut impl Write) -> anyhow::R
         server: server.address()?,
     };
     let settings = Settings::read(&sidecar.write(&scratch.0)?)?;
-    let running = Running::start(&settings, None).await?;
+    let running = Running::start(&settings, None, Sockets::new()).await?;
     running.readiness().ready().await;
     let door = |wanted: Listeners| {
         let found = running.doors.iter().find(|(door, _)| *door == wanted);

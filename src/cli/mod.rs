@@ -10,6 +10,8 @@ mod dev;
 mod explain;
 mod identity;
 mod paint;
+mod run;
+mod status;
 mod text;
 
 pub use command::main;

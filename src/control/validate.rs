@@ -17,7 +17,7 @@ use super::{ControlPlane, Error, PluginPart};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain, WrongField};
 use crate::model::{
     Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
-    Upstream,
+    SslType, Upstream,
 };
 
 /// What the fields of a kind must look like.

@@ -29,13 +29,15 @@ use super::Error;
 use super::disk::Shelf;
 use crate::identity::{BundleDocument, Identity, TrustBundle};
 use crate::mtls::{OpenAcceptor, PublicAcceptor, PublicCertificate, public_server_config};
-use crate::rt::{Clock, DrainGuard, Live, Publisher, Tasks, socket};
+use crate::rt::{Clock, DrainGuard, Live, Publisher, Sockets, Tasks};
 
 /// Connections at once; further ones wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 256;
 /// A whole connection: nobody needs longer to read one document.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// What is under way at the end.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The bundle endpoint of our own trust domain.
@@ -203,6 +205,7 @@ impl BundleEndpoint {
         identity: Live<Identity>,
         folder: PathBuf,
         clock: Clock,
+        sockets: &Sockets,
     ) -> Result<Self, Error> {
         if !(10..=86_400).contains(&settings.refresh_hint) {
             return Err(Error::Setting {
@@ -235,9 +238,8 @@ impl BundleEndpoint {
                 });
             }
         };
-        let mut sockets = socket::listen(settings.listen, 1)?;
         let taken = |source| Error::File { path: settings.listen.to_string().into(), source };
-        let socket = sockets.remove(0);
+        let socket = sockets.one("bundle", settings.listen)?;
         let address = socket.local_addr().map_err(taken)?;
         let listener = TcpListener::from_std(socket).map_err(taken)?;
         let publication = Publication {
@@ -255,14 +257,14 @@ impl BundleEndpoint {
         self.address
     }
 
-    /// Serves until the end is asked for; what is under way is cut off then.
+    /// Serves until the end is asked for; what is under way then has a moment to finish.
     pub async fn serve(self, mut drain: DrainGuard) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = Tasks::new();
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let tcp = tokio::select! {
-                () = drain.asked() => return,
+                () = drain.asked() => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((tcp, _)) => tcp,
                     Err(error) => {
@@ -282,6 +284,9 @@ impl BundleEndpoint {
                 }
             });
         }
+        drop(self.listener);
+        let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(FINISH_WITHIN, places.acquire_many(all)).await;
     }
 }
 

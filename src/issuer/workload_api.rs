@@ -35,7 +35,7 @@ use crate::identity::workload_proto::{
     X509svidResponse,
 };
 use crate::identity::{Svid, TrustBundles};
-use crate::rt::{DrainGuard, Live, Tasks};
+use crate::rt::{DrainGuard, Live, Sockets, Tasks};
 
 mod jwt;
 
@@ -48,6 +48,7 @@ const MAX_CALLS: u32 = 16;
 pub struct WorkloadApi {
     path: PathBuf,
     listener: UnixListener,
+    sockets: Sockets,
     service: Service,
 }
 
@@ -83,13 +84,29 @@ impl WorkloadApi {
         entries: Live<Entries>,
         federated: Live<TrustBundles>,
     ) -> Result<Self, Error> {
-        let listener = listen(path)?;
+        Self::bind_among(&Sockets::new(), path, authority, entries, federated)
+    }
+
+    /// As [`WorkloadApi::bind`]; the socket may have been handed to this process, and may be handed on.
+    ///
+    /// # Errors
+    /// As [`WorkloadApi::bind`].
+    pub fn bind_among(
+        sockets: &Sockets,
+        path: &Path,
+        authority: Arc<Authority>,
+        entries: Live<Entries>,
+        federated: Live<TrustBundles>,
+    ) -> Result<Self, Error> {
+        let failed = |source| Error::Write { path: path.to_owned(), source };
+        let listener = sockets.unix("workload", path, listen, failed)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
         let attestor = Arc::new(UnixAttestor::new(entries.clone()));
         authority.jwt().tend()?;
         let (announced, jwt_keys) = (authority.announced(), authority.jwt().keys());
         let service =
             Service { authority, announced, entries, federated, jwt_keys, attestor, guard: None };
-        Ok(Self { path: path.to_owned(), listener, service })
+        Ok(Self { path: path.to_owned(), listener, sockets: sockets.clone(), service })
     }
 
     /// Attests with `attestor` instead of by Unix user, group and program.
@@ -99,12 +116,16 @@ impl WorkloadApi {
         self
     }
 
-    /// Serves until the end is asked for; then streams end, and the socket is removed.
+    /// Serves until the end is asked for; then streams end, and the socket is removed unless another process serves it.
     ///
     /// # Errors
     /// The server fails as a whole.
     pub async fn serve(self, mut guard: DrainGuard) -> Result<(), Error> {
-        let Self { path, listener, mut service } = self;
+        let Self { path, listener, sockets, mut service } = self;
+        tokio::select! {
+            () = sockets.opened() => {}
+            () = guard.asked() => return Ok(()),
+        }
         service.guard = Some(guard.clone());
         let mut tending = Tasks::new();
         tending.add(tend(service.authority.clone()));
@@ -115,7 +136,9 @@ impl WorkloadApi {
             .add_service(api)
             .serve_with_incoming_shutdown(incoming(listener), guard.asked())
             .await;
-        let _ = std::fs::remove_file(&path);
+        if !sockets.do_live_on() {
+            let _ = std::fs::remove_file(&path);
+        }
         served.map_err(|source| Error::Serve { path, source })
     }
 }
@@ -131,7 +154,7 @@ async fn tend(authority: Arc<Authority>) {
     }
 }
 
-fn listen(path: &Path) -> Result<UnixListener, Error> {
+fn listen(path: &Path) -> Result<std::os::unix::net::UnixListener, Error> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
     if let Some(directory) = path.parent()
         && !directory.as_os_str().is_empty()
@@ -156,7 +179,7 @@ fn listen(path: &Path) -> Result<UnixListener, Error> {
         },
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
+    let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
     let everybody = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(path, everybody).map_err(failed)?;
     Ok(listener)

@@ -14,8 +14,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Link, Tail};
 use super::error::Error;
+use super::heir::{Orders, Output};
 use super::json::{self, Fields};
-use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled};
+use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled, push_frame};
 use super::record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, HandshakeRefusedRecord,
     IdentityRecord, IssuerRecord, Record, Type,
@@ -95,10 +96,11 @@ pub struct Posture {
 /// ```
 #[derive(Clone)]
 pub struct AuditLog {
-    lanes: Arc<Lanes>,
+    pub(super) lanes: Arc<Lanes>,
     /// For records that come from no worker.
     own: AuditLane,
     state: Arc<State>,
+    pub(super) orders: Orders,
     _thread: Arc<Thread>,
 }
 
@@ -224,11 +226,25 @@ impl AuditLog {
     /// # Errors
     /// The file cannot be opened, or belongs to another process. Without a log that was asked for, nothing should start.
     pub fn open(settings: AuditSettings, posture: &Posture) -> Result<Self, Error> {
+        Self::start(settings, posture, false)
+    }
+
+    pub(super) fn start(
+        settings: AuditSettings,
+        posture: &Posture,
+        is_held: bool,
+    ) -> Result<Self, Error> {
         let state = Arc::new(State::default());
         let room = Room { common: settings.pending_bytes, reserved: settings.reserved_bytes };
         let required = settings.required;
         let lanes = Lanes::new(room);
-        let mut writer = Writer::open(settings, posture, state.clone())?;
+        let orders = Orders::default();
+        let mut writer = Writer::new(settings, posture, state.clone(), orders.clone());
+        if is_held {
+            writer.output = Output::Held;
+        } else {
+            writer.open("start")?;
+        }
         let running = lanes.clone();
         let handle = std::thread::Builder::new()
             .name("audit".into())
@@ -236,7 +252,7 @@ impl AuditLog {
             .map_err(|source| Error::Thread { source })?;
         let own = AuditLane { lane: lanes.lane(), required };
         let thread = Thread { lanes: lanes.clone(), handle: Mutex::new(Some(handle)) };
-        Ok(Self { lanes, own, state, _thread: Arc::new(thread) })
+        Ok(Self { lanes, own, state, orders, _thread: Arc::new(thread) })
     }
 
     /// From now on what is written is sealed: signed with the SVID of this identity, whichever it is at the time. The first
@@ -287,15 +303,18 @@ const LOOK: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(5);
 
 /// The thread's part: numbers the records, chains them and writes them.
-struct Writer {
+pub(super) struct Writer {
     settings: AuditSettings,
+    posture: Posture,
     state: Arc<State>,
+    pub(super) orders: Orders,
+    pub(super) output: Output,
     file: Option<LogFile>,
     link: Link,
-    boot_id: String,
+    pub(super) boot_id: String,
     /// The batch, and how much of it each output has.
-    batch: Vec<u8>,
-    in_file: usize,
+    pub(super) batch: Vec<u8>,
+    pub(super) in_file: usize,
     in_stdout: usize,
     records: u64,
     /// Standard output is gone; said once.
@@ -315,9 +334,12 @@ struct LogFile {
 }
 
 impl Writer {
-    fn open(settings: AuditSettings, posture: &Posture, state: Arc<State>) -> Result<Self, Error> {
-        let mut writer = Self {
+    fn new(settings: AuditSettings, posture: &Posture, state: Arc<State>, orders: Orders) -> Self {
+        Self {
             state,
+            posture: posture.clone(),
+            orders,
+            output: Output::Own,
             file: None,
             link: Link::default(),
             boot_id: format!("{:016x}", uuid::Uuid::new_v4().as_u64_pair().0),
@@ -332,20 +354,25 @@ impl Writer {
             unsealed: 0,
             unsealed_since: None,
             settings,
-        };
+        }
+    }
+
+    /// Opens the file and says in it who writes from here on.
+    pub(super) fn open(&mut self, event: &str) -> Result<(), Error> {
         let mut opened = None;
-        if let Some(path) = writer.settings.path.clone() {
+        if let Some(path) = self.settings.path.clone() {
             let found = open_file(&path)?;
-            writer.link = found.link;
-            writer.file = Some(found.file);
+            self.link = found.link;
+            self.file = Some(found.file);
             if let Some(damage) = &found.damage {
                 tracing::error!(file = %damage.file, why = %damage.why, "the audit log was damaged; it was put aside");
-                writer.damaged(damage);
+                self.damaged(damage);
             }
             opened = Some((found.is_new && found.damage.is_none(), found.continues));
         }
-        let (opens, continues) = opened.unwrap_or((true, None));
-        writer.posture("start", opens, continues.as_deref(), |fields| {
+        let (opens, continues) = opened.unwrap_or((self.link.seq == 0, None));
+        let posture = self.posture.clone();
+        self.compose_posture(event, opens, continues.as_deref(), |fields| {
             fields.text("version", env!("CARGO_PKG_VERSION"));
             fields.number("pid", std::process::id());
             fields.text("role", &posture.role);
@@ -355,13 +382,33 @@ impl Writer {
             }
         });
         // The first write is made here, so that a disk that takes none is an error of the start.
-        if let (Err(source), Some(file)) = (writer.write_file(), &writer.file) {
+        if let (Err(source), Some(file)) = (self.write_file(), &self.file) {
             return Err(Error::Open { path: file.path.clone(), source });
         }
-        Ok(writer)
+        Ok(())
     }
 
-    fn posture(
+    /// Writes what was taken so far and lets go of the file; another process may then go on with it.
+    pub(super) fn let_go(&mut self) -> Result<(), Error> {
+        let written = self.write_file();
+        if let (Err(source), Some(file)) = (written, &self.file) {
+            return Err(Error::Open { path: file.path.clone(), source });
+        }
+        if !self.write() {
+            tracing::warn!("a part of the audit log waits for its disk");
+        }
+        if let Some(log) = self.file.take() {
+            let _ = log.file.sync_data();
+        }
+        Ok(())
+    }
+
+    /// Writes records to standard output as well, or no longer.
+    pub(super) fn set_stdout(&mut self, stdout: bool) {
+        self.settings.stdout = stdout;
+    }
+
+    fn compose_posture(
         &mut self,
         event: &str,
         opens: bool,
@@ -513,7 +560,7 @@ impl Writer {
         if let Some(sealer) = &mut self.sealer {
             sealer.begin_file();
         }
-        self.posture(event, true, Some(continues), |_| {});
+        self.compose_posture(event, true, Some(continues), |_| {});
         Ok(())
     }
 
@@ -543,18 +590,32 @@ impl Writer {
 }
 
 impl Sink for Writer {
+    fn attend(&mut self) {
+        self.obey();
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(self.output, Output::Held)
+    }
+
     fn take(&mut self, frame: &Frame<'_>) {
+        if let Output::Heir(_) = self.output {
+            self.records += 1;
+            return push_frame(&mut self.batch, frame);
+        }
         self.compose(Type::of(frame.kind), frame.unix_millis, |fields| fields.raw(frame.body));
     }
 
     fn lost(&mut self, lost: Lost) {
-        self.compose(Type::Loss, unix_millis(), |fields| {
-            fields.text("event", "dropped");
-            fields.number("lost", lost.common + lost.reserved);
-            fields.number("lost_denies", lost.reserved);
-            fields.time("first_lost", lost.first_millis);
-            fields.time("last_lost", lost.last_millis);
-        });
+        let mut body = Vec::new();
+        let mut fields = Fields::first(&mut body);
+        fields.text("event", "dropped");
+        fields.number("lost", lost.common + lost.reserved);
+        fields.number("lost_denies", lost.reserved);
+        fields.time("first_lost", lost.first_millis);
+        fields.time("last_lost", lost.last_millis);
+        // The type's number is its place in the enum.
+        self.take(&Frame { kind: Type::Loss as u8, unix_millis: unix_millis(), body: &body });
     }
 
     fn taken(&mut self, closing: bool) {
@@ -568,6 +629,9 @@ impl Sink for Writer {
     }
 
     fn ready(&mut self) {
+        if !matches!(self.output, Output::Own) {
+            return;
+        }
         // Between two batches, so that a new file begins with the record that opens it.
         if let Err(error) = self.look().and_then(|()| self.rotate()) {
             tracing::error!(error = %Chain(&error), "the audit log goes on in the same file");
@@ -575,6 +639,9 @@ impl Sink for Writer {
     }
 
     fn write(&mut self) -> bool {
+        if let Output::Heir(_) = self.output {
+            return self.write_to_heir();
+        }
         let written = self.write_file();
         let failing = written.is_err();
         if let Err(error) = written
@@ -589,10 +656,17 @@ impl Sink for Writer {
         if !(self.stdout_closed && self.file.is_none()) {
             self.state.failing.store(false, Ordering::Relaxed);
         }
+        self.is_out();
+        true
+    }
+}
+
+impl Writer {
+    /// The batch is out, and counted.
+    pub(super) fn is_out(&mut self) {
         self.state.written.fetch_add(std::mem::take(&mut self.records), Ordering::Relaxed);
         self.batch.clear();
         (self.in_file, self.in_stdout) = (0, 0);
-        true
     }
 }
 

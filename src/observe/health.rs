@@ -91,6 +91,11 @@ impl Readiness {
         gates.iter().filter_map(shut).collect()
     }
 
+    /// Seconds since the start.
+    pub fn uptime(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
     /// Waits until all gates are open.
     pub async fn ready(&self) {
         let mut gates = self.gates.subscribe();
@@ -139,7 +144,13 @@ fn probe(readiness: &Readiness) -> Response {
     if waiting.is_empty() {
         return Json(json!({"status": "ok"})).into_response();
     }
-    let body = json!({"status": "error", "error": waiting.join("; ")});
+    let gates = readiness.gates.borrow();
+    let shut = |(name, reason): (&&str, &Option<String>)| {
+        reason.as_ref().map(|reason| json!({"gate": name, "reason": reason}))
+    };
+    let reasons: Vec<Value> = gates.iter().filter_map(shut).collect();
+    let body = json!({"status": "error", "error": waiting.join("; "), "reasons": reasons});
+    drop(gates);
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 
@@ -180,6 +191,7 @@ mod tests {
             body["error"],
             "config: no configuration received yet; identity: no identity yet"
         );
+        assert_eq!(body["reasons"][1], json!({"gate": "identity", "reason": "no identity yet"}));
 
         config.open();
         identity.open();

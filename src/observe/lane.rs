@@ -28,7 +28,8 @@ const EVERY: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(500);
 /// How long it tries to write what is left when it has to end.
 const LAST_TRIES: u32 = 4;
-const HEADER: usize = 13;
+/// Length, time and kind.
+pub(super) const HEADER: usize = 13;
 
 /// How much may wait for the thread, in bytes and for each lane.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +90,12 @@ pub(super) struct Frame<'f> {
 
 /// What the thread does with records.
 pub(super) trait Sink {
+    /// Does what was asked of it from outside.
+    fn attend(&mut self) {}
+    /// May nothing be taken now? What comes waits in the lanes.
+    fn is_held(&self) -> bool {
+        false
+    }
     /// The last batch is out; a new one may begin.
     fn ready(&mut self) {}
     /// Takes a record into the next batch.
@@ -113,8 +120,18 @@ impl Lane {
         reserved: bool,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Full> {
+        self.push_of(unix_millis(), kind, reserved, write)
+    }
+
+    /// As [`Lane::push`], for a record of that time.
+    pub(super) fn push_of(
+        &self,
+        unix_millis: u64,
+        kind: u8,
+        reserved: bool,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Full> {
         let Room { common, reserved: on_top } = self.lanes.room;
-        let unix_millis = unix_millis();
         let mut pending = self.pending.lock();
         let before = pending.bytes.len();
         let limit = if reserved { common + on_top } else { common };
@@ -214,6 +231,10 @@ impl Lanes {
         self.unpark();
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Takes no more records; the thread writes what is there and ends.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -228,6 +249,15 @@ impl Lanes {
         let mut written = true;
         loop {
             let closing = self.closed.load(Ordering::Acquire);
+            sink.attend();
+            if sink.is_held() {
+                if closing {
+                    return;
+                }
+                // Whoever asked for it ends it, and wakes us.
+                std::thread::park_timeout(RETRY);
+                continue;
+            }
             let wanted = self.flush_wanted.load(Ordering::Acquire);
             // What could not be written is tried again before more is taken: so much and no more is held in memory.
             let drained = written;
@@ -314,7 +344,16 @@ impl Lanes {
     }
 }
 
-fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
+/// Appends one record, as [`frames`] reads it.
+pub(super) fn push_frame(out: &mut Vec<u8>, frame: &Frame<'_>) {
+    let length = u32::try_from(frame.body.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&frame.unix_millis.to_le_bytes());
+    out.push(frame.kind);
+    out.extend_from_slice(frame.body);
+}
+
+pub(super) fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
     std::iter::from_fn(move || {
         let (length, rest) = bytes.split_first_chunk::<4>()?;
         let (unix_millis, rest) = rest.split_first_chunk::<8>()?;

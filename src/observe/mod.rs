@@ -9,6 +9,7 @@ mod chain;
 mod denial;
 mod error;
 mod health;
+mod heir;
 mod json;
 mod lane;
 mod logging;
@@ -28,7 +29,7 @@ pub use denial::DenialId;
 pub use error::Error;
 pub use health::{Gate, Readiness, router, status_router};
 pub use lane::{Full, Stalled};
-pub use logging::{LogFormat, start as start_logging};
+pub use logging::{LogFormat, LogSettings, start as start_logging};
 pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,

@@ -86,7 +86,7 @@ pub(in crate::proxy) async fn run(
     // As long as it has not said anything it is idle, and a drain gives it as long as any idle connection.
     let leaving = async {
         worker.draining().await;
-        tokio::time::sleep(worker.limits.drain_idle).await;
+        tokio::time::sleep(worker.drain_idle()).await;
     };
     let shaken = tokio::select! {
         biased;

@@ -131,7 +131,7 @@ pub(in crate::proxy) async fn tunnel(
         }
         if !asked && Future::poll(draining.as_mut(), context).is_ready() {
             asked = true;
-            vigil.set(Some(Instant::now() + worker.limits.drain_idle));
+            vigil.set(Some(Instant::now() + worker.drain_idle()));
         }
         vigil.poll(context, || tunnel.kept.asked(client)).map(|alarm| Ok(Some(alarm)))
     })

@@ -19,7 +19,7 @@ use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
 use crate::mtls::{Challenges, Proofs};
 use crate::observe::AuditLog;
-use crate::rt::{Clock, Drain, Live, socket};
+use crate::rt::{Clock, Drain, Live, Sockets, socket};
 use crate::snapshot::Snapshot;
 use crate::upstream::Connect;
 
@@ -38,6 +38,8 @@ pub enum Error {
 /// A place where connections come in.
 #[derive(Clone)]
 pub struct Door {
+    /// Its name among the listening sockets of the process: `inbound`, `outbound`, `http`, `https`.
+    pub name: &'static str,
     /// Which routes it serves.
     pub listener: Listeners,
     /// Where it listens; port 0 takes a free one.
@@ -70,6 +72,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Who may speak for others in fields of a request.
     pub senders: Arc<Senders>,
+    /// Where listening sockets come from.
+    pub sockets: Sockets,
     /// Threads.
     pub workers: usize,
 }
@@ -78,6 +82,7 @@ pub struct Parts {
 pub struct DataPlane {
     addresses: Vec<(Listeners, SocketAddr)>,
     threads: Vec<Thread>,
+    sockets: Sockets,
 }
 
 struct Thread {
@@ -106,11 +111,11 @@ impl DataPlane {
                 me: parts.identity.clone(),
                 open: Arc::default(),
             };
-            let bound = socket::listen(door.address, workers)?;
-            let address = bound[0].local_addr().map_err(Error::Worker)?;
+            let bound = parts.sockets.tcp(door.name, door.address, workers)?;
+            let address = bound[0][0].local_addr().map_err(Error::Worker)?;
             addresses.push((door.listener, address));
-            for (mine, socket) in sockets.iter_mut().zip(bound) {
-                mine.push((listener.clone(), socket));
+            for (mine, bound) in sockets.iter_mut().zip(bound) {
+                mine.extend(bound.into_iter().map(|socket| (listener.clone(), socket)));
             }
         }
         let sources = Sources::new(parts.limits.source);
@@ -120,7 +125,7 @@ impl DataPlane {
             .enumerate()
             .map(|each| start(each).map_err(Error::Worker))
             .collect::<Result<_, _>>()?;
-        Ok(Self { addresses, threads })
+        Ok(Self { addresses, threads, sockets: parts.sockets.clone() })
     }
 
     /// Where a door listens.
@@ -143,8 +148,10 @@ impl DataPlane {
     /// # Panics
     /// Never: worker threads catch nothing and are joined.
     pub async fn drain(self, within: Duration) -> bool {
+        // Where another process goes on nobody waits for our end: callers have time to come back once more, and are told then.
+        let idle = if self.sockets.do_live_on() { within / 2 } else { Duration::ZERO };
         for thread in &self.threads {
-            thread.worker.start_draining();
+            thread.worker.start_draining(idle);
         }
         let mut clean = true;
         let deadline = tokio::time::Instant::now() + within;
@@ -191,11 +198,15 @@ fn thread(
     let guard = drain.guard();
     let (stop, stopped) = oneshot::channel::<()>();
     let (mine, snapshot) = (worker.clone(), parts.snapshot.clone());
+    let all = parts.sockets.clone();
     let handle = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         runtime.block_on(async move {
             for (listener, socket) in sockets {
                 match TcpListener::from_std(socket) {
-                    Ok(socket) => mine.spawn(listener.run(mine.clone(), socket, guard.clone())),
+                    Ok(socket) => {
+                        let (worker, all) = (mine.clone(), all.clone());
+                        mine.spawn(listener.run(worker, socket, all, guard.clone()));
+                    }
                     Err(error) => tracing::error!(%error, "a listening socket cannot be used"),
                 }
             }

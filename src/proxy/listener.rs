@@ -17,7 +17,11 @@ use super::sources::{Seat, Spent};
 use super::worker::Worker;
 use crate::identity::Identity;
 use crate::model::Listeners;
-use crate::rt::{DrainGuard, Live};
+use crate::rt::socket::refuse_new;
+use crate::rt::{DrainGuard, Live, Sockets};
+
+/// How long a connection that is just being made may take to be there when its door closes.
+const LAST_CALL: Duration = Duration::from_millis(250);
 
 /// One worker's socket of a door.
 #[derive(Clone)]
@@ -47,14 +51,20 @@ impl Listener {
         })
     }
 
-    /// Accepts until the worker drains; what the system has accepted for us by then is still served.
+    /// Accepts until the worker drains; whoever has begun to connect by then is still served, by us or by the process that
+    /// takes the socket over.
     pub(in crate::proxy) async fn run(
         self,
         worker: Arc<Worker>,
         socket: TcpListener,
+        sockets: Sockets,
         guard: DrainGuard,
     ) {
         let mut draining = std::pin::pin!(worker.draining());
+        tokio::select! {
+            () = sockets.opened() => {}
+            () = &mut draining => return,
+        }
         let listener = Arc::new(self);
         loop {
             let next = std::future::poll_fn(|context| {
@@ -76,7 +86,18 @@ impl Listener {
                 None => break,
             }
         }
-        // What the system has accepted since the event queue was read last would be reset with the socket.
+        if sockets.do_live_on() {
+            return;
+        }
+        // What connects while the socket is closed would be reset. So nobody else may begin, and who has begun gets the time
+        // for the last packet of the three.
+        refuse_new(&socket);
+        let last_call = Instant::now() + LAST_CALL;
+        while let Ok(accepted) = tokio::time::timeout_at(last_call, socket.accept()).await {
+            let Ok((tcp, address)) = accepted else { break };
+            serve(&worker, &listener, tcp, address, &guard);
+        }
+        // What the system has accepted since the event queue was read last.
         let Ok(socket) = socket.into_std() else { return };
         while let Ok((tcp, address)) = socket.accept() {
             if tcp.set_nonblocking(true).is_ok()

@@ -3,8 +3,9 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -23,6 +24,10 @@ use crate::pipeline::{Client, Exchange};
 use crate::rt::{Cached, Clock, Live};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Connect, Pool};
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Exchanges that a worker keeps for reuse.
 const SPARE_EXCHANGES: usize = 256;
@@ -49,6 +54,8 @@ pub(in crate::proxy) struct Worker {
     #[expect(clippy::vec_box, reason = "too large to be moved between a connection and this list")]
     exchanges: Mutex<Vec<Box<Exchange>>>,
     is_draining: AtomicBool,
+    /// In milliseconds, see [`Limits::drain_idle`].
+    drain_idle: AtomicU64,
     drain: Notify,
 }
 
@@ -83,6 +90,7 @@ impl Worker {
             challenges,
             exchanges: Mutex::new(Vec::new()),
             is_draining: AtomicBool::new(false),
+            drain_idle: AtomicU64::new(millis(limits.drain_idle)),
             drain: Notify::new(),
         })
     }
@@ -132,8 +140,14 @@ impl Worker {
         self.is_draining.load(Ordering::Relaxed)
     }
 
-    /// Asks all connections to finish.
-    pub(in crate::proxy) fn start_draining(&self) {
+    /// How long an idle connection waits for one more request in a drain.
+    pub(in crate::proxy) fn drain_idle(&self) -> Duration {
+        Duration::from_millis(self.drain_idle.load(Ordering::Relaxed))
+    }
+
+    /// Asks all connections to finish, idle ones after `idle` at the earliest.
+    pub(in crate::proxy) fn start_draining(&self, idle: Duration) {
+        self.drain_idle.store(millis(idle.max(self.limits.drain_idle)), Ordering::Relaxed);
         self.is_draining.store(true, Ordering::Relaxed);
         self.drain.notify_waiters();
     }

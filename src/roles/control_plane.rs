@@ -19,11 +19,14 @@ use crate::federation::Federation;
 use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
 use crate::model::Redacted;
 use crate::observe::{self, AuditLane};
-use crate::rt::{Clock, Drain, Tasks, socket};
+use crate::rt::{Clock, Drain, Sockets, Tasks};
 use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
+
+/// How long a store's file may still be in use when we take over from another process.
+const LET_GO_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running control plane.
 pub struct ControlPlaneRole {
@@ -108,7 +111,8 @@ impl ControlPlaneRole {
         // Private keys of public certificates rest sealed; readers of the store see them open.
         let sealing = control.sealing_key.clone().unwrap_or_else(|| state_dir.join("sealing.key"));
         let sealing = SealingKey::open(&sealing)?;
-        let opened = chosen.open().await?;
+        let patience = if shared.sockets.is_open() { Duration::ZERO } else { LET_GO_WITHIN };
+        let opened = open(&chosen, patience).await?;
         let store: Arc<dyn Store> = Arc::new(Sealed::new(opened, sealing, &chosen.prefix));
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 
@@ -134,8 +138,8 @@ impl ControlPlaneRole {
             clock: Clock::system(),
         };
         let admin_api = ControlPlane::new(parts)?;
-        let (admin_listener, admin) = listen(control.admin)?;
-        let (feed_listener, feed) = listen(control.feed)?;
+        let (admin_listener, admin) = listen(&shared.sockets, "admin", control.admin)?;
+        let (feed_listener, feed) = listen(&shared.sockets, "feed", control.feed)?;
 
         let drain = Drain::new();
         let mut tasks = Tasks::new();
@@ -192,11 +196,30 @@ impl ControlPlaneRole {
     }
 }
 
-/// Binds a listener of the control side.
-pub(super) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+/// Opens the store. The process that hands over to us may need a moment to let go of its file.
+async fn open(
+    chosen: &store::settings::Settings,
+    patience: Duration,
+) -> Result<Arc<dyn Store>, store::Error> {
+    let until = tokio::time::Instant::now() + patience;
+    loop {
+        match chosen.open().await {
+            Err(store::Error::InUse { .. }) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Opens a listener of the control side.
+pub(super) fn listen(
+    sockets: &Sockets,
+    name: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |source| Error::Socket { what: "cannot use the listener at", address, source };
-    let mut sockets = socket::listen(address, 1)?;
-    let socket = sockets.remove(0);
+    let socket = sockets.one(name, address)?;
     let bound = socket.local_addr().map_err(failed)?;
     Ok((TcpListener::from_std(socket).map_err(failed)?, bound))
 }

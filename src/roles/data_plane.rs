@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -24,7 +25,7 @@ use crate::observe::{ConfigRecord, Gate};
 use crate::proxy::{
     DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, ProxyMetrics, Senders,
 };
-use crate::rt::{Live, Publisher, Tasks, causes};
+use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::{
@@ -75,7 +76,22 @@ pub struct DataPlaneRole {
     snapshot: Live<Snapshot>,
     discovery: Discovery,
     roster: Roster,
+    configuration: Live<Configuration>,
+    keeper: Arc<Mutex<Keeper>>,
     _tasks: Tasks,
+}
+
+/// What of the configuration is in force.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// The store's revision; 0 before the first one.
+    pub revision: u64,
+    /// How many resources it has.
+    pub resources: usize,
+    /// When it came into force, in seconds since 1970.
+    pub applied_at: Option<i64>,
+    /// What is refused, each with its reason.
+    pub refused: Vec<Rejected>,
 }
 
 /// The id of the route that the setting `sidecar.app` stands for.
@@ -118,6 +134,8 @@ impl DataPlaneRole {
         let (publisher, snapshot) = Publisher::of(first.snapshot);
         let (sites, in_use) = Publisher::new(Sites::default());
         shared.identities.watch_sites(in_use.clone());
+        let (told, configuration) = Publisher::new(Configuration::default());
+        let keeper = Arc::new(Mutex::new(keeper));
 
         let gate = shared.readiness.gate("config", "no configuration yet");
         let mut tasks = Tasks::new();
@@ -136,7 +154,8 @@ impl DataPlaneRole {
         }
         let keeping = Keeping {
             obtained,
-            keeper,
+            keeper: keeper.clone(),
+            told,
             feed,
             federation,
             publisher,
@@ -166,9 +185,10 @@ impl DataPlaneRole {
             metrics: ProxyMetrics::new(&shared.registry),
             limits: plan.limits,
             senders: plan.senders.clone(),
+            sockets: shared.sockets.clone(),
             workers: plan.workers,
         })?;
-        Ok(Self { plane, snapshot, discovery, roster, _tasks: tasks })
+        Ok(Self { plane, snapshot, discovery, roster, configuration, keeper, _tasks: tasks })
     }
 
     /// Where a door listens.
@@ -201,6 +221,16 @@ impl DataPlaneRole {
         &self.discovery
     }
 
+    /// What of the configuration is in force.
+    pub fn configuration(&self) -> Live<Configuration> {
+        self.configuration.clone()
+    }
+
+    /// What is declared, compiled.
+    pub(super) fn keeper(&self) -> Arc<Mutex<Keeper>> {
+        self.keeper.clone()
+    }
+
     /// Stops accepting, lets exchanges finish, at most `within`; `false` when some were cut off.
     pub async fn drain(self, within: Duration) -> bool {
         self.plane.drain(within).await
@@ -215,23 +245,30 @@ fn doors(
 ) -> Vec<Door> {
     let mut doors = Vec::new();
     let [first, second] = &plan.introductions;
-    let mut open = |listener, address: Option<SocketAddr>, security, introductions: &Option<_>| {
-        let introductions = introductions.clone();
-        doors.extend(address.map(|address| Door { listener, address, security, introductions }));
-    };
+    let mut open =
+        |name, listener, address: Option<SocketAddr>, security, introductions: &Option<_>| {
+            let introductions = introductions.clone();
+            doors.extend(address.map(|address| Door {
+                name,
+                listener,
+                address,
+                security,
+                introductions,
+            }));
+        };
     if let Some(identity) = identity {
         let acceptor = Acceptor::new(identity.clone());
-        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor), first);
+        open("inbound", Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor), first);
     }
-    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain, second);
-    open(Listeners::Ingress, plan.http, DoorSecurity::Plain, first);
+    open("outbound", Listeners::Outbound, plan.outbound, DoorSecurity::Plain, second);
+    open("http", Listeners::Ingress, plan.http, DoorSecurity::Plain, first);
     let public = DoorSecurity::Public(EdgeAcceptor::new(sites, plan.tls.clone(), challenges));
-    open(Listeners::Ingress, plan.https, public, second);
+    open("https", Listeners::Ingress, plan.https, public, second);
     doors
 }
 
 /// The route that `sidecar.app` stands for: whatever is allowed and matches no other inbound route goes to the workload.
-fn app_route(app: &str) -> Result<Change, settings::Error> {
+pub(super) fn app_route(app: &str) -> Result<Change, settings::Error> {
     let invalid = || settings::Error::Setting {
         field: "sidecar.app",
         problem: format!("expected http://host:port or grpc://host:port, got {app:?}"),
@@ -281,7 +318,9 @@ fn certificate(obtained: &Obtained, revision: u64) -> Option<Change> {
 
 /// Takes batches from the feed, compiles them, and puts them into force.
 struct Keeping {
-    keeper: Keeper,
+    /// Shared with whoever looks at it, which is seldom.
+    keeper: Arc<Mutex<Keeper>>,
+    told: Publisher<Configuration>,
     /// Certificates that an authority has given.
     obtained: mpsc::Receiver<Obtained>,
     feed: Box<dyn Feed>,
@@ -323,7 +362,7 @@ impl Keeping {
                 let gone = self.held.difference(&named).cloned();
                 changes.extend(gone.map(|(kind, id)| Change::Delete(kind, id)));
             }
-            changes.extend(self.keeper.stand_ins(&batch.unreadable));
+            changes.extend(self.keeper.lock().stand_ins(&batch.unreadable));
             for change in &changes {
                 match change {
                     Change::Put(resource) => {
@@ -342,7 +381,7 @@ impl Keeping {
                     Change::Delete(kind, id) => (*kind, id.clone()),
                 })
                 .collect();
-            let mut applied = self.keeper.apply(changes, batch.revision);
+            let mut applied = self.keeper.lock().apply(changes, batch.revision);
             stand_ins_aside(&mut applied.rejected, &batch.unreadable);
             applied.rejected.extend(distrusted);
             for key in touched {
@@ -357,6 +396,12 @@ impl Keeping {
             }
             self.publish(applied.snapshot);
             self.note(batch.revision, count);
+            self.told.set(Configuration {
+                revision: batch.revision,
+                resources: self.held.len(),
+                applied_at: Some(unix_seconds()),
+                refused: self.refused.values().cloned().collect(),
+            });
             self.gate.open();
             self.feed.applied(Applied {
                 revision: batch.revision,
@@ -375,9 +420,9 @@ impl Keeping {
 
     /// A certificate that an authority has given is served as if it had been declared.
     fn take(&mut self, obtained: &Obtained) {
-        let revision = self.keeper.current().revision;
+        let revision = self.keeper.lock().current().revision;
         let change = certificate(obtained, revision);
-        let applied = self.keeper.apply(change.into_iter().collect(), revision);
+        let applied = self.keeper.lock().apply(change.into_iter().collect(), revision);
         for rejected in &applied.rejected {
             tracing::error!(
                 id = %rejected.id,

@@ -16,7 +16,7 @@ use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
 use crate::model::Listeners;
-use crate::rt::{Clock, Live, Tasks};
+use crate::rt::{Clock, Live, Sockets, Tasks};
 use crate::store;
 use crate::sync::scope;
 use crate::sync::subscriber::{self, Subscriber};
@@ -73,7 +73,7 @@ impl Embedded {
             sealing_key: None,
             ingress_ids: Vec::new(),
         });
-        let shared = Shared::open(&settings, "embedded")?;
+        let shared = Shared::open(&settings, "embedded", Sockets::new())?;
         let domain = settings.trust_domain()?;
         let authority = match world.keep_authority {
             true => super::issuer::authority(&domain, &world.state_dir.join("authority"), None)?,
@@ -89,10 +89,10 @@ impl Embedded {
         shared.identities.watch(own.identity());
         let mut tasks = Tasks::new();
         tasks.add(authority.clone().keep(Upkeep::default()));
-        tasks.add(super::warnings::watch(settings.warnings.clone(), shared.clone()));
+        tasks.add(super::warnings::watch(Live::fixed(settings.warnings.clone()), shared.clone()));
         let mut status = None;
         if let Some(port) = world.status_port {
-            let (listener, bound) = listen(loopback(port))?;
+            let (listener, bound) = listen(&shared.sockets, "status", loopback(port))?;
             let app = super::process::status(&shared);
             tasks.add(async move {
                 if let Err(error) = axum::serve(listener, app).await {
@@ -168,7 +168,7 @@ impl Embedded {
         let identity = federation.identity();
         let expected = self.settings.own_id("control")?;
         let connect = FeedConnect::new(&self.control.feed().to_string(), identity, &expected);
-        let last_good = last_good(&self.settings, name);
+        let last_good = last_good(&self.settings, name, &self.shared.pen);
         let feed = Subscriber::start(subscriber::Settings::new(role, name), connect, last_good);
         let plan = Plan { workers: plan.workers.max(1), ..plan.clone() };
         let plane = DataPlaneRole::start(&plan, Some(federation), Box::new(feed), &self.shared)?;

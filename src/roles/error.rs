@@ -59,6 +59,9 @@ pub enum Error {
     /// A listener of the control side.
     #[error(transparent)]
     Listen(#[from] crate::rt::socket::Error),
+    /// The process that this one was started to replace.
+    #[error("cannot take over from the process before")]
+    Predecessor(#[source] io::Error),
     /// The system refuses something at the start.
     #[error("{what} {address}")]
     Socket {

@@ -14,6 +14,7 @@ use crate::model::{Body, Change, Kind, Ssl, SslType};
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, causes, unix_seconds};
 use crate::snapshot::{Keeper, RouterSettings};
+use crate::sync::last_good::Pen;
 use crate::sync::subscriber::Connect as _;
 use crate::sync::{Batch, Feed as _};
 
@@ -278,7 +279,7 @@ async fn look_at_feed(
         }
     }
     let part = if roles.contains(&Role::Ingress) { "ingress" } else { "sidecar" };
-    let (place, saved) = last_good(settings, part)?;
+    let (place, saved) = last_good(settings, part, &Pen::default())?;
     if let Some(damage) = place.damage() {
         findings.add("feed", Grade::Problem, damage.to_string(), None);
     }

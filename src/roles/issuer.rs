@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::control_plane::listen;
 use super::error::Error;
+use super::process::Shared;
 use super::settings::{IssuerSettings, Settings};
 use super::trust::foreign_bundles;
 use crate::federation::{BundleEndpoint, Federation};
@@ -17,8 +18,7 @@ use crate::issuer::{
     RotationPolicy, Upkeep, WorkloadApi,
 };
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
-use crate::observe::AuditLane;
-use crate::rt::{Clock, Drain, Live, Publisher, Tasks};
+use crate::rt::{Clock, Drain, Live, Publisher, Sockets, Tasks};
 use crate::sync::{Applied, Feed};
 
 /// A running issuer.
@@ -74,8 +74,9 @@ impl IssuerRole {
         (authority, folder): (&Arc<Authority>, &Path),
         trust: &Federation,
         feed: Option<Box<dyn Feed>>,
-        audit: &AuditLane,
+        shared: &Shared,
     ) -> Result<Self, Error> {
+        let (audit, sockets) = (shared.audit.control(), &shared.sockets);
         let domain = settings.trust_domain()?;
         let own = issuer
             .entries
@@ -92,9 +93,11 @@ impl IssuerRole {
         let drain = Drain::new();
         let mut tasks = Tasks::new();
         let entries = undenied(declared, trust.identity(), &mut tasks);
-        let bundle = publish(settings, issuer, authority, trust, &drain, &mut tasks)?;
+        let bundle = publish(settings, issuer, authority, trust, (sockets, &drain), &mut tasks)?;
         let federated = foreign_bundles(trust.identity(), &mut tasks);
-        let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
+        let socket = &issuer.socket;
+        let entered = entries.clone();
+        let api = WorkloadApi::bind_among(sockets, socket, authority.clone(), entered, federated)?;
         tasks.add(authority.clone().keep(upkeep));
         let mut enrolment = None;
         if let Some(address) = issuer.listen {
@@ -106,10 +109,12 @@ impl IssuerRole {
                 kubernetes: issuer.kubernetes.clone(),
                 audit: audit.clone(),
             };
-            let (listener, bound) = listen(address)?;
+            let (listener, bound) = listen(sockets, "enrolment", address)?;
             let served = Enrolment::new(listener, parts, drain.guard())?;
             enrolment = Some(bound);
+            let opened = sockets.opened();
             tasks.add(async move {
+                opened.await;
                 if let Err(error) = served.serve().await {
                     tracing::error!(%error, "enrolment ended");
                 }
@@ -152,13 +157,13 @@ impl IssuerRole {
 }
 
 /// The care for the authority that the settings ask for.
-fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, Error> {
+pub(super) fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, super::settings::Error> {
     let wrong = |field, problem: &str| super::settings::Error::Setting {
         field,
         problem: problem.to_owned(),
     };
     if !(60..=30 * 86_400).contains(&issuer.crl_seconds) {
-        return Err(wrong("issuer.crl_seconds", "expected 60 to 2592000").into());
+        return Err(wrong("issuer.crl_seconds", "expected 60 to 2592000"));
     }
     let mut rotation = None;
     if let Some(settings) = &issuer.root_rotation {
@@ -166,10 +171,10 @@ fn upkeep(issuer: &IssuerSettings) -> Result<Upkeep, Error> {
         let overlap = settings.overlap_seconds.map(Duration::from_secs);
         let field = "issuer.root_rotation.every_seconds";
         if settings.every_seconds < 10 {
-            return Err(wrong(field, "expected at least 10").into());
+            return Err(wrong(field, "expected at least 10"));
         }
         if overlap.is_some_and(|overlap| overlap * 2 > every) {
-            return Err(wrong(field, "expected at least twice overlap_seconds").into());
+            return Err(wrong(field, "expected at least twice overlap_seconds"));
         }
         rotation = Some(RotationPolicy { every, overlap });
     }
@@ -182,7 +187,7 @@ fn publish(
     issuer: &IssuerSettings,
     authority: &Arc<Authority>,
     trust: &Federation,
-    drain: &Drain,
+    (sockets, drain): (&Sockets, &Drain),
     tasks: &mut Tasks,
 ) -> Result<Option<SocketAddr>, Error> {
     let Some(endpoint) = &issuer.bundle_endpoint else { return Ok(None) };
@@ -193,9 +198,14 @@ fn publish(
         trust.identity(),
         settings.state_dir.join("bundle-endpoint"),
         Clock::system(),
+        sockets,
     )?;
     let address = endpoint.address();
-    tasks.add(endpoint.serve(drain.guard()));
+    let (opened, guard) = (sockets.opened(), drain.guard());
+    tasks.add(async move {
+        opened.await;
+        endpoint.serve(guard).await;
+    });
     Ok(Some(address))
 }
 

@@ -2,19 +2,26 @@
 
 mod catalog;
 mod connections;
+mod control_api;
 mod control_plane;
 mod data_plane;
 mod embedded;
 mod error;
+mod facts;
 mod feed;
 mod identities;
 mod inspection;
 mod issuer;
+mod keeper;
 mod process;
 mod proved;
+mod reload;
 mod settings;
+mod settings_file;
 mod stapling;
 mod trust;
+mod upgrade;
+mod validate;
 mod warnings;
 
 pub use crate::issuer::{
@@ -22,17 +29,22 @@ pub use crate::issuer::{
     Issued, IssuerClient, JoinTokens, KeyCustody, Passphrase, Phase, Proof, Reason, Records, Step,
     TokenId, TokenOrder, issuer_id, new_key,
 };
+pub use control_api::{ControlApiSettings, Counter, Health, NodeHealth, Sources};
 pub use control_plane::{ControlPlaneRole, FeedRules};
-pub use data_plane::{DataPlaneRole, Plan};
+pub use data_plane::{Configuration, DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};
 pub use error::Error;
+pub use facts::{Facts, Reload};
 pub use identities::Identities;
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
+pub use keeper::stay;
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
 };
+pub use settings_file::SettingsFile;
 pub use stapling::Stapling;
+pub use upgrade::{Heir, Predecessor, Program, Successor, UpgradeError};
 pub use warnings::{LifePart, TimeLeft, WarningSettings};

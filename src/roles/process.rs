@@ -5,17 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::connections::Connections;
+use super::control_api::{self, Sources};
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
+use super::facts::{self, Facts, Plane, Source};
 use super::feed::FeedConnect;
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, IdentitySettings, Role, Settings};
+use super::settings_file::SettingsFile;
 use super::trust::federation;
+use super::warnings::WarningSettings;
 use crate::acme::Reports;
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
@@ -26,13 +32,16 @@ use crate::observe::{
     router,
 };
 use crate::pipeline::Entry;
-use crate::rt::{Clock, Live, Tasks, causes};
+use crate::rt::{Clock, Live, Publisher, Sockets, Tasks, causes};
 use crate::snapshot::RouterSettings;
 use crate::sync::Feed;
 use crate::sync::file::{FileFeed, process_environment};
-use crate::sync::last_good::{LastGood, Saved};
+use crate::sync::last_good::{LastGood, Pen, Saved};
 use crate::sync::scope;
 use crate::sync::subscriber::{self, Subscriber};
+
+/// For what comes after the data planes at an end.
+const LAST_SECONDS: Duration = Duration::from_secs(5);
 
 /// What all roles of a process share.
 #[derive(Clone)]
@@ -57,14 +66,21 @@ pub struct Shared {
     pub router: RouterSettings,
     /// Asks the source of the identity that was opened last for newer bundles.
     pub refresh: Refresh,
+    /// The listening sockets.
+    pub sockets: Sockets,
+    /// What last good copies are written with.
+    pub pen: Pen,
+    /// What runs here.
+    pub facts: Facts,
 }
 
 impl Shared {
-    /// Opens the decision log and prepares the rest.
+    /// Opens the decision log and prepares the rest. With `sockets` that are shut, another process still has the log and the
+    /// last good copies, until [`Running`] takes them over.
     ///
     /// # Errors
     /// The log's file cannot be used.
-    pub fn open(settings: &Settings, role: &str) -> Result<Self, Error> {
+    pub fn open(settings: &Settings, role: &str, sockets: Sockets) -> Result<Self, Error> {
         let audit = AuditSettings {
             path: Some(settings.audit_file()),
             stdout: settings.audit.stdout,
@@ -79,7 +95,13 @@ impl Shared {
                 ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
             ],
         };
-        let audit = AuditLog::open(audit, &posture)?;
+        let pen = Pen::default();
+        let audit = if sockets.is_open() {
+            AuditLog::open(audit, &posture)?
+        } else {
+            pen.lay_down();
+            AuditLog::open_later(audit, &posture)?
+        };
         let registry = Registry::new();
         let metrics = WardgateMetrics::new(&registry);
         metrics.watch_audit(&audit);
@@ -95,6 +117,9 @@ impl Shared {
             plugins: crate::plugins::ALL,
             router: settings.router,
             refresh: Refresh::default(),
+            sockets,
+            pen,
+            facts: Facts::default(),
         })
     }
 }
@@ -167,6 +192,8 @@ pub struct Running {
     pub doors: Vec<(Listeners, SocketAddr)>,
     /// Where its status port listens.
     pub status: Option<SocketAddr>,
+    /// Where its control API listens.
+    pub control_api: Option<SocketAddr>,
     /// Where its Admin API listens.
     pub admin: Option<SocketAddr>,
     /// Where its feed listens.
@@ -177,63 +204,97 @@ pub struct Running {
     pub enrolment: Option<SocketAddr>,
     /// The admin key that this start generated.
     pub generated_key: Option<Redacted<String>>,
-    shared: Shared,
-    data_planes: Vec<DataPlaneRole>,
-    control: Option<ControlPlaneRole>,
+    pub(super) shared: Shared,
+    pub(super) settings: Settings,
+    /// Where the settings came from, and what of it is in force.
+    pub(super) file: Option<SettingsFile>,
+    pub(super) asked: Option<Role>,
+    pub(super) warnings: Publisher<WarningSettings>,
+    pub(super) roles: Vec<Role>,
+    pub(super) data_planes: Vec<DataPlaneRole>,
+    pub(super) control: Option<ControlPlaneRole>,
+    /// Whose identity the control plane has.
+    pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
     connections: Connections,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
-    drain_within: Duration,
 }
 
 impl Running {
-    /// Starts the roles of the settings: issuer, control plane, then data planes.
+    /// Starts the roles of the settings: issuer, control plane, then data planes. `sockets` are those that were handed to the
+    /// process.
     ///
     /// # Errors
     /// One of them cannot start; the error says which setting or address is meant.
-    pub async fn start(settings: &Settings, asked: Option<Role>) -> Result<Self, Error> {
+    pub async fn start(
+        settings: &Settings,
+        asked: Option<Role>,
+        sockets: Sockets,
+    ) -> Result<Self, Error> {
+        let mut running = Self::prepared(settings, asked, sockets)?;
+        let authority = running.start_issuer().await?;
+        if running.roles.contains(&Role::Control) {
+            running.start_control(authority.as_ref()).await?;
+        }
+        running.start_data_planes(authority.as_ref()).await?;
+        running.forget_unused_sockets();
+        Ok(running)
+    }
+
+    /// All that is there before the first role.
+    pub(super) fn prepared(
+        settings: &Settings,
+        asked: Option<Role>,
+        sockets: Sockets,
+    ) -> Result<Self, Error> {
+        settings.check(asked)?;
         let roles = settings.roles(asked)?;
         let names: Vec<String> = roles.iter().map(ToString::to_string).collect();
-        let shared = Shared::open(settings, &names.join(" "))?;
+        let shared = Shared::open(settings, &names.join(" "), sockets)?;
+        let (warnings, warned) = Publisher::new(settings.warnings.clone());
         let mut running = Self {
             doors: Vec::new(),
             status: None,
+            control_api: None,
             admin: None,
             feed: None,
             bundle: None,
             enrolment: None,
             generated_key: None,
             shared,
+            settings: settings.clone(),
+            file: None,
+            asked,
+            warnings,
+            roles,
             data_planes: Vec::new(),
             control: None,
+            control_trust: None,
             issuer: None,
             connections: Connections::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
-            drain_within: Duration::from_secs(settings.drain_seconds),
         };
-        running
-            ._tasks
-            .add(super::warnings::watch(settings.warnings.clone(), running.shared.clone()));
+        running._tasks.add(super::warnings::watch(warned, running.shared.clone()));
         // First: a probe that asks early shall hear what is missing, not a refused connection.
-        running.open_status(settings)?;
-        let authority = running.start_issuer(settings, &roles).await?;
-        if roles.contains(&Role::Control) {
-            running.start_control(settings, authority.as_ref()).await?;
-        }
-        for role in [Role::Sidecar, Role::Ingress] {
-            if roles.contains(&role) {
-                running.start_data_plane(settings, role, authority.as_ref()).await?;
-            }
-        }
+        running.open_status(&names)?;
+        running.open_control_api()?;
         Ok(running)
     }
 
-    fn open_status(&mut self, settings: &Settings) -> Result<(), Error> {
+    /// Sockets that were handed to us and that no setting names.
+    pub(super) fn forget_unused_sockets(&self) {
+        for name in self.shared.sockets.forget_unused() {
+            tracing::warn!(name, "a listening socket was handed to this process and is not used");
+        }
+    }
+
+    fn open_status(&mut self, roles: &[String]) -> Result<(), Error> {
+        let settings = &self.settings;
         let Some(address) = settings.status else { return Ok(()) };
-        let (listener, bound) = listen(address)?;
-        let mut app = status(&self.shared);
+        let (listener, bound) = listen(&self.shared.sockets, "status", address)?;
+        let mut app = status(&self.shared).merge(facts::router(&self.shared, settings, roles));
         if settings.proof.list_connections {
             if !address.ip().is_loopback() {
                 let problem = "needs a status port on loopback: it tells who is connected to whom";
@@ -241,23 +302,52 @@ impl Running {
             }
             app = app.merge(self.connections.router());
         }
+        let opened = self.shared.sockets.opened();
         self._tasks.add(async move {
+            opened.await;
+            let app = app.into_make_service_with_connect_info::<SocketAddr>();
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the status port ended");
             }
         });
         self.status = Some(bound);
+        self.shared.facts.listens("status", bound);
         Ok(())
     }
 
-    async fn start_issuer(
-        &mut self,
-        settings: &Settings,
-        roles: &[Role],
-    ) -> Result<Option<Arc<Authority>>, Error> {
-        if !roles.contains(&Role::Issuer) {
+    fn open_control_api(&mut self) -> Result<(), Error> {
+        let Some(settings) = &self.settings.control_api else { return Ok(()) };
+        settings.check()?;
+        let (listener, bound) = listen(&self.shared.sockets, "control_api", settings.listen)?;
+        let Shared { facts, plugins, sockets, .. } = &self.shared;
+        let (app, opened) =
+            (control_api::router(facts, plugins, Sources::default()), sockets.opened());
+        self._tasks.add(async move {
+            opened.await;
+            if let Err(error) = axum::serve(listener, app).await {
+                tracing::error!(%error, "the control API ended");
+            }
+        });
+        self.control_api = Some(bound);
+        self.shared.facts.listens("control_api", bound);
+        Ok(())
+    }
+
+    /// Follows the file that the settings came from: [`Running::reload`] reads it again.
+    pub fn follow(&mut self, file: SettingsFile) {
+        self.file = Some(file);
+    }
+
+    /// What runs here.
+    pub fn facts(&self) -> &Facts {
+        &self.shared.facts
+    }
+
+    pub(super) async fn start_issuer(&mut self) -> Result<Option<Arc<Authority>>, Error> {
+        if !self.roles.contains(&Role::Issuer) {
             return Ok(None);
         }
+        let settings = &self.settings.clone();
         let Some(issuer) = &settings.issuer else {
             return Err(missing("issuer", "missing; role issuer needs issuer.socket").into());
         };
@@ -275,46 +365,71 @@ impl Running {
         let feed = match &settings.control_plane {
             Some(_) => {
                 self.shared.identities.watch(trust.identity());
-                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&trust.identity()))?)
+                let identity = trust.identity();
+                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity), &self.shared)?)
             }
             None => None,
         };
-        let audit = self.shared.audit.control();
-        let role = IssuerRole::start(settings, issuer, (&authority, &folder), &trust, feed, audit)?;
+        let role =
+            IssuerRole::start(settings, issuer, (&authority, &folder), &trust, feed, &self.shared)?;
         self.bundle = role.bundle();
         self.enrolment = role.enrolment();
+        self.shared.facts.listens("workload", issuer.socket.display());
+        for (name, address) in [("bundle", self.bundle), ("enrolment", self.enrolment)] {
+            if let Some(address) = address {
+                self.shared.facts.listens(name, address);
+            }
+        }
         self.issuer = Some(role);
         Ok(Some(authority))
     }
 
-    async fn start_control(
+    pub(super) async fn start_control(
         &mut self,
-        settings: &Settings,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let Some(control) = &settings.control else {
+        self.prepare_control(issuer).await?;
+        self.open_control().await
+    }
+
+    /// What a control plane needs before its store.
+    pub(super) async fn prepare_control(
+        &mut self,
+        issuer: Option<&Arc<Authority>>,
+    ) -> Result<(), Error> {
+        if self.settings.control.is_none() {
             return Err(missing("control", "missing; role control needs its settings").into());
+        }
+        self.control_trust = Some(self.identity("control", Reach::OwnDomain, issuer).await?);
+        Ok(())
+    }
+
+    /// Opens the store and serves it, once it was prepared.
+    pub(super) async fn open_control(&mut self) -> Result<(), Error> {
+        let (Some(control), Some(trust)) = (&self.settings.control, &self.control_trust) else {
+            return Ok(());
         };
-        let trust = self.identity(settings, "control", Reach::OwnDomain, issuer).await?;
-        let role = ControlPlaneRole::start(settings, control, &trust, &self.shared).await?;
+        let role = ControlPlaneRole::start(&self.settings, control, trust, &self.shared).await?;
         self.admin = Some(role.admin());
         self.feed = Some(role.feed());
         self.generated_key = role.generated_key().cloned();
+        self.shared.facts.publishes(role.publisher().clone());
+        self.shared.facts.listens("admin", role.admin());
+        self.shared.facts.listens("feed", role.feed());
         self.control = Some(role);
         Ok(())
     }
 
     async fn identity(
         &mut self,
-        settings: &Settings,
         part: &str,
         reach: Reach,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<Federation, Error> {
         let gate = self.shared.readiness.gate("identity", "no identity yet");
-        let source = identity_source(settings, part, issuer).await?;
+        let source = identity_source(&self.settings, part, issuer).await?;
         self.shared.refresh = source.refresh();
-        let trust = federation(settings, part, reach, source.identity(), &self.shared);
+        let trust = federation(&self.settings, part, reach, source.identity(), &self.shared);
         self._identities.push(source);
         self.watch(&trust.identity(), gate);
         Ok(trust)
@@ -361,12 +476,24 @@ impl Running {
         });
     }
 
+    pub(super) async fn start_data_planes(
+        &mut self,
+        issuer: Option<&Arc<Authority>>,
+    ) -> Result<(), Error> {
+        for role in [Role::Sidecar, Role::Ingress] {
+            if self.roles.contains(&role) {
+                self.start_data_plane(role, issuer).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn start_data_plane(
         &mut self,
-        settings: &Settings,
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
+        let settings = &self.settings.clone();
         let limits = settings.limits.limits(settings.proof.limits()?);
         let limits = limits.map_err(settings::Error::from)?;
         let discovery = settings.discovery.clone();
@@ -409,12 +536,22 @@ impl Running {
         // An ingress may do without an SVID; a sidecar is nothing without one.
         let trust = match (role, &settings.identity) {
             (Role::Ingress, None) => None,
-            _ => Some(self.identity(settings, part, Reach::Everywhere, issuer).await?),
+            _ => Some(self.identity(part, Reach::Everywhere, issuer).await?),
         };
         let identity = trust.as_ref().map(Federation::identity);
-        let feed = feed(settings, feed_role, part, identity.as_ref())?;
+        let feed = feed(settings, feed_role, part, identity.as_ref(), &self.shared)?;
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
+        for (door, address) in role.addresses() {
+            let name = match door {
+                Listeners::Inbound => "inbound",
+                Listeners::Outbound => "outbound",
+                Listeners::Ingress => "ingress",
+            };
+            self.shared.facts.listens(name, address);
+        }
+        let (configuration, keeper) = (role.configuration(), role.keeper());
+        self.shared.facts.has_plane(Plane { part, configuration, keeper });
         self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
@@ -425,23 +562,39 @@ impl Running {
         &self.shared.readiness
     }
 
+    /// Not ready any more, and why: whoever sends traffic here shall send it elsewhere.
+    pub fn leave(&self, reason: &str) {
+        self.shared.readiness.gate("draining", reason);
+    }
+
+    /// How long connections are still taken after [`Running::leave`].
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.settings.drain_grace_seconds)
+    }
+
     /// Lets everything finish, data planes first, and writes what is left of the decision log. `false` when something was
-    /// cut off.
+    /// cut off. The data planes have the time of the settings, and what comes after them what is left of it, but some seconds.
     pub async fn drain(self) -> bool {
-        let mut clean = true;
-        for plane in self.data_planes {
-            clean &= plane.drain(self.drain_within).await;
-        }
+        self.leave("the process was asked to end");
+        self.shared.sockets.release();
+        let until = Instant::now() + Duration::from_secs(self.settings.drain_seconds);
+        let left = || until.saturating_duration_since(Instant::now());
+        let planes = self.data_planes.into_iter().map(|plane| plane.drain(left()));
+        let mut clean = join_all(planes).await.into_iter().all(|clean| clean);
         if let Some(control) = self.control {
-            clean &= control.drain(self.drain_within).await;
+            clean &= control.drain(left().max(LAST_SECONDS)).await;
         }
         if let Some(issuer) = self.issuer {
-            clean &= issuer.drain(Duration::from_secs(5)).await;
+            clean &= issuer.drain(LAST_SECONDS).await;
         }
         let audit = self.shared.audit.clone();
-        let flushed =
-            tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(5))).await;
+        let flushed = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
         clean & matches!(flushed, Ok(Ok(())))
+    }
+
+    /// The decision log, for an end without a drain.
+    pub fn log(&self) -> AuditLog {
+        self.shared.audit.clone()
     }
 }
 
@@ -455,12 +608,16 @@ fn feed(
     role: scope::Role,
     part: &str,
     identity: Option<&Live<crate::identity::Identity>>,
+    shared: &Shared,
 ) -> Result<Box<dyn Feed>, Error> {
     match (&settings.resources, &settings.control_plane) {
         (Some(_), Some(_)) => {
             Err(missing("resources", "give either resources or control_plane").into())
         }
-        (Some(path), None) => Ok(Box::new(standalone(path)?)),
+        (Some(path), None) => {
+            shared.facts.is_fed(part, Source::File(path.clone()));
+            Ok(Box::new(standalone(path)?))
+        }
         (None, None) => Err(missing(
             "control_plane",
             "missing; expected control_plane.address, or a resources file",
@@ -479,9 +636,12 @@ fn feed(
                 })?,
             };
             let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
-            let last_good = last_good(settings, part);
+            let last_good = last_good(settings, part, &shared.pen);
             let told = subscriber::Settings::new(role, settings.node_name());
-            Ok(Box::new(Subscriber::start(told, connect, last_good)))
+            let subscriber = Subscriber::start(told, connect, last_good);
+            let source = Source::ControlPlane(control.address.clone(), subscriber.status());
+            shared.facts.is_fed(part, source);
+            Ok(Box::new(subscriber))
         }
     }
 }
@@ -492,14 +652,18 @@ pub(super) fn standalone(path: &Path) -> Result<FileFeed, crate::sync::file::Err
 }
 
 /// The last good copy; a damaged one is reported, left as it is, and not used.
-pub(super) fn last_good(settings: &Settings, part: &str) -> Option<(LastGood, Option<Saved>)> {
+pub(super) fn last_good(
+    settings: &Settings,
+    part: &str,
+    pen: &Pen,
+) -> Option<(LastGood, Option<Saved>)> {
     let path = settings.state_dir.join(format!("last-good-{part}"));
     match LastGood::open(&path, part) {
         Ok((place, saved)) => {
             if let Some(error) = place.damage() {
                 tracing::error!("{error}");
             }
-            Some((place, saved))
+            Some((place.with_pen(pen), saved))
         }
         Err(error) => {
             tracing::error!("{}", causes(&error));

@@ -8,6 +8,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::control_api::ControlApiSettings;
+use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
@@ -17,12 +19,14 @@ use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSet
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
+use crate::observe::LogSettings;
 use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
     Senders,
 };
 use crate::snapshot::RouterSettings;
 use crate::store;
+use crate::sync::file::process_environment;
 use crate::upstream::{DiscoverySettings, DnsSettings, UpstreamSettings};
 
 /// Why settings cannot be used.
@@ -36,6 +40,16 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// It wants an environment variable that is not set.
+    #[error(
+        "the settings file {path}: the environment variable {name} is not set, and ${{{{{name}}}}} has no default"
+    )]
+    Variable {
+        /// Which file.
+        path: PathBuf,
+        /// Which variable.
+        name: String,
     },
     /// It is not YAML of this shape; the sentence names line and field.
     #[error("the settings file {path} is not valid: {detail}")]
@@ -119,12 +133,18 @@ pub struct Settings {
     /// Settings of role issuer.
     #[serde(default)]
     pub issuer: Option<IssuerSettings>,
-    /// Health, readiness and metrics; not opened when not given.
+    /// Health, readiness, metrics and what runs here; not opened when not given. APISIX has it at 127.0.0.1:7085.
     #[serde(default)]
     pub status: Option<SocketAddr>,
     /// How requests find their routes. The same for control plane and data planes.
     #[serde(default)]
     pub router: RouterSettings,
+    /// APISIX's control API; not opened when not given.
+    #[serde(default)]
+    pub control_api: Option<ControlApiSettings>,
+    /// What is logged to standard error.
+    #[serde(default)]
+    pub log: LogSettings,
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
@@ -137,6 +157,13 @@ pub struct Settings {
     /// Seconds that connections get to finish when the process is asked to end.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Seconds that new connections are still taken after the process was asked to end, while it says that it is not ready:
+    /// the time that a load balancer or Kubernetes needs to send its traffic elsewhere.
+    #[serde(default)]
+    pub drain_grace_seconds: u64,
+    /// Seconds that a new process gets to be ready when it takes over from this one (`wardgate upgrade`).
+    #[serde(default = "default_upgrade_seconds")]
+    pub upgrade_seconds: u64,
     /// What ends connections that have lost their proof, and how fast.
     #[serde(default)]
     pub proof: ProofSettings,
@@ -166,6 +193,10 @@ fn default_state_dir() -> PathBuf {
 
 const fn default_drain_seconds() -> u64 {
     30
+}
+
+const fn default_upgrade_seconds() -> u64 {
+    60
 }
 
 /// Where the process' own identity comes from.
@@ -510,7 +541,7 @@ impl VerificationSettings {
         Rules { strict: self.strict, not_before_leeway: self.not_before_leeway_seconds }
     }
 
-    fn check(self) -> Result<(), Error> {
+    pub(super) fn check(self) -> Result<(), Error> {
         match self.not_before_leeway_seconds {
             0..=60 => Ok(()),
             seconds => Err(Error::Setting {
@@ -555,13 +586,7 @@ impl Settings {
     /// # Errors
     /// The file cannot be read, is not of this shape, or contradicts itself.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let settings: Self = serde_saphyr::from_str(&text)
-            .map_err(|error| Error::Parse { path: path.to_owned(), detail: error.to_string() })?;
-        settings.trust_domain()?;
-        settings.verification.check()?;
-        Ok(settings)
+        Ok(SettingsFile::read(path, &process_environment())?.settings)
     }
 
     /// The settings of an embedded mode: nothing but a trust domain and a place for state.
@@ -581,10 +606,14 @@ impl Settings {
             issuer: None,
             status: None,
             router: RouterSettings::default(),
+            control_api: None,
+            log: LogSettings::default(),
             audit: AuditSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
+            drain_grace_seconds: 0,
+            upgrade_seconds: default_upgrade_seconds(),
             proof: ProofSettings::default(),
             verification: VerificationSettings::default(),
             discovery: DiscoverySettings::default(),

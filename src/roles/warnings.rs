@@ -12,6 +12,7 @@ use super::identities::{Identities, Seen, rfc3339};
 use super::process::Shared;
 use crate::mtls::PublicCertificate;
 use crate::observe::{ConfigRecord, IdentityRecord, MetricKind};
+use crate::rt::Live;
 
 /// When to warn that a certificate ends.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -123,7 +124,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const DATED_BACK: i64 = 60;
 
 /// Warns for ever. By the wall clock at each look, so that a suspend or a clock that was set delays nothing.
-pub(super) async fn watch(settings: WarningSettings, shared: Shared) {
+pub(super) async fn watch(settings: Live<WarningSettings>, shared: Shared) {
     let metric = "wardgate_expiry_warnings_total";
     let help = "Warnings that a certificate ends and was not renewed.";
     shared.registry.describe(metric, MetricKind::Counter, help);
@@ -132,7 +133,7 @@ pub(super) async fn watch(settings: WarningSettings, shared: Shared) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        for warning in said.due(&settings, &shared.identities) {
+        for warning in said.due(&settings.load(), &shared.identities) {
             warning.say(&shared);
             let labels = [("kind", warning.kind()), ("threshold", &*warning.threshold)];
             shared.registry.counter(metric, &labels).increment();
@@ -268,7 +269,7 @@ mod tests {
     use super::*;
     use crate::identity::forge::Forge;
     use crate::observe::Registry;
-    use crate::rt::{Clock, Live, Publisher, unix_seconds};
+    use crate::rt::{Clock, Publisher, unix_seconds};
 
     fn thresholds(said: &mut Said, identities: &Identities) -> Vec<String> {
         let due = said.due(&WarningSettings::default(), identities);

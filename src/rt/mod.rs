@@ -3,6 +3,7 @@
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
 mod causes;
+mod channel;
 mod conversation;
 pub mod crypto;
 mod drain;
@@ -11,15 +12,20 @@ mod live;
 pub mod memory;
 pub mod proxy_protocol;
 mod shards;
+pub mod signals;
 pub mod socket;
+mod sockets;
+pub mod systemd;
 mod task;
 mod time;
 
 pub use causes::causes;
+pub use channel::{Channel, MOST_DESCRIPTORS, Parcel};
 pub use conversation::{Conversation, Unread, whole};
 pub use drain::{Drain, DrainGuard};
 pub use environment::substitute;
 pub use live::{Cached, Live, Publisher};
 pub use shards::Shards;
+pub use sockets::{Given, Sockets};
 pub use task::{Tasks, spawn};
 pub use time::{Backoff, Clock, Watchdog, unix_millis, unix_seconds};

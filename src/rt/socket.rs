@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,29 @@ fn one(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Lets a listening socket answer no further attempt to connect, while those that have begun come to their end: before it is
+/// closed, so that what is in its queue can be taken out to the last one. Closing it while connections complete would reset
+/// them. Nothing happens where the system has no such filter.
+///
+/// Only for a socket that no other process serves as well.
+pub fn refuse_new(socket: &impl std::os::fd::AsFd) {
+    // Of a TCP header's flags, SYN without ACK: a packet that wants to begin a connection.
+    const FLAGS_AT: u32 = 13;
+    const SYN_AND_ACK: u32 = 0x12;
+    const SYN: u32 = 0x02;
+    let (load, and, equal, give) = (0x30, 0x54, 0x15, 0x06);
+    let filter = [
+        SockFilter::new(load, 0, 0, FLAGS_AT),
+        SockFilter::new(and, 0, 0, SYN_AND_ACK),
+        SockFilter::new(equal, 0, 1, SYN),
+        SockFilter::new(give, 0, 0, 0),
+        SockFilter::new(give, 0, 0, u32::MAX),
+    ];
+    if let Err(error) = SockRef::from(socket).attach_filter(&filter) {
+        tracing::debug!(%error, "new connections are refused only when the socket is closed");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +100,19 @@ mod tests {
             error,
             format!("cannot listen on {bound}: the port is taken by another process")
         );
+    }
+
+    #[test]
+    fn a_socket_that_refuses_new_connections_still_has_those_that_were_made() {
+        let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let socket = listen(loopback, 1).unwrap().remove(0);
+        let bound = socket.local_addr().unwrap();
+        let _made = std::net::TcpStream::connect(bound).unwrap();
+        refuse_new(&socket);
+        let soon = std::time::Duration::from_millis(200);
+        let late = std::net::TcpStream::connect_timeout(&bound, soon);
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(socket.accept().is_ok());
+        assert!(socket.accept().is_err(), "and nobody else");
     }
 }

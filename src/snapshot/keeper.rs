@@ -1,6 +1,7 @@
 //! `Keeper`: takes changes, compiles what they touch, and makes the next snapshot. No I/O.
 
 mod assemble;
+mod declared;
 #[cfg(test)]
 mod rebuild;
 #[cfg(test)]
@@ -30,6 +31,8 @@ use crate::observe::Registry;
 use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
 use crate::policy::{self, Policy};
 use crate::upstream::{Cluster, Roster};
+
+pub use declared::Declared;
 
 /// What came of some changes.
 #[derive(Debug)]

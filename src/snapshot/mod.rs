@@ -15,5 +15,5 @@ mod router;
 mod ssls;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
-pub use keeper::{Applied, Keeper};
+pub use keeper::{Applied, Declared, Keeper};
 pub use router::{Found, Place, Router, RouterKind, RouterSettings};

@@ -398,7 +398,7 @@ fn name(kind: Kind, place: usize, fields: &mut Map<String, Value>) -> Result<Key
 }
 
 /// Puts environment variables into all texts, and tells the first one that is not set.
-fn resolve(value: Value, environment: &Environment) -> (Value, Option<String>) {
+pub fn resolve(value: Value, environment: &Environment) -> (Value, Option<String>) {
     match value {
         Value::String(text) => match substitute(&text, &**environment) {
             Ok(None) => (Value::String(text), None),

@@ -13,12 +13,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tracing::error;
 
 use super::Batch;
@@ -130,10 +133,44 @@ impl Saved {
     }
 }
 
-/// The place of a data plane's last good copy. One process at a time uses it.
+/// Who writes last good copies: this process, or the one that it takes over from or hands over to. Clones are one pen.
+#[derive(Clone, Debug)]
+pub struct Pen {
+    is_up: watch::Sender<bool>,
+    /// Held while a copy is written.
+    writing: Arc<Mutex<()>>,
+}
+
+impl Default for Pen {
+    fn default() -> Self {
+        Self { is_up: watch::Sender::new(true), writing: Arc::default() }
+    }
+}
+
+impl Pen {
+    /// From here on nothing is written; waits for what is being written. Blocks.
+    pub fn lay_down(&self) {
+        self.is_up.send_replace(false);
+        drop(self.writing.lock());
+    }
+
+    /// Copies are written again, beginning with what was not written meanwhile.
+    pub fn take_up(&self) {
+        self.is_up.send_replace(true);
+    }
+
+    /// Waits until copies may be written.
+    pub(super) async fn up(&self) {
+        // The sender is our own.
+        let _ = self.is_up.subscribe().wait_for(|is_up| *is_up).await;
+    }
+}
+
+/// The place of a data plane's last good copy. One process at a time uses it, see [`Pen`].
 #[derive(Debug)]
 pub struct LastGood {
     path: PathBuf,
+    pen: Pen,
     owner: String,
     damage: Option<Error>,
     /// Where the next copy goes; none when everything is damaged.
@@ -180,7 +217,19 @@ impl LastGood {
             }
             Err(other) => return Err(other),
         };
-        Ok((Self { path, owner: owner.to_owned(), damage, place }, saved))
+        let pen = Pen::default();
+        Ok((Self { path, pen, owner: owner.to_owned(), damage, place }, saved))
+    }
+
+    /// Writes with this pen.
+    #[must_use]
+    pub fn with_pen(self, pen: &Pen) -> Self {
+        Self { pen: pen.clone(), ..self }
+    }
+
+    /// What it writes with.
+    pub(super) fn pen(&self) -> &Pen {
+        &self.pen
     }
 
     /// What was wrong with the file at [`LastGood::open`], for a health check.
@@ -188,11 +237,15 @@ impl LastGood {
         self.damage.as_ref()
     }
 
-    /// Writes a new copy in the place of the one before: whole, or not at all. Blocks.
+    /// Writes a new copy in the place of the one before: whole, or not at all. Blocks. `false` when the pen is laid down.
     ///
     /// # Errors
     /// The system refuses, or there is no place for a copy because everything there is damaged.
-    pub fn save(&self, saved: &Saved) -> Result<(), Error> {
+    pub fn save(&self, saved: &Saved) -> Result<bool, Error> {
+        let _writing = self.pen.writing.lock();
+        if !*self.pen.is_up.borrow() {
+            return Ok(false);
+        }
         let Some(place) = &self.place else {
             return Err(Error::NoPlace { path: self.path.clone() });
         };
@@ -201,7 +254,7 @@ impl LastGood {
             // A copy that was written beside an earlier, damaged file is older than this one.
             let _ = fs::remove_file(beside(&self.path));
         }
-        Ok(())
+        Ok(true)
     }
 
     fn write(&self, place: &Path, saved: &Saved) -> io::Result<()> {
@@ -352,6 +405,21 @@ mod tests {
         assert!(batch.complete);
         assert_eq!((batch.revision, batch.changes.len()), (7, 3), "two, and a closed place");
         assert!(batch.unreadable[0].reason.contains("1.0"), "{:?}", batch.unreadable);
+    }
+
+    #[test]
+    fn with_the_pen_laid_down_nothing_is_written() {
+        let folder = Folder::new("pen");
+        let path = folder.0.join("last-good");
+        let pen = Pen::default();
+        let place = open(&path).0.with_pen(&pen);
+        assert!(place.save(&saved(6)).unwrap());
+        pen.lay_down();
+        assert!(!place.save(&saved(7)).unwrap());
+        assert_eq!(open(&path).1.unwrap().revision, 6);
+        pen.take_up();
+        assert!(place.save(&saved(7)).unwrap());
+        assert_eq!(open(&path).1.unwrap().revision, 7);
     }
 
     #[test]

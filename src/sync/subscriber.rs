@@ -208,9 +208,10 @@ impl Shared {
         self.status.set(status);
     }
 
-    async fn save(self: &Arc<Self>, place: &Arc<LastGood>) {
+    /// Writes what is newest, if it is not written yet. `false` when another process has the pen.
+    async fn save(self: &Arc<Self>, place: &Arc<LastGood>) -> bool {
         if !self.is_unsaved.swap(false, Ordering::AcqRel) {
-            return;
+            return true;
         }
         let (shared, place) = (self.clone(), place.clone());
         let write = move || {
@@ -222,7 +223,11 @@ impl Shared {
         };
         let written = tokio::task::spawn_blocking(write).await;
         let problem = match written {
-            Ok(Ok(())) => None,
+            Ok(Ok(true)) => None,
+            Ok(Ok(false)) => {
+                self.is_unsaved.store(true, Ordering::Release);
+                return false;
+            }
             Ok(Err(problem)) => Some(causes(&problem)),
             Err(panic) => Some(panic.to_string()),
         };
@@ -232,6 +237,7 @@ impl Shared {
             self.is_unsaved.store(true, Ordering::Release);
         }
         self.update(|status| status.save_error = problem);
+        true
     }
 }
 
@@ -241,7 +247,9 @@ async fn keep_saved(shared: Arc<Shared>, place: Arc<LastGood>, after: Duration) 
     loop {
         shared.unsaved.notified().await;
         let began = tokio::time::Instant::now();
-        shared.save(&place).await;
+        while !shared.save(&place).await {
+            place.pen().up().await;
+        }
         tokio::time::sleep(after.max(began.elapsed() * 19)).await;
     }
 }

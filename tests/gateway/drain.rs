@@ -292,8 +292,6 @@ async fn what_was_begun_is_finished_before_the_end() {
         process.logs("draining");
         assert_eq!(idle.end().await, End::Clean, "{door:?}: nothing to wait for");
         assert!(!has_ended(process), "{door:?}: it waits for the others");
-        // Asked again it does nothing else.
-        process.ask_to_end();
         asking.send("st: a\r\n\r\n").await;
         assert_eq!(asking.head().await.unwrap().field("connection"), Some("close"), "{door:?}");
         begun.recv_timeout(PATIENCE).unwrap();

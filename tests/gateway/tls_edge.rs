@@ -22,6 +22,11 @@ impl Certificate {
         Self { chain: made.cert.pem(), key: made.signing_key.serialize_pem() }
     }
 
+    /// For who shall trust it.
+    pub(crate) fn chain(&self) -> &str {
+        &self.chain
+    }
+
     pub(crate) fn resource(&self, names: &[&str]) -> Value {
         json!({ "snis": names, "cert": self.chain, "key": self.key })
     }

@@ -472,8 +472,18 @@ impl Process {
 
     /// Asks it to end, as an orchestrator does.
     pub fn ask_to_end(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid().try_into().unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Has it ended, and not been waited for yet?
+    pub fn has_ended(&self) -> bool {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        state.is_ok_and(|state| state.contains(") Z "))
     }
 
     /// Waits for its end.

@@ -323,9 +323,10 @@ async fn next_head(
         let leaves = ends.is_some() || draining.as_mut().poll(context).is_ready();
         if http.input.is_empty() && leaves {
             // Before it would be cut off.
-            let within = ends.map_or(limits.drain_idle, |lapse| {
-                limits.drain_idle.min(limits.proof.within(lapse) / 2)
-            });
+            let within = ends.map_or_else(
+                || worker.drain_idle(),
+                |lapse| limits.drain_idle.min(limits.proof.within(lapse) / 2),
+            );
             let until = *leaving.get_or_insert_with(|| Instant::now() + within);
             let sooner = watchdog.deadline().map_or(until, |deadline| deadline.min(until));
             watchdog.set(Some(sooner));
