@@ -197,6 +197,20 @@ async fn a_server_is_believed_when_the_right_authority_vouches_for_the_host_that
 }
 
 #[tokio::test]
+async fn http2_is_offered_where_the_upstream_speaks_it() {
+    let (world, authority) = (World::new(), Authority::new("a"));
+    let server = Server::start(&authority.issue("s", &["shop.example"]), None).await;
+    let mut upstream = server.upstream(&json!({ "ca_certs": [authority.pem()] }));
+    upstream["scheme"] = json!("grpcs");
+    let ingress = ingress(&world, "i", &upstream);
+    // It takes the offer, and speaks something else then.
+    assert_eq!(status(&ingress, "shop.example").await, 502);
+    let seen = server.handshakes();
+    assert_eq!(seen[0].server_name.as_deref(), Some("shop.example"));
+    assert!(seen.iter().all(|seen| seen.protocol.as_deref() == Some("h2")), "{seen:?}");
+}
+
+#[tokio::test]
 async fn the_process_says_who_vouches_where_the_upstream_does_not() {
     let (world, right, wrong) = (World::new(), Authority::new("right"), Authority::new("wrong"));
     let server = Server::start(&right.issue("shop", &["shop.example"]), None).await;
