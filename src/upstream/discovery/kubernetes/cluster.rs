@@ -377,9 +377,8 @@ impl Events<'_> {
         line: &[u8],
         version: &mut String,
     ) -> Result<(), Ended> {
-        let shape = |error: serde_json::Error| {
-            self.cluster.server.shape(&question.path, error.to_string())
-        };
+        let shape =
+            |error: serde_json::Error| self.cluster.server.shape(&question.path, error.to_string());
         let event: Event<'_> = serde_json::from_slice(line).map_err(shape)?;
         let is_gone = match &*event.kind {
             "ADDED" | "MODIFIED" => false,
