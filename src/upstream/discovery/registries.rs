@@ -203,7 +203,7 @@ mod tests {
     fn a_service_is_taken_when_its_registry_is_set_up_and_by_whoever_has_none() {
         let consul = json!({"consul": {"servers": ["http://127.0.0.1:8500"]}});
         let upstream = json!({"service_name": "a", "discovery_type": "consul"});
-        assert_eq!(judged(Some(consul.clone()), upstream.clone()), Ok(true));
+        assert_eq!(judged(Some(consul), upstream.clone()), Ok(true));
         assert_eq!(judged(None, upstream.clone()), Ok(true));
         assert_eq!(judged(None, json!({"nodes": {}})), Ok(false));
         assert_eq!(
