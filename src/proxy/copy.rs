@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::buffer::Buffer;
 use super::connection::Served;
-use super::http::flow::{ConnectionStanding, Kept};
+use super::http::judge::{ConnectionStanding, Kept};
 use super::http::vigil::{Alarm, Vigil};
 use super::worker::Worker;
 use crate::mtls::{Lapse, Proof};

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::flow::{Asked, Chains, Kept};
+use super::flow::Chains;
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
+use super::judge::{Asked, Kept};
 use super::origin::{Answer, Origin};
 use super::transfer::{Failed, Pump};
 use super::vigil::{Alarm, Vigil};

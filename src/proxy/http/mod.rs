@@ -7,9 +7,11 @@ use crate::pipeline::Head;
 
 pub(in crate::proxy) mod flow;
 pub(in crate::proxy) mod forward;
+mod grpc;
 pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
+pub(in crate::proxy) mod judge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod transfer;
 pub(in crate::proxy) mod vigil;
