@@ -63,6 +63,34 @@ fn one(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Takes no further connections; those that are being made are finished. To be called some time before the socket is closed,
+/// since closing it resets what it has accepted for us and what is being made: who comes from here on finds a closed port once
+/// it is, as it should be. Without effect where the system has no such filter.
+///
+/// # Errors
+/// The system does not take the filter.
+pub fn turn_away(listener: &impl AsFd) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        // Instructions of the classic packet filter, over the TCP header: load the flags, look for SYN, drop or keep.
+        const LOAD_BYTE: u16 = 0x30;
+        const JUMP_IF_SET: u16 = 0x45;
+        const RETURN: u16 = 0x06;
+        const FLAGS_AT: u32 = 13;
+        const SYN: u32 = 0x02;
+        let step = socket2::SockFilter::new;
+        socket2::SockRef::from(listener).attach_filter(&[
+            step(LOAD_BYTE, 0, 0, FLAGS_AT),
+            step(JUMP_IF_SET, 0, 1, SYN),
+            step(RETURN, 0, 0, 0),
+            step(RETURN, 0, 0, u32::MAX),
+        ])?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = listener;
+    Ok(())
+}
+
 /// Bytes that were sent on a connection that we made, and that the other end's system has not acknowledged; what its program
 /// cannot have read, then. Still known when the connection has been reset. `None` where the system does not tell.
 pub fn unacknowledged(socket: &impl AsFd) -> Option<u64> {
@@ -96,6 +124,24 @@ pub fn unacknowledged(socket: &impl AsFd) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn who_comes_late_is_turned_away_and_who_came_before_is_not_lost() {
+        use std::io::{Read, Write};
+        use std::net::TcpStream;
+        let [listener] = &*listen("127.0.0.1:0".parse().unwrap(), 1).unwrap() else { panic!() };
+        let address = listener.local_addr().unwrap();
+        let mut early = TcpStream::connect(address).unwrap();
+        turn_away(listener).unwrap();
+        early.write_all(b"x").unwrap();
+        let late = TcpStream::connect_timeout(&address, std::time::Duration::from_millis(50));
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(false).unwrap();
+        let mut read = [0];
+        accepted.read_exact(&mut read).unwrap();
+    }
 
     #[test]
     fn what_a_peer_that_had_closed_before_never_got_is_known_behind_the_reset() {

@@ -37,4 +37,5 @@ mod stapling;
 mod tls_attacks;
 mod tls_edge;
 mod upstream;
+mod versions;
 mod world;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::forward::{self, Stopped, Upstreamed};
 use super::headers::{self, Hop};
@@ -128,6 +128,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
         match course {
             Course::Forward => {
                 headers::send(exchange, &standing.told);
+                hop.deadline = grpc::deadline(exchange);
                 if let Some(switch) = hop.switch {
                     switch::prepare(switch, caller, &mut exchange.request);
                 }
@@ -294,7 +295,16 @@ async fn forwarded<D: Downstream>(
     vigil: &mut Vigil<'_>,
     hop: &Hop,
 ) -> After {
-    let begun = forward::begin(worker, exchange, caller, chains, vigil, hop).await;
+    let begun = {
+        let begin = pin!(forward::begin(worker, exchange, caller, chains, vigil, hop));
+        match hop.deadline {
+            None => begin.await,
+            Some(deadline) if deadline <= Instant::now() => Err(forward::Failure::Overdue),
+            Some(deadline) => {
+                timeout_at(deadline, begin).await.unwrap_or(Err(forward::Failure::Overdue))
+            }
+        }
+    };
     let mut upstreamed = match begun {
         Ok(upstreamed) => upstreamed,
         Err(forward::Failure::Gone) => {
@@ -306,6 +316,10 @@ async fn forwarded<D: Downstream>(
         Err(forward::Failure::Refused) => {
             let reply = vigil.refuse(exchange);
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
+        }
+        Err(forward::Failure::Overdue) => {
+            let reply = grpc::overdue();
+            return reply_with(exchange, caller, chains, vigil.watchdog, worker, reply).await;
         }
         Err(forward::Failure::Reply(reply)) => {
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
@@ -342,11 +356,27 @@ async fn forwarded<D: Downstream>(
         caller.abort();
         return After::Close;
     }
-    match upstreamed.carry(caller, filters, vigil, exchange).await {
+    let carried = {
+        let carry = pin!(upstreamed.carry(caller, filters, vigil, exchange));
+        match hop.deadline {
+            None => carry.await,
+            Some(deadline) => timeout_at(deadline, carry).await.unwrap_or(Err(Stopped::Overdue)),
+        }
+    };
+    match carried {
         Ok(()) => {
             let uploaded = upstreamed.is_uploaded();
             upstreamed.settle(worker);
             if uploaded { After::Next } else { After::Close }
+        }
+        Err(Stopped::Overdue) => {
+            let trailers = || Some(grpc::overdue_trailers());
+            let is_told = caller.is_http2()
+                && poll_fn(|context| caller.poll_finish(context, trailers())).await.is_ok();
+            if !is_told {
+                caller.abort();
+            }
+            After::Close
         }
         Err(Stopped::Refused) => {
             // The exchange ends either way; what was lost is counted in the log itself.

@@ -37,6 +37,8 @@ pub(in crate::proxy) enum Failure {
     Fault(Fault),
     /// Policy refuses by now what it allowed at the start.
     Refused,
+    /// The time that the caller gave is over.
+    Overdue,
 }
 
 /// Why an answer did not come through wholly.
@@ -45,6 +47,8 @@ pub(in crate::proxy) enum Stopped {
     Broken(String),
     /// Policy refuses by now what it allowed at the start.
     Refused,
+    /// The time that the caller gave is over.
+    Overdue,
 }
 
 /// An exchange whose upstream has begun to answer.
@@ -93,6 +97,9 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         exchange.endpoint = endpoint.address();
         if let Some(reply) = forward_hooks(exchange, chains).await? {
             return Err(Failure::Reply(reply));
+        }
+        if let Some(deadline) = hop.deadline {
+            super::grpc::shorten(&mut exchange.request, deadline);
         }
         let busy = endpoint.busy();
         let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop };

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use tokio::time::Instant;
+
 use super::switch::Switch;
 use crate::model::Listeners;
 use crate::pipeline::{Client, Exchange, Head, Known};
@@ -15,6 +17,8 @@ pub(in crate::proxy) struct Hop {
     pub(in crate::proxy) upgrade: Option<Vec<u8>>,
     /// What the exchange may turn into, once that is decided.
     pub(in crate::proxy) switch: Option<Switch>,
+    /// When the time that the caller gives is over; gRPC alone has one.
+    pub(in crate::proxy) deadline: Option<Instant>,
 }
 
 /// Takes off a message's hop-by-hop fields (RFC 9110 section 7.6.1), those that `Connection` names included.
