@@ -36,6 +36,7 @@ mod rotation;
 mod stapling;
 mod tls_attacks;
 mod tls_edge;
+mod tunnels;
 mod upstream;
 mod versions;
 mod world;

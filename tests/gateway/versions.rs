@@ -25,11 +25,11 @@ pub(crate) enum Version {
     Two,
 }
 
-const VERSIONS: [Version; 2] = [Version::One, Version::Two];
+pub(crate) const VERSIONS: [Version; 2] = [Version::One, Version::Two];
 
-type Fields = Vec<(String, String)>;
+pub(crate) type Fields = Vec<(String, String)>;
 
-fn value<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
     let field = fields.iter().find(|(found, _)| found.eq_ignore_ascii_case(name));
     field.map(|(_, value)| value.as_str())
 }
@@ -38,12 +38,23 @@ fn listed(map: &http::HeaderMap) -> Fields {
     map.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
 }
 
+/// How a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// As who is done ends it.
+    Clean,
+    /// Broken off.
+    Cut,
+}
+
 /// How a body is announced.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Body {
     None,
     Length(usize),
     Streamed,
+    /// None: what follows is another protocol.
+    Tunnel,
 }
 
 /// One end of an exchange.
@@ -120,6 +131,10 @@ impl One {
     async fn piece(&mut self) -> Option<Vec<u8>> {
         let length = match self.incoming {
             Body::None | Body::Length(0) => return None,
+            Body::Tunnel => {
+                let there = !self.buffer.is_empty() || self.fill().await;
+                return there.then(|| std::mem::take(&mut self.buffer));
+            }
             Body::Length(length) => length,
             Body::Streamed => {
                 let line = self.line().await.expect("a chunk's size");
@@ -156,7 +171,7 @@ impl One {
             head += &format!("{name}: {value}\r\n");
         }
         match body {
-            Body::None => {}
+            Body::None | Body::Tunnel => {}
             Body::Length(length) => head += &format!("Content-Length: {length}\r\n"),
             Body::Streamed => head += "Transfer-Encoding: chunked\r\n",
         }
@@ -234,12 +249,15 @@ impl End {
         }
     }
 
-    async fn finish(&mut self, trailers: &[(&str, &str)]) {
+    pub(crate) async fn finish(&mut self, trailers: &[(&str, &str)]) {
         match self {
             Self::One(one) if one.is_chunked => {
                 let lines: String =
                     trailers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
                 one.write(format!("0\r\n{lines}\r\n")).await;
+            }
+            Self::One(One { incoming: Body::Tunnel, stream, .. }) => {
+                stream.shutdown().await.unwrap()
             }
             Self::One(_) => {}
             Self::Two(two) => {
@@ -300,8 +318,8 @@ impl End {
             Self::One(one) => {
                 // The test holds this end as long as it likes; no other request shall come to it.
                 let close = [("Connection", "close")];
-                let fields =
-                    if status == 101 { fields.to_vec() } else { [fields, &close].concat() };
+                let is_tunnel = matches!(body, Body::Tunnel);
+                let fields = if is_tunnel { fields.to_vec() } else { [fields, &close].concat() };
                 one.write_head(&format!("HTTP/1.1 {status} X"), &fields, body).await;
             }
             Self::Two(two) => {
@@ -311,6 +329,36 @@ impl End {
                 let ended = matches!(body, Body::None);
                 let sends = two.respond.as_mut().unwrap().send_response(response, ended).unwrap();
                 two.sends = Some(sends);
+            }
+        }
+    }
+
+    /// What comes and goes from here on is another protocol.
+    pub(crate) fn switch(&mut self) {
+        if let Self::One(one) = self {
+            one.incoming = Body::Tunnel;
+        }
+    }
+
+    /// The tunnel's end, as this end of it sees it.
+    pub(crate) async fn end(&mut self) -> Ending {
+        match self {
+            Self::One(one) => {
+                let mut rest = [0; 64];
+                match soon("the tunnel's end", one.stream.read(&mut rest)).await {
+                    Ok(0) => Ending::Clean,
+                    Ok(count) => panic!("more came: {:?}", &rest[..count]),
+                    Err(_) => Ending::Cut,
+                }
+            }
+            Self::Two(two) => {
+                match soon("the tunnel's end", two.receives.as_mut().unwrap().data()).await {
+                    None => Ending::Clean,
+                    // An empty frame may end a stream.
+                    Some(Ok(data)) if data.is_empty() => Ending::Clean,
+                    Some(Ok(data)) => panic!("more came: {data:?}"),
+                    Some(Err(_)) => Ending::Cut,
+                }
             }
         }
     }
@@ -340,6 +388,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn before(app: Version) -> Self {
+        Self::with(app, Mesh::before).await
+    }
+
+    /// Before an app, with the mesh that `mesh` makes of its URL.
+    pub(crate) async fn with(app: Version, mesh: impl FnOnce(&str) -> Mesh) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (arrive, arrivals) = mpsc::channel(64);
@@ -358,7 +411,7 @@ impl Stage {
             }
         });
         let scheme = if app == Version::One { "http" } else { "grpc" };
-        let mesh = Mesh::before(&format!("{scheme}://{address}"));
+        let mesh = mesh(&format!("{scheme}://{address}"));
         Self { mesh, arrivals, _app: tasks, _clients: Vec::new() }
     }
 
@@ -378,16 +431,25 @@ impl Stage {
                 End::One(one)
             }
             Version::Two => {
-                let client = Client::to(&self.mesh, door).await;
                 let mut request = crate::http2::request(method, path, &[]);
                 *request.headers_mut() = message(fields, body);
-                let ended = matches!(body, Body::None);
-                let (response, sends) = client.open(request, ended).await.unwrap();
-                self._clients.push(client);
-                let (response, sends) = (Some(response), Some(sends));
-                End::Two(Two { response, sends, ..Two::default() })
+                self.open(door, request, matches!(body, Body::None)).await
             }
         }
+    }
+
+    /// Begins a request over HTTP/2.
+    pub(crate) async fn open(
+        &mut self,
+        door: Door,
+        request: http::Request<()>,
+        ended: bool,
+    ) -> End {
+        let client = Client::to(&self.mesh, door).await;
+        let (response, sends) = client.open(request, ended).await.unwrap();
+        self._clients.push(client);
+        let (response, sends) = (Some(response), Some(sends));
+        End::Two(Two { response, sends, ..Two::default() })
     }
 
     pub(crate) async fn arrival(&mut self) -> (End, http::request::Parts) {
@@ -597,7 +659,8 @@ async fn what_is_not_asked_for_is_not_held_back_either() {
         assert_eq!(caller.answer().await.0, 200);
         assert_eq!(caller.bytes(5).await, "world", "{door:?}");
         caller.finish(&[]).await;
+        assert_eq!(app.rest().await.0, "");
         app.finish(&[]).await;
-        assert_eq!((app.rest().await.0, caller.rest().await.0), (String::new(), String::new()));
+        assert_eq!(caller.rest().await.0, "");
     }
 }
