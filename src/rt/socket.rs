@@ -91,8 +91,9 @@ pub fn turn_away(listener: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that were sent on a connection that we made, and that the other end's system has not acknowledged; what its program
-/// cannot have read, then. Still known when the connection has been reset. `None` where the system does not tell.
+/// Bytes that were sent on a connection that we made, and that the other end's system has not acknowledged. An acknowledgement
+/// may come some time after a byte was read, but the other end's own end acknowledges all that had come before it. Still known
+/// when the connection is gone. `None` where the system does not tell.
 pub fn unacknowledged(socket: &impl AsFd) -> Option<u64> {
     // Where the counters stand in Linux' `tcp_info`, which only ever grows at its end.
     const ACKNOWLEDGED: usize = 120;

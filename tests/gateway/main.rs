@@ -31,6 +31,7 @@ mod mesh;
 mod plugins;
 mod policy;
 mod proof;
+mod repeats;
 mod revocation;
 mod rotation;
 mod stapling;

@@ -323,7 +323,7 @@ async fn connect_is_refused_where_no_route_opens_it_in_both_versions() {
         assert_eq!(wire.end().await, crate::mesh::End::Clean, "what follows is no request");
         let tcp = tokio::net::TcpStream::connect(ingress.address("ingress")).await.unwrap();
         let client = Client::over(tcp).await;
-        connect(&client, &format!("{host}:80"), 405).await;
+        drop(connect(&client, &format!("{host}:80"), 405).await);
     }
     assert_eq!(app.connections(), 0);
 }
@@ -387,7 +387,7 @@ async fn a_route_that_opens_connect_must_name_the_method() {
     let control = world.control().start();
     let admin = control.admin();
     let route = json!({ "uri": "/*", "enable_connect": true, "upstream": { "nodes": { "127.0.0.1:1": 1 } } });
-    let answer = admin.ask("PUT", "/apisix/admin/routes/c", Some(&route)).await;
+    let answer = admin.ask("PUT", "/routes/c", Some(&route)).await;
     assert_eq!(answer.status, 400);
     assert!(answer.text().contains("enable_connect"), "{}", answer.text());
 }

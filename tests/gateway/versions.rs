@@ -257,7 +257,7 @@ impl End {
                 one.write(format!("0\r\n{lines}\r\n")).await;
             }
             Self::One(One { incoming: Body::Tunnel, stream, .. }) => {
-                stream.shutdown().await.unwrap()
+                stream.shutdown().await.unwrap();
             }
             Self::One(_) => {}
             Self::Two(two) => {

@@ -88,7 +88,7 @@ impl Origin {
     pub(in crate::proxy) fn is_untouched(&self, broken: &Broken) -> bool {
         match (self, broken) {
             (_, Broken::Refused) => true,
-            (Self::Http1(origin), Broken::Io(_)) => origin.is_untouched(),
+            (Self::Http1(origin), Broken::Io(cause)) => origin.is_untouched(cause),
             _ => false,
         }
     }

@@ -189,18 +189,23 @@ impl Http1 {
         };
     }
 
-    /// Can nobody at the other end have read a byte of this message, since the system there has acknowledged none?
-    pub(super) fn is_untouched(&self, head_length: usize) -> bool {
+    /// Did the other end end the connection before a byte of this message had arrived there? Its end acknowledges all that had;
+    /// who has ended cannot answer, and reads on at most to throw away. A reset acknowledges nothing that counts.
+    pub(super) fn is_untouched(&self, cause: &io::Error, head_length: usize) -> bool {
         if self.sent == 0 {
             return true;
         }
-        // TLS adds some bytes to each record, so a few of the first one may have been acknowledged. It cannot be opened unless
+        if cause.kind() != io::ErrorKind::UnexpectedEof {
+            return false;
+        }
+        // TLS adds some bytes to each record, so some of the first one may have been acknowledged. It cannot be opened unless
         // all of it was: as long as they are fewer than it has, nothing was read.
         const RECORD: u64 = 16 * 1024;
-        const ADDED: u64 = 32;
+        const LEAST_ADDED: u64 = 21;
+        const MOST_ADDED: u64 = 29;
         let records = u64::from(self.writes) + self.sent / RECORD + 1;
         let is_tls = !matches!(self.stream, Stream::Tcp(_));
-        if is_tls && records * ADDED >= (head_length as u64).min(RECORD) {
+        if is_tls && records * MOST_ADDED >= (head_length as u64).min(RECORD) + LEAST_ADDED {
             return false;
         }
         socket::unacknowledged(self.stream.tcp()).is_some_and(|bytes| bytes >= self.sent)

@@ -1,5 +1,6 @@
 //! The upstream's side of one exchange over HTTP/1.1.
 
+use std::io;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -78,9 +79,9 @@ impl UpstreamHttp1 {
         }
     }
 
-    /// Can the upstream not have read any of the request?
-    pub(in crate::proxy) fn is_untouched(&self) -> bool {
-        !self.has_answered() && self.http.is_untouched(self.head_length)
+    /// Can the upstream not have acted on the request, which ended with `cause`?
+    pub(in crate::proxy) fn is_untouched(&self, cause: &io::Error) -> bool {
+        !self.has_answered() && self.http.is_untouched(cause, self.head_length)
     }
 
     pub(in crate::proxy) fn has_answered(&self) -> bool {
