@@ -128,7 +128,9 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
         match course {
             Course::Forward => {
                 headers::send(exchange, &standing.told);
-                hop.deadline = grpc::deadline(exchange);
+                if exchange.is_http2 {
+                    hop.deadline = grpc::deadline(exchange);
+                }
                 if let Some(switch) = hop.switch {
                     switch::prepare(switch, caller, &mut exchange.request);
                 }

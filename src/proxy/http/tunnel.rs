@@ -1,6 +1,7 @@
 //! Carrying bytes both ways once nobody reads messages any more: half-close, idle limit, and the ends that any exchange has.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -57,6 +58,11 @@ pub(in crate::proxy) async fn carry<D: Downstream>(
         let second = back.poll(context, &mut tunnel.origin, caller)?;
         if first.is_ready() && second.is_ready() {
             return Poll::Ready(Ok(None));
+        }
+        // Who has ended its half over HTTP/2 may still give the stream up; in HTTP/1.1 there is nothing more to see of it.
+        if there.is_finished() && caller.is_http2() && caller.poll_gone(context).is_ready() {
+            let gone = io::Error::from(io::ErrorKind::ConnectionReset);
+            return Poll::Ready(Err(Failed::Source(gone.into())));
         }
         if (there.moved, back.moved) != moved {
             moved = (there.moved, back.moved);
