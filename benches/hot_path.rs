@@ -61,14 +61,83 @@ fn router(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Where the path decides: a path that very many hosts have costs no walk past all of them.
+fn router_by_path(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("router/find host of one path");
+    for count in [100_u32, 10_000, 1_000_000] {
+        let kind = RouterKind::Uri;
+        let mut router: Router<u32> = Router::default();
+        for number in 0..count {
+            let host = format!("host{number}.example");
+            let place = Place::parse(kind, [host.as_str()], ["/*"], 0).expect("a valid place");
+            router.insert(kind, &id(&number.to_string()), &place, number);
+        }
+        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+            bencher.iter(|| {
+                let found = router.find(black_box("host50.example"), black_box(b"/a/b"), |_| true);
+                found.map(|found| *found.value)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// One place changed in a router that a snapshot shares.
+fn router_change(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("router/change 1 of");
+    group.sample_size(20);
+    for (name, wildcard) in [("hosts", ""), ("wildcard hosts", "*.")] {
+        for count in [100_u32, 100_000, 1_000_000] {
+            let kind = RouterKind::HostUri;
+            let place = |number: u32| {
+                let host = format!("{wildcard}host{number}.example");
+                Place::parse(kind, [host.as_str()], ["/api/*"], 0).expect("a valid place")
+            };
+            let before = resident_bytes();
+            let mut router: Router<u32> = Router::default();
+            for number in 0..count {
+                router.insert(kind, &id(&number.to_string()), &place(number), number);
+            }
+            report(&format!("router of {name}"), count.into(), before);
+            let (changed, name_of) = (place(50), id("50"));
+            group.bench_function(BenchmarkId::new(name, count), |bencher| {
+                bencher.iter(|| {
+                    let shared = router.clone();
+                    router.remove(kind, &name_of, &changed);
+                    router.insert(kind, &name_of, &changed, 50);
+                    shared
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Memory of this process that is in use, as the system counts it.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or_default() * 4096
+}
+
+#[expect(clippy::print_stderr, reason = "a figure that criterion does not take")]
+fn report(what: &str, count: u64, before: u64) {
+    let grown = resident_bytes().saturating_sub(before);
+    eprintln!("{what}: {count} routes in {} MiB, {} bytes each", grown >> 20, grown / count);
+}
+
 /// One route changed among many: what the data plane does for it.
 fn keeper(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("keeper/apply 1 of");
     group.sample_size(20);
-    for count in [100_u64, 10_000] {
+    for count in [100_u64, 10_000, 100_000, 1_000_000] {
         let route = |number: u64, revision: u64| {
-            let value = json!({"uri": format!("/service{number}/*"), "host": format!("h{}", number % 100),
-                "upstream": {"nodes": {"127.0.0.1:80": 1}}});
+            // A tenth has an upstream of its own.
+            let mut value = json!({"uri": format!("/service{number}/*"),
+                "host": format!("h{}", number % 100), "upstream_id": "1"});
+            if number.is_multiple_of(10) {
+                value["upstream"] = json!({"nodes": {"127.0.0.1:80": 1}});
+            }
             let body = Body::parse(Kind::Routes, &value).expect("a valid route");
             Change::Put(Resource {
                 kind: Kind::Routes,
@@ -77,8 +146,17 @@ fn keeper(criterion: &mut Criterion) {
                 body,
             })
         };
+        let before = resident_bytes();
         let mut keeper = Keeper::new(wardgate::plugins::ALL, None, Registry::new());
-        keeper.apply((1..=count).map(|number| route(number, 1)).collect(), 1);
+        let upstream = json!({"nodes": {"127.0.0.1:80": 1}});
+        let body = Body::parse(Kind::Upstreams, &upstream).expect("a valid upstream");
+        let upstream = Resource { kind: Kind::Upstreams, id: id("1"), revision: 1, body };
+        keeper.apply(vec![Change::Put(upstream)], 1);
+        for start in (1..=count).step_by(1000) {
+            let end = count.min(start + 999);
+            keeper.apply((start..=end).map(|number| route(number, 1)).collect(), 1);
+        }
+        report("keeper", count, before);
         let mut revision = 1;
         group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| {
@@ -140,6 +218,7 @@ fn chain(criterion: &mut Criterion) {
         door: Listeners::Ingress,
         address: loopback(1),
         local: loopback(2),
+        introduced: None,
         peer: None,
         me: None,
         tls: false,
@@ -314,6 +393,8 @@ fn token(criterion: &mut Criterion) {
 
 fn all(criterion: &mut Criterion) {
     router(criterion);
+    router_by_path(criterion);
+    router_change(criterion);
     keeper(criterion);
     policy(criterion);
     chain(criterion);

@@ -1,21 +1,24 @@
-//! What policy and the decision log add to a request: no allocation, counted by the allocator itself.
+//! What must not be asked of memory, counted by the allocator itself: policy and the decision log add no allocation to a request,
+//! and a changed route costs the same among few and among many.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
 use wardgate::identity::SpiffeId;
-use wardgate::model::{Id, IdentityPolicy, Labels};
+use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Labels, Resource};
 use wardgate::observe::{
     AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Nearest, Posture, Registry,
 };
 use wardgate::policy::{Action, Policy, RouteFacts};
+use wardgate::snapshot::{Keeper, RouterKind, RouterSettings};
 
 /// The system's allocator, counting what this thread asks for.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 #[expect(unsafe_code, reason = "passes every call on unchanged; only counts beside it")]
@@ -23,6 +26,7 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + layout.size()));
         // SAFETY: as above.
         unsafe { System.alloc(layout) }
     }
@@ -32,6 +36,7 @@ unsafe impl GlobalAlloc for Counting {
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + size));
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -109,6 +114,7 @@ fn a_decision_and_its_record_allocate_nothing() {
         src_spki_sha256: Some("ff"),
         src_not_after: Some(1_795_262_400),
         src_addr: "127.0.0.1:40000".parse().unwrap(),
+        src_via: None,
         dst_spiffe_id: Some(me.as_str()),
         dst_port: 15006,
     });
@@ -139,4 +145,72 @@ fn a_decision_and_its_record_allocate_nothing() {
     assert_eq!(count, 0, "counters");
     drop((audit, lane));
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// The route with this number in a world where all routes stand in one way.
+type Standing = fn(u64) -> serde_json::Value;
+
+fn put(standing: Standing, number: u64, revision: u64) -> Change {
+    let mut route = standing(number);
+    route["name"] = format!("revision {revision}").into();
+    let body = Body::parse(Kind::Routes, &route).unwrap();
+    Change::Put(Resource { kind: Kind::Routes, id: Id::from(number), revision, body })
+}
+
+/// Allocations and bytes that one changed route costs among `count`, its snapshot shared with requests under way.
+fn change_among(kind: RouterKind, standing: Standing, count: u64) -> (u64, usize) {
+    let settings = RouterSettings { http: kind, ..RouterSettings::default() };
+    let keeper = Keeper::new(wardgate::plugins::ALL, None, Registry::new());
+    let mut keeper = keeper.with_router(settings);
+    let under_way = keeper.apply((1..=count).map(|number| put(standing, number, 1)).collect(), 1);
+    assert!(under_way.rejected.is_empty(), "{:?}", under_way.rejected);
+    // The middle one of several: a map that happens to grow is no rule.
+    let mut costs: Vec<(usize, u64)> = (2..=10)
+        .map(|revision| {
+            let change = vec![put(standing, count / 2, revision)];
+            let bytes = BYTES.get();
+            let count = allocations(|| drop(keeper.apply(change, revision)));
+            (BYTES.get() - bytes, count)
+        })
+        .collect();
+    costs.sort_unstable();
+    let (bytes, allocations) = costs[costs.len() / 2];
+    (allocations, bytes)
+}
+
+#[test]
+fn a_changed_route_costs_the_same_among_few_and_among_many() {
+    let ways: [(&str, RouterKind, Standing); 5] = [
+        (
+            "one host, many paths",
+            RouterKind::HostUri,
+            |number| serde_json::json!({"uri": format!("/{number}/*"), "upstream": {"nodes": {"127.0.0.1:80": 1}}}),
+        ),
+        (
+            "many hosts",
+            RouterKind::HostUri,
+            |number| serde_json::json!({"uri": "/*", "host": format!("h{number}.example"), "upstream": {"nodes": {"127.0.0.1:80": 1}}}),
+        ),
+        (
+            "many wildcard hosts",
+            RouterKind::HostUri,
+            |number| serde_json::json!({"uri": "/*", "host": format!("*.h{number}.example"), "upstream": {"nodes": {"127.0.0.1:80": 1}}}),
+        ),
+        (
+            "one path, many hosts",
+            RouterKind::Uri,
+            |number| serde_json::json!({"uri": "/*", "host": format!("h{number}.example"), "upstream": {"nodes": {"127.0.0.1:80": 1}}}),
+        ),
+        ("plugins with state", RouterKind::HostUri, |number| {
+            let limit = serde_json::json!({"count": 1, "time_window": 60});
+            serde_json::json!({"uri": format!("/{number}"), "plugins": {"limit-count": limit}})
+        }),
+    ];
+    for (name, kind, standing) in ways {
+        let few = change_among(kind, standing, 400);
+        let many = change_among(kind, standing, 6_400);
+        // Sixteen times as many routes; a sixteenth of them may lie in the part of a map that is copied.
+        assert!(many.0 < 2 * few.0 + 64, "{name}: {few:?} and {many:?} allocations and bytes");
+        assert!(many.1 < 3 * few.1 + 16_384, "{name}: {few:?} and {many:?} allocations and bytes");
+    }
 }

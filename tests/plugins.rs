@@ -53,6 +53,7 @@ impl World {
             door: Listeners::Ingress,
             address: address.parse().unwrap(),
             local: "192.0.2.1:9080".parse().unwrap(),
+            introduced: None,
             peer: None,
             me: None,
             tls: false,
@@ -63,7 +64,10 @@ impl World {
             exchange.request.append("apikey", key.as_bytes());
         }
         exchange.consumers = Some(snapshot.consumers.clone());
-        let route = snapshot.route(Listeners::Ingress, &mut exchange).expect("a route matches");
+        let route = snapshot
+            .route(Listeners::Ingress, &mut exchange)
+            .expect("a path")
+            .expect("a route matches");
         assert!(route.fault().is_none());
         let mut merged = None;
         let outcome: Result<Flow, Fault> = async {

@@ -10,8 +10,10 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::identity::{read_bundle, trust_domain};
 use super::text::field;
-use crate::observe::{VerifyReport, log_files, verify};
+use crate::identity::TrustDomain;
+use crate::observe::{Expected, VerifyReport, log_files, verify};
 
 /// Where the log is when nothing else is said.
 pub(super) const DEFAULT_LOG: &str = ".wardgate/audit.jsonl";
@@ -46,6 +48,13 @@ struct VerifyArgs {
     /// A hash noted earlier, which must still be in the chain.
     #[arg(long, value_name = "HASH")]
     expect: Option<String>,
+    /// The trust bundle of whoever wrote the log: PEM with root certificates, or a SPIFFE bundle document. There must be seals
+    /// then, each by an SVID that the bundle vouches for at the time of the seal.
+    #[arg(long, value_name = "FILE", requires = "trust_domain")]
+    bundle: Option<PathBuf>,
+    /// Whose bundle it is.
+    #[arg(long, value_name = "NAME", requires = "bundle", value_parser = trust_domain)]
+    trust_domain: Option<TrustDomain>,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -93,7 +102,11 @@ fn run_verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode
         true => args.files.iter().flat_map(|file| log_files(file)).collect(),
         false => args.files.clone(),
     };
-    let report = verify(&files, args.expect.as_deref())?;
+    let bundle = match (&args.bundle, &args.trust_domain) {
+        (Some(file), Some(domain)) => Some(read_bundle(file, domain.clone())?),
+        _ => None,
+    };
+    let report = verify(&files, Expected { hash: args.expect.as_deref(), bundle })?;
     match args.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
         Output::Text => print_report(&report, out)?,
@@ -156,6 +169,16 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
             out,
             "note: records 1 to {} are in earlier files, which were not checked",
             first.0 - 1
+        )?;
+    }
+    if report.seals > 0 {
+        let by: Vec<&str> = report.sealed_by.iter().map(String::as_str).collect();
+        writeln!(
+            out,
+            "seals: {} by {}; {} records behind the last",
+            report.seals,
+            by.join(", "),
+            report.unsealed
         )?;
     }
     if let Some(hash) = report.files.iter().rev().find_map(|file| file.last_hash.as_ref()) {
@@ -306,6 +329,7 @@ mod tests {
             src_spki_sha256: None,
             src_not_after: None,
             src_addr: "127.0.0.1:1".parse().unwrap(),
+            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
             dst_port: 15006,
         });

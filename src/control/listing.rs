@@ -52,6 +52,11 @@ pub(super) fn shown(kind: Kind, mut value: Value) -> Value {
         fields.shift_remove("key");
         fields.shift_remove("keys");
     }
+    for tls in ["/tls", "/upstream/tls"] {
+        if let Some(fields) = value.pointer_mut(tls).and_then(Value::as_object_mut) {
+            fields.shift_remove("client_key");
+        }
+    }
     value
 }
 

@@ -19,7 +19,7 @@ use super::{ControlPlane, Error, PluginPart};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain, WrongField};
 use crate::model::{
     Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
-    Ssl, Upstream,
+    Ssl, SslType, Upstream,
 };
 use crate::rt::crypto::tls_signing_key;
 
@@ -105,45 +105,13 @@ fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
                 ("validity_start", "the certificate says itself when it begins"),
                 ("validity_end", "the certificate says itself when it ends"),
             ])?;
-            if value.get("type").and_then(Value::as_str) == Some("client") {
-                let why = "\"client\" is not supported by this version of Wardgate";
-                return Err(at("type", why));
-            }
         }
         Kind::Upstreams => {
-            none(&[
-                ("checks", "active and passive health checks"),
-                ("service_name", "service discovery; name the nodes"),
-                ("discovery_type", "service discovery; name the nodes"),
-                ("discovery_args", "service discovery; name the nodes"),
-            ])?;
-            for (field, names) in
-                [("type", &["ewma"][..]), ("scheme", &["tcp", "tls", "udp", "kafka"][..])]
+            if let Some(name) = value.get("scheme").and_then(Value::as_str)
+                && ["tcp", "tls", "udp", "kafka"].contains(&name)
             {
-                if let Some(name) = value.get(field).and_then(Value::as_str)
-                    && names.contains(&name)
-                {
-                    let why = format!("\"{name}\" is not supported by this version of Wardgate");
-                    return Err(at(field, why));
-                }
-            }
-            if let Some(tls) = value.get("tls") {
-                let files = ["client_cert", "client_key", "client_cert_id", "ca_certs"];
-                if let Some(field) = files.into_iter().find(|field| tls.get(field).is_some()) {
-                    let why = format!(
-                        "property \"{field}\" is not supported by this version of Wardgate: \
-                         it presents its SVID, see \"identity\""
-                    );
-                    return Err(at("tls", why));
-                }
-            }
-            let nodes = value.get("nodes").and_then(Value::as_array);
-            for (index, node) in nodes.into_iter().flatten().enumerate() {
-                if node.get("metadata").is_some() {
-                    let why = "property \"metadata\" is not supported by this version of Wardgate: \
-                               nothing reads it";
-                    return Err(at("nodes", item(index, why)));
-                }
+                let why = format!("\"{name}\" is not supported by this version of Wardgate");
+                return Err(at("scheme", why));
             }
         }
         _ => {}
@@ -468,10 +436,13 @@ impl ControlPlane {
                 {
                     found.push(resource);
                 }
+                self.refer_to_client(route.upstream.as_ref(), &mut found).await?;
             }
             Body::Service(service) => {
                 self.refer(Kind::Upstreams, service.upstream_id.as_ref(), &mut found).await?;
+                self.refer_to_client(service.upstream.as_ref(), &mut found).await?;
             }
+            Body::Upstream(upstream) => self.refer_to_client(Some(upstream), &mut found).await?,
             Body::Consumer(consumer) => {
                 self.refer(Kind::ConsumerGroups, consumer.group_id.as_ref(), &mut found).await?;
             }
@@ -503,6 +474,23 @@ impl ControlPlane {
         };
         found.push(resource);
         Ok(())
+    }
+
+    /// The certificate that an upstream shows must be one to show.
+    async fn refer_to_client(
+        &self,
+        upstream: Option<&Upstream>,
+        found: &mut Vec<Resource>,
+    ) -> Result<(), Answer> {
+        let tls = upstream.and_then(|upstream| upstream.tls.as_ref());
+        let Some(id) = tls.and_then(|tls| tls.client_cert_id.as_ref()) else { return Ok(()) };
+        self.refer(Kind::Ssls, Some(id), found).await?;
+        match found.last().map(|resource| &resource.body) {
+            Some(Body::Ssl(ssl)) if ssl.ssl_type == SslType::Client => Ok(()),
+            _ => Err(Answer::bad(format!(
+                "failed to fetch ssl info by ssl id [{id}], wrong ssl type"
+            ))),
+        }
     }
 
     async fn resource(&self, kind: Kind, id: &Id) -> Result<Option<Resource>, Answer> {
@@ -638,7 +626,7 @@ mod tests {
             (
                 Kind::Routes,
                 json!({"uri": "/", "upstream": {"nodes": node, "checks": {}}}),
-                r#"invalid configuration: property "upstream" validation failed: property "checks" is not supported by this version of Wardgate: active and passive health checks"#,
+                r#"invalid configuration: property "upstream" validation failed: property "checks" validation failed: property "active" is required"#,
             ),
             (
                 Kind::Routes,

@@ -15,7 +15,7 @@ use super::lists::{self, Source};
 use super::poll::{self, Fetched};
 use crate::identity::{
     BundleOrigin, Composed, DatedList, DeclaredDomain, DeclaredTrust, Denial, EndpointServer,
-    Identity, RevocationLists, RevocationMode, TrustBundle, TrustDomain, WrongField,
+    Identity, RevocationLists, RevocationMode, Rules, TrustBundle, TrustDomain, WrongField,
 };
 use crate::model::{Body, Change, Id, Kind, Rejected, Resource};
 use crate::observe::{AuditLane, IdentityRecord};
@@ -42,6 +42,8 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Which trust domains count.
     pub reach: Reach,
+    /// How exactly peers are judged.
+    pub rules: Rules,
     /// The clock of denials and lists.
     pub clock: Clock,
     /// Where the state is shown.
@@ -102,7 +104,7 @@ impl Federation {
         let own = source.load().id().trust_domain();
         let shared = Arc::new(Shared {
             shelf: Shelf::new(settings.folder.clone()),
-            composed: Composed::new(source),
+            composed: Composed::new(source, settings.rules),
             own,
             settings,
             state: Mutex::default(),

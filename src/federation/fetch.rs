@@ -6,8 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, HOST, LOCATION, USER_AGENT};
 use http::{HeaderValue, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -15,6 +14,7 @@ use tokio::net::TcpStream;
 use super::Error;
 use crate::identity::{SpiffeId, Trust, fetchable};
 use crate::mtls;
+use crate::rt::{Conversation, Unread, whole};
 
 /// What a fetch may cost.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +35,6 @@ impl Limits {
     pub const LIST: Self =
         Self { max_bytes: 8 << 20, within: Duration::from_secs(60), redirects: 3 };
 }
-
-/// The longest head of an answer.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// How the server is known; the same for the first address and for each redirect (83).
 #[derive(Clone, Copy, Debug)]
@@ -145,18 +142,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let failed = |source| Error::Http { host: host.to_owned(), source };
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-        .await
-        .map_err(failed)?;
-    let mut driver = crate::rt::Tasks::new();
-    driver.add(async move {
-        let _ = connection.await;
-    });
+    let mut conversation = Conversation::over(stream).await.map_err(failed)?;
     let path = url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let authority = url.authority().map_or(host, http::uri::Authority::as_str);
-    let mut request = Request::new(Empty::new());
+    let mut request = Request::new(Full::default());
     *request.uri_mut() = path.parse().unwrap_or_default();
     let headers = request.headers_mut();
     if let Ok(authority) = HeaderValue::from_str(authority) {
@@ -166,7 +155,7 @@ where
     let agent = concat!("wardgate/", env!("CARGO_PKG_VERSION"));
     headers.insert(USER_AGENT, HeaderValue::from_static(agent));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    let (head, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
+    let (head, body) = conversation.ask(request).await.map_err(failed)?.into_parts();
     match head.status {
         StatusCode::OK => {}
         StatusCode::MOVED_PERMANENTLY
@@ -184,13 +173,10 @@ where
         status => return Err(Error::Status { host: host.to_owned(), status: status.as_u16() }),
     }
     let max = order.limits.max_bytes;
-    match Limited::new(body, max).collect().await {
-        Ok(body) => Ok(Answer::Body(body.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::TooLarge { max }),
-        Err(error) => Err(match error.downcast::<hyper::Error>() {
-            Ok(source) => failed(*source),
-            Err(_) => Error::TooLarge { max },
-        }),
+    match whole(body, max).await {
+        Ok(body) => Ok(Answer::Body(body)),
+        Err(Unread::TooLong { max }) => Err(Error::TooLarge { max }),
+        Err(Unread::Broken(source)) => Err(failed(source)),
     }
 }
 

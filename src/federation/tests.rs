@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use super::fetch::{Order, Server, fetch};
 use super::{Board, Error, Federation, Limits, Reach, Settings};
 use crate::identity::forge::{Folder, Forge, dns, leaf};
-use crate::identity::{BundleDocument, Identity, Trust, TrustBundle, TrustDomain};
+use crate::identity::{BundleDocument, Identity, Rules, Trust, TrustBundle, TrustDomain};
 use crate::model::{Body, Change, Id, Kind, Rejected, Resource};
 use crate::mtls::{
     OpenAcceptor, PublicAcceptor, PublicCertificate, PublicCertificates, public_server_config,
@@ -339,6 +339,7 @@ impl World {
                 part: "sidecar".into(),
                 folder: folder.path().join("trust"),
                 reach,
+                rules: Rules::default(),
                 clock: clock.clone(),
                 board: board.clone(),
                 lane: None,

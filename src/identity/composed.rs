@@ -6,7 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    DenyList, Identity, RevocationLists, Revocations, Trust, TrustBundle, TrustBundles, TrustDomain,
+    DenyList, Identity, RevocationLists, Revocations, Rules, Trust, TrustBundle, TrustBundles,
+    TrustDomain,
 };
 use crate::rt::{Live, Publisher, Tasks};
 
@@ -37,6 +38,7 @@ pub struct Composed {
 struct Shared {
     source: Live<Identity>,
     publisher: Publisher<Identity>,
+    rules: Rules,
     state: Mutex<State>,
 }
 
@@ -54,12 +56,12 @@ impl std::fmt::Debug for Composed {
 }
 
 impl Composed {
-    /// Nothing is declared yet. To be called within a runtime.
-    pub fn new(source: Live<Identity>) -> Self {
+    /// Nothing is declared yet; peers are judged by `rules`. To be called within a runtime.
+    pub fn new(source: Live<Identity>, rules: Rules) -> Self {
         let from = source.load();
-        let (publisher, _) = Publisher::of(from.clone());
+        let (publisher, _) = Publisher::of(in_force(&from, &DeclaredTrust::default(), rules));
         let state = Mutex::new(State { declared: DeclaredTrust::default(), from });
-        let shared = Arc::new(Shared { source, publisher, state });
+        let shared = Arc::new(Shared { source, publisher, rules, state });
         let mut follow = Tasks::new();
         let following = Arc::downgrade(&shared);
         let mut changes = shared.source.clone();
@@ -99,7 +101,7 @@ impl Shared {
         }
         state.from = source.clone();
         let current = self.publisher.live().load();
-        let trust = composed(&source, &state.declared);
+        let trust = composed(&source, &state.declared, self.rules);
         let trust = match trust {
             None => source.trust.clone(),
             Some(trust) if trust == *current.trust => current.trust.clone(),
@@ -117,10 +119,19 @@ impl Shared {
     }
 }
 
+/// The source's identity with composed trust.
+fn in_force(source: &Arc<Identity>, declared: &DeclaredTrust, rules: Rules) -> Arc<Identity> {
+    match composed(source, declared, rules) {
+        None => source.clone(),
+        Some(trust) => Arc::new(Identity { svid: source.svid.clone(), trust: Arc::new(trust) }),
+    }
+}
+
 /// The composed trust; `None` when it is the source's as it is.
-fn composed(source: &Identity, declared: &DeclaredTrust) -> Option<Trust> {
+fn composed(source: &Identity, declared: &DeclaredTrust, rules: Rules) -> Option<Trust> {
     // Nothing that is declared brings back what the source took away.
-    if source.is_withdrawn() || *declared == DeclaredTrust::default() {
+    let is_plain = *declared == DeclaredTrust::default() && rules == source.trust.rules;
+    if source.is_withdrawn() || is_plain {
         return None;
     }
     let own = source.id().trust_domain();
@@ -145,7 +156,7 @@ fn composed(source: &Identity, declared: &DeclaredTrust) -> Option<Trust> {
     denied.serials.extend(declared.denied.serials.iter().cloned());
     denied.keys.extend(declared.denied.keys.iter().cloned());
     denied.ids.extend(declared.denied.ids.iter().cloned());
-    let trust = Trust::new(bundles, Revocations { by_domain, denied }, told.rules);
+    let trust = Trust::new(bundles, Revocations { by_domain, denied }, rules);
     (trust != **told).then_some(trust)
 }
 
@@ -170,7 +181,7 @@ mod tests {
             let first = a.identity("/web", &[&b]);
             let svid = first.svid.clone();
             let (source, live) = Publisher::new(first);
-            Self { a, b, svid, composed: Composed::new(live), source }
+            Self { a, b, svid, composed: Composed::new(live, Rules::default()), source }
         }
 
         fn trust(&self) -> Arc<Trust> {
@@ -198,6 +209,23 @@ mod tests {
         assert_eq!(world.trust().bundles.find(&world.b.domain), None, "52, 74");
         world.declare(&[]);
         assert!(Arc::ptr_eq(&world.trust(), &first), "the source's own trust again");
+    }
+
+    #[tokio::test]
+    async fn peers_are_judged_by_the_rules_that_are_set_from_the_first_moment() {
+        let forge = Forge::new("a.test");
+        let rules = Rules { strict: true, not_before_leeway: 30 };
+        let (source, live) = Publisher::new(forge.identity("/web", &[]));
+        let composed = Composed::new(live, rules);
+        assert_eq!(composed.identity().load().trust.rules, rules);
+        let first = composed.identity().load().trust.clone();
+        source.set(forge.identity("/web", &[]));
+        let mut identity = composed.identity();
+        while identity.version() == 0 {
+            assert!(identity.changed().await);
+        }
+        let next = identity.load().trust.clone();
+        assert!(Arc::ptr_eq(&first, &next), "equal trust is the same over a renewal");
     }
 
     #[tokio::test]
@@ -255,7 +283,7 @@ mod tests {
         );
         told.denied.keys.insert("k".into());
         let bundles: TrustBundles = [world.a.bundle(), world.b.bundle()].into_iter().collect();
-        let rules = crate::identity::Rules::default();
+        let rules = Rules::default();
         world.source.set(Identity::new(world.svid.clone(), Trust::new(bundles, told, rules)));
         let mut declared = DeclaredTrust::default();
         declared.revocation.insert(

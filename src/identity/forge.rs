@@ -99,6 +99,15 @@ impl Forge {
 impl Forge {
     /// A revocation list of these serial numbers, signed by the root.
     pub(crate) fn revocation_list(&self, serials: &[u64]) -> Vec<u8> {
+        Self::list_of(&self.root_issuer, serials)
+    }
+
+    /// The same, signed by the intermediate.
+    pub(crate) fn revocation_list_by_intermediate(&self, serials: &[u64]) -> Vec<u8> {
+        Self::list_of(&self.issuer, serials)
+    }
+
+    fn list_of(signer: &Issuer<'static, KeyPair>, serials: &[u64]) -> Vec<u8> {
         let now = OffsetDateTime::now_utc();
         let revoked = serials.iter().map(|serial| rcgen::RevokedCertParams {
             serial_number: (*serial).into(),
@@ -114,7 +123,7 @@ impl Forge {
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.root_issuer).unwrap().der().to_vec()
+        params.signed_by(signer).unwrap().der().to_vec()
     }
 }
 

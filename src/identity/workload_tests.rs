@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use rcgen::KeyPair;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -24,8 +25,8 @@ use super::workload_proto::{
     X509svidResponse,
 };
 use super::{
-    Error, Identity, IdentitySource, RevocationMode, Svid, TrustDomain, WorkloadApiSettings,
-    WorkloadApiSource,
+    Error, Identity, IdentitySource, Presented, Purpose, RevocationMode, Svid, TrustDomain,
+    WorkloadApiSettings, WorkloadApiSource,
 };
 use crate::rt::{Clock, Live, Tasks};
 
@@ -539,6 +540,30 @@ async fn rule_111_revocation_lists_count_for_the_trust_domain_whose_authority_si
     call.say(told).await;
     let now = until(&mut live, |now| now.trust.revocation.by_domain.is_empty()).await;
     assert!(!now.is_withdrawn(), "111 a malformed list is no reason to discard the message");
+}
+
+#[tokio::test]
+async fn rule_111_a_list_of_an_intermediate_that_is_not_ours_revokes_whom_it_names() {
+    let (mut agent, a) = (Agent::start(), Forge::new("a.test"));
+    // Our own chain has no intermediate: that there is one shows only when a peer comes with it.
+    let Signed { chain, key } = a.sign_by_root(&leaf("spiffe://a.test/web"));
+    let web = Svid::new(chain, key.into()).unwrap();
+    let peer = |serial: u64| {
+        let mut params = leaf("spiffe://a.test/peer");
+        params.serial_number = Some(serial.into());
+        a.sign(&params).chain
+    };
+    let mut told = only(&web, &a);
+    told.crl = vec![a.revocation_list_by_intermediate(&[7])];
+    let (source, _call) = agent.source(told).await;
+    let trust = source.identity().load().trust.clone();
+    let judged = |chain: Vec<CertificateDer<'static>>| {
+        let mut presented = Presented::default();
+        let now = UnixTime::now();
+        trust.verifier().verify(&chain[0], &chain[1..], Purpose::Client, now, &mut presented)
+    };
+    assert_eq!(judged(peer(7)).unwrap_err().code(), "revoked");
+    assert!(judged(peer(8)).is_ok());
 }
 
 #[tokio::test]

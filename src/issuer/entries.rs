@@ -111,6 +111,16 @@ impl Entries {
         self.ask_for_programs
     }
 
+    /// These without the ones that give an identity in `denied`.
+    #[must_use]
+    pub fn without(&self, denied: &BTreeSet<SpiffeId>) -> Self {
+        let is_free = |entry: &&Arc<RegistrationEntry>| !denied.contains(&entry.spiffe_id);
+        Self {
+            all: self.all.iter().filter(is_free).cloned().collect(),
+            ask_for_programs: self.ask_for_programs,
+        }
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.all.len()

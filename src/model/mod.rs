@@ -3,9 +3,12 @@
 //! This room knows no socket, no TLS and no HTTP library. It is a door: it defines nothing itself.
 
 mod consumer;
+mod discovery;
+mod health;
 mod meta;
 mod plugin_set;
 mod policy;
+mod resilience;
 mod resource;
 mod route;
 mod schema;
@@ -15,9 +18,15 @@ mod upstream;
 mod workload;
 
 pub use consumer::{Consumer, ConsumerGroup, Credential};
+pub use discovery::{DiscoveryArgs, DiscoveryType};
+pub use health::{
+    ActiveCheck, ActiveHealthy, ActiveUnhealthy, CheckType, Checks, PassiveCheck, PassiveHealthy,
+    PassiveUnhealthy,
+};
 pub use meta::{Id, Labels, Redacted, Revision, Timeout};
 pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
 pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
 pub use schema::plain;
@@ -27,7 +36,7 @@ pub use trust::{
     RevocationStrictness,
 };
 pub use upstream::{
-    Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, Scheme, Upstream, UpstreamIdentity,
-    UpstreamTls,
+    Balance, HashOn, KeepalivePool, Node, Nodes, PassHost, ProxyProtocol, Scheme, Upstream,
+    UpstreamIdentity, UpstreamTls,
 };
 pub use workload::Workload;

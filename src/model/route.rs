@@ -42,6 +42,22 @@ impl Method {
         Some(1 << shift)
     }
 
+    /// Its name, as requests bear it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Patch => "PATCH",
+            Self::Head => "HEAD",
+            Self::Options => "OPTIONS",
+            Self::Connect => "CONNECT",
+            Self::Trace => "TRACE",
+            Self::Purge => "PURGE",
+        }
+    }
+
     /// This method's bit in a route's mask.
     pub const fn mask(self) -> u16 {
         1 << self as u16

@@ -12,15 +12,21 @@ pub enum SslType {
     /// Shown to clients of the ingress.
     #[default]
     Server,
+    /// Shown to upstreams that name it as `tls.client_cert_id`.
+    Client,
 }
 
-/// A public certificate for server names (`ssls`).
+/// A public certificate for server names (`ssls`), or one to show to upstreams.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("oneOf" = [
-    {"required": ["sni", "key", "cert"]},
-    {"required": ["snis", "key", "cert"]}
-]))]
+#[schemars(extend(
+    "if" = {"properties": {"type": {"enum": ["server"]}}},
+    "then" = {"oneOf": [
+        {"required": ["sni", "key", "cert"]},
+        {"required": ["snis", "key", "cert"]}
+    ]},
+    "else" = {"required": ["key", "cert"]}
+))]
 pub struct Ssl {
     /// Its id; the key in the store is the truth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,7 +38,7 @@ pub struct Ssl {
     /// Free-form labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    /// Server certificates are the one type so far.
+    /// Towards clients, or towards upstreams.
     #[serde(default, rename = "type")]
     pub ssl_type: SslType,
     /// The chain as PEM, leaf first.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{Id, Labels, Timeout};
+use super::{Checks, DiscoveryArgs, DiscoveryType, Id, Labels, Redacted, Resilience, Timeout};
 
 /// How a node is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +20,8 @@ pub enum Balance {
     Chash,
     /// The node with the fewest requests under way for its weight.
     LeastConn,
+    /// Of two nodes by chance the one that has answered sooner lately.
+    Ewma,
 }
 
 /// What `chash` hashes.
@@ -83,6 +86,9 @@ pub struct Node {
     /// The SPIFFE IDs one of which this node must prove; wins over the upstream's. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spiffe_ids: Vec<String>,
+    /// Free-form; nothing here reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Map<String, Value>>,
 }
 
 /// Nodes in either of APISIX's two forms.
@@ -103,7 +109,7 @@ pub struct KeepalivePool {
     #[serde(default = "default_pool_size")]
     #[schemars(range(min = 1))]
     pub size: u32,
-    /// Seconds after which an idle one is closed; 0 keeps none idle.
+    /// Seconds after which an idle one is closed; 0: when the server closes it.
     #[serde(default = "default_idle_timeout")]
     #[schemars(range(min = 0))]
     pub idle_timeout: f64,
@@ -154,6 +160,31 @@ pub struct UpstreamTls {
     /// Verify the server's public certificate; `true` when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
+    /// Who vouches for the server: certificates as PEM, in place of the authorities that the data plane trusts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 128, max = 65536)))]
+    pub ca_certs: Vec<String>,
+    /// What we show to the server: a chain as PEM, leaf first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 128, max = 65536))]
+    pub client_cert: Option<String>,
+    /// The private key of `client_cert` as PEM; never returned by the Admin API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 64, max = 65536))]
+    pub client_key: Option<Redacted<String>>,
+    /// In place of both: an `ssl` resource of type `client`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert_id: Option<Id>,
+}
+
+/// Which version of the PROXY protocol introduces the caller to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// Where requests go.
@@ -190,6 +221,16 @@ pub struct Upstream {
     /// The nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
+    /// In place of nodes: the service's name in the registry of `discovery_type`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub service_name: Option<String>,
+    /// Which registry knows the nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_type: Option<DiscoveryType>,
+    /// What the registry is told beside the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_args: Option<DiscoveryArgs>,
     /// Further nodes tried after a failure; all the others when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
@@ -216,6 +257,16 @@ pub struct Upstream {
     /// Idle connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive_pool: Option<KeepalivePool>,
+    /// Introduces the caller by a PROXY header before anything else on a connection, which then serves that caller alone. Ours,
+    /// not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// How nodes are checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Checks>,
+    /// What keeps it usable while some of its nodes are not. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resilience: Option<Resilience>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

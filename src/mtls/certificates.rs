@@ -253,7 +253,7 @@ pub fn public_client_config(verify: bool, alpn: Alpn) -> Result<Arc<ClientConfig
     Ok(config)
 }
 
-fn system_roots() -> Result<RootCertStore, Error> {
+pub(super) fn system_roots() -> Result<RootCertStore, Error> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (usable, unusable) = roots.add_parsable_certificates(found.certs);
@@ -266,7 +266,7 @@ fn system_roots() -> Result<RootCertStore, Error> {
 
 /// Takes every certificate, as an operator's `tls.verify: false` asks; the server still proves that it has its key.
 #[derive(Debug)]
-struct AnyServer;
+pub(super) struct AnyServer;
 
 impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(

@@ -145,6 +145,12 @@ pub enum Error {
         "no root certificates of public authorities found: install ca-certificates or set SSL_CERT_FILE"
     )]
     NoPublicRoots,
+    /// Certificates that were given as authorities of the public world cannot be used.
+    #[error("authorities of public certificates: {0}")]
+    PublicRoots(String),
+    /// A certificate to show to upstreams cannot be used.
+    #[error("client certificate: {0}")]
+    ClientCertificate(String),
 }
 
 impl Error {
@@ -174,6 +180,8 @@ impl Error {
             Self::Own(_) => "own_identity",
             Self::PublicCertificate { .. } => "public_certificate",
             Self::NobodyExpected => "nobody_expected",
+            Self::PublicRoots(_) => "public_roots",
+            Self::ClientCertificate(_) => "client_certificate",
             Self::NoPublicRoots => "no_public_roots",
         }
     }

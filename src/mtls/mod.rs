@@ -10,6 +10,7 @@ mod connector;
 mod enrolment;
 mod error;
 mod ocsp;
+mod origin;
 mod prepared;
 mod private;
 mod proof;
@@ -31,9 +32,10 @@ pub use ocsp::{
     Answer as OcspAnswer, Error as OcspError, MAX_ANSWER_BYTES as MAX_OCSP_ANSWER_BYTES,
     Question as OcspQuestion,
 };
+pub use origin::{ClientCertificate, OriginConnector, PublicRoots};
 pub use private::connect_private;
 pub use proof::{Accompanied, Begun, Lapse, Opening, Proof, Proofs};
 pub use provider::provider;
-pub use public::{PublicAcceptor, connect_public};
+pub use public::PublicAcceptor;
 pub use publication::{OpenAcceptor, connect_spiffe, connect_web};
 pub use verifier::PeerVerifier;

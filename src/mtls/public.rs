@@ -1,14 +1,12 @@
-//! Connections with the public world: clients of the ingress, and upstreams with public certificates.
+//! Connections with clients of the ingress.
 
 use std::io;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsAcceptor, server};
 
-use super::{Alpn, Error, public_client_config};
 use crate::rt::Live;
 
 /// Accepts public connections with the certificates of the moment.
@@ -33,20 +31,4 @@ impl PublicAcceptor {
             None => Err(io::Error::other("no public certificate is configured")),
         }
     }
-}
-
-/// Shakes hands with an upstream of the public world, which must own the name `host` unless `verify` is off.
-///
-/// # Errors
-/// The system has no roots, `host` is no name, or the handshake failed.
-pub async fn connect_public(
-    tcp: TcpStream,
-    host: &str,
-    alpn: Alpn,
-    verify: bool,
-) -> Result<client::TlsStream<TcpStream>, Error> {
-    let config = public_client_config(verify, alpn)?;
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|error| Error::Network(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-    TlsConnector::from(config).connect(name, tcp).await.map_err(Error::Network)
 }

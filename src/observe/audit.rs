@@ -4,8 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,15 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Link, Tail};
 use super::error::Error;
-use super::json::Fields;
+use super::json::{self, Fields};
 use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled};
 use super::record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, HandshakeRefusedRecord,
     IdentityRecord, IssuerRecord, Record, Type,
 };
-use crate::rt::unix_millis;
+use super::seal::{Place, Sealer};
+use crate::identity::Identity;
+use crate::rt::{Live, unix_millis};
 
 /// Where the log goes and how much of it may wait.
 #[derive(Clone, Debug)]
@@ -39,6 +41,10 @@ pub struct AuditSettings {
     pub required: bool,
     /// Ask the disk to keep what was written, with each batch.
     pub sync: bool,
+    /// How long a record waits for its seal at most, once there is an identity to seal with ([`AuditLog::seal_as`]).
+    pub seal_within: Duration,
+    /// So many records are sealed at once, without waiting.
+    pub seal_records: u64,
 }
 
 impl Default for AuditSettings {
@@ -51,6 +57,8 @@ impl Default for AuditSettings {
             reserved_bytes: 1 << 20,
             required: false,
             sync: false,
+            seal_within: Duration::from_secs(1),
+            seal_records: 4096,
         }
     }
 }
@@ -70,7 +78,7 @@ pub struct Posture {
 ///
 /// A worker takes a lane once and writes its records there:
 /// ```
-/// # use wardgate::observe::{AuditLog, AuditSettings, DecisionRecord, Ends, EndsFacts, Posture, verify};
+/// # use wardgate::observe::{AuditLog, AuditSettings, DecisionRecord, Ends, EndsFacts, Expected, Posture, verify};
 /// # let folder = std::env::temp_dir().join(format!("wardgate-doc-{}", std::process::id()));
 /// # let path = folder.join("audit.jsonl");
 /// let settings = AuditSettings { path: Some(path.clone()), ..AuditSettings::default() };
@@ -78,11 +86,11 @@ pub struct Posture {
 /// let lane = audit.lane();
 /// let ends = Ends::new(&EndsFacts {
 ///     conn_id: 1, src_spiffe_id: Some("spiffe://shop/web"), src_serial: None, src_spki_sha256: None,
-///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), dst_spiffe_id: None, dst_port: 15006,
+///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), src_via: None, dst_spiffe_id: None, dst_port: 15006,
 /// });
 /// lane.decision(&DecisionRecord::of(&ends, true)).unwrap();
 /// audit.flush(std::time::Duration::from_secs(5)).unwrap();
-/// assert!(verify(&[path], None).unwrap().is_sound());
+/// assert!(verify(&[path], Expected::default()).unwrap().is_sound());
 /// # std::fs::remove_dir_all(folder).unwrap();
 /// ```
 #[derive(Clone)]
@@ -107,10 +115,21 @@ pub struct AuditLane {
     required: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     written: AtomicU64,
     failing: AtomicBool,
+    /// Whose seals it bears, once that is known.
+    sealed_by: OnceLock<Live<Identity>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("written", &self.written)
+            .field("failing", &self.failing)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The writing thread; dropping it ends the log.
@@ -220,6 +239,14 @@ impl AuditLog {
         Ok(Self { lanes, own, state, _thread: Arc::new(thread) })
     }
 
+    /// From now on what is written is sealed: signed with the SVID of this identity, whichever it is at the time. The first
+    /// identity that is given stays; what was written before is covered by the first seal.
+    pub fn seal_as(&self, identity: Live<Identity>) {
+        if self.state.sealed_by.set(identity).is_ok() {
+            self.lanes.look_again();
+        }
+    }
+
     /// A way in for one more worker. Take it once, not for each record.
     pub fn lane(&self) -> AuditLane {
         AuditLane { lane: self.lanes.lane(), required: self.own.required }
@@ -256,6 +283,8 @@ impl AuditLog {
 
 /// How often the writer looks whether its file is still where it belongs.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the writer sleeps at least.
+const SOON: Duration = Duration::from_millis(5);
 
 /// The thread's part: numbers the records, chains them and writes them.
 struct Writer {
@@ -273,6 +302,10 @@ struct Writer {
     stdout_closed: bool,
     looked: Instant,
     dirty: bool,
+    sealer: Option<Sealer>,
+    /// Records since the last seal, and since when.
+    unsealed: u64,
+    unsealed_since: Option<Instant>,
 }
 
 struct LogFile {
@@ -295,6 +328,9 @@ impl Writer {
             stdout_closed: false,
             looked: Instant::now(),
             dirty: false,
+            sealer: None,
+            unsealed: 0,
+            unsealed_since: None,
             settings,
         };
         let mut opened = None;
@@ -373,6 +409,45 @@ impl Writer {
         let hash = chain::seal(&self.link.hash, out, from);
         self.link = Link { seq: self.link.seq + 1, hash };
         self.records += 1;
+        self.unsealed += 1;
+        self.unsealed_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Signs for everything up to here, when it is time for that and there is somebody to sign.
+    fn seal(&mut self, closing: bool) {
+        if self.sealer.is_none() {
+            self.sealer = self.state.sealed_by.get().cloned().map(Sealer::new);
+        }
+        let is_due = closing
+            || self.unsealed >= self.settings.seal_records
+            || self
+                .unsealed_since
+                .is_some_and(|since| since.elapsed() >= self.settings.seal_within);
+        if self.unsealed == 0 || !is_due {
+            return;
+        }
+        let Some(mut sealer) = self.sealer.take() else { return };
+        let millis = unix_millis();
+        let (mut time, mut prev, mut text) = (Vec::new(), Vec::new(), Vec::new());
+        json::rfc3339(millis, &mut time);
+        chain::push_hex(&self.link.hash, &mut prev);
+        let place = Place {
+            boot_id: &self.boot_id,
+            seq: self.link.seq + 1,
+            time: std::str::from_utf8(&time).unwrap_or_default(),
+            prev: std::str::from_utf8(&prev).unwrap_or_default(),
+        };
+        let mut fields = Fields::first(&mut text);
+        fields.number("records", self.unsealed);
+        let is_signed = sealer.write(place, &mut fields);
+        self.sealer = Some(sealer);
+        if is_signed {
+            self.compose(Type::Seal, millis, |fields| fields.raw(&text));
+            (self.unsealed, self.unsealed_since) = (0, None);
+        } else {
+            // Without an identity it is tried again when the next second is over.
+            self.unsealed_since = Some(Instant::now());
+        }
     }
 
     fn write_file(&mut self) -> io::Result<()> {
@@ -435,6 +510,9 @@ impl Writer {
         let Some(log) = &mut self.file else { return Ok(()) };
         let path = log.path.clone();
         *log = LogFile { file: create(&path)?, path, bytes: 0 };
+        if let Some(sealer) = &mut self.sealer {
+            sealer.begin_file();
+        }
         self.posture(event, true, Some(continues), |_| {});
         Ok(())
     }
@@ -477,6 +555,16 @@ impl Sink for Writer {
             fields.time("first_lost", lost.first_millis);
             fields.time("last_lost", lost.last_millis);
         });
+    }
+
+    fn taken(&mut self, closing: bool) {
+        self.seal(closing);
+    }
+
+    fn sleeps(&self) -> Option<Duration> {
+        self.state.sealed_by.get()?;
+        let since = self.unsealed_since?;
+        Some(self.settings.seal_within.saturating_sub(since.elapsed()).max(SOON))
     }
 
     fn ready(&mut self) {

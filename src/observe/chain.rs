@@ -1,13 +1,18 @@
 //! The chain of an audit log: what a line's hash covers, and whether a file still is what was written.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::error::Error;
+use super::seal::{Place, Seal, SealJudge};
+use crate::identity::TrustBundle;
 use crate::rt::crypto::digest::{Context, SHA256};
 
 /// A hash, or what stands in its place before the first record.
@@ -60,6 +65,8 @@ struct Head {
     #[serde(rename = "type")]
     kind: String,
     time: String,
+    #[serde(default)]
+    boot_id: String,
     prev: String,
     hash: String,
     #[serde(default)]
@@ -169,7 +176,8 @@ pub struct Finding {
     /// The record's number, if it can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// A stable code: `changed`, `not_a_record`, `removed`, `inserted`, `reordered`, `broken_link`, `torn`, `empty`, `expected_hash_missing`.
+    /// A stable code: `changed`, `not_a_record`, `removed`, `inserted`, `reordered`, `broken_link`, `torn`, `empty`, `bad_seal`, `expected_hash_missing`,
+    /// `not_sealed`.
     pub code: &'static str,
     /// One sentence.
     pub what: String,
@@ -216,6 +224,21 @@ pub struct VerifyReport {
     pub acknowledged: Vec<Acknowledged>,
     /// Records that the log itself says were dropped.
     pub lost: u64,
+    /// Seals that hold.
+    pub seals: u64,
+    /// The SPIFFE IDs that sealed.
+    pub sealed_by: BTreeSet<String>,
+    /// Records behind the last seal that holds: nobody has signed for them yet.
+    pub unsealed: u64,
+}
+
+/// What a log must show beside being whole.
+#[derive(Debug, Default)]
+pub struct Expected<'e> {
+    /// A hash that was noted before: it must still be in the chain.
+    pub hash: Option<&'e str>,
+    /// There must be seals, by SVIDs that this bundle vouches for at the time of each seal.
+    pub bundle: Option<TrustBundle>,
 }
 
 impl VerifyReport {
@@ -235,30 +258,39 @@ impl VerifyReport {
 
 /// Checks a log, given as its files from the oldest to the newest. They must be one chain.
 ///
-/// `expected` is a hash that was noted before: it must still be in the chain.
-///
 /// # Errors
 /// A file cannot be read. What is wrong with its content is in the report.
-pub fn verify(files: &[PathBuf], expected: Option<&str>) -> Result<VerifyReport, Error> {
+pub fn verify(files: &[PathBuf], expected: Expected<'_>) -> Result<VerifyReport, Error> {
     let mut report = VerifyReport::default();
-    let mut at = Position { expected_found: expected.is_none(), ..Position::default() };
+    let Expected { hash, bundle } = expected;
+    let wants_seals = bundle.is_some();
+    let mut at = Position {
+        expected_found: hash.is_none(),
+        seals: SealJudge::new(bundle),
+        ..Position::default()
+    };
     for path in files {
         let read = |source| Error::Read { path: path.clone(), source };
         let file = File::open(path).map_err(read)?;
-        verify_file(path, &mut BufReader::new(file), expected, &mut at, &mut report)
-            .map_err(read)?;
+        verify_file(path, &mut BufReader::new(file), hash, &mut at, &mut report).map_err(read)?;
     }
     if let Some(torn) = at.torn.take() {
         report.find(torn);
     }
-    if let (false, Some(file), Some(expected)) = (at.expected_found, files.last(), expected) {
-        report.find(Finding {
-            file: file.clone(),
-            line: report.files.last().map_or(0, |file| file.records),
-            seq: None,
-            code: "expected_hash_missing",
-            what: format!("no record has the hash {expected}: the log was cut off or begun anew"),
-        });
+    let mut missing = Vec::new();
+    if let (false, Some(hash)) = (at.expected_found, hash) {
+        let what = format!("no record has the hash {hash}: the log was cut off or begun anew");
+        missing.push(("expected_hash_missing", what));
+    }
+    if wants_seals && report.seals == 0 {
+        let what = "no record is sealed by an SVID that the bundle vouches for".to_owned();
+        missing.push(("not_sealed", what));
+    }
+    let end = report.files.last().map(|file| (file.file.clone(), file.records));
+    if let Some((file, line)) = end {
+        for (code, what) in missing {
+            report.find(Finding { file: file.clone(), line, seq: None, code, what });
+        }
     }
     Ok(report)
 }
@@ -275,6 +307,7 @@ struct Position {
     /// A torn end, until the next line tells whether the log knows of it.
     torn: Option<Finding>,
     expected_found: bool,
+    seals: SealJudge,
 }
 
 fn verify_file(
@@ -350,6 +383,20 @@ fn verify_file(
                 format!("record {seq} does not open a file: what stood before it was removed");
             report.find(finding(Some(seq), "removed", what));
         }
+        report.unsealed += 1;
+        if found.head.kind == "seal" && found.holds {
+            match judge_seal(text, &found.head, &mut at.seals) {
+                Ok(by) => {
+                    report.seals += 1;
+                    report.unsealed = 0;
+                    report.sealed_by.insert(by);
+                }
+                Err(why) => {
+                    let what = format!("record {seq} is no good seal: {why}");
+                    report.find(finding(Some(seq), "bad_seal", what));
+                }
+            }
+        }
         let judged = judge(&found, at);
         if let Some((code, what)) = judged {
             report.find(finding(Some(seq), code, what));
@@ -364,6 +411,15 @@ fn verify_file(
     }
     report.files.push(of_file);
     Ok(())
+}
+
+/// Who sealed, if the seal is good.
+fn judge_seal(line: &[u8], head: &Head, judge: &mut SealJudge) -> Result<String, String> {
+    let seal: Seal = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let place = Place { boot_id: &head.boot_id, seq: head.seq, time: &head.time, prev: &head.prev };
+    let time = OffsetDateTime::parse(&head.time, &Rfc3339).ok();
+    judge.judge(&seal, place, time.map(OffsetDateTime::unix_timestamp))?;
+    Ok(seal.spiffe_id)
 }
 
 /// What is wrong with this record at this place; moves the position on.

@@ -33,6 +33,17 @@ impl<'o> Fields<'o> {
         self.out.push(b'"');
     }
 
+    pub(super) fn texts(&mut self, key: &'static str, values: impl Iterator<Item = String>) {
+        self.key(key);
+        self.out.push(b'[');
+        for (at, value) in values.enumerate() {
+            self.out.extend_from_slice(if at > 0 { b",\"" } else { b"\"" });
+            escape(&value, self.out);
+            self.out.push(b'"');
+        }
+        self.out.push(b']');
+    }
+
     pub(super) fn some_text(&mut self, key: &'static str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(key, value);

@@ -95,6 +95,12 @@ pub(super) trait Sink {
     fn take(&mut self, frame: &Frame<'_>);
     /// Records were dropped.
     fn lost(&mut self, lost: Lost);
+    /// What waited is in the batch. `closing`: nothing comes any more.
+    fn taken(&mut self, _closing: bool) {}
+    /// How long the thread may sleep although nothing comes; `None`: until something does.
+    fn sleeps(&self) -> Option<Duration> {
+        None
+    }
     /// Writes the batch out; `false` when something of it is left.
     fn write(&mut self) -> bool;
 }
@@ -192,8 +198,7 @@ impl Lanes {
     pub(super) fn flush(&self, within: Duration) -> Result<(), Stalled> {
         let until = Instant::now() + within;
         let ticket = self.flush_wanted.fetch_add(1, Ordering::AcqRel) + 1;
-        self.awake.store(true, Ordering::Release);
-        self.unpark();
+        self.look_again();
         let mut flushed = self.flushed.lock();
         while *flushed < ticket {
             if self.flushed_changed.wait_until(&mut flushed, until).timed_out() {
@@ -203,11 +208,16 @@ impl Lanes {
         Ok(())
     }
 
+    /// Makes the thread look again what there is to do.
+    pub(super) fn look_again(&self) {
+        self.awake.store(true, Ordering::Release);
+        self.unpark();
+    }
+
     /// Takes no more records; the thread writes what is there and ends.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.awake.store(true, Ordering::Release);
-        self.unpark();
+        self.look_again();
     }
 
     /// The thread's work, until the log is closed.
@@ -225,6 +235,9 @@ impl Lanes {
                 sink.ready();
             }
             let took = drained && self.drain(sink, &mut spare);
+            if drained {
+                sink.taken(closing && !took);
+            }
             written = sink.write();
             if drained && written {
                 self.tell_flushed(wanted);
@@ -248,7 +261,10 @@ impl Lanes {
             } else {
                 self.awake.store(false, Ordering::Release);
                 if self.is_idle() {
-                    std::thread::park();
+                    match sink.sleeps() {
+                        None => std::thread::park(),
+                        Some(within) => std::thread::park_timeout(within),
+                    }
                 }
                 self.awake.store(true, Ordering::Release);
             }

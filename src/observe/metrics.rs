@@ -173,7 +173,12 @@ struct Family {
     help: String,
     /// By their labels as they are written: `a="b",c="d"`.
     series: BTreeMap<String, Series>,
+    /// Whoever knows rows that come and go.
+    gathered: Vec<Gather>,
 }
+
+/// Gives rows, each by its labels and its value, to whom it is called with.
+type Gather = Box<dyn Fn(&mut dyn FnMut(&[(&str, &str)], f64)) + Send + Sync>;
 
 /// All metrics of a process. Clones are the same registry.
 ///
@@ -297,6 +302,25 @@ impl Registry {
         }
     }
 
+    /// Rows that come and go: `gather` is asked for them whenever somebody looks. Several may know rows of one name.
+    ///
+    /// `gather` must be quick and must not use the registry. A row with a label that cannot be is left out.
+    pub fn gathered(
+        &self,
+        name: &str,
+        kind: MetricKind,
+        gather: impl Fn(&mut dyn FnMut(&[(&str, &str)], f64)) + Send + Sync + 'static,
+    ) {
+        let mut families = self.families.lock();
+        let family = families.entry(name.into()).or_insert_with(|| Family::new(kind));
+        if is_name(name) && family.kind == kind && kind != MetricKind::Histogram {
+            family.gathered.push(Box::new(gather));
+        } else {
+            drop(families);
+            self.refuse(name, "the name or its kind cannot be");
+        }
+    }
+
     fn series<T>(
         &self,
         name: &str,
@@ -344,7 +368,16 @@ impl Registry {
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
         for (name, family) in self.families.lock().iter() {
-            if family.series.is_empty() {
+            let mut rows = String::new();
+            for gather in &family.gathered {
+                gather(&mut |labels, value| {
+                    if let Some(labels) = label_text(labels) {
+                        // Writing into a String cannot fail.
+                        let _ = sample(&mut rows, name, "", &labels, "", Number(value));
+                    }
+                });
+            }
+            if family.series.is_empty() && rows.is_empty() {
                 continue;
             }
             if !family.help.is_empty() {
@@ -352,6 +385,7 @@ impl Registry {
                 writeln!(out, "# HELP {name} {help}")?;
             }
             writeln!(out, "# TYPE {name} {}", family.kind.name())?;
+            out.push_str(&rows);
             for (labels, series) in &family.series {
                 match series {
                     Series::Counter(counter) => sample(out, name, "", labels, "", counter.value())?,
@@ -390,7 +424,7 @@ impl Registry {
 
 impl Family {
     fn new(kind: MetricKind) -> Self {
-        Self { kind, help: String::new(), series: BTreeMap::new() }
+        Self { kind, help: String::new(), series: BTreeMap::new(), gathered: Vec::new() }
     }
 }
 
@@ -558,6 +592,24 @@ mod tests {
              requests_total{route=\"a\\\"b\\\\c\\n\"} 400\n"
         );
         assert_eq!((counter.value(), latency.count()), (400, 400));
+    }
+
+    #[test]
+    fn rows_that_come_and_go_are_asked_for_when_somebody_looks() {
+        let registry = Registry::new();
+        let nodes = Arc::new(Mutex::new(vec!["a"]));
+        let seen = nodes.clone();
+        registry.gathered("up", MetricKind::Gauge, move |row| {
+            for node in &*seen.lock() {
+                row(&[("node", node)], 1.0);
+            }
+            row(&[("le", "no such label")], 1.0);
+        });
+        registry.gathered("up", MetricKind::Gauge, |row| row(&[("node", "z")], 0.0));
+        let (one, both) = ("up{node=\"z\"} 0\n", "up{node=\"a\"} 1\nup{node=\"z\"} 0\n");
+        assert_eq!(registry.render(), format!("# TYPE up gauge\n{both}"));
+        nodes.lock().clear();
+        assert_eq!(registry.render(), format!("# TYPE up gauge\n{one}"));
     }
 
     #[test]

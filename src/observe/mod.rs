@@ -14,13 +14,16 @@ mod lane;
 mod logging;
 mod metrics;
 mod record;
+mod seal;
 
 #[cfg(test)]
 mod proof;
 
 pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
 pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
-pub use chain::{Acknowledged, FileReport, Finding, VerifyReport, find_denial, log_files, verify};
+pub use chain::{
+    Acknowledged, Expected, FileReport, Finding, VerifyReport, find_denial, log_files, verify,
+};
 pub use denial::DenialId;
 pub use error::Error;
 pub use health::{Gate, Readiness, router, status_router};

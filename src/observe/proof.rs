@@ -66,6 +66,7 @@ fn ends(conn_id: u64) -> Ends {
         src_spki_sha256: Some("ffee"),
         src_not_after: Some(1_795_262_400),
         src_addr: "127.0.0.1:40000".parse().unwrap(),
+        src_via: None,
         dst_spiffe_id: Some("spiffe://shop/billing"),
         dst_port: 15006,
     })
@@ -139,7 +140,7 @@ fn codes(report: &VerifyReport) -> Vec<(u64, &'static str)> {
 }
 
 fn check(folder: &Folder) -> VerifyReport {
-    verify(&[folder.log()], None).unwrap()
+    verify(&[folder.log()], Expected::default()).unwrap()
 }
 
 #[test]
@@ -327,10 +328,15 @@ fn removed_inserted_and_reordered_lines_are_found() {
     let last = parse(lines.last().unwrap())["hash"].as_str().unwrap().to_string();
     write(&folder.log(), &lines[..5]);
     assert!(check(&folder).is_sound());
-    let report = verify(&[folder.log()], Some(&last)).unwrap();
+    let report =
+        verify(&[folder.log()], Expected { hash: Some(&last), ..Expected::default() }).unwrap();
     assert_eq!(codes(&report), [(5, "expected_hash_missing")]);
     write(&folder.log(), &lines);
-    assert!(verify(&[folder.log()], Some(&last)).unwrap().is_sound());
+    assert!(
+        verify(&[folder.log()], Expected { hash: Some(&last), ..Expected::default() })
+            .unwrap()
+            .is_sound()
+    );
 }
 
 #[test]
@@ -373,7 +379,7 @@ fn a_damaged_log_is_put_aside_untouched_and_the_chain_goes_on_over_it() {
     assert_eq!(loss["damaged"]["file"], "audit-000001.jsonl");
     assert_eq!(loss["damaged"]["after_seq"], 3);
     assert_eq!(loss["prev"], parse(&lines[2])["hash"]);
-    let report = verify(&log_files(&folder.log()), None).unwrap();
+    let report = verify(&log_files(&folder.log()), Expected::default()).unwrap();
     assert!(report.is_sound(), "{:?}", report.findings);
     assert_eq!((report.acknowledged.len(), report.acknowledged[0].by_seq), (1, 4));
 
@@ -385,7 +391,7 @@ fn a_damaged_log_is_put_aside_untouched_and_the_chain_goes_on_over_it() {
     let after = sample(&folder, 1);
     assert_eq!(folder.names().len(), 3);
     assert_eq!(parse(&after[0])["damaged"]["file"], "audit-000002.jsonl");
-    let report = verify(&log_files(&folder.log()), None).unwrap();
+    let report = verify(&log_files(&folder.log()), Expected::default()).unwrap();
     assert!(!report.is_sound());
     assert_eq!(report.findings[0].code, "changed");
 
@@ -415,7 +421,7 @@ fn a_log_that_grew_is_put_aside_and_the_chain_goes_on() {
     drop(audit);
     let files = log_files(&folder.log());
     assert!(files.len() > 2, "{files:?}");
-    let report = verify(&files, None).unwrap();
+    let report = verify(&files, Expected::default()).unwrap();
     assert!(report.is_sound(), "{:?}", report.findings);
     for id in ids {
         assert!(find_denial(&folder.log(), id.as_str()).unwrap().is_some());
@@ -423,11 +429,11 @@ fn a_log_that_grew_is_put_aside_and_the_chain_goes_on() {
     // A file that is missing in the middle.
     let mut gap = files.clone();
     gap.remove(1);
-    assert_eq!(verify(&gap, None).unwrap().findings[0].code, "removed");
+    assert_eq!(verify(&gap, Expected::default()).unwrap().findings[0].code, "removed");
     // The active file is gone: a restart continues from the last one that was put aside.
     fs::remove_file(folder.log()).unwrap();
     sample(&folder, 1);
-    let report = verify(&files, None).unwrap();
+    let report = verify(&files, Expected::default()).unwrap();
     let opening = parse(&lines(&folder.log())[0]);
     assert_eq!(opening["continues"], files[files.len() - 2].file_name().unwrap().to_str().unwrap());
     assert!(report.is_sound(), "{:?}", report.findings);
@@ -520,7 +526,7 @@ fn a_log_that_was_moved_away_is_begun_anew_and_the_chain_goes_on() {
         std::thread::yield_now();
     }
     drop((audit, lane));
-    let report = verify(&[moved, folder.log()], None).unwrap();
+    let report = verify(&[moved, folder.log()], Expected::default()).unwrap();
     assert!(report.is_sound(), "{:?}", report.findings);
     assert_eq!(parse(&lines(&folder.log())[0])["event"], "moved_away");
 }
@@ -536,7 +542,7 @@ fn standard_output_alone_needs_no_file() {
 #[test]
 fn a_file_that_does_not_exist_is_an_error_and_not_an_empty_log() {
     let folder = Folder::new();
-    assert!(matches!(verify(&[folder.log()], None), Err(Error::Read { .. })));
+    assert!(matches!(verify(&[folder.log()], Expected::default()), Err(Error::Read { .. })));
     assert!(matches!(find_denial(&folder.log(), "d-1"), Err(Error::Read { .. })));
     fs::write(folder.log(), "").unwrap();
     // The record that opens a log is written when it is made.

@@ -25,8 +25,10 @@ pub struct EndsFacts<'a> {
     pub src_spki_sha256: Option<&'a str>,
     /// When its proof ends, seconds since 1970.
     pub src_not_after: Option<i64>,
-    /// The socket's other end.
+    /// The socket's other end, or whom a balancer introduced there.
     pub src_addr: SocketAddr,
+    /// The balancer that introduced it.
+    pub src_via: Option<SocketAddr>,
     /// Our own identity.
     pub dst_spiffe_id: Option<&'a str>,
     /// The listener's port.
@@ -55,6 +57,9 @@ impl Ends {
                 });
             }
             src.text("addr", &facts.src_addr.to_string());
+            if let Some(via) = facts.src_via {
+                src.text("via", &via.to_string());
+            }
         });
         fields.object("dst", |dst| {
             dst.some_text("spiffe_id", facts.dst_spiffe_id);
@@ -107,7 +112,7 @@ pub struct WouldBe<'a> {
 /// # use wardgate::observe::{DecisionRecord, Ends, EndsFacts, next_connection_id};
 /// let ends = Ends::new(&EndsFacts {
 ///     conn_id: next_connection_id(), src_spiffe_id: Some("spiffe://shop/web"), src_serial: None, src_spki_sha256: None,
-///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), dst_spiffe_id: None, dst_port: 15006,
+///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), src_via: None, dst_spiffe_id: None, dst_port: 15006,
 /// });
 /// let record = DecisionRecord { method: b"GET", path: b"/", policy_id: Some("p"), ..DecisionRecord::of(&ends, true) };
 /// # let _ = record;
@@ -156,6 +161,8 @@ pub struct DecisionRecord<'a> {
     pub token: Option<TokenFacts<'a>>,
     /// The request's id, if it bears one.
     pub request_id: Option<&'a str>,
+    /// Who called, where a trusted sender named somebody else than the connection's other end.
+    pub caller: Option<SocketAddr>,
 }
 
 impl<'a> DecisionRecord<'a> {
@@ -183,6 +190,7 @@ impl<'a> DecisionRecord<'a> {
             plugin: None,
             token: None,
             request_id: None,
+            caller: None,
         }
     }
 }
@@ -340,10 +348,11 @@ pub(super) enum Type {
     Posture,
     Loss,
     Issuer,
+    Seal,
 }
 
 impl Type {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -353,6 +362,7 @@ impl Type {
         Self::Posture,
         Self::Loss,
         Self::Issuer,
+        Self::Seal,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -370,6 +380,7 @@ impl Type {
             Self::Posture => "posture",
             Self::Loss => "loss",
             Self::Issuer => "issuer",
+            Self::Seal => "seal",
         }
     }
 }
@@ -435,6 +446,9 @@ impl Record for DecisionRecord<'_> {
             });
         }
         fields.some_text("request_id", self.request_id);
+        if let Some(caller) = self.caller {
+            fields.text("caller", &caller.ip().to_canonical().to_string());
+        }
         fields.number("config_revision", self.config_revision);
     }
 }

@@ -19,17 +19,35 @@ enum Owner {
 
 type KeptKey = (Owner, &'static str, String, TypeId);
 
+#[derive(Default)]
+struct Slots {
+    by_key: HashMap<KeptKey, Weak<dyn Any + Send + Sync>>,
+    /// As many as this, and those without a user are looked for.
+    full_at: usize,
+}
+
+impl Slots {
+    fn put(&mut self, key: KeptKey, slot: Weak<dyn Any + Send + Sync>) {
+        // The whole is looked at each time that it has doubled: a change among many pays for itself alone.
+        if self.by_key.len() >= self.full_at.max(64) {
+            self.by_key.retain(|_, slot| slot.strong_count() > 0);
+            self.full_at = 2 * self.by_key.len();
+        }
+        self.by_key.insert(key, slot);
+    }
+}
+
 /// State kept from revision to revision as long as a snapshot uses it.
 #[derive(Clone, Default)]
 pub struct Kept {
-    slots: Arc<Mutex<HashMap<KeptKey, Weak<dyn Any + Send + Sync>>>>,
+    slots: Arc<Mutex<Slots>>,
     /// Looks state up and leaves none behind.
     trial: bool,
 }
 
 impl std::fmt::Debug for Kept {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Kept({})", self.slots.lock().len())
+        write!(f, "Kept({})", self.slots.lock().by_key.len())
     }
 }
 
@@ -38,11 +56,6 @@ impl Kept {
     #[must_use]
     pub fn for_trial(&self) -> Self {
         Self { slots: self.slots.clone(), trial: true }
-    }
-
-    /// Forgets slots whose last user is gone.
-    pub fn sweep(&self) {
-        self.slots.lock().retain(|_, slot| slot.strong_count() > 0);
     }
 }
 
@@ -88,7 +101,7 @@ impl Build<'_> {
     ) -> Arc<T> {
         let slot = (owner, self.plugin, key.to_owned(), TypeId::of::<T>());
         let mut slots = self.kept.slots.lock();
-        if let Some(kept) = slots.get(&slot).and_then(Weak::upgrade)
+        if let Some(kept) = slots.by_key.get(&slot).and_then(Weak::upgrade)
             && let Ok(kept) = kept.downcast::<T>()
         {
             return kept;
@@ -96,7 +109,7 @@ impl Build<'_> {
         let made = Arc::new(make());
         if !self.kept.trial {
             let erased: Arc<dyn Any + Send + Sync> = made.clone();
-            slots.insert(slot, Arc::downgrade(&erased));
+            slots.put(slot, Arc::downgrade(&erased));
         }
         made
     }
@@ -123,8 +136,21 @@ mod tests {
         assert_eq!(*build(&kept, &one).keep("other", || 1), 1);
         drop((first, again));
         assert_eq!(*build(&kept, &one).keep("window", || 8), 8);
-        kept.sweep();
-        assert_eq!(format!("{kept:?}"), "Kept(1)");
+    }
+
+    #[test]
+    fn slots_without_a_user_are_forgotten_as_others_come() {
+        let kept = Kept::default();
+        let lasting: Vec<_> = (1..=10)
+            .map(|number| build(&kept, &Id::from(number)).keep("window", || number))
+            .collect();
+        for number in 11..10_000 {
+            assert_eq!(*build(&kept, &Id::from(number)).keep("window", || number), number);
+        }
+        assert!(kept.slots.lock().by_key.len() <= 65, "{kept:?}");
+        for (number, held) in (1..=10).zip(lasting) {
+            assert!(Arc::ptr_eq(&held, &build(&kept, &Id::from(number)).keep("window", || 0)));
+        }
     }
 
     #[test]

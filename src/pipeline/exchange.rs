@@ -1,13 +1,14 @@
 //! `Exchange`: one request and its answer on their way.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Expr, Head};
+use super::{Expr, Head, PathRules};
 use crate::identity::{JwtSvid, Peer, SpiffeId, Tokens};
 use crate::model::{Id, Labels, Listeners};
 
@@ -18,10 +19,13 @@ pub struct Client {
     pub connection: u64,
     /// Which door it came through.
     pub door: Listeners,
-    /// The socket's other end. Never taken from a header.
+    /// Who connected: the socket's other end, or whom a trusted balancer introduced there (PROXY protocol). Never taken from
+    /// a field of a request: [`Exchange::remote`] is what those of trusted senders may say.
     pub address: SocketAddr,
     /// The socket's own end.
     pub local: SocketAddr,
+    /// Who introduced the connection, and as one to where.
+    pub introduced: Option<Introduced>,
     /// Whom the handshake proved, on mTLS.
     pub peer: Option<Arc<Peer>>,
     /// Our own identity, where we have one.
@@ -30,6 +34,15 @@ pub struct Client {
     pub tls: bool,
     /// The server name that the client asked for.
     pub sni: Option<Box<str>>,
+}
+
+/// Of a connection that came through a balancer: what its PROXY header said beside the caller's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Introduced {
+    /// The socket's other end: the balancer.
+    pub by: SocketAddr,
+    /// Where the caller had connected to.
+    pub destination: SocketAddr,
 }
 
 /// What plugins may know of the matched route.
@@ -167,12 +180,20 @@ pub struct Exchange {
     pub client: Arc<Client>,
     /// Does the caller speak HTTP/2?
     pub is_http2: bool,
+    /// Who called, where a trusted sender said so in a field of the request (`ingress.real_ip`).
+    pub caller: Option<SocketAddr>,
+    /// Whether the caller came over TLS, where a trusted sender said so (`X-Forwarded-Proto`).
+    pub forwarded_tls: Option<bool>,
+    /// Bytes that this request's body may have, in place of the setting `limits.request_body_bytes`; 0: as many as there are.
+    pub body_limit: Option<u64>,
     /// The matched route; `None` before routing and when nothing matched.
     pub route: Option<Arc<RouteInfo>>,
     /// Which of the route's paths matched.
     pub matched_path: usize,
     /// Which of the route's hosts matched; `None` for a route without hosts.
     pub matched_host: Option<usize>,
+    /// How the process reads paths.
+    pub path_rules: PathRules,
     /// Path parameters that the router caught.
     pub params: Vec<(String, String)>,
     /// The consumers of this snapshot.
@@ -211,9 +232,13 @@ impl Exchange {
             response: Head::default(),
             client,
             is_http2: false,
+            caller: None,
+            forwarded_tls: None,
+            body_limit: None,
             route: None,
             matched_path: 0,
             matched_host: None,
+            path_rules: PathRules::default(),
             params: Vec::new(),
             consumers: None,
             tokens: None,
@@ -235,6 +260,7 @@ impl Exchange {
     pub fn forget(&mut self) {
         self.request.clear();
         self.response.clear();
+        (self.caller, self.forwarded_tls, self.body_limit) = (None, None, None);
         self.route = None;
         self.matched_path = 0;
         self.matched_host = None;
@@ -249,6 +275,30 @@ impl Exchange {
         self.endpoint = None;
         self.upstream_statuses.clear();
         (self.bytes_in, self.bytes_out) = (0, 0);
+    }
+
+    /// The request's path as `$uri` has it; `None` when it has no reading.
+    pub fn uri(&self) -> Option<Cow<'_, [u8]>> {
+        self.path_rules.uri(self.request.path())
+    }
+
+    /// The address of who calls: the connection's, or the one that a trusted sender named.
+    pub fn remote(&self) -> SocketAddr {
+        self.caller.unwrap_or(self.client.address)
+    }
+
+    /// Bytes that the request's body may have, where the settings allow `otherwise`.
+    pub fn body_limit(&self, otherwise: u64) -> u64 {
+        match self.body_limit {
+            None => otherwise,
+            Some(0) => u64::MAX,
+            Some(limit) => limit,
+        }
+    }
+
+    /// Did the caller come over TLS, to us or to a trusted sender before us?
+    pub fn is_secure(&self) -> bool {
+        self.forwarded_tls.unwrap_or(self.client.tls)
     }
 
     /// Asks `condition` once in this exchange: later phases get the first answer, whatever has changed since.
@@ -295,5 +345,26 @@ impl std::fmt::Debug for Exchange {
             .field("response", &self.response)
             .field("route", &self.route.as_ref().map(|route| &route.id))
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::tests::exchange;
+
+    #[test]
+    fn what_a_trusted_sender_or_a_plugin_said_counts_for_one_request() {
+        let mut exchange = exchange("GET", "/", "a");
+        assert_eq!(exchange.remote(), exchange.client.address);
+        assert_eq!((exchange.is_secure(), exchange.body_limit(7)), (false, 7));
+        exchange.caller = Some("[2001:db8::1]:0".parse().unwrap());
+        (exchange.forwarded_tls, exchange.body_limit) = (Some(true), Some(9));
+        assert_eq!(exchange.remote().to_string(), "[2001:db8::1]:0");
+        assert_eq!((exchange.is_secure(), exchange.body_limit(7)), (true, 9));
+        exchange.body_limit = Some(0);
+        assert_eq!(exchange.body_limit(7), u64::MAX);
+        exchange.forget();
+        assert_eq!(exchange.remote(), exchange.client.address);
+        assert_eq!((exchange.is_secure(), exchange.body_limit(7)), (false, 7));
     }
 }

@@ -11,7 +11,7 @@ use crate::model::Invalid;
 /// A condition on an exchange. Compiled once; cannot fail when it is asked.
 ///
 /// A rule is `[variable, operator, value]`, `[variable, "!", operator, value]` or `[variable, value]`; rules in a list must all
-/// hold; `["OR", rule, rule, ..]` and `AND`, `!AND`, `!OR` nest. An empty list always holds.
+/// hold, at the top and below; `["OR", rule, rule, ..]` and `AND`, `!AND`, `!OR` nest. An empty list always holds.
 /// ```
 /// # use wardgate::pipeline::Expr;
 /// assert!(Expr::parse(&serde_json::json!([["arg_name", "==", "jack"], ["http_age", ">", 18]])).is_ok());
@@ -59,6 +59,9 @@ enum Literal {
     Null,
 }
 
+const OPERATORS: [&str; 12] =
+    ["==", "~=", "!=", ">", ">=", "<", "<=", "~~", "~*", "in", "has", "ipmatch"];
+
 /// Deeper nesting is refused: nobody means it, and reading it is recursive.
 const MAX_DEPTH: usize = 32;
 
@@ -75,7 +78,7 @@ impl Expr {
         };
         let root = match rules.first() {
             Some(Value::String(head)) if operator(head).is_some() => group(rules, 0)?,
-            None | Some(Value::Array(_)) => all(rules)?,
+            None | Some(Value::Array(_)) => all(rules, 0)?,
             Some(_) => return Err("rule should be wrapped inside brackets".into()),
         };
         Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), root })
@@ -102,8 +105,8 @@ fn operator(head: &str) -> Option<(bool, bool)> {
     })
 }
 
-fn all(rules: &[Value]) -> Result<Node, String> {
-    let nodes = rules.iter().map(|rule| node(rule, 1)).collect::<Result<_, _>>()?;
+fn all(rules: &[Value], depth: usize) -> Result<Node, String> {
+    let nodes = rules.iter().map(|rule| node(rule, depth + 1)).collect::<Result<_, _>>()?;
     Ok(Node::Group { nodes, any: false, negated: false })
 }
 
@@ -124,8 +127,11 @@ fn node(rule: &Value, depth: usize) -> Result<Node, String> {
     let Value::Array(parts) = rule else {
         return Err("rule should be wrapped inside brackets".into());
     };
-    let Some(Value::String(head)) = parts.first() else {
-        return Err("invalid expression".into());
+    let head = match parts.first() {
+        Some(Value::String(head)) => head,
+        Some(Value::Array(_)) => return all(parts, depth),
+        Some(_) => return Err("invalid expression".into()),
+        None => return Err("rule too short".into()),
     };
     if operator(head).is_some() {
         return group(parts, depth);
@@ -133,6 +139,10 @@ fn node(rule: &Value, depth: usize) -> Result<Node, String> {
     let variable = Variable::parse(head).map_err(|error| error.0)?;
     let text = |value: &Value| value.as_str().map(str::to_ascii_lowercase);
     let (negated, name, value) = match parts.as_slice() {
+        // APISIX takes it for a comparison with nothing; who writes it forgot the value.
+        [_, Value::String(name)] if OPERATORS.contains(&&*name.to_ascii_lowercase()) => {
+            return Err(format!("operator '{name}' has no value"));
+        }
         [_, value] => (false, "==".to_owned(), value),
         [_, name, value] => (false, text(name).ok_or("invalid expression")?, value),
         [_, not, name, value] => {
@@ -325,6 +335,17 @@ mod tests {
             (json!(["!AND", ["arg_name", "==", "jack"], ["arg_age", "==", 21]]), true),
             (json!(["!OR", ["arg_name", "==", "x"], ["arg_age", "==", 21]]), true),
             (json!(["!OR", ["arg_name", "==", "jack"], ["arg_age", "==", 21]]), false),
+            // Lists within lists are rules that must all hold.
+            (json!([[["arg_name", "==", "jack"], ["arg_age", "==", 20]]]), true),
+            (json!([[["arg_name", "==", "jack"], ["arg_age", "==", 21]]]), false),
+            (
+                json!([
+                    "OR",
+                    [["arg_name", "==", "jack"], ["arg_age", "==", 21]],
+                    [["arg_name", "==", "jack"], ["arg_hex", "==", 16]]
+                ]),
+                true,
+            ),
             (
                 json!([
                     ["arg_age", ">", 1],
@@ -354,7 +375,13 @@ mod tests {
             (json!(["OR", ["arg_a", "==", "b"]]), "rule too short"),
             (json!(["OR"]), "rule too short"),
             (json!([["arg_a"]]), "invalid expression"),
-            (json!([[]]), "invalid expression"),
+            (json!([[]]), "rule too short"),
+            (json!([["arg_a", "=="]]), "operator '==' has no value"),
+            (json!([["arg_a", "IN"]]), "operator 'IN' has no value"),
+            (json!([["post_arg_x", "==", "b"]]), "before the body has come"),
+            (json!([["post_arg.a.b[*]", "==", "b"]]), "before the body has come"),
+            (json!([["graphql_name", "==", "b"]]), "before the body has come"),
+            (json!([["mqtt_client_id", "==", "b"]]), "stream routes"),
             (json!([[1, "==", 1]]), "invalid expression"),
             (json!([["arg_a", "==", "b", "c", "d"]]), "invalid expression"),
             (json!([["nothing_known", "==", "b"]]), "unknown variable 'nothing_known'"),

@@ -37,6 +37,11 @@ pub enum Known {
     IdentityClaim,
     /// `X-Consumer-…` and the like: claims that only our own ingress may make.
     ConsumerClaim,
+    /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` or `X-Real-IP` with an underscore: no sender's, but many applications make
+    /// no difference.
+    ForwardedAlias,
+    /// Further names by which proxies tell whom they speak for (`X-Forwarded-Ssl`, `True-Client-IP`, …).
+    OriginClaim,
 }
 
 impl Known {
@@ -90,6 +95,29 @@ impl Known {
                 {
                     return Self::IdentityClaim;
                 }
+                if starts("x-forwarded-") {
+                    return match &name[12..] {
+                        rest if is_one_of(rest, &["for", "proto", "host", "port"]) => {
+                            Self::ForwardedAlias
+                        }
+                        _ => Self::OriginClaim,
+                    };
+                }
+                if is("x-real-ip") {
+                    return Self::ForwardedAlias;
+                }
+                if ORIGIN_CLAIMS.iter().any(|claim| is(claim)) {
+                    return Self::OriginClaim;
+                }
+            }
+            Some(b'c' | b'C') if is("client-ip") || is("cf-connecting-ip") => {
+                return Self::OriginClaim;
+            }
+            Some(b't' | b'T') if is("true-client-ip") => return Self::OriginClaim,
+            Some(b'f' | b'F')
+                if is("forwarded-for") || is("fastly-client-ip") || is("front-end-https") =>
+            {
+                return Self::OriginClaim;
             }
             Some(b'c' | b'C') if is("client-cert") || is("client-cert-chain") => {
                 return Self::IdentityClaim;
@@ -118,6 +146,26 @@ impl Known {
                 | Self::Upgrade
         )
     }
+}
+
+/// Of [`Known::OriginClaim`], those that begin with an X and not with `X-Forwarded-`.
+const ORIGIN_CLAIMS: [&str; 12] = [
+    "x-forwarded",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-originating-ip",
+    "x-proxyuser-ip",
+    "x-real-port",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-scheme",
+    "x-url-scheme",
+];
+
+fn is_one_of(name: &[u8], names: &[&str]) -> bool {
+    names.iter().any(|wanted| name.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -480,7 +528,26 @@ mod tests {
     fn known_fields_are_told_apart_without_case() {
         assert_eq!(Known::of(b"Transfer-ENCODING"), Known::TransferEncoding);
         assert_eq!(Known::of(b"X-Forwarded-Client-Cert"), Known::ForwardedClientCert);
-        assert_eq!(Known::of(b"x-forwarded-client-cart"), Known::Other);
+        assert_eq!(Known::of(b"x-forwarded-client-cart"), Known::OriginClaim);
+        for (name, known) in [
+            ("X-Forwarded-For", Known::ForwardedFor),
+            ("X_Forwarded_For", Known::ForwardedAlias),
+            ("x-forwarded_for", Known::ForwardedAlias),
+            ("X_FORWARDED-PROTO", Known::ForwardedAlias),
+            ("x_real_ip", Known::ForwardedAlias),
+            ("X-Real_IP", Known::ForwardedAlias),
+            ("X-Forwarded-Ssl", Known::OriginClaim),
+            ("X_Forwarded_Ssl", Known::OriginClaim),
+            ("X-Forwarded", Known::OriginClaim),
+            ("True-Client-IP", Known::OriginClaim),
+            ("CF_Connecting-IP", Known::OriginClaim),
+            ("Client-IP", Known::OriginClaim),
+            ("Client-Cert", Known::IdentityClaim),
+            ("X-Real-IPs", Known::Other),
+            ("X-Request-Id", Known::Other),
+        ] {
+            assert_eq!(Known::of(name.as_bytes()), known, "{name}");
+        }
         assert!(Known::of(b"upgrade").is_hop_by_hop());
     }
 }

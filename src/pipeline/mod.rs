@@ -24,8 +24,8 @@ pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
 pub use exchange::{
-    Client, Consumer, Directory, Exchange, Notes, Refusal, RequestId, ResponseSource, Rewritten,
-    RouteInfo, Times,
+    Client, Consumer, Directory, Exchange, Introduced, Notes, Refusal, RequestId, ResponseSource,
+    Rewritten, RouteInfo, Times,
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
@@ -34,7 +34,8 @@ pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
 pub use networks::Networks;
 pub use path::{
-    argument, arguments, encode_path, encode_unsafe, host_of, normal_path, without_argument,
+    PathRules, argument, arguments, encode_path, encode_unsafe, host_of, normal_path,
+    without_argument,
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
 pub use plugin::{Check, Entry, Plugin};

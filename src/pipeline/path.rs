@@ -40,6 +40,105 @@ pub fn normal_path(raw: &str) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(normal))
 }
 
+/// How a process reads paths before it matches them; APISIX's global options. None changes what is forwarded.
+///
+/// Whatever comes out is one of the readings that policy judges, but for a slash at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathRules {
+    /// A slash at the end does not count.
+    pub delete_tail_slash: bool,
+    /// `;` and what follows it in a segment does not count, as in servlets.
+    pub like_servlet: bool,
+    /// `%2F` is part of its segment and does not end it.
+    pub keep_encoded_slash: bool,
+}
+
+impl PathRules {
+    /// The path as `$uri` has it: [`normal_path`], and what the options make of that.
+    ///
+    /// `None` for what is answered with 400: what `normal_path` refuses, and parameters that hide dots or an empty segment.
+    /// ```
+    /// # use wardgate::pipeline::PathRules;
+    /// let rules = PathRules { like_servlet: true, delete_tail_slash: true, ..PathRules::default() };
+    /// assert_eq!(rules.uri("/a;v=1/b/").as_deref(), Some(&b"/a/b"[..]));
+    /// assert_eq!(rules.uri("/a/..;/b"), None);
+    /// ```
+    pub fn uri(self, raw: &str) -> Option<Cow<'_, [u8]>> {
+        let mut path = normal_path(raw)?;
+        if self.like_servlet && memchr::memchr(b';', &path).is_some() {
+            path = Cow::Owned(without_parameters(&path)?);
+        }
+        // The root is its slash.
+        if self.delete_tail_slash && path.len() > 1 && path.ends_with(b"/") {
+            match &mut path {
+                Cow::Borrowed(path) => *path = &path[..path.len() - 1],
+                Cow::Owned(path) => drop(path.pop()),
+            }
+        }
+        Some(path)
+    }
+
+    /// The path that routes match. It differs from [`PathRules::uri`] only where an encoded slash is kept.
+    pub fn matched(self, raw: &str) -> Option<Cow<'_, [u8]>> {
+        let uri = self.uri(raw)?;
+        if self.keep_encoded_slash
+            && let Cow::Owned(normal) = &uri
+            && let Some(kept) = with_encoded_slashes(raw, normal)
+        {
+            return Some(Cow::Owned(kept));
+        }
+        Some(uri)
+    }
+}
+
+/// Segments without their parameters. `None` where that would make dots or an empty segment of them.
+fn without_parameters(path: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = Vec::with_capacity(path.len());
+    let mut segments = path.split(|b| *b == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        let (name, has_parameters) = match memchr::memchr(b';', segment) {
+            Some(at) => (&segment[..at], true),
+            None => (segment, false),
+        };
+        let hides = matches!(name, b"." | b"..")
+            || (name.is_empty() && segments.peek().is_some())
+            || [&b"%2e"[..], b"%2e%2e"].iter().any(|dots| name.eq_ignore_ascii_case(dots));
+        if has_parameters && hides {
+            return None;
+        }
+        plain.extend_from_slice(name);
+        if segments.peek().is_some() {
+            plain.push(b'/');
+        }
+    }
+    Some(plain)
+}
+
+/// `raw` decoded but for its encoded slashes, where decoding is all that leads from it to `normal`. With any other encoded byte
+/// that has a meaning in paths, nothing is kept: programs behind us read such a mixture differently.
+fn with_encoded_slashes(raw: &str, normal: &[u8]) -> Option<Vec<u8>> {
+    let bytes = raw.as_bytes();
+    if decode_strictly(bytes)? != normal {
+        return None;
+    }
+    let mut kept = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] != b'%' {
+            kept.push(bytes[at]);
+            at += 1;
+            continue;
+        }
+        match hex_pair(bytes.get(at + 1..at + 3)?)? {
+            b'/' => kept.extend_from_slice(b"%2F"),
+            b'\\' | b'.' | b';' | b'%' | b'?' | b'#' | 0..=0x1f | 0x7f => return None,
+            byte => kept.push(byte),
+        }
+        at += 3;
+    }
+    Some(kept)
+}
+
 fn is_normal(path: &[u8]) -> bool {
     let mut at = 0;
     while let Some(found) = memchr::memchr2(b'/', b'%', &path[at..]) {
@@ -210,6 +309,54 @@ mod tests {
             assert_eq!(found.as_deref(), normal, "{raw}");
         }
         assert!(matches!(normal_path("/plain/.well-known/..x"), Some(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn the_options_change_what_is_matched_and_what_the_uri_is() {
+        let none = PathRules::default();
+        let tail = PathRules { delete_tail_slash: true, ..none };
+        let servlet = PathRules { like_servlet: true, ..none };
+        let slash = PathRules { keep_encoded_slash: true, ..none };
+        let all =
+            PathRules { delete_tail_slash: true, like_servlet: true, keep_encoded_slash: true };
+        for (rules, raw, matched, uri) in [
+            (none, "/a;b/", Some("/a;b/"), Some("/a;b/")),
+            (tail, "/a/", Some("/a"), Some("/a")),
+            (tail, "/a//", Some("/a"), Some("/a")),
+            (tail, "/a%2f", Some("/a"), Some("/a")),
+            (tail, "/", Some("/"), Some("/")),
+            (tail, "/a/b", Some("/a/b"), Some("/a/b")),
+            (servlet, "/a;x=1/b;y", Some("/a/b"), Some("/a/b")),
+            (servlet, "/a%3Bx/b", Some("/a/b"), Some("/a/b")),
+            (servlet, "/a/;x", Some("/a/"), Some("/a/")),
+            (servlet, "/a;/", Some("/a/"), Some("/a/")),
+            (servlet, "/;x/b", None, None),
+            (servlet, "/a/..;/b", None, None),
+            (servlet, "/a/.;x/b", None, None),
+            (servlet, "/a/%252E;/b", None, None),
+            (servlet, "/a/../b;x", Some("/b"), Some("/b")),
+            (slash, "/a%2Fb", Some("/a%2Fb"), Some("/a/b")),
+            (slash, "/a%2fb%20c", Some("/a%2Fb c"), Some("/a/b c")),
+            // What needs more than decoding is read as always.
+            (slash, "/a%2F..%2Fb", Some("/b"), Some("/b")),
+            (slash, "/x%2Fy/%2e%2e/b", Some("/x/b"), Some("/x/b")),
+            (slash, "/a%2F/b", Some("/a/b"), Some("/a/b")),
+            (slash, "/a%2Fb%2Ec", Some("/a/b.c"), Some("/a/b.c")),
+            (slash, "/a%252Fb", Some("/a%2Fb"), Some("/a%2Fb")),
+            (slash, "/a%2", None, None),
+            (slash, "/plain", Some("/plain"), Some("/plain")),
+            (all, "/a%2Fb", Some("/a%2Fb"), Some("/a/b")),
+            (all, "/a%2Fb/", Some("/a/b"), Some("/a/b")),
+            (all, "/a%2Fb;x", Some("/a/b"), Some("/a/b")),
+            (all, "*", Some("*"), Some("*")),
+        ] {
+            let text = |path: Option<Cow<'_, [u8]>>| {
+                path.map(|path| String::from_utf8(path.into_owned()).unwrap())
+            };
+            let read = (text(rules.matched(raw)), text(rules.uri(raw)));
+            let expected = (matched.map(str::to_owned), uri.map(str::to_owned));
+            assert_eq!(read, expected, "{rules:?} {raw}");
+        }
     }
 
     #[test]

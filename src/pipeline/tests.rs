@@ -14,6 +14,7 @@ pub(crate) fn client() -> Client {
         door: Listeners::Inbound,
         address: "192.0.2.7:40000".parse().unwrap(),
         local: "192.0.2.1:9080".parse().unwrap(),
+        introduced: None,
         peer: Some(Arc::new(Peer {
             id: "spiffe://shop/web".parse().unwrap(),
             serial: "0a".into(),

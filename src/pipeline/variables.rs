@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use super::path::{argument, host_of, normal_path};
+use super::path::{argument, host_of};
 use super::{Exchange, RequestId};
 use crate::model::{Id, Invalid};
 use crate::rt;
@@ -45,14 +45,22 @@ macro_rules! known {
 known! {
     "uri" => Uri,
     "request_uri" => RequestUri,
+    "real_request_uri" => RealRequestUri,
     "args" => Arguments,
     "is_args" => IsArguments,
     "host" => Host,
     "request_method" => Method,
     "scheme" => Scheme,
     "https" => Https,
+    "http2" => Http2,
     "remote_addr" => RemoteAddress,
     "remote_port" => RemotePort,
+    "realip_remote_addr" => ConnectedAddress,
+    "realip_remote_port" => ConnectedPort,
+    "proxy_protocol_addr" => IntroducedAddress,
+    "proxy_protocol_port" => IntroducedPort,
+    "proxy_protocol_server_addr" => IntroducedServerAddress,
+    "proxy_protocol_server_port" => IntroducedServerPort,
     "server_addr" => ServerAddress,
     "server_port" => ServerPort,
     "connection" => Connection,
@@ -200,7 +208,10 @@ impl Variable {
             // What APISIX's nginx.conf calls its one server.
             Name::Fixed("_".into())
         } else {
-            return Err(Invalid::new(format!("unknown variable '{name}'")));
+            return Err(Invalid::new(match elsewhere(name) {
+                Some(why) => format!("variable '{name}' is not supported: {why}"),
+                None => format!("unknown variable '{name}'"),
+            }));
         }))
     }
 
@@ -245,11 +256,13 @@ impl Known {
         let route = exchange.route.as_deref();
         let optional = |id: Option<&'_ Id>| id.map(|id| id.as_str().to_owned());
         Some(match self {
-            Self::Uri => Reading::Text(match normal_path(exchange.request.path())? {
-                Cow::Borrowed(_) => Cow::Borrowed(exchange.request.path()),
+            Self::Uri => Reading::Text(match exchange.uri()? {
+                // What is borrowed begins as the path does.
+                Cow::Borrowed(part) => Cow::Borrowed(&exchange.request.path()[..part.len()]),
                 Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
             }),
-            Self::RequestUri => exchange.request.target().into(),
+            Self::RequestUri => Reading::Text(request_uri(exchange)?),
+            Self::RealRequestUri => exchange.request.target().into(),
             Self::Arguments => exchange.request.query()?.into(),
             Self::IsArguments => {
                 if exchange.request.query().is_some_and(|query| !query.is_empty()) {
@@ -262,8 +275,30 @@ impl Known {
             Self::Method => exchange.request.method().into(),
             Self::Scheme => if client.tls { "https" } else { "http" }.into(),
             Self::Https => if client.tls { "on" } else { "" }.into(),
-            Self::RemoteAddress => Reading::Address(client.address.ip().to_canonical()),
-            Self::RemotePort => Reading::Number(client.address.port().into()),
+            Self::Http2 => match (exchange.is_http2, client.tls) {
+                (false, _) => "",
+                (true, true) => "h2",
+                (true, false) => "h2c",
+            }
+            .into(),
+            Self::RemoteAddress => Reading::Address(exchange.remote().ip().to_canonical()),
+            Self::RemotePort => Reading::Number(exchange.remote().port().into()),
+            Self::ConnectedAddress => Reading::Address(client.address.ip().to_canonical()),
+            Self::ConnectedPort => Reading::Number(client.address.port().into()),
+            Self::IntroducedAddress => {
+                client.introduced?;
+                Reading::Address(client.address.ip().to_canonical())
+            }
+            Self::IntroducedPort => {
+                client.introduced?;
+                Reading::Number(client.address.port().into())
+            }
+            Self::IntroducedServerAddress => {
+                Reading::Address(client.introduced?.destination.ip().to_canonical())
+            }
+            Self::IntroducedServerPort => {
+                Reading::Number(client.introduced?.destination.port().into())
+            }
             Self::ServerAddress => Reading::Address(client.local.ip().to_canonical()),
             Self::ServerPort => Reading::Number(client.local.port().into()),
             Self::Connection => Reading::Number(client.connection),
@@ -319,6 +354,40 @@ impl Known {
             Self::Identity => client.me.as_ref()?.as_str().into(),
         })
     }
+}
+
+/// As in APISIX the normal path with the query: a condition on it is not evaded by another spelling of the path.
+fn request_uri(exchange: &Exchange) -> Option<Cow<'_, str>> {
+    let request = &exchange.request;
+    let uri = exchange.uri()?;
+    let query = request.query().filter(|query| !query.is_empty());
+    if uri.len() == request.path().len() && matches!(uri, Cow::Borrowed(_)) {
+        return Some(Cow::Borrowed(if query.is_some() {
+            request.target()
+        } else {
+            request.path()
+        }));
+    }
+    let mut text = String::from_utf8_lossy(&uri).into_owned();
+    if let Some(query) = query {
+        text.push('?');
+        text.push_str(query);
+    }
+    Some(Cow::Owned(text))
+}
+
+/// Why a variable that APISIX has is none here.
+fn elsewhere(name: &str) -> Option<&'static str> {
+    const BODY: &str = "conditions are judged before the body has come";
+    const STREAM: &str = "it belongs to stream routes";
+    Some(match name {
+        "graphql_name" | "graphql_operation" | "graphql_root_fields" | "request_body" => BODY,
+        "resp_body" => "no condition waits for the response's body",
+        "mqtt_client_id" | "rpc_time" | "redis_cmd_line" => STREAM,
+        "upstream_unresolved_host" => "see balancer_ip and balancer_port",
+        _ if name.starts_with("post_arg_") || name.starts_with("post_arg.") => BODY,
+        _ => return None,
+    })
 }
 
 fn present(text: &str) -> Option<Reading<'_>> {
@@ -417,6 +486,14 @@ impl Template {
         Ok(Self(parts))
     }
 
+    /// What one variable is, named without the dollar. Its name may have characters that end a name within a text.
+    ///
+    /// # Errors
+    /// There is no such variable.
+    pub fn of_variable(name: &str) -> Result<Self, Invalid> {
+        Ok(Self(vec![Part::Variable(Variable::parse(name)?, None)]))
+    }
+
     /// The text, when there is nothing to fill in.
     pub fn fixed(&self) -> Option<&str> {
         match self.0.as_slice() {
@@ -505,7 +582,8 @@ mod tests {
         for (name, value) in [
             ("uri", Some("/a/b c")),
             ("document_uri", Some("/a/b c")),
-            ("request_uri", Some("/a//b%20c?x=1&y=%41+b&x=2&z")),
+            ("request_uri", Some("/a/b c?x=1&y=%41+b&x=2&z")),
+            ("real_request_uri", Some("/a//b%20c?x=1&y=%41+b&x=2&z")),
             ("args", Some("x=1&y=%41+b&x=2&z")),
             ("query_string", Some("x=1&y=%41+b&x=2&z")),
             ("is_args", Some("?")),
@@ -514,6 +592,7 @@ mod tests {
             ("request_method", Some("GET")),
             ("scheme", Some("http")),
             ("https", Some("")),
+            ("http2", Some("")),
             ("remote_addr", Some("192.0.2.7")),
             ("remote_port", Some("40000")),
             ("server_addr", Some("192.0.2.1")),

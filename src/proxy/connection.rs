@@ -13,12 +13,15 @@ use tokio::time::Instant;
 use super::http::judge::ConnectionStanding;
 use super::http::{h1, h2};
 use super::listener::Listener;
+use super::metrics::TooMany;
+use super::sources::Seat;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
 use crate::mtls::{Acceptor, Lapse, Proof, PublicAcceptor};
 use crate::observe::{ConnectionRecord, HandshakeRefusedRecord};
-use crate::pipeline::Client;
+use crate::pipeline::{Client, Introduced};
 use crate::rt::Live;
+use crate::rt::proxy_protocol::Header;
 use crate::upstream::Stream;
 
 /// What protects a door.
@@ -65,13 +68,15 @@ pub(in crate::proxy) async fn run(
     tcp: TcpStream,
     address: SocketAddr,
     number: u64,
+    seat: Seat,
 ) {
     let Ok(local) = tcp.local_addr() else { return };
     let _ = tcp.set_nodelay(true);
     let begun = Instant::now();
     let before = listener.me.as_ref().map(Live::load);
     let me = before.as_ref().map(|identity| identity.id().clone());
-    let handshake = Box::pin(shake_hands(&listener.security, tcp));
+    let mut caller = Caller { address, introduced: None, seat };
+    let handshake = Box::pin(meet(worker, listener, tcp, &mut caller));
     let limit = worker.limits.handshake_within.max(worker.limits.head_within);
     let within = match listener.security {
         DoorSecurity::Plain => limit,
@@ -87,9 +92,14 @@ pub(in crate::proxy) async fn run(
         shaken = tokio::time::timeout(within, handshake) => shaken,
         () = leaving => return,
     };
+    let Caller { address, introduced, seat: _seat } = caller;
     let shaken = match shaken {
         Ok(Ok(shaken)) => shaken,
-        Ok(Err(Refused { reason, code, presented, serial })) => {
+        Ok(Err(NotMet::Left)) => return worker.note_handshake(address, "nothing was said"),
+        Ok(Err(NotMet::TurnedAway(limit))) => {
+            return worker.metrics.turn_away(limit, address.ip());
+        }
+        Ok(Err(NotMet::Refused(Refused { reason, code, presented, serial }))) => {
             worker.note_handshake(address, &reason);
             worker.metrics.handshake_refused(code);
             // Nobody came in; a log that is full has counted what it lost.
@@ -126,12 +136,13 @@ pub(in crate::proxy) async fn run(
         door: listener.door,
         address,
         local,
+        introduced,
         peer: shaken.peer,
         me,
         tls: !matches!(listener.security, DoorSecurity::Plain),
         sni: shaken.sni,
     });
-    let standing = ConnectionStanding::new(&client);
+    let standing = ConnectionStanding::new(&client, &worker.senders);
     let mut served = Served::default();
     {
         let (stream, standing, served) = (shaken.stream, standing.clone(), &mut served);
@@ -191,6 +202,53 @@ struct Refused {
     code: &'static str,
     presented: Option<String>,
     serial: Option<String>,
+}
+
+/// Who connects, as far as it is known.
+struct Caller {
+    address: SocketAddr,
+    introduced: Option<Introduced>,
+    /// Held for as long as the connection lives.
+    seat: Seat,
+}
+
+/// Why a connection is closed before a byte of a request.
+enum NotMet {
+    /// It said nothing.
+    Left,
+    TurnedAway(TooMany),
+    Refused(Refused),
+}
+
+/// Hears for whom the connection is, where the door has that, and shakes hands.
+async fn meet(
+    worker: &Worker,
+    listener: &Listener,
+    mut tcp: TcpStream,
+    caller: &mut Caller,
+) -> Result<Shaken, NotMet> {
+    if let Some(introductions) = &listener.introductions {
+        let by = caller.address;
+        match introductions.hear(&mut tcp, by, worker.limits.handshake_within).await {
+            Ok(Some(Header::For(ends))) => {
+                caller.address = ends.source;
+                caller.introduced = Some(Introduced { by, destination: ends.destination });
+            }
+            Ok(Some(Header::Own) | None) => {}
+            Err(unheard) => {
+                let Some(code) = unheard.code() else { return Err(NotMet::Left) };
+                let reason = unheard.sentence().to_owned();
+                return Err(NotMet::Refused(Refused {
+                    reason,
+                    code,
+                    presented: None,
+                    serial: None,
+                }));
+            }
+        }
+        caller.seat = listener.seat(worker, caller.address).map_err(NotMet::TurnedAway)?;
+    }
+    shake_hands(&listener.security, tcp).await.map_err(NotMet::Refused)
 }
 
 async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Shaken, Refused> {

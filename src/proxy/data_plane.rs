@@ -8,9 +8,13 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::connection::DoorSecurity;
+use super::introduction::Introductions;
+use super::limits::Limits;
 use super::listener::Listener;
 use super::metrics::ProxyMetrics;
-use super::worker::{Limits, Worker};
+use super::senders::Senders;
+use super::sources::Sources;
+use super::worker::Worker;
 use crate::identity::{Identity, Refresh, Tokens};
 use crate::model::Listeners;
 use crate::mtls::Proofs;
@@ -40,6 +44,8 @@ pub struct Door {
     pub address: SocketAddr,
     /// What protects it.
     pub security: DoorSecurity,
+    /// Who may introduce connections by the PROXY protocol; nobody when not given.
+    pub introductions: Option<Arc<Introductions>>,
 }
 
 /// What a data plane is made of.
@@ -60,6 +66,8 @@ pub struct Parts {
     pub metrics: Arc<ProxyMetrics>,
     /// Time limits and bounds.
     pub limits: Limits,
+    /// Who may speak for others in fields of a request.
+    pub senders: Arc<Senders>,
     /// Threads.
     pub workers: usize,
 }
@@ -92,7 +100,9 @@ impl DataPlane {
             let listener = Listener {
                 door: door.listener,
                 security: door.security.clone(),
+                introductions: door.introductions.clone(),
                 me: parts.identity.clone(),
+                open: Arc::default(),
             };
             let bound = socket::listen(door.address, workers)?;
             let address = bound[0].local_addr().map_err(Error::Worker)?;
@@ -101,10 +111,12 @@ impl DataPlane {
                 mine.push((listener.clone(), socket));
             }
         }
+        let sources = Sources::new(parts.limits.source);
+        let start = |(number, sockets)| thread(parts, number, sockets, sources.clone());
         let threads = sockets
             .into_iter()
             .enumerate()
-            .map(|(number, sockets)| thread(parts, number, sockets).map_err(Error::Worker))
+            .map(|each| start(each).map_err(Error::Worker))
             .collect::<Result<_, _>>()?;
         Ok(Self { addresses, threads })
     }
@@ -153,6 +165,7 @@ fn thread(
     parts: &Parts,
     number: usize,
     sockets: Vec<(Listener, std::net::TcpListener)>,
+    sources: Arc<Sources>,
 ) -> std::io::Result<Thread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lane = parts.audit.lane();
@@ -162,6 +175,8 @@ fn thread(
         .map(|identity| Arc::new(Tokens::new(identity, Clock::system(), parts.refresh.clone())));
     let worker = Worker::new(
         parts.limits,
+        parts.senders.clone(),
+        sources,
         parts.connect.clone(),
         lane,
         parts.metrics.clone(),

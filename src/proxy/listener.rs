@@ -3,12 +3,17 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use super::connection::{self, DoorSecurity};
+use super::introduction::Introductions;
+use super::metrics::TooMany;
+use super::sources::{Seat, Spent};
 use super::worker::Worker;
 use crate::identity::Identity;
 use crate::model::Listeners;
@@ -22,11 +27,29 @@ const HANDSHAKES_WITHIN: Duration = Duration::from_millis(200);
 pub(in crate::proxy) struct Listener {
     pub(in crate::proxy) door: Listeners,
     pub(in crate::proxy) security: DoorSecurity,
+    /// Who may introduce connections.
+    pub(in crate::proxy) introductions: Option<Arc<Introductions>>,
     /// Who we are, where we have an identity.
     pub(in crate::proxy) me: Option<Live<Identity>>,
+    /// Connections of the door that are open, at all workers.
+    pub(in crate::proxy) open: Arc<AtomicUsize>,
 }
 
 impl Listener {
+    /// A place for one more connection of this source.
+    pub(in crate::proxy) fn seat(
+        &self,
+        worker: &Worker,
+        source: SocketAddr,
+    ) -> Result<Seat, TooMany> {
+        let shakes_hands = !matches!(self.security, DoorSecurity::Plain);
+        let entered = worker.sources.enter(source.ip(), shakes_hands, Instant::now());
+        entered.map_err(|spent| match spent {
+            Spent::Connections => TooMany::OfSource,
+            Spent::Handshakes => TooMany::Handshakes,
+        })
+    }
+
     /// Accepts until the worker drains; what the system has accepted for us by then is still served.
     pub(in crate::proxy) async fn run(
         self,
@@ -86,14 +109,29 @@ fn serve(
     address: SocketAddr,
     guard: &DrainGuard,
 ) {
+    // Dropping it tells the client at once; waiting would only fill the queue behind it.
+    let turn_away = |limit| worker.metrics.turn_away(limit, address.ip());
+    // Who is introduced is counted when it is known who that is.
+    let seat = match listener.introductions {
+        None => match listener.seat(worker, address) {
+            Ok(seat) => seat,
+            Err(limit) => return turn_away(limit),
+        },
+        Some(_) => Seat::default(),
+    };
     if worker.metrics.open(worker.limits.max_connections).is_err() {
-        // Dropping it tells the client at once; waiting would only fill the queue behind it.
-        return;
+        return turn_away(TooMany::Connections);
+    }
+    if listener.open.fetch_add(1, Ordering::Relaxed) >= worker.limits.max_of_door {
+        listener.open.fetch_sub(1, Ordering::Relaxed);
+        worker.metrics.close();
+        return turn_away(TooMany::OfListener);
     }
     let number = crate::observe::next_connection_id();
     let (worker, listener, guard) = (worker.clone(), listener.clone(), guard.clone());
     worker.clone().spawn(async move {
-        connection::run(&worker, &listener, tcp, address, number).await;
+        connection::run(&worker, &listener, tcp, address, number, seat).await;
+        listener.open.fetch_sub(1, Ordering::Relaxed);
         worker.metrics.close();
         drop(guard);
     });

@@ -1,8 +1,9 @@
 //! What the data plane counts of itself. Labels come from configuration alone, never from a client.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,11 +30,43 @@ pub struct ProxyMetrics {
     bytes_out: Arc<Counter>,
     /// Connections that we made to workloads, idle ones included.
     pub(in crate::proxy) proved_upstreams: Arc<Gauge>,
+    /// Connections that were closed at once, by what there were too many of.
+    turned_away: [Arc<Counter>; TooMany::ALL.len()],
+    /// When that was logged last, in seconds, and how many there were since.
+    told: (AtomicI64, AtomicUsize),
     /// Connections that ended because their proof fell: those that came in, and those that we made.
     ended: [[Arc<Counter>; Lapse::ALL.len()]; 2],
     shared: WardgateMetrics,
 }
 
+/// What there are too many of when a connection is closed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum TooMany {
+    /// Connections of all doors.
+    Connections,
+    /// Connections of the door.
+    OfListener,
+    /// Connections of the source address.
+    OfSource,
+    /// Handshakes of the source address.
+    Handshakes,
+}
+
+impl TooMany {
+    const ALL: [Self; 4] = [Self::Connections, Self::OfListener, Self::OfSource, Self::Handshakes];
+
+    /// The setting that says how many are too many.
+    const fn setting(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::OfListener => "connections_per_listener",
+            Self::OfSource => "connections_per_source",
+            Self::Handshakes => "handshakes_per_source",
+        }
+    }
+}
+
+const TURNED_AWAY: &str = "wardgate_connections_turned_away_total";
 const ENDED: &str = "wardgate_connections_ended_total";
 const PROVED: &str = "wardgate_upstream_connections_proved";
 
@@ -62,7 +95,12 @@ impl ProxyMetrics {
             Lapse::ALL
                 .map(|lapse| counter(ENDED, &[("side", side.name()), ("reason", lapse.code())]))
         });
+        let help = "Connections closed at once because there were too many, by the limit.";
+        registry.describe(TURNED_AWAY, MetricKind::Counter, help);
         Arc::new(Self {
+            turned_away: TooMany::ALL
+                .map(|limit| counter(TURNED_AWAY, &[("limit", limit.setting())])),
+            told: Default::default(),
             proved_upstreams: registry.gauge(PROVED, &[]),
             ended,
             connections: AtomicUsize::new(0),
@@ -87,6 +125,21 @@ impl ProxyMetrics {
         }
         self.shared.connections_open.add(1.0);
         Ok(())
+    }
+
+    /// A connection was closed at once. The log hears of it once a second: a flood must not become one of lines.
+    pub(in crate::proxy) fn turn_away(&self, limit: TooMany, source: IpAddr) {
+        self.turned_away[limit as usize].increment();
+        let (at, since) = (&self.told.0, &self.told.1);
+        let count = since.fetch_add(1, Ordering::Relaxed) + 1;
+        let (now, before) = (crate::rt::unix_seconds(), at.load(Ordering::Relaxed));
+        let is_mine = now != before
+            && at.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if is_mine {
+            since.fetch_sub(count, Ordering::Relaxed);
+            let limit = limit.setting();
+            tracing::warn!(limit, %source, count, "connections are turned away: too many");
+        }
     }
 
     pub(in crate::proxy) fn close(&self) {

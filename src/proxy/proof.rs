@@ -454,6 +454,7 @@ fn ended(proof: &Proof, lane: &AuditLane, metrics: &ProxyMetrics) {
         src_spki_sha256: None,
         src_not_after: None,
         src_addr: begun.local,
+        src_via: None,
         dst_spiffe_id: peer.map(|peer| peer.id.as_str()),
         dst_port: begun.remote.port(),
     });

@@ -5,57 +5,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::buffer::Buffers;
+use super::limits::Limits;
 use super::metrics::ProxyMetrics;
-use super::proof::{ProofLimits, Watch};
+use super::proof::Watch;
+use super::senders::Senders;
+use super::sources::Sources;
 use crate::identity::{Identity, Tokens};
 use crate::observe::AuditLane;
 use crate::pipeline::{Client, Exchange};
 use crate::rt::{Cached, Clock, Live};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Connect, Pool};
-
-/// Time limits and bounds of a data plane's connections.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// For a TLS handshake.
-    pub handshake_within: Duration,
-    /// For a request's head, from its first byte; for the first byte of a new connection.
-    pub head_within: Duration,
-    /// Between two requests of a connection.
-    pub idle_within: Duration,
-    /// For a caller to take an answer of our own.
-    pub send_within: Duration,
-    /// For a tunnel in which nothing moves.
-    pub tunnel_idle: Duration,
-    /// How long an idle connection waits for one more request when the process drains.
-    pub drain_idle: Duration,
-    /// Connections of one worker.
-    pub max_connections: usize,
-    /// How long connections may live, and how long they may take to end.
-    pub proof: ProofLimits,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            handshake_within: Duration::from_secs(5),
-            head_within: Duration::from_secs(30),
-            idle_within: Duration::from_secs(75),
-            send_within: Duration::from_secs(60),
-            tunnel_idle: Duration::from_secs(3600),
-            drain_idle: Duration::from_secs(1),
-            max_connections: 65_536,
-            proof: ProofLimits::default(),
-        }
-    }
-}
 
 /// Exchanges that a worker keeps for reuse.
 const SPARE_EXCHANGES: usize = 256;
@@ -68,6 +34,10 @@ pub(in crate::proxy) struct Worker {
     pub(in crate::proxy) connect: Connect,
     pub(in crate::proxy) lane: AuditLane,
     pub(in crate::proxy) metrics: Arc<ProxyMetrics>,
+    /// Who may speak for others.
+    pub(in crate::proxy) senders: Arc<Senders>,
+    /// What each source address has open, at all workers.
+    pub(in crate::proxy) sources: Arc<Sources>,
     /// What its connections rest on.
     pub(in crate::proxy) watch: Watch,
     snapshot: Mutex<Cached<Snapshot>>,
@@ -80,8 +50,11 @@ pub(in crate::proxy) struct Worker {
 }
 
 impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one thing, at its one birth")]
     pub(in crate::proxy) fn new(
         limits: Limits,
+        senders: Arc<Senders>,
+        sources: Arc<Sources>,
         connect: Connect,
         lane: AuditLane,
         metrics: Arc<ProxyMetrics>,
@@ -95,6 +68,8 @@ impl Worker {
             watch,
             buffers: Buffers::default(),
             limits,
+            senders,
+            sources,
             pool: Mutex::new(Pool::new()),
             connect,
             lane,

@@ -10,7 +10,7 @@ use crate::issuer::RegistrationEntry;
 use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
-use crate::snapshot::Keeper;
+use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::scope::{Pattern, Rules};
 
 /// The plugin table for the Admin API.
@@ -62,6 +62,7 @@ impl PluginCatalog for Catalog {
 /// Tries writes with the data plane's own compiler.
 pub(super) struct KeeperTrial {
     pub(super) table: &'static [Entry],
+    pub(super) router: RouterSettings,
     /// Whose identities the issuer can give.
     pub(super) domain: TrustDomain,
     pub(super) registry: Registry,
@@ -84,7 +85,8 @@ impl Trial for KeeperTrial {
             }
             _ => {}
         }
-        let mut keeper = Keeper::new(self.table, None, self.registry.clone());
+        let keeper = Keeper::new(self.table, None, self.registry.clone());
+        let mut keeper = keeper.with_router(self.router);
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
     }

@@ -125,6 +125,7 @@ impl ControlPlaneRole {
             catalog: Arc::new(Catalog { table: shared.plugins, registry: shared.registry.clone() }),
             trial: Arc::new(KeeperTrial {
                 table: shared.plugins,
+                router: shared.router,
                 domain: settings.trust_domain()?,
                 registry: shared.registry.clone(),
             }),

@@ -20,11 +20,16 @@ use crate::mtls::{
     public_server_config,
 };
 use crate::observe::{ConfigRecord, Gate};
-use crate::proxy::{DataPlane, Door, DoorSecurity, Limits, Parts, ProofLimits, ProxyMetrics};
+use crate::proxy::{
+    DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, ProxyMetrics, Senders,
+};
 use crate::rt::{Live, Publisher, Tasks, causes};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
-use crate::upstream::Connect;
+use crate::upstream::{
+    Connect, Discovery, DiscoverySettings, DnsSettings, HealthReport, Resolver, Roster,
+    UpstreamSettings,
+};
 
 /// What a data plane is to be.
 #[derive(Clone, Debug, Default)]
@@ -43,14 +48,28 @@ pub struct Plan {
     pub app: Option<String>,
     /// Threads.
     pub workers: usize,
-    /// How long connections may live, and how long they may take to end.
-    pub proof: ProofLimits,
+    /// The registries that know the nodes of services.
+    pub discovery: DiscoverySettings,
+    /// Upstreams' `checks` are not carried out.
+    pub without_checks: bool,
+    /// How the names of nodes are resolved.
+    pub dns: DnsSettings,
+    /// What holds for all upstreams.
+    pub upstreams: UpstreamSettings,
+    /// How much of everything is allowed.
+    pub limits: Limits,
+    /// Who may introduce connections: at `inbound` or `http`, and at `outbound` or `https`.
+    pub introductions: [Option<Arc<Introductions>>; 2],
+    /// Who may speak for others in fields of a request.
+    pub senders: Arc<Senders>,
 }
 
 /// A running data plane with all that keeps it current.
 pub struct DataPlaneRole {
     plane: DataPlane,
     snapshot: Live<Snapshot>,
+    discovery: Discovery,
+    roster: Roster,
     _tasks: Tasks,
 }
 
@@ -72,7 +91,19 @@ impl DataPlaneRole {
     ) -> Result<Self, Error> {
         let identity = federation.as_ref().map(Federation::identity);
         let me = identity.as_ref().map(|identity| identity.load().id().clone());
-        let mut keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
+        let connect = Connect::new(identity.clone().map(Connector::new));
+        let discovery = Discovery::new(&plan.discovery)?;
+        let mut roster = Roster::attending()
+            .with_names(Resolver::new(&plan.dns)?)
+            .with_public_roots(plan.upstreams.public_roots()?)
+            .with_discovery(discovery.clone())
+            .probing(connect.clone());
+        if plan.without_checks {
+            roster = roster.without_checks();
+        }
+        roster.show(&shared.registry);
+        let keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
+        let mut keeper = keeper.with_router(shared.router).with_roster(roster.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);
@@ -97,6 +128,8 @@ impl DataPlaneRole {
             refused: BTreeMap::new(),
         };
         tasks.add(keeping.run());
+        tasks.add(roster.clone().run());
+        tasks.add(discovery.clone().run());
         if let Some(settings) = plan.stapling {
             let clock = shared.identities.clock().clone();
             tasks.add(stapling::run(settings, in_use, shared.registry.clone(), clock));
@@ -106,15 +139,16 @@ impl DataPlaneRole {
         let plane = DataPlane::start(&Parts {
             doors,
             snapshot: snapshot.clone(),
-            connect: Connect::new(identity.clone().map(Connector::new)),
+            connect,
             identity,
             refresh: shared.refresh.clone(),
             audit: shared.audit.clone(),
             metrics: ProxyMetrics::new(&shared.registry),
-            limits: Limits { proof: plan.proof, ..Limits::default() },
+            limits: plan.limits,
+            senders: plan.senders.clone(),
             workers: plan.workers,
         })?;
-        Ok(Self { plane, snapshot, _tasks: tasks })
+        Ok(Self { plane, snapshot, discovery, roster, _tasks: tasks })
     }
 
     /// Where a door listens.
@@ -132,9 +166,19 @@ impl DataPlaneRole {
         self.plane.proofs()
     }
 
+    /// The upstreams that are checked, and how their nodes are, as APISIX's `/v1/healthcheck` tells it.
+    pub fn health(&self) -> Vec<HealthReport> {
+        self.roster.health()
+    }
+
     /// The configuration in force.
     pub fn snapshot(&self) -> Live<Snapshot> {
         self.snapshot.clone()
+    }
+
+    /// The registries that it follows, and what is known of their services.
+    pub fn discovery(&self) -> &Discovery {
+        &self.discovery
     }
 
     /// Stops accepting, lets exchanges finish, at most `within`; `false` when some were cut off.
@@ -149,16 +193,19 @@ fn doors(
     public: Live<Option<Arc<rustls::ServerConfig>>>,
 ) -> Vec<Door> {
     let mut doors = Vec::new();
-    let mut open = |listener, address: Option<SocketAddr>, security| {
-        doors.extend(address.map(|address| Door { listener, address, security }));
+    let [first, second] = &plan.introductions;
+    let mut open = |listener, address: Option<SocketAddr>, security, introductions: &Option<_>| {
+        let introductions = introductions.clone();
+        doors.extend(address.map(|address| Door { listener, address, security, introductions }));
     };
     if let Some(identity) = identity {
         let acceptor = Acceptor::new(identity.clone());
-        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor));
+        open(Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor), first);
     }
-    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.http, DoorSecurity::Plain);
-    open(Listeners::Ingress, plan.https, DoorSecurity::Public(PublicAcceptor::new(public)));
+    open(Listeners::Outbound, plan.outbound, DoorSecurity::Plain, second);
+    open(Listeners::Ingress, plan.http, DoorSecurity::Plain, first);
+    let public = DoorSecurity::Public(PublicAcceptor::new(public));
+    open(Listeners::Ingress, plan.https, public, second);
     doors
 }
 

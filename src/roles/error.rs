@@ -39,6 +39,12 @@ pub enum Error {
     /// The resources file.
     #[error("the resources file cannot be used")]
     Resources(#[from] crate::sync::file::Error),
+    /// The registries.
+    #[error(transparent)]
+    Discovery(#[from] crate::upstream::DiscoveryError),
+    /// How names are resolved.
+    #[error("setting {0}")]
+    Names(#[from] crate::upstream::NameError),
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::{client, server};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::proved::Proved;
 use crate::identity::{Identity, SpiffeId};
 use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
 use crate::observe::{AuditLane, HandshakeRefusedRecord, next_connection_id};
@@ -38,14 +39,16 @@ impl FeedConnect {
 
 #[async_trait]
 impl subscriber::Connect for FeedConnect {
-    type Stream = client::TlsStream<TcpStream>;
+    type Stream = Proved<client::TlsStream<TcpStream>>;
 
     async fn connect(&self) -> io::Result<Self::Stream> {
         let tcp = TcpStream::connect(&self.address).await?;
         let _ = tcp.set_nodelay(true);
+        let identity = self.connector.identity();
+        let own = identity.load();
         let connected = self.connector.connect(tcp, &self.expected, Alpn::Http2).await;
-        let (stream, _) = connected.map_err(|error| io::Error::other(causes(&error)))?;
-        Ok(stream)
+        let (stream, peer) = connected.map_err(|error| io::Error::other(causes(&error)))?;
+        Ok(Proved::new(stream, peer, &own, identity.clone()))
     }
 }
 
@@ -56,7 +59,7 @@ pub(super) fn accept(
     lane: AuditLane,
     mut drain: DrainGuard,
     tasks: &mut Tasks,
-) -> ReceiverStream<PeerStream<server::TlsStream<TcpStream>>> {
+) -> ReceiverStream<PeerStream<Proved<server::TlsStream<TcpStream>>>> {
     let (sender, receiver) = mpsc::channel(WAITING);
     let acceptor = Acceptor::new(identity.clone());
     let identity = identity.clone();
@@ -76,13 +79,15 @@ pub(super) fn accept(
             };
             let _ = tcp.set_nodelay(true);
             let (acceptor, sender, lane) = (acceptor.clone(), sender.clone(), lane.clone());
-            let me = identity.load().id().clone();
+            let (own, identity) = (identity.load(), identity.clone());
+            let me = own.id().clone();
             handshakes.add(async move {
                 let port = tcp.local_addr().map_or(0, |local| local.port());
                 let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(tcp)).await;
                 match shaken {
                     Ok(Ok((stream, peer))) => {
                         let spiffe_id = peer.id.as_str().into();
+                        let stream = Proved::new(stream, peer, &own, identity);
                         let _ = sender.send(PeerStream { stream, spiffe_id }).await;
                     }
                     Ok(Err(error)) => {

@@ -14,7 +14,7 @@ use crate::model::{Body, Change, Kind};
 use crate::mtls::PublicCertificate;
 use crate::observe::Registry;
 use crate::rt::{Clock, Live, causes, unix_seconds};
-use crate::snapshot::Keeper;
+use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::subscriber::Connect as _;
 use crate::sync::{Batch, Feed as _};
 
@@ -87,7 +87,8 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
     if carries {
         let identity = source.as_ref().map(|source| source.identity());
         let batch = look_at_feed(settings, &roles, identity.as_ref(), &mut findings).await;
-        look_at_configuration(batch, &roles, identity.as_ref(), &mut findings);
+        let router = settings.router;
+        look_at_configuration(batch, &roles, identity.as_ref(), router, &mut findings);
     }
     findings.0
 }
@@ -291,6 +292,7 @@ fn look_at_configuration(
     batch: Option<Batch>,
     roles: &[Role],
     identity: Option<&Live<Identity>>,
+    router: RouterSettings,
     findings: &mut Findings,
 ) {
     let Some(batch) = batch else { return };
@@ -304,7 +306,7 @@ fn look_at_configuration(
         }
     }
     let me = identity.map(|identity| identity.load().id().clone());
-    let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new());
+    let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new()).with_router(router);
     let stand_ins = keeper.stand_ins(&batch.unreadable);
     let changes = batch.changes.into_iter().chain(stand_ins).collect();
     let mut applied = keeper.apply(changes, batch.revision);

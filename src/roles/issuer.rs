@@ -11,14 +11,14 @@ use super::error::Error;
 use super::settings::{IssuerSettings, Settings};
 use super::trust::foreign_bundles;
 use crate::federation::{BundleEndpoint, Federation};
-use crate::identity::TrustDomain;
+use crate::identity::{Identity, TrustDomain};
 use crate::issuer::{
     Authority, Enrolment, EnrolmentParts, Entries, FileCustody, Passphrase, RegistrationEntry,
     RotationPolicy, Upkeep, WorkloadApi,
 };
 use crate::model::{Body, Change, Id, Kind, Rejected, Workload};
 use crate::observe::AuditLane;
-use crate::rt::{Clock, Drain, Publisher, Tasks};
+use crate::rt::{Clock, Drain, Live, Publisher, Tasks};
 use crate::sync::{Applied, Feed};
 
 /// A running issuer.
@@ -87,10 +87,11 @@ impl IssuerRole {
             .check()
             .map_err(|problem| super::settings::Error::Setting { field: "issuer.jwt", problem })?;
         authority.jwt().configure(issuer.jwt);
-        let (publisher, entries) = Publisher::new(own.iter().cloned().collect::<Entries>());
+        let (publisher, declared) = Publisher::new(own.iter().cloned().collect::<Entries>());
         let upkeep = upkeep(issuer)?;
         let drain = Drain::new();
         let mut tasks = Tasks::new();
+        let entries = undenied(declared, trust.identity(), &mut tasks);
         let bundle = publish(settings, issuer, authority, trust, &drain, &mut tasks)?;
         let federated = foreign_bundles(trust.identity(), &mut tasks);
         let api = WorkloadApi::bind(&issuer.socket, authority.clone(), entries.clone(), federated)?;
@@ -196,6 +197,36 @@ fn publish(
     let address = endpoint.address();
     tasks.add(endpoint.serve(drain.guard()));
     Ok(Some(address))
+}
+
+/// The entries without those whose identity is on the deny list: whom everybody refuses gets no SVID either.
+fn undenied(
+    mut declared: Live<Entries>,
+    mut identity: Live<Identity>,
+    tasks: &mut Tasks,
+) -> Live<Entries> {
+    let judged = |declared: &Live<Entries>, identity: &Live<Identity>| {
+        declared.load().without(&identity.load().trust.revocation.denied.ids)
+    };
+    let (publisher, live) = Publisher::new(judged(&declared, &identity));
+    tasks.add(async move {
+        loop {
+            let next = judged(&declared, &identity);
+            if next != *publisher.live().load() {
+                publisher.set(next);
+            }
+            // One of them may be final already.
+            let changed = tokio::select! {
+                true = declared.changed() => true,
+                true = identity.changed() => true,
+                else => false,
+            };
+            if !changed {
+                return;
+            }
+        }
+    });
+    live
 }
 
 /// Keeps the entries of the control plane beside those of the settings.

@@ -11,6 +11,7 @@ mod identities;
 mod inspection;
 mod issuer;
 mod process;
+mod proved;
 mod settings;
 mod stapling;
 mod trust;

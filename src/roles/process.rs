@@ -26,6 +26,7 @@ use crate::observe::{
 };
 use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Tasks, causes};
+use crate::snapshot::RouterSettings;
 use crate::sync::Feed;
 use crate::sync::file::{FileFeed, process_environment};
 use crate::sync::last_good::{LastGood, Saved};
@@ -49,6 +50,8 @@ pub struct Shared {
     pub board: Board,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
+    /// How requests find their routes.
+    pub router: RouterSettings,
     /// Asks the source of the identity that was opened last for newer bundles.
     pub refresh: Refresh,
 }
@@ -86,6 +89,7 @@ impl Shared {
             readiness: Readiness::new(),
             identities,
             plugins: crate::plugins::ALL,
+            router: settings.router,
             refresh: Refresh::default(),
         })
     }
@@ -259,6 +263,7 @@ impl Running {
         let source = IssuerSource::start(authority.clone(), id, DEFAULT_TTL, federated)?;
         let trust =
             federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
+        self.shared.audit.seal_as(trust.identity());
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
@@ -312,6 +317,7 @@ impl Running {
     fn watch(&mut self, identity: &Live<crate::identity::Identity>, gate: Gate) {
         let mut identity = identity.clone();
         self.shared.identities.watch(identity.clone());
+        self.shared.audit.seal_as(identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -354,8 +360,14 @@ impl Running {
         role: Role,
         issuer: Option<&Arc<Authority>>,
     ) -> Result<(), Error> {
-        let (workers, proof) = (settings.worker_count(), settings.proof.limits()?);
-        let mut plan = Plan { workers, proof, ..Plan::default() };
+        let limits = settings.limits.limits(settings.proof.limits()?);
+        let limits = limits.map_err(settings::Error::from)?;
+        let discovery = settings.discovery.clone();
+        let (dns, upstreams) = (settings.dns.clone(), settings.upstreams.clone());
+        let (workers, without_checks) =
+            (settings.worker_count(), settings.disable_upstream_healthcheck);
+        let mut plan =
+            Plan { workers, limits, dns, upstreams, discovery, without_checks, ..Plan::default() };
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),
@@ -369,6 +381,8 @@ impl Running {
                 };
                 (plan.http, plan.https) = (ingress.http, ingress.https);
                 plan.stapling = ingress.stapling();
+                plan.introductions = ingress.proxy_protocol.introductions()?;
+                plan.senders = ingress.senders()?;
             }
             Role::Sidecar | Role::Control | Role::Issuer => {
                 let Some(sidecar) = &settings.sidecar else {
@@ -379,6 +393,7 @@ impl Running {
                 plan.inbound = Some(sidecar.inbound);
                 plan.outbound = Some(sidecar.outbound);
                 plan.app.clone_from(&sidecar.app);
+                plan.introductions = sidecar.proxy_protocol.introductions()?;
             }
         }
         // An ingress may do without an SVID; a sidecar is nothing without one.

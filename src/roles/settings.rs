@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -11,11 +12,16 @@ use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
-use crate::identity::{FileSettings, SpiffeId, TrustDomain, WorkloadApiSettings};
+use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
-use crate::proxy::ProofLimits;
+use crate::proxy::{
+    Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
+    Senders,
+};
+use crate::snapshot::RouterSettings;
 use crate::store;
+use crate::upstream::{DiscoverySettings, DnsSettings, UpstreamSettings};
 
 /// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +120,9 @@ pub struct Settings {
     /// Health, readiness and metrics; not opened when not given.
     #[serde(default)]
     pub status: Option<SocketAddr>,
+    /// How requests find their routes. The same for control plane and data planes.
+    #[serde(default)]
+    pub router: RouterSettings,
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
@@ -129,6 +138,24 @@ pub struct Settings {
     /// What ends connections that have lost their proof, and how fast.
     #[serde(default)]
     pub proof: ProofSettings,
+    /// How exactly the SVIDs of peers are judged where SPIFFE's specifications leave it open.
+    #[serde(default)]
+    pub verification: VerificationSettings,
+    /// The registries that know the nodes of services, for roles sidecar and ingress.
+    #[serde(default)]
+    pub discovery: DiscoverySettings,
+    /// Upstreams' `checks` are read and not carried out: every node counts as healthy (docs/health.md).
+    #[serde(default)]
+    pub disable_upstream_healthcheck: bool,
+    /// How the names of upstreams' nodes are resolved, for roles sidecar and ingress.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// What holds for all upstreams, for roles sidecar and ingress.
+    #[serde(default)]
+    pub upstreams: UpstreamSettings,
+    /// How much of everything a data plane allows.
+    #[serde(default)]
+    pub limits: LimitSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -182,6 +209,72 @@ pub struct SidecarSettings {
     /// Where the workload sends its own calls.
     #[serde(default = "default_outbound")]
     pub outbound: SocketAddr,
+    /// Where the PROXY protocol is spoken to us; nowhere when not given.
+    #[serde(default)]
+    pub proxy_protocol: SidecarProxyProtocol,
+}
+
+/// The PROXY protocol at a sidecar's doors. It tells for whom a connection is, and never who it is: that is the handshake's.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SidecarProxyProtocol {
+    /// At `inbound`.
+    pub inbound: Option<ProxyProtocolSettings>,
+    /// At `outbound`.
+    pub outbound: Option<ProxyProtocolSettings>,
+}
+
+impl SidecarProxyProtocol {
+    /// As the doors `inbound` and `outbound` take them.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn introductions(&self) -> Result<[Option<Arc<Introductions>>; 2], Error> {
+        Ok([
+            introductions("sidecar.proxy_protocol.inbound", self.inbound.as_ref())?,
+            introductions("sidecar.proxy_protocol.outbound", self.outbound.as_ref())?,
+        ])
+    }
+}
+
+/// The PROXY protocol at an ingress' doors.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IngressProxyProtocol {
+    /// At `http`.
+    pub http: Option<ProxyProtocolSettings>,
+    /// At `https`.
+    pub https: Option<ProxyProtocolSettings>,
+}
+
+impl IngressProxyProtocol {
+    /// As the doors `http` and `https` take them.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn introductions(&self) -> Result<[Option<Arc<Introductions>>; 2], Error> {
+        Ok([
+            introductions("ingress.proxy_protocol.http", self.http.as_ref())?,
+            introductions("ingress.proxy_protocol.https", self.https.as_ref())?,
+        ])
+    }
+}
+
+fn introductions(
+    field: &'static str,
+    settings: Option<&ProxyProtocolSettings>,
+) -> Result<Option<Arc<Introductions>>, Error> {
+    let Some(settings) = settings else { return Ok(None) };
+    let parsed = settings.parse();
+    parsed
+        .map(|introductions| Some(Arc::new(introductions)))
+        .map_err(|error| Error::Setting { field, problem: error.to_string() })
+}
+
+impl From<InvalidLimit> for Error {
+    fn from(InvalidLimit { field, problem }: InvalidLimit) -> Self {
+        Self::Setting { field, problem }
+    }
 }
 
 fn default_inbound() -> SocketAddr {
@@ -209,9 +302,31 @@ pub struct IngressSettings {
     /// Asks responders at private addresses as well: for an authority of one's own.
     #[serde(default)]
     pub ocsp_private_addresses: bool,
+    /// Where the PROXY protocol is spoken to us; nowhere when not given.
+    #[serde(default)]
+    pub proxy_protocol: IngressProxyProtocol,
+    /// Addresses and networks of the proxies before us whose `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` and `Forwarded` are
+    /// believed; what anybody else says there is taken off. When not given, nobody's `-Proto`, `-Host`, `-Port` and `Forwarded`
+    /// are, and `X-Forwarded-For` is continued whoever began it.
+    #[serde(default)]
+    pub trusted_addresses: Option<Vec<String>>,
+    /// Where the caller's address is taken from; from the connection when not given.
+    #[serde(default)]
+    pub real_ip: Option<RealIpSettings>,
 }
 
 impl IngressSettings {
+    /// Who may speak for others.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn senders(&self) -> Result<Arc<Senders>, Error> {
+        let trusted = self.trusted_addresses.as_deref();
+        Senders::parse(trusted, self.real_ip.as_ref())
+            .map(Arc::new)
+            .map_err(|error| Error::Setting { field: "ingress", problem: error.to_string() })
+    }
+
     /// How OCSP answers are fetched, if they are.
     pub fn stapling(&self) -> Option<Stapling> {
         self.ocsp_stapling.then_some(Stapling { private_addresses: self.ocsp_private_addresses })
@@ -359,6 +474,36 @@ impl ProofSettings {
     }
 }
 
+/// How exactly the SVIDs of peers are judged. See `docs/spiffe-conformance.md`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerificationSettings {
+    /// Refuses what the specification asks of issuers and not of verifiers: a key usage that is not critical, a name extension
+    /// that is not critical beside an empty subject.
+    pub strict: bool,
+    /// Seconds that a certificate may be used before its notBefore, 0 to 60: for clocks that differ. There is no leeway after
+    /// notAfter.
+    #[schemars(range(max = 60))]
+    pub not_before_leeway_seconds: u8,
+}
+
+impl VerificationSettings {
+    /// As the verifier takes it.
+    pub fn rules(self) -> Rules {
+        Rules { strict: self.strict, not_before_leeway: self.not_before_leeway_seconds }
+    }
+
+    fn check(self) -> Result<(), Error> {
+        match self.not_before_leeway_seconds {
+            0..=60 => Ok(()),
+            seconds => Err(Error::Setting {
+                field: "verification.not_before_leeway_seconds",
+                problem: format!("{seconds}; expected 0 to 60"),
+            }),
+        }
+    }
+}
+
 const fn default_list_seconds() -> u64 {
     86_400
 }
@@ -398,6 +543,7 @@ impl Settings {
         let settings: Self = serde_saphyr::from_str(&text)
             .map_err(|error| Error::Parse { path: path.to_owned(), detail: error.to_string() })?;
         settings.trust_domain()?;
+        settings.verification.check()?;
         Ok(settings)
     }
 
@@ -417,11 +563,18 @@ impl Settings {
             control: None,
             issuer: None,
             status: None,
+            router: RouterSettings::default(),
             audit: AuditSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,
             proof: ProofSettings::default(),
+            verification: VerificationSettings::default(),
+            discovery: DiscoverySettings::default(),
+            disable_upstream_healthcheck: false,
+            dns: DnsSettings::default(),
+            upstreams: UpstreamSettings::default(),
+            limits: LimitSettings::default(),
         }
     }
 

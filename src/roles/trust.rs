@@ -23,6 +23,7 @@ pub(super) fn federation(
         part: part.to_owned(),
         folder: settings.state_dir.join(format!("trust-{part}")),
         reach,
+        rules: settings.verification.rules(),
         clock: Clock::system(),
         board: shared.board.clone(),
         lane: Some(shared.audit.control().clone()),

@@ -3,16 +3,21 @@
 //! This room knows nothing of gateways. It is a door: it defines nothing itself.
 
 mod causes;
+mod conversation;
 pub mod crypto;
 mod drain;
+mod environment;
 mod live;
 pub mod memory;
+pub mod proxy_protocol;
 pub mod socket;
 mod task;
 mod time;
 
 pub use causes::causes;
+pub use conversation::{Conversation, Unread, whole};
 pub use drain::{Drain, DrainGuard};
+pub use environment::substitute;
 pub use live::{Cached, Live, Publisher};
 pub use task::{Tasks, spawn};
 pub use time::{Backoff, Clock, Watchdog, unix_millis, unix_seconds};

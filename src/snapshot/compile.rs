@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::client_certificates::equipped;
 use super::consumers::Held;
 use super::merge::Links;
 use super::router::{Place, RouterKind};
 use crate::identity::SpiffePattern;
 use crate::model::{
-    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl,
+    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Ssl, SslType,
+    Timeout, Upstream,
 };
 use crate::observe::Registry;
-use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks};
-use crate::upstream::Cluster;
+use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Template};
+use crate::upstream::{Cluster, HashKey, Roster};
 
 /// The table of plugins, with what compiling one needs beside its settings.
 pub(super) struct Workshop<'a> {
@@ -23,6 +25,8 @@ pub(super) struct Workshop<'a> {
     pub(super) metrics: &'a Registry,
     pub(super) kept: &'a Kept,
     pub(super) router: RouterKind,
+    pub(super) roster: &'a Roster,
+    pub(super) ssls: &'a BTreeMap<Id, Arc<Ssl>>,
 }
 
 /// What must hold beside host and path.
@@ -39,7 +43,7 @@ impl Conditions {
             && self
                 .networks
                 .as_ref()
-                .is_none_or(|networks| networks.contains(exchange.client.address.ip()))
+                .is_none_or(|networks| networks.contains(exchange.remote().ip()))
             && self.vars.as_ref().is_none_or(|vars| vars.holds(exchange))
     }
 }
@@ -177,8 +181,7 @@ impl Workshop<'_> {
         Place::parse(self.router, route.host_list().iter(), route.paths().iter(), route.priority)?;
         let none = PluginSet::new();
         let cluster = route.upstream.as_ref().map(|upstream| {
-            Cluster::compile(&format!("routes/{id}"), upstream, route.timeout)
-                .map_err(at("upstream"))
+            self.cluster(&format!("routes/{id}"), upstream, route.timeout).map_err(at("upstream"))
         });
         Ok(RouteParts {
             conditions: Arc::new(Conditions {
@@ -190,6 +193,19 @@ impl Workshop<'_> {
             cluster: cluster.transpose()?,
             workloads: workloads(route)?,
         })
+    }
+
+    /// Compiles an upstream, `timeout` being the route's.
+    pub(super) fn cluster(
+        &self,
+        name: &str,
+        upstream: &Upstream,
+        timeout: Option<Timeout>,
+    ) -> Result<Arc<Cluster>, Invalid> {
+        let upstream = equipped(upstream, self.ssls);
+        let cluster = Cluster::compile(name, &upstream, timeout, self.roster)?;
+        hash_template(&cluster).map_err(at("key"))?;
+        Ok(cluster)
     }
 
     /// What is left of a route that does not compile: enough to stand in its place and refuse.
@@ -237,13 +253,25 @@ impl Workshop<'_> {
         Place::parse(self.router, hosts, ["/"], 0).map_err(at("hosts"))?;
         let none = PluginSet::new();
         let cluster = service.upstream.as_ref().map(|upstream| {
-            Cluster::compile(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
+            self.cluster(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
         });
         Ok(ServiceParts {
             links: self.links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?,
             cluster: cluster.transpose()?,
         })
     }
+}
+
+/// What the cluster's ring hashes, if it has one.
+///
+/// # Errors
+/// It names an unknown variable. A cluster of [`Workshop::cluster`] names none.
+pub(super) fn hash_template(cluster: &Cluster) -> Result<Option<Template>, Invalid> {
+    Ok(match &cluster.hash_key {
+        None => None,
+        Some(HashKey::Variable(name)) => Some(Template::of_variable(name)?),
+        Some(HashKey::Text(text)) => Some(Template::parse(text)?),
+    })
 }
 
 fn link(
@@ -313,6 +341,9 @@ fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {
 
 /// May this certificate stand, as far as that can be told without a look at the keys?
 pub(super) fn check_ssl(ssl: &Ssl) -> Result<(), Invalid> {
+    if ssl.ssl_type == SslType::Client {
+        return Ok(());
+    }
     if ssl.sni.is_some() == ssl.snis.is_some() {
         return Err(Invalid::new("sni: exactly one of sni and snis is expected"));
     }

@@ -9,9 +9,9 @@ use super::compile::Conditions;
 use super::consumers::Consumers;
 use super::merge::{self, Links};
 use super::router::Router;
-use crate::model::{Id, Listeners, Method, Revision, Ssl};
+use crate::model::{Listeners, Method, Revision, Ssl};
 use crate::pipeline::{
-    Chain, Consumer, Directory, Exchange, Fault, RouteInfo, Side, Template, host_of, normal_path,
+    Chain, Consumer, Directory, Exchange, Fault, PathRules, RouteInfo, Side, Template, host_of,
 };
 use crate::policy::Policy;
 use crate::upstream::Cluster;
@@ -28,9 +28,9 @@ pub struct Snapshot {
     pub consumers: Arc<dyn Directory>,
     /// The global rules: they run before each route's plugins, and where no route matches.
     pub global: Chain,
+    pub(super) path_rules: PathRules,
     pub(super) routers: Routers,
     pub(super) people: Arc<Consumers>,
-    pub(super) merged: MergedChains,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -65,6 +65,10 @@ impl Routers {
     }
 }
 
+/// A request's path that nothing can be matched against: badly encoded, above the root, hiding dots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnreadablePath;
+
 /// A route with everything that it refers to.
 #[derive(Debug)]
 pub struct CompiledRoute {
@@ -85,6 +89,7 @@ pub struct CompiledRoute {
     /// Does a plugin find consumers here?
     pub has_auth: bool,
     pub(super) links: Links,
+    pub(super) merged: MergedChains,
     pub(super) conditions: Arc<Conditions>,
     pub(super) broken: Option<Broken>,
     pub(super) no_cluster: Option<Broken>,
@@ -135,26 +140,54 @@ pub struct Merged {
     pub late: Chain,
 }
 
-/// Merged chains, kept from their first use on: route to consumer to chain.
+/// A route's chains merged with consumers', kept from their first use on: as long as neither the route nor the consumer changes,
+/// whatever else does.
 #[derive(Debug, Default)]
-pub(super) struct MergedChains {
-    kept: RwLock<HashMap<Id, ByConsumer>>,
+pub(super) struct MergedChains(RwLock<Option<Box<ByConsumer>>>);
+
+type ByConsumer = HashMap<Box<str>, KeptChain>;
+
+/// A merged chain and what it was made of.
+#[derive(Debug)]
+struct KeptChain {
+    own: Arc<Links>,
+    group: Option<Arc<Links>>,
+    merged: Arc<Merged>,
 }
 
-type ByConsumer = HashMap<Box<str>, Arc<Merged>>;
+impl KeptChain {
+    fn is_of(&self, own: &Arc<Links>, group: Option<&Arc<Links>>) -> bool {
+        let same_group = match (&self.group, group) {
+            (None, None) => true,
+            (Some(kept), Some(group)) => Arc::ptr_eq(kept, group),
+            _ => false,
+        };
+        same_group && Arc::ptr_eq(&self.own, own)
+    }
+}
 
 /// Beyond this many consumers a route's merged chains are forgotten and made anew as they are used.
 const MAX_MERGED: usize = 10_000;
 
 impl Snapshot {
     /// The route for the exchange's request, told to the exchange. Allocates only for path parameters and odd paths.
-    pub fn route(&self, door: Listeners, exchange: &mut Exchange) -> Option<&CompiledRoute> {
+    ///
+    /// # Errors
+    /// The path cannot be read: no route can match it, and 400 is the answer.
+    pub fn route(
+        &self,
+        door: Listeners,
+        exchange: &mut Exchange,
+    ) -> Result<Option<&CompiledRoute>, UnreadablePath> {
+        exchange.path_rules = self.path_rules;
         let method = Method::bit(exchange.request.method());
         let (route, host, path_at, parameters) = {
-            let path = normal_path(exchange.request.path())?;
+            let path = self.path_rules.matched(exchange.request.path()).ok_or(UnreadablePath)?;
             let host = host_of(exchange.request.authority());
             let accept = |route: &Arc<CompiledRoute>| route.conditions.hold(method, exchange);
-            let found = self.routers.of(door).find(&host, &path, accept)?;
+            let Some(found) = self.routers.of(door).find(&host, &path, accept) else {
+                return Ok(None);
+            };
             let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
             let parameters: Vec<(String, String)> = found
                 .parameters(&path)
@@ -169,7 +202,7 @@ impl Snapshot {
         if !parameters.is_empty() {
             exchange.params = parameters;
         }
-        Some(route)
+        Ok(Some(route))
     }
 
     /// The route's chain merged with the consumer's plugins; `None` when the consumer brings none.
@@ -189,20 +222,26 @@ impl Snapshot {
             None => None,
             Some(id) => Some(self.people.group(id).map_err(|broken| broken.fault())?),
         };
-        if own.is_empty() && group.is_none_or(Links::is_empty) {
+        if own.is_empty() && group.is_none_or(|group| group.is_empty()) {
             return Ok(None);
         }
-        let kept = self.merged.kept.read();
-        if let Some(merged) = kept.get(&route.info.id).and_then(|of| of.get(&*consumer.name)) {
-            return Ok(Some(merged.clone()));
+        let name = &*consumer.name;
+        let kept = route.merged.0.read();
+        if let Some(chain) = kept.as_ref().and_then(|kept| kept.get(name))
+            && chain.is_of(own, group)
+        {
+            return Ok(Some(chain.merged.clone()));
         }
         drop(kept);
-        let merged = Arc::new(merge::with_consumer(&route.links, own, group));
-        let mut kept = self.merged.kept.write();
-        let of_route = kept.entry(route.info.id.clone()).or_default();
-        if of_route.len() >= MAX_MERGED {
-            of_route.clear();
+        let group_links = group.map(|group| &**group);
+        let merged = Arc::new(merge::with_consumer(&route.links, own, group_links));
+        let chain = KeptChain { own: own.clone(), group: group.cloned(), merged: merged.clone() };
+        let mut kept = route.merged.0.write();
+        let kept = kept.get_or_insert_default();
+        if kept.len() >= MAX_MERGED {
+            kept.clear();
         }
-        Ok(Some(of_route.entry(consumer.name.as_str().into()).or_insert(merged).clone()))
+        kept.insert(name.into(), chain);
+        Ok(Some(merged))
     }
 }

@@ -121,12 +121,12 @@ impl Consumers {
     }
 
     /// What a consumer brings itself.
-    pub(super) fn links(&self, name: &str) -> Option<&Links> {
-        self.people.find(name).map(|person| &*person.links)
+    pub(super) fn links(&self, name: &str) -> Option<&Arc<Links>> {
+        self.people.find(name).map(|person| &person.links)
     }
 
     /// What a group brings.
-    pub(super) fn group(&self, id: &Id) -> Result<&Links, Broken> {
+    pub(super) fn group(&self, id: &Id) -> Result<&Arc<Links>, Broken> {
         match self.groups.get(id) {
             Some(Ok(links)) => Ok(links),
             Some(Err(broken)) => Err(broken.clone()),

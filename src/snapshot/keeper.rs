@@ -1,29 +1,33 @@
 //! `Keeper`: takes changes, compiles what they touch, and makes the next snapshot. No I/O.
 
+mod assemble;
+#[cfg(test)]
+mod rebuild;
+#[cfg(test)]
+mod tests;
+mod trial;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl, host_names};
-use super::compiled::{Broken, CompiledRoute, Routers, Snapshot};
+use super::client_certificates::named;
+use super::compile::{RouteParts, ServiceParts, Workshop, check_ssl};
+use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
-use super::merge::{self, Links};
-use super::router::{Place, RouterKind};
+use super::merge::Links;
+use super::router::{Place, RouterSettings};
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
-    Rejected, Resource, Revision, Route, Service, Ssl, Status, Timeout, Upstream,
+    Rejected, Resource, Revision, Route, Service, Ssl, SslType, Timeout, Upstream,
 };
 use crate::observe::Registry;
-use crate::pipeline::{
-    Chain, Consumer, Entry, Exchange, Fault, Flow, Hooks, Kept, Link, Rewrite, RouteInfo, Side,
-    Template,
-};
+use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
 use crate::policy::{self, Policy};
-use crate::upstream::Cluster;
+use crate::upstream::{Cluster, Roster};
 
 /// What came of some changes.
 #[derive(Debug)]
@@ -42,9 +46,10 @@ pub struct Applied {
 pub struct Keeper {
     table: HashMap<&'static str, &'static Entry>,
     me: Option<SpiffeId>,
-    router: RouterKind,
+    router: RouterSettings,
     metrics: Registry,
     kept: Kept,
+    roster: Roster,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
     services: BTreeMap<Id, Slot<Service, ServiceParts>>,
@@ -86,7 +91,7 @@ struct Slot<B, C> {
 
 /// The cluster of a route with time limits of its own, and what it was compiled from.
 struct Timed {
-    source: (Kind, Id, Revision),
+    source: Arc<Cluster>,
     timeout: Timeout,
     cluster: Arc<Cluster>,
 }
@@ -114,6 +119,8 @@ struct Work {
     people: BTreeSet<String>,
     policies: bool,
     certificates: bool,
+    /// Certificates for upstreams that are others now.
+    client_certificates: BTreeSet<Id>,
 }
 
 impl Work {
@@ -148,7 +155,7 @@ impl Keeper {
     /// Nothing declared yet. `me` is the workload that this data plane serves; without one, routes that name workloads do not
     /// apply and policies are compiled for nobody. Plugins count in `metrics`.
     pub fn new(table: &'static [Entry], me: Option<SpiffeId>, metrics: Registry) -> Self {
-        let policy = Arc::new(Policy::compile([], &identity_of(me.as_ref())).0);
+        let policy = Arc::new(Policy::compile([], &assemble::identity_of(me.as_ref())).0);
         let people = Arc::new(Consumers::default());
         let certificates: Arc<[Arc<Ssl>]> = Arc::default();
         let current = Arc::new(Snapshot {
@@ -157,16 +164,17 @@ impl Keeper {
             certificates: certificates.clone(),
             consumers: people.clone(),
             global: Chain::default(),
+            path_rules: PathRules::default(),
             routers: Routers::default(),
             people: people.clone(),
-            merged: Default::default(),
         });
         Self {
             table: table.iter().map(|entry| (entry.name, entry)).collect(),
             me,
-            router: RouterKind::default(),
+            router: RouterSettings::default(),
             metrics,
             kept: Kept::default(),
+            roster: Roster::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -187,10 +195,18 @@ impl Keeper {
         }
     }
 
-    /// With another kind of router. Set before anything is applied.
+    /// With another kind of router, or other readings of paths. Set before anything is applied.
     #[must_use]
-    pub fn with_router(self, router: RouterKind) -> Self {
-        Self { router, ..self }
+    pub fn with_router(mut self, router: RouterSettings) -> Self {
+        self.router = router;
+        self.apply(Vec::new(), 0);
+        self
+    }
+
+    /// With upstreams that are attended to. Set before anything is applied.
+    #[must_use]
+    pub fn with_roster(self, roster: Roster) -> Self {
+        Self { roster, ..self }
     }
 
     /// The newest snapshot.
@@ -198,136 +214,16 @@ impl Keeper {
         &self.current
     }
 
-    fn workshop<'a>(&'a self, kept: &'a Kept) -> Workshop<'a> {
+    fn workshop<'a>(&'a self, kept: &'a Kept, roster: &'a Roster) -> Workshop<'a> {
         Workshop {
             table: &self.table,
             metadata: &self.metadata,
             metrics: &self.metrics,
             kept,
-            router: self.router,
+            router: self.router.http,
+            roster,
+            ssls: &self.ssls,
         }
-    }
-
-    /// Would this change be taken? Nothing is changed by asking.
-    ///
-    /// # Errors
-    /// It would not; the sentence is the one that [`Keeper::apply`] would reject it with, or says whose key or plugin it has.
-    pub fn trial(&self, change: &Change) -> Result<(), Invalid> {
-        let Change::Put(Resource { kind, id, body, .. }) = change else { return Ok(()) };
-        let kept = self.kept.for_trial();
-        let workshop = self.workshop(&kept);
-        let set = |set: &PluginSet| workshop.links(*kind, id, set).map(drop);
-        match body {
-            Body::Route(route) => workshop.route(id, route).map(drop),
-            Body::Service(service) => workshop.service(id, service).map(drop),
-            Body::Upstream(upstream) => cluster(id, upstream).map(drop),
-            Body::PluginConfig(config) | Body::ConsumerGroup(config) => set(&config.plugins),
-            Body::GlobalRule(rule) => {
-                set(&rule.plugins)?;
-                self.twice_in_global_rules(id, &rule.plugins)
-            }
-            Body::Consumer(consumer) => {
-                let none = PluginSet::new();
-                let plugins = consumer.plugins.as_ref().unwrap_or(&none);
-                set(plugins)?;
-                self.no_clash(&(*kind, id.clone()), &workshop.credentials(plugins)?)
-            }
-            Body::Credential(credential) => {
-                let held = workshop.credential(&credential.plugins)?;
-                self.no_clash(&(*kind, id.clone()), &held)
-            }
-            Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
-            Body::Ssl(ssl) => check_ssl(ssl),
-            Body::IdentityPolicy(policy) => policy::check(policy),
-            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
-        }
-    }
-
-    /// What stands in the place of resources that are there and cannot be read, where no previous version does: a policy
-    /// that refuses everybody, a global rule that answers 503. Nobody knows what they would have kept out.
-    ///
-    /// # Panics
-    /// Never: the stand-ins are of their kinds' shapes.
-    pub fn stand_ins(&self, unreadable: &[Rejected]) -> Vec<Change> {
-        let stand_in = |rejected: &Rejected| {
-            let Rejected { kind, id, revision, .. } = rejected;
-            let body = match kind {
-                Kind::IdentityPolicies if !self.policies.contains_key(id) => {
-                    // Without a rule it is broken, and a broken deny policy holds against everybody.
-                    Body::parse(*kind, &json!({ "action": "deny", "rules": [] }))
-                }
-                Kind::GlobalRules if !self.global_rules.contains_key(id) => {
-                    Body::parse(*kind, &json!({ "plugins": { "unreadable": {} } }))
-                }
-                _ => return None,
-            };
-            let body = body.expect("it is of the kind's shape");
-            Some(Change::Put(Resource { kind: *kind, id: id.clone(), revision: *revision, body }))
-        };
-        unreadable.iter().filter_map(stand_in).collect()
-    }
-
-    /// The plugins that have this metadata must still compile with it.
-    fn try_metadata(&self, id: &Id, value: &Value, kept: &Kept) -> Result<(), Invalid> {
-        let mut metadata = self.metadata.clone();
-        metadata.insert(id.clone(), self.workshop(kept).metadata(id, value)?);
-        let workshop = Workshop { metadata: &metadata, ..self.workshop(kept) };
-        for (kind, owner, set) in self.carriers(id.as_str()) {
-            workshop.links(kind, &owner, &set).map_err(|error| {
-                Invalid(format!("{} [{owner}] would break: {error}", kind.singular()))
-            })?;
-        }
-        Ok(())
-    }
-
-    fn no_clash(&self, resource: &(Kind, Id), held: &[Held]) -> Result<(), Invalid> {
-        match self.people.clash(resource, held) {
-            None => Ok(()),
-            Some((plugin, name)) => Err(Invalid(format!(
-                "duplicate key of plugin {plugin} found with consumer: {name}"
-            ))),
-        }
-    }
-
-    fn twice_in_global_rules(&self, id: &Id, set: &PluginSet) -> Result<(), Invalid> {
-        for (other, slot) in &self.global_rules {
-            let twice = set.keys().find(|name| slot.body.plugins.contains_key(*name));
-            if let Some(name) = twice.filter(|_| other != id) {
-                return Err(Invalid(format!(
-                    "plugin '{name}' already exists in global rule with id '{other}'"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every resource that carries a plugin of that name, with its whole set.
-    fn carriers(&self, plugin: &str) -> Vec<(Kind, Id, PluginSet)> {
-        let mut found = Vec::new();
-        let mut look = |kind: Kind, id: &Id, set: Option<&PluginSet>| {
-            if let Some(set) = set.filter(|set| set.contains_key(plugin)) {
-                found.push((kind, id.clone(), set.clone()));
-            }
-        };
-        for (id, slot) in &self.routes {
-            look(Kind::Routes, id, slot.body.plugins.as_ref());
-        }
-        for (id, slot) in &self.services {
-            look(Kind::Services, id, slot.body.plugins.as_ref());
-        }
-        for (id, slot) in &self.plugin_configs {
-            look(Kind::PluginConfigs, id, Some(&slot.body.plugins));
-        }
-        for (id, slot) in &self.groups {
-            look(Kind::ConsumerGroups, id, Some(&slot.body.plugins));
-        }
-        for (id, slot) in &self.global_rules {
-            look(Kind::GlobalRules, id, Some(&slot.body.plugins));
-        }
-        for (id, slot) in &self.consumers {
-            look(Kind::Consumers, id, slot.body.plugins.as_ref());
-        }
-        found
     }
 
     /// Takes changes in, whatever their order, and makes the next snapshot.
@@ -354,6 +250,7 @@ impl Keeper {
         for change in changes {
             self.take(change, &mut work);
         }
+        self.recompile_clients(&mut work);
         self.assemble(work, revision)
     }
 
@@ -367,8 +264,8 @@ impl Keeper {
     }
 
     fn put(&mut self, kind: Kind, id: Id, revision: Revision, body: Body, work: &mut Work) {
-        let kept = self.kept.clone();
-        let workshop = self.workshop(&kept);
+        let (kept, roster) = (self.kept.clone(), self.roster.clone());
+        let workshop = self.workshop(&kept, &roster);
         let key = (kind, &id, revision);
         match body {
             Body::PluginMetadata(value) => match workshop.metadata(&id, &value) {
@@ -379,7 +276,7 @@ impl Keeper {
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
             Body::Upstream(body) => {
-                let compiled = cluster(&id, &body);
+                let compiled = workshop.cluster(&format!("upstreams/{id}"), &body, None);
                 if settle(&mut self.upstreams, work, key, body.into(), compiled) {
                     self.mark_users(kind, &id, work);
                 }
@@ -429,8 +326,11 @@ impl Keeper {
             }
             Body::Ssl(body) => match check_ssl(&body) {
                 Ok(()) => {
-                    self.ssls.insert(id, body.into());
+                    let before = self.ssls.insert(id.clone(), body.clone().into());
                     work.certificates = true;
+                    if is_client(&body) || before.as_deref().is_some_and(is_client) {
+                        work.client_certificates.insert(id);
+                    }
                 }
                 Err(error) => work.reject(kind, &id, revision, &error),
             },
@@ -519,7 +419,13 @@ impl Keeper {
                 self.credentials.remove(id);
                 work.people.insert(split_credential(id).0.to_owned());
             }
-            Kind::Ssls => work.certificates |= self.ssls.remove(id).is_some(),
+            Kind::Ssls => {
+                let before = self.ssls.remove(id);
+                work.certificates |= before.is_some();
+                if before.as_deref().is_some_and(is_client) {
+                    work.client_certificates.insert(id.clone());
+                }
+            }
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
             Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
@@ -530,7 +436,7 @@ impl Keeper {
     fn delete_route(&mut self, id: &Id, work: &mut Work) {
         let Some(slot) = self.routes.remove(id) else { return };
         if let Some((door, place)) = &slot.placed {
-            self.routers.of_mut(*door).remove(self.router, id, place);
+            self.routers.of_mut(*door).remove(self.router.http, id, place);
         }
         self.forget_references(id, &slot.refers_to);
         work.routes.remove(id);
@@ -566,6 +472,29 @@ impl Keeper {
         }
     }
 
+    /// What names a client certificate that is another one now.
+    fn recompile_clients(&mut self, work: &mut Work) {
+        let changed = std::mem::take(&mut work.client_certificates);
+        if changed.is_empty() {
+            return;
+        }
+        let names_one =
+            |upstream: &Upstream| named(upstream).is_some_and(|id| changed.contains(id));
+        let inline = |upstream: &Option<Upstream>| upstream.as_ref().is_some_and(names_one);
+        let upstreams = self.upstreams.iter().filter(|(_, slot)| names_one(&slot.body));
+        let services = self.services.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let routes = self.routes.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let users: Vec<(Kind, Id)> = upstreams
+            .map(|(id, _)| (Kind::Upstreams, id.clone()))
+            .chain(services.map(|(id, _)| (Kind::Services, id.clone())))
+            .chain(routes.map(|(id, _)| (Kind::Routes, id.clone())))
+            .collect();
+        for (kind, id) in users {
+            let Some((revision, body)) = self.declared(kind, &id) else { continue };
+            self.put(kind, id, revision, body, work);
+        }
+    }
+
     /// What is in force of a resource, as it was declared.
     fn declared(&self, kind: Kind, id: &Id) -> Option<(Revision, Body)> {
         fn of<B: Clone, C>(slot: Option<&Slot<B, C>>) -> Option<(Revision, Box<B>)> {
@@ -596,8 +525,11 @@ impl Keeper {
                 let (revision, body) = of(self.consumers.get(id))?;
                 (revision, Body::Consumer(body))
             }
-            Kind::Upstreams
-            | Kind::Credentials
+            Kind::Upstreams => {
+                let (revision, body) = of(self.upstreams.get(id))?;
+                (revision, Body::Upstream(body))
+            }
+            Kind::Credentials
             | Kind::PluginMetadata
             | Kind::Ssls
             | Kind::IdentityPolicies
@@ -666,248 +598,10 @@ impl Keeper {
             .collect();
         Some(Person { consumer: Arc::new(consumer(None)), presented, links: links.clone() })
     }
-
-    /// Puts together what changed and publishes it.
-    fn assemble(&mut self, work: Work, revision: Revision) -> Applied {
-        for name in &work.people {
-            let person = self.person(name);
-            Arc::make_mut(&mut self.people).set_person(name, person);
-        }
-        for id in &work.routes {
-            self.assemble_route(id);
-        }
-        if work.policies {
-            let policies =
-                self.policies.iter().map(|(id, (revision, body))| (id, *revision, &**body));
-            self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
-        }
-        if work.certificates {
-            let enabled = self.ssls.values().filter(|ssl| ssl.status == Status::Enabled);
-            self.certificates = enabled.cloned().collect();
-        }
-        self.current = Arc::new(Snapshot {
-            revision,
-            policy: self.policy.clone(),
-            certificates: self.certificates.clone(),
-            consumers: self.people.clone(),
-            global: self.global(),
-            routers: self.routers.clone(),
-            people: self.people.clone(),
-            merged: Default::default(),
-        });
-        self.kept.sweep();
-        Applied { snapshot: self.current.clone(), rejected: work.rejected }
-    }
-
-    /// All global rules as one chain. APISIX drops a plugin that is in two of them; here both run: to drop one would open a door.
-    fn global(&self) -> Chain {
-        let mut links: Vec<Link> = Vec::new();
-        for (id, slot) in &self.global_rules {
-            match &slot.compiled {
-                Ok(of_rule) => links.extend(of_rule.values().cloned()),
-                Err(reason) => links.push(closed(format!("global rule {id}: {reason}"))),
-            }
-        }
-        Chain::new(links)
-    }
-
-    fn assemble_route(&mut self, id: &Id) {
-        let Some(mut slot) = self.routes.remove(id) else { return };
-        if let Some((door, place)) = slot.placed.take() {
-            self.routers.of_mut(door).remove(self.router, id, &place);
-        }
-        let mut references = Vec::new();
-        let (compiled, timed) = self.compiled_route(id, &slot, &mut references);
-        slot.timed = timed;
-        let old = std::mem::replace(&mut slot.refers_to, references);
-        self.forget_references(id, &old);
-        for reference in &slot.refers_to {
-            self.users.entry(reference.clone()).or_default().insert(id.clone());
-        }
-        let service = self.service_of(&slot.body);
-        let workshop = self.workshop(&self.kept);
-        let place = match &slot.broken {
-            None => workshop.place(&slot.body, service).ok(),
-            Some(_) => None,
-        };
-        let place = place.or_else(|| workshop.readable_place(&slot.body, service));
-        if let Some(place) = place.filter(|_| self.applies(&slot)) {
-            let door = slot.body.listener();
-            self.routers.of_mut(door).insert(self.router, id, &place, Arc::new(compiled));
-            slot.placed = Some((door, place));
-        }
-        self.routes.insert(id.clone(), slot);
-    }
-
-    fn service_of(&self, route: &Route) -> Option<&Service> {
-        let id = route.service_id.as_ref()?;
-        self.services.get(id).map(|slot| &*slot.body)
-    }
-
-    /// Is the route in force, and for this workload?
-    fn applies(&self, slot: &RouteSlot) -> bool {
-        let declared = slot.body.workload_selector.as_ref();
-        let for_all = declared.is_none_or(|selector| selector.spiffe_ids.is_empty());
-        // Patterns that cannot be read leave none: a broken route then stands everywhere, and refuses.
-        let unreadable = slot.broken.is_some() && slot.parts.workloads.is_empty();
-        let for_me = || {
-            let me = self.me.as_ref();
-            me.is_some_and(|me| slot.parts.workloads.iter().any(|pattern| pattern.matches(me)))
-        };
-        slot.body.status == Status::Enabled && (for_all || unreadable || for_me())
-    }
-
-    fn compiled_route(
-        &self,
-        id: &Id,
-        slot: &RouteSlot,
-        references: &mut Vec<(Kind, Id)>,
-    ) -> (CompiledRoute, Option<Timed>) {
-        let route = &*slot.body;
-        let mut broken = slot.broken.as_ref().map(|why| Broken::new(503, format!("route: {why}")));
-        let mut note = |found: Broken| {
-            if broken.is_none() {
-                broken = Some(found);
-            }
-        };
-        let service = route.service_id.as_ref().and_then(|service| {
-            references.push((Kind::Services, service.clone()));
-            match self.services.get(service) {
-                None => note(Broken::new(404, format!("service {service} does not exist"))),
-                Some(slot) => match &slot.compiled {
-                    Ok(parts) => return Some((service, &slot.body, parts)),
-                    Err(why) => note(Broken::new(503, format!("service {service}: {why}"))),
-                },
-            }
-            None
-        });
-        let config = route.plugin_config_id.as_ref().and_then(|config| {
-            references.push((Kind::PluginConfigs, config.clone()));
-            match self.plugin_configs.get(config) {
-                None => note(Broken::new(503, format!("plugin config {config} does not exist"))),
-                Some(slot) => match &slot.compiled {
-                    Ok(links) => return Some(links),
-                    Err(why) => note(Broken::new(503, format!("plugin config {config}: {why}"))),
-                },
-            }
-            None
-        });
-        let links =
-            merge::of_route(&slot.parts.links, config, service.map(|(_, _, parts)| &parts.links));
-        let chain = Chain::new(links.values().cloned());
-
-        let mut timed = None;
-        let target = if let Some(upstream) = &route.upstream_id {
-            references.push((Kind::Upstreams, upstream.clone()));
-            self.upstream(upstream, slot, &mut timed)
-        } else if let Some(cluster) = &slot.parts.cluster {
-            Ok(cluster.clone())
-        } else if let Some((service_id, service, parts)) = service {
-            if let Some(upstream) = &service.upstream_id {
-                references.push((Kind::Upstreams, upstream.clone()));
-                self.upstream(upstream, slot, &mut timed)
-            } else if let (Some(upstream), Some(cluster)) = (&service.upstream, &parts.cluster) {
-                let revision = self.services.get(service_id).map_or(0, |slot| slot.revision);
-                let source = (Kind::Services, service_id.clone(), revision);
-                in_time(source, upstream, cluster, slot, &mut timed)
-            } else {
-                Err(Broken::new(503, "neither the route nor its service has an upstream"))
-            }
-        } else {
-            Err(Broken::new(503, "the route has no upstream"))
-        };
-        let (cluster, no_cluster) = match target {
-            Ok(cluster) => (Some(cluster), None),
-            Err(broken) => (None, Some(broken)),
-        };
-        let service_body = service.map(|(_, body, _)| &**body);
-        let mut labels = service_body.map(|service| service.labels.clone()).unwrap_or_default();
-        labels.extend(route.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let info = RouteInfo {
-            id: id.clone(),
-            name: route.name.clone(),
-            labels,
-            service: route.service_id.clone(),
-            service_name: service_body.and_then(|service| service.name.clone()),
-            paths: route.paths().iter().map(str::to_owned).collect(),
-            hosts: host_names(route, service_body),
-            plugins: chain.plugins().to_vec(),
-        };
-        let websocket = route
-            .enable_websocket
-            .or_else(|| service_body.and_then(|service| service.enable_websocket));
-        // Judged when the upstream was: a key that is no template is refused there.
-        let hash_key =
-            cluster.as_ref().and_then(|cluster: &Arc<Cluster>| cluster.hash_key.as_deref());
-        let hash_key = hash_key.and_then(|key| Template::parse(key).ok());
-        let compiled = CompiledRoute {
-            hash_key,
-            info: Arc::new(info),
-            revision: slot.revision,
-            has_auth: chain.authenticates(),
-            chain,
-            cluster,
-            websocket: websocket.unwrap_or(false),
-            connect: route.enable_connect == Some(true),
-            links,
-            conditions: slot.parts.conditions.clone(),
-            broken,
-            no_cluster,
-        };
-        (compiled, timed)
-    }
-
-    /// An upstream's cluster, with the route's time limits where it has some.
-    fn upstream(
-        &self,
-        id: &Id,
-        route: &RouteSlot,
-        timed: &mut Option<Timed>,
-    ) -> Result<Arc<Cluster>, Broken> {
-        let Some(slot) = self.upstreams.get(id) else {
-            return Err(Broken::new(502, format!("upstream {id} does not exist")));
-        };
-        match &slot.compiled {
-            Ok(cluster) => {
-                let source = (Kind::Upstreams, id.clone(), slot.revision);
-                in_time(source, &slot.body, cluster, route, timed)
-            }
-            Err(why) => Err(Broken::new(503, format!("upstream {id}: {why}"))),
-        }
-    }
 }
 
-/// The shared cluster, or one with the route's own time limits, which stays as long as what it is made of.
-fn in_time(
-    source: (Kind, Id, Revision),
-    upstream: &Upstream,
-    shared: &Arc<Cluster>,
-    route: &RouteSlot,
-    timed: &mut Option<Timed>,
-) -> Result<Arc<Cluster>, Broken> {
-    let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
-    let same = |known: &&Timed| known.source == source && known.timeout == timeout;
-    let cluster = match route.timed.as_ref().filter(same) {
-        Some(known) => known.cluster.clone(),
-        None => {
-            let name = format!("{}/{}", source.0, source.1);
-            Cluster::compile(&name, upstream, Some(timeout))
-                .map_err(|error| Broken::new(503, format!("{name}: {error}")))?
-        }
-    };
-    *timed = Some(Timed { source, timeout, cluster: cluster.clone() });
-    Ok(cluster)
-}
-
-fn cluster(id: &Id, upstream: &Upstream) -> Result<Arc<Cluster>, Invalid> {
-    Cluster::compile(&format!("upstreams/{id}"), upstream, None)
-}
-
-/// Whom policies are compiled for.
-fn identity_of(me: Option<&SpiffeId>) -> SpiffeId {
-    me.cloned().unwrap_or_else(|| {
-        "spiffe://nobody.invalid".parse().expect("a trust domain's own name is a SPIFFE ID")
-    })
+fn is_client(ssl: &Ssl) -> bool {
+    ssl.ssl_type == SslType::Client
 }
 
 fn kind_of(change: &Change) -> (Kind, &Id) {
@@ -931,27 +625,3 @@ fn last_of_each(changes: Vec<Change>) -> Vec<Change> {
     kept.reverse();
     kept
 }
-
-/// Stands in the place of a global rule that cannot be compiled: nothing passes it.
-struct Closed(String);
-
-#[async_trait]
-impl Rewrite for Closed {
-    async fn rewrite(&self, _: &mut Exchange) -> Result<Flow, Fault> {
-        Err(Fault {
-            side: Side::Gateway,
-            status: 503,
-            sentence: "a global rule is broken",
-            cause: self.0.clone(),
-            retry: false,
-        })
-    }
-}
-
-fn closed(reason: String) -> Link {
-    Link::new("global-rule", i32::MAX, None, Hooks::of(Closed(reason)).rewrite().done())
-        .expect("without _meta there is nothing that could be wrong")
-}
-
-#[cfg(test)]
-mod tests;

@@ -2,6 +2,9 @@
 //!
 //! This room does no I/O. It is a door: it defines nothing itself.
 
+#[cfg(test)]
+mod agreement;
+mod client_certificates;
 mod compile;
 mod compiled;
 mod consumers;
@@ -11,6 +14,6 @@ mod patterns;
 mod router;
 mod shards;
 
-pub use compiled::{CompiledRoute, Merged, Snapshot};
+pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
 pub use keeper::{Applied, Keeper};
-pub use router::{Found, Place, Router, RouterKind};
+pub use router::{Found, Place, Router, RouterKind, RouterSettings};

@@ -49,10 +49,11 @@ impl<V: Clone> Patterns<V> {
     }
 
     pub(super) fn remove(&mut self, pattern: &SpiffePattern) {
-        *self.slot(pattern) = None;
         let domain = pattern.trust_domain().as_str();
+        let text = pattern.to_string();
+        let path: Vec<&str> = text.split('/').skip(3).collect();
         if let Some(node) = self.domains.get_mut(domain)
-            && Arc::make_mut(node).prune()
+            && Arc::make_mut(node).remove(&path)
         {
             self.domains.remove(domain);
         }
@@ -89,11 +90,22 @@ impl<V: Clone> Node<V> {
         exactly.or_else(any).or(self.below.as_ref())
     }
 
-    /// Drops what holds nothing any more; is this node such a one?
-    fn prune(&mut self) -> bool {
-        self.exactly.retain(|_, node| !Arc::make_mut(node).prune());
-        if self.any.as_mut().is_some_and(|node| Arc::make_mut(node).prune()) {
-            self.any = None;
+    /// Takes the value of a pattern away; does this node hold nothing any more?
+    fn remove(&mut self, path: &[&str]) -> bool {
+        match path {
+            [] => self.here = None,
+            ["**", ..] => self.below = None,
+            ["*", rest @ ..] => {
+                if self.any.as_mut().is_some_and(|node| Arc::make_mut(node).remove(rest)) {
+                    self.any = None;
+                }
+            }
+            [segment, rest @ ..] => {
+                let node = self.exactly.get_mut(*segment);
+                if node.is_some_and(|node| Arc::make_mut(node).remove(rest)) {
+                    self.exactly.remove(*segment);
+                }
+            }
         }
         self.exactly.is_empty() && self.any.is_none() && self.here.is_none() && self.below.is_none()
     }

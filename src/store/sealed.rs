@@ -1,4 +1,5 @@
-//! Private keys at rest: a store around a store that encrypts the keys of `ssls` before they are written.
+//! Private keys at rest: a store around a store that encrypts the keys of `ssls`, and those that upstreams have for their
+//! servers, before they are written.
 //!
 //! AES-256-GCM with a random nonce for each writing. The resource's key in the store is bound in, so that what was sealed
 //! for one resource opens for no other. Values that somebody wrote in clear stay readable and are sealed at their next write.
@@ -119,47 +120,57 @@ pub struct Sealed {
 
 struct Lock {
     key: SealingKey,
-    /// Keys below it hold what must be sealed.
-    folder: String,
+    /// What all keys of resources begin with.
+    prefix: String,
 }
 
 impl Sealed {
     /// Seals what `inner` keeps under `prefix`.
     pub fn new(inner: Arc<dyn Store>, key: SealingKey, prefix: &str) -> Self {
-        let folder = format!("{prefix}/{}/", Kind::Ssls.name());
-        Self { inner, lock: Arc::new(Lock { key, folder }) }
+        Self { inner, lock: Arc::new(Lock { key, prefix: prefix.to_owned() }) }
     }
 }
 
 impl Lock {
     fn seal(&self, place: &str, value: &Value) -> Result<Value, Error> {
         let mut value = value.clone();
-        if place.starts_with(&self.folder) {
-            for text in secrets(&mut value) {
-                if !text.starts_with(MARK) {
-                    *text = self.key.seal(place, text)?;
-                }
+        for text in self.secrets(place, &mut value) {
+            if !text.starts_with(MARK) {
+                *text = self.key.seal(place, text)?;
             }
         }
         Ok(value)
     }
 
     fn unseal(&self, mut stored: Stored) -> Stored {
-        if stored.key.starts_with(&self.folder) {
-            for text in secrets(&mut stored.value) {
-                if text.starts_with(MARK) {
-                    match self.key.unseal(&stored.key, text) {
-                        Some(clear) => *text = clear,
-                        // It stays as it is: no data plane can use it, and nobody can read it.
-                        None => tracing::error!(
-                            key = %stored.key,
-                            "a private key was sealed with another sealing key"
-                        ),
-                    }
+        for text in self.secrets(&stored.key, &mut stored.value) {
+            if text.starts_with(MARK) {
+                match self.key.unseal(&stored.key, text) {
+                    Some(clear) => *text = clear,
+                    // It stays as it is: no data plane can use it, and nobody can read it.
+                    None => tracing::error!(
+                        key = %stored.key,
+                        "a private key was sealed with another sealing key"
+                    ),
                 }
             }
         }
         stored
+    }
+
+    /// The texts of a resource that nobody may read.
+    fn secrets<'v>(&self, place: &str, value: &'v mut Value) -> Vec<&'v mut String> {
+        let key = place.strip_prefix(&self.prefix).and_then(Kind::split_key);
+        let client_key = match key.map(|(kind, _)| kind) {
+            Some(Kind::Ssls) => return certificate_keys(value),
+            Some(Kind::Upstreams) => "/tls/client_key",
+            Some(Kind::Routes | Kind::Services) => "/upstream/tls/client_key",
+            _ => return Vec::new(),
+        };
+        match value.pointer_mut(client_key) {
+            Some(Value::String(text)) => vec![text],
+            _ => Vec::new(),
+        }
     }
 
     fn unseal_all(&self, mut listing: Listing) -> Listing {
@@ -168,8 +179,7 @@ impl Lock {
     }
 }
 
-/// The texts of a certificate resource that nobody may read.
-fn secrets(value: &mut Value) -> Vec<&mut String> {
+fn certificate_keys(value: &mut Value) -> Vec<&mut String> {
     let mut found = Vec::new();
     for (name, field) in value.as_object_mut().into_iter().flatten() {
         match (name.as_str(), field) {
@@ -256,6 +266,17 @@ mod tests {
         let rest = inner.get("/apisix/ssls/1").await.unwrap().unwrap().value;
         assert!(!rest.to_string().contains("PRIVATE") && rest["cert"] == "PUBLIC");
         assert_eq!(inner.get("/apisix/routes/1").await.unwrap().unwrap().value["key"], "no secret");
+        let tls = json!({"tls": {"client_cert": "PUBLIC", "client_key": "PRIVATE three"}});
+        for (place, value) in [
+            ("/apisix/upstreams/1", tls.clone()),
+            ("/apisix/services/1", json!({"upstream": tls})),
+            ("/apisix/routes/2", json!({"upstream": tls})),
+        ] {
+            store.put(place, &value, Expect::Anything, None).await.unwrap();
+            let rest = inner.get(place).await.unwrap().unwrap().value.to_string();
+            assert!(!rest.contains("PRIVATE") && rest.contains("PUBLIC"), "{place}: {rest}");
+            assert_eq!(store.get(place).await.unwrap().unwrap().value, value);
+        }
         // The same key after a restart opens it, in every way of reading.
         let again = sealed(SealingKey::open(&path).unwrap());
         assert_eq!(again.get("/apisix/ssls/1").await.unwrap().unwrap().value, value);

@@ -38,6 +38,7 @@ use tracing::{info, warn};
 use super::delta::{Delta, Key, Version, Versions};
 use super::{Applied, Batch, Feed};
 use crate::model::{Body, Change, Id, Invalid, Kind, Rejected, Resource, Revision};
+use crate::rt::substitute;
 
 /// How often the file is looked at. Its time and its inode, so that a replaced symbolic link (a Kubernetes ConfigMap) is seen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -399,7 +400,7 @@ fn name(kind: Kind, place: usize, fields: &mut Map<String, Value>) -> Result<Key
 /// Puts environment variables into all texts, and tells the first one that is not set.
 fn resolve(value: Value, environment: &Environment) -> (Value, Option<String>) {
     match value {
-        Value::String(text) => match substitute(&text, environment) {
+        Value::String(text) => match substitute(&text, &**environment) {
             Ok(None) => (Value::String(text), None),
             Ok(Some(resolved)) => (as_written(resolved), None),
             Err(name) => (Value::String(text), Some(name)),
@@ -419,7 +420,7 @@ fn resolve(value: Value, environment: &Environment) -> (Value, Option<String>) {
             for (field, value) in fields {
                 let (value, name) = resolve(value, environment);
                 missing = missing.or(name);
-                let field = match substitute(&field, environment) {
+                let field = match substitute(&field, &**environment) {
                     Ok(renamed) => renamed.unwrap_or(field),
                     Err(name) => {
                         missing = missing.or(Some(name));
@@ -432,34 +433,6 @@ fn resolve(value: Value, environment: &Environment) -> (Value, Option<String>) {
         }
         other => (other, None),
     }
-}
-
-/// The text with its variables; `None` when it has none, an error with the name of one that is not set.
-fn substitute(text: &str, environment: &Environment) -> Result<Option<String>, String> {
-    let mut resolved = String::new();
-    let mut rest = text;
-    let mut found = false;
-    while let Some(start) = rest.find("${{") {
-        let Some(length) = rest[start + 3..].find("}}") else { break };
-        let inside = rest[start + 3..start + 3 + length].trim();
-        let (name, default) = match inside.split_once(":=") {
-            Some((name, default)) => (name.trim(), Some(default.trim())),
-            None => (inside, None),
-        };
-        resolved.push_str(&rest[..start]);
-        let end = start + 3 + length + 2;
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            // Not a variable: it stays as it is written.
-            resolved.push_str(&rest[start..end]);
-        } else {
-            let value = environment(name).or_else(|| default.map(str::to_owned));
-            resolved.push_str(&value.ok_or_else(|| name.to_owned())?);
-            found = true;
-        }
-        rest = &rest[end..];
-    }
-    resolved.push_str(rest);
-    Ok(found.then_some(resolved))
 }
 
 /// A text that came from a variable: a number, `true` and `false` are what they look like.
@@ -485,7 +458,7 @@ mod tests {
 
     #[test]
     fn variables_are_put_in_after_parsing_and_one_that_is_missing_is_named() {
-        let substitute = |text| substitute(text, &environment());
+        let substitute = |text| substitute(text, &*environment());
         assert_eq!(substitute("no variable, ${KEY} $KEY {{KEY}}"), Ok(None));
         assert_eq!(substitute("${{KEY}}"), Ok(Some("s3cret: [x]".into())));
         assert_eq!(substitute("a-${{ PORT }}-${{NONE:=x y}}"), Ok(Some("a-8080-x y".into())));

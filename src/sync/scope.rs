@@ -9,6 +9,7 @@
 //! | identity_policies | sidecars and the ingress, of the SPIFFE IDs that `selector.workloads` names (none: all) |
 //! | plugin_metadata | the ingress; a sidecar only of plugins that it runs |
 //! | global_rules, ssls | the ingress alone: in APISIX they belong to the gateway, and a sidecar has no public listener |
+//! | ssls of type `client` | who has an upstream that names them |
 //! | workloads | the issuer alone |
 //! | trust_domains, revocations | everybody: whom to trust no longer is for all to know |
 //!
@@ -29,7 +30,9 @@ use foldhash::fast::RandomState;
 use serde_json::Value;
 
 use super::delta::Key;
-use crate::model::{Body, Id, Invalid, Kind, Listeners, PluginSet, Route, Status};
+use crate::model::{
+    Body, Id, Invalid, Kind, Listeners, PluginSet, Route, SslType, Status, Upstream,
+};
 
 /// What a data plane is, which decides what it may be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -495,10 +498,12 @@ impl Facts {
                 facts.refer(Kind::Services, route.service_id.as_ref());
                 facts.refer(Kind::Upstreams, route.upstream_id.as_ref());
                 facts.refer(Kind::PluginConfigs, route.plugin_config_id.as_ref());
+                facts.show(route.upstream.as_ref());
                 facts.run(route.plugins.as_ref(), rules);
             }
             Body::Service(service) => {
                 facts.refer(Kind::Upstreams, service.upstream_id.as_ref());
+                facts.show(service.upstream.as_ref());
                 facts.run(service.plugins.as_ref(), rules);
             }
             Body::PluginConfig(config) => facts.run(Some(&config.plugins), rules),
@@ -517,7 +522,7 @@ impl Facts {
                 facts.settle(Some(&credential.plugins), rules);
             }
             Body::PluginMetadata(_) => facts.choice = Choice::everybody(&[Role::Ingress]),
-            Body::Ssl(ssl) if ssl.status == Status::Enabled => {
+            Body::Ssl(ssl) if ssl.status == Status::Enabled && ssl.ssl_type == SslType::Server => {
                 facts.choice = Choice::everybody(&[Role::Ingress]);
             }
             Body::IdentityPolicy(policy) => {
@@ -528,13 +533,20 @@ impl Facts {
             }
             Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
             Body::TrustDomain(_) | Body::Revocation(_) => facts.choice = Choice::everybody(ALL),
-            Body::Upstream(_) | Body::Route(_) | Body::Ssl(_) => {}
+            Body::Upstream(upstream) => facts.show(Some(upstream)),
+            Body::Route(_) | Body::Ssl(_) => {}
         }
         Ok(facts)
     }
 
     fn refer(&mut self, kind: Kind, id: Option<&Id>) {
         self.refers_to.extend(id.map(|id| Node::Resource((kind, id.clone()))));
+    }
+
+    /// The certificate that an upstream shows to its servers.
+    fn show(&mut self, upstream: Option<&Upstream>) {
+        let tls = upstream.and_then(|upstream| upstream.tls.as_ref());
+        self.refer(Kind::Ssls, tls.and_then(|tls| tls.client_cert_id.as_ref()));
     }
 
     /// Plugins that run: an auth plugin among them asks for the consumers that it may find.

@@ -6,12 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{Endpoint, Security};
 use crate::identity::{Identity, Peer};
+use crate::model::ProxyProtocol;
 use crate::mtls::{self, Alpn, Connector};
+use crate::rt::{causes, proxy_protocol};
+
+/// For whom a connection is, as a PROXY header says it.
+pub type Introduction = proxy_protocol::Ends;
 
 /// A connection's bytes: plain, or TLS from either side.
 pub enum Stream {
@@ -106,14 +111,6 @@ pub enum Protocol {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The name has no address.
-    #[error("{endpoint}: the name cannot be resolved: {source}")]
-    Resolve {
-        /// The endpoint.
-        endpoint: String,
-        /// What the resolver said.
-        source: io::Error,
-    },
     /// No connection.
     #[error("{endpoint}: {source}")]
     Connect {
@@ -137,6 +134,14 @@ pub enum Error {
         endpoint: String,
         /// The limit.
         within: Duration,
+    },
+    /// Its TLS cannot be set up: nobody vouches for it, or the certificate to show does not exist.
+    #[error("{endpoint}: {reason}")]
+    Unusable {
+        /// The endpoint.
+        endpoint: String,
+        /// What is missing.
+        reason: Arc<str>,
     },
     /// mTLS is asked for and this process has no identity.
     #[error("{endpoint}: mTLS needs an SVID, and this process has no identity")]
@@ -167,18 +172,36 @@ impl Connect {
         Self { mesh }
     }
 
-    /// Connects, handshake included.
+    /// Connects on our own account, handshake included. `sent_host` is the `Host` that the request will be sent with: a public
+    /// server has to prove that name.
     ///
     /// # Errors
     /// Always before a byte of the request was sent: another endpoint may be tried.
     pub async fn to(
         &self,
         endpoint: &Endpoint,
+        sent_host: &str,
         protocol: Protocol,
         within: Duration,
     ) -> Result<Established, Error> {
+        self.introducing(endpoint, sent_host, protocol, within, None).await
+    }
+
+    /// Connects for a caller, whom a PROXY header introduces where the endpoint wants one.
+    ///
+    /// # Errors
+    /// Always before a byte of the request was sent: another endpoint may be tried.
+    pub async fn introducing(
+        &self,
+        endpoint: &Endpoint,
+        sent_host: &str,
+        protocol: Protocol,
+        within: Duration,
+        caller: Option<Introduction>,
+    ) -> Result<Established, Error> {
         let name = || endpoint.authority();
-        match tokio::time::timeout(within, self.handshake(endpoint, protocol)).await {
+        let established = self.handshake(endpoint, sent_host, protocol, caller);
+        match tokio::time::timeout(within, established).await {
             Ok(established) => established,
             Err(_) => Err(Error::Late { endpoint: name(), within }),
         }
@@ -187,56 +210,51 @@ impl Connect {
     async fn handshake(
         &self,
         endpoint: &Endpoint,
+        sent_host: &str,
         protocol: Protocol,
+        caller: Option<Introduction>,
     ) -> Result<Established, Error> {
         let name = || endpoint.authority();
-        let tcp = self.tcp(endpoint).await?;
+        let connector =
+            match &endpoint.security {
+                Security::Public(tls) => Some(tls.connector.as_ref().map_err(|reason| {
+                    Error::Unusable { endpoint: name(), reason: reason.clone() }
+                })?),
+                Security::Plain | Security::Mesh(_) => None,
+            };
+        let mut tcp = TcpStream::connect(endpoint.address())
+            .await
+            .map_err(|source| Error::Connect { endpoint: name(), source })?;
         // Small writes are whole messages here; waiting for more only adds latency.
         let _ = tcp.set_nodelay(true);
+        if let Some(version) = endpoint.introduction {
+            let version = match version {
+                ProxyProtocol::V1 => proxy_protocol::Version::V1,
+                ProxyProtocol::V2 => proxy_protocol::Version::V2,
+            };
+            let header = proxy_protocol::write(version, caller);
+            tcp.write_all(&header)
+                .await
+                .map_err(|source| Error::Connect { endpoint: name(), source })?;
+        }
         let alpn = match protocol {
             Protocol::Http1 => Alpn::Http1,
             Protocol::Http2 => Alpn::Http2,
         };
-        match &endpoint.security {
-            Security::Plain => Ok(Established { stream: Stream::Tcp(tcp), proved: None }),
-            Security::Public { verify } => {
-                let tls = mtls::connect_public(tcp, &endpoint.host, alpn, *verify).await;
-                let tls = tls.map_err(|error| Error::Handshake {
-                    endpoint: name(),
-                    reason: error.to_string(),
-                })?;
-                Ok(Established { stream: Stream::Originated(Box::new(tls)), proved: None })
-            }
-            Security::Mesh(expected) => {
-                let mesh =
-                    self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
-                let before = mesh.identity().load();
-                let (tls, peer) = mesh.connect(tcp, expected, alpn).await.map_err(|error| {
-                    Error::Handshake { endpoint: name(), reason: error.to_string() }
-                })?;
-                let stream = Stream::Originated(Box::new(tls));
-                Ok(Established { stream, proved: Some((peer, before)) })
-            }
+        let failed =
+            |error: mtls::Error| Error::Handshake { endpoint: name(), reason: causes(&error) };
+        if let Some(connector) = connector {
+            let server_name = endpoint.server_name(sent_host);
+            let tls = connector.connect(tcp, server_name, alpn).await.map_err(failed)?;
+            return Ok(Established { stream: Stream::Originated(Box::new(tls)), proved: None });
         }
-    }
-
-    async fn tcp(&self, endpoint: &Endpoint) -> Result<TcpStream, Error> {
-        let name = || endpoint.authority();
-        if let Some(address) = endpoint.address {
-            return TcpStream::connect(address)
-                .await
-                .map_err(|source| Error::Connect { endpoint: name(), source });
-        }
-        let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
-            .await
-            .map_err(|source| Error::Resolve { endpoint: name(), source })?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => return Ok(tcp),
-                Err(error) => last = error,
-            }
-        }
-        Err(Error::Connect { endpoint: name(), source: last })
+        let Security::Mesh(expected) = &endpoint.security else {
+            return Ok(Established { stream: Stream::Tcp(tcp), proved: None });
+        };
+        let mesh = self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
+        let before = mesh.identity().load();
+        let (tls, peer) = mesh.connect(tcp, expected, alpn).await.map_err(failed)?;
+        let stream = Stream::Originated(Box::new(tls));
+        Ok(Established { stream, proved: Some((peer, before)) })
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{Endpoint, Stream};
+use super::{Introduction, Place, Slot, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
 
@@ -36,12 +36,21 @@ pub struct Reuse {
     pub requests: u32,
     /// What it rests on, towards workloads.
     pub proof: Option<Arc<Proof>>,
+    /// For whom it is, where the upstream was told: it serves nobody else.
+    pub introduced: Option<Introduction>,
+    /// Its part of what the upstream allows, where connections are counted.
+    pub slot: Option<Slot>,
 }
 
 impl Reuse {
     /// Has its proof fallen?
     pub fn has_fallen(&self) -> bool {
         self.proof.as_ref().is_some_and(|proof| proof.lapse().is_some())
+    }
+
+    /// Should it be closed when it is idle, because requests of other workers wait for a connection?
+    fn is_wanted_elsewhere(&self, own: u32) -> bool {
+        self.slot.as_ref().is_some_and(|slot| slot.is_wanted_elsewhere(own))
     }
 
     /// Does it rest on nothing, or on a proof that holds for some time yet?
@@ -57,9 +66,11 @@ impl Reuse {
 }
 
 #[derive(Default)]
-struct Place {
+struct Kept {
     idle: Vec<(Idle, Instant)>,
     limits: KeepalivePool,
+    /// Requests of this worker that wait for a connection to come back.
+    waiting: u32,
     /// The lock is held while a connection is made, so that a burst makes one.
     http2: Shared,
 }
@@ -77,9 +88,23 @@ pub struct Multiplexed {
     pub reuse: Reuse,
     /// Held by each exchange under way on it; tells connections apart.
     pub streams: Arc<()>,
+    /// When the worker last found nobody on it.
+    idle_since: Option<Instant>,
 }
 
 impl Multiplexed {
+    /// A new one, for its first exchange.
+    pub fn new(send: SendRequest<Bytes>, reuse: Reuse, streams: Arc<()>) -> Self {
+        Self { send, reuse, streams, idle_since: None }
+    }
+
+    /// Counts one more exchange; `false` when it has had as many as `limits` give it.
+    pub fn takes_one_more(&mut self, limits: KeepalivePool) -> bool {
+        let takes = self.reuse.requests < limits.requests;
+        self.reuse.requests = self.reuse.requests.saturating_add(1);
+        takes
+    }
+
     /// Does the peer take one more stream at once? Behind long ones a queued stream could wait for ever.
     pub fn has_room(&self) -> bool {
         Arc::strong_count(&self.streams) <= self.send.current_max_send_streams()
@@ -98,7 +123,15 @@ impl Multiplexed {
 /// A worker's idle connections.
 #[derive(Default)]
 pub struct Pool {
-    places: HashMap<u128, Place, foldhash::fast::RandomState>,
+    places: HashMap<Place, Kept, foldhash::fast::RandomState>,
+}
+
+impl Kept {
+    /// As in nginx, 0 is no limit.
+    fn idle_limit(&self) -> Duration {
+        let limit = Duration::try_from_secs_f64(self.limits.idle_timeout);
+        limit.ok().filter(|limit| !limit.is_zero()).unwrap_or(Duration::MAX)
+    }
 }
 
 impl Pool {
@@ -107,52 +140,81 @@ impl Pool {
         Self::default()
     }
 
-    /// The newest idle connection to `endpoint` that nothing speaks against: no bytes and no end have arrived on it.
+    /// The newest idle connection of that place that nothing speaks against: no bytes and no end have arrived on it.
     pub fn take(
         &mut self,
-        endpoint: &Endpoint,
+        place: Place,
+        caller: Option<Introduction>,
         now: i64,
         stands: impl Fn(&Arc<Proof>) -> bool,
         context: &mut Context<'_>,
     ) -> Option<Idle> {
-        let place = self.places.get_mut(&endpoint.key)?;
-        while let Some((idle, _)) = place.idle.pop() {
-            if idle.reuse.holds(now, MARGIN, &stands)
+        let kept = self.places.get_mut(&place)?;
+        let limit = kept.idle_limit();
+        loop {
+            let (idle, since) = match caller {
+                None => kept.idle.pop()?,
+                Some(_) => {
+                    let is_for = |(idle, _): &(Idle, Instant)| idle.reuse.introduced == caller;
+                    kept.idle.remove(kept.idle.iter().rposition(is_for)?)
+                }
+            };
+            if since.elapsed() < limit
+                && idle.reuse.holds(now, MARGIN, &stands)
                 && idle.stream.poll_arrived(context).is_pending()
             {
                 return Some(idle);
             }
         }
-        None
     }
 
     /// Keeps a connection for the next exchange, or closes it when the limits say so.
-    pub fn put(&mut self, endpoint: &Endpoint, idle: Idle, limits: KeepalivePool) {
+    pub fn put(&mut self, place: Place, idle: Idle, limits: KeepalivePool) {
         let is_used_up = idle.reuse.requests >= limits.requests || idle.reuse.has_fallen();
-        if limits.idle_timeout <= 0.0 || is_used_up {
+        if is_used_up {
             return;
         }
-        let place = self.places.entry(endpoint.key).or_default();
-        place.limits = limits;
-        if place.idle.len() >= limits.size as usize {
-            // The oldest goes: it is the likeliest to be closed by the other side soon.
-            place.idle.remove(0);
+        let kept = self.places.entry(place).or_default();
+        if idle.reuse.is_wanted_elsewhere(kept.waiting) {
+            return;
         }
-        place.idle.push((idle, Instant::now()));
+        kept.limits = limits;
+        if kept.idle.len() >= limits.size as usize {
+            // The oldest goes: it is the likeliest to be closed by the other side soon.
+            kept.idle.remove(0);
+        }
+        let slot = idle.reuse.slot.clone();
+        kept.idle.push((idle, Instant::now()));
+        if let Some(slot) = slot {
+            slot.is_idle();
+        }
     }
 
-    /// The HTTP/2 connections to `endpoint` that exchanges share.
-    pub fn shared(&mut self, endpoint: &Endpoint) -> Shared {
-        self.places.entry(endpoint.key).or_default().http2.clone()
+    /// One more request waits for a connection to come back, or one less.
+    pub fn waits(&mut self, place: Place, begins: bool) {
+        let kept = self.places.entry(place).or_default();
+        kept.waiting = match begins {
+            true => kept.waiting + 1,
+            false => kept.waiting.saturating_sub(1),
+        };
+    }
+
+    /// The HTTP/2 connections of that place that exchanges share.
+    pub fn shared(&mut self, place: Place, limits: KeepalivePool) -> Shared {
+        let kept = self.places.entry(place).or_default();
+        kept.limits = limits;
+        kept.http2.clone()
     }
 
     /// Closes what has been idle for too long. Called once a second by the worker.
     pub fn sweep(&mut self) {
         let now = Instant::now();
         self.places.retain(|_, place| {
-            let limit = Duration::try_from_secs_f64(place.limits.idle_timeout).unwrap_or_default();
+            let limit = place.idle_limit();
             let expired = place.idle.partition_point(|(_, since)| now - *since >= limit);
             place.idle.drain(..expired);
+            let waiting = place.waiting;
+            place.idle.retain(|(idle, _)| !idle.reuse.is_wanted_elsewhere(waiting));
             for (idle, since) in &place.idle {
                 if let Some(proof) = idle.reuse.proof.as_ref().filter(|_| now - *since >= SETTLED) {
                     proof.forget_attendant();
@@ -163,13 +225,17 @@ impl Pool {
                 let mut waits = false;
                 shared.retain(|each| !each.reuse.has_fallen());
                 shared.retain_mut(|each| {
-                    let spare = each.is_idle() && std::mem::replace(&mut waits, true);
-                    !spare && !is_closed(&mut each.send)
+                    let idle = each.is_idle();
+                    each.idle_since = each.idle_since.filter(|_| idle).or(idle.then_some(now));
+                    let old = each.idle_since.is_some_and(|since| now - since >= limit);
+                    let wanted = each.reuse.is_wanted_elsewhere(waiting);
+                    let spare = idle && (wanted || std::mem::replace(&mut waits, true));
+                    !spare && !old && !is_closed(&mut each.send)
                 });
             }
             let shares = Arc::strong_count(&place.http2) > 1
                 || place.http2.try_lock().map_or(true, |shared| !shared.is_empty());
-            !place.idle.is_empty() || shares
+            !place.idle.is_empty() || shares || place.waiting > 0
         });
     }
 
@@ -214,7 +280,8 @@ mod tests {
             since: 1000,
             old_at: Some(end),
         };
-        Reuse { requests: 1, proof: Some(Proofs::new(|_| {}).enter(begun, 0)) }
+        let proof = Some(Proofs::new(|_| {}).enter(begun, 0));
+        Reuse { requests: 1, introduced: None, proof, slot: None }
     }
 
     #[test]
@@ -232,6 +299,7 @@ mod tests {
         assert!(!long.has_fallen());
         long.proof.as_ref().unwrap().falls(Lapse::Withdrawn);
         assert!(long.has_fallen() && !holds(&long, 1000, MARGIN));
-        assert!(holds(&Reuse { requests: 1, proof: None }, i64::MAX, MARGIN));
+        let bare = Reuse { requests: 1, proof: None, introduced: None, slot: None };
+        assert!(holds(&bare, i64::MAX, MARGIN));
     }
 }

@@ -314,3 +314,26 @@ async fn the_outbound_side_passes_the_denial_id_on_to_the_workload() {
     assert_eq!(denied.status, 403);
     billing.record_with("/denial_id", &json!(denied.denial()));
 }
+
+#[tokio::test]
+async fn a_sidecar_seals_its_log_and_anybody_with_the_bundle_can_tell() {
+    let world = World::new();
+    let app = App::echo("billing");
+    let billing = billing(&world, &app);
+    assert_eq!(world.peer("/shop").get(&billing, "/").await.status, 200);
+    billing.record_with("/type", &json!("seal"));
+    let log = billing.audit_file();
+    let bundle = world.files("/shop").join("bundle.pem");
+    let verify = |bundle: &Path| {
+        let (log, bundle) = (log.to_str().unwrap(), bundle.to_str().unwrap());
+        run(&["audit", "verify", log, "--bundle", bundle, "--trust-domain", "shop.test"])
+    };
+    let Ended { code, out, err } = verify(&bundle);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains(&format!("by {}", billing.id)), "{out}");
+
+    let stranger = World::new();
+    let Ended { code, out, .. } = verify(&stranger.files("/shop").join("bundle.pem"));
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("[bad_seal]") && out.contains("[not_sealed]"), "{out}");
+}

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wardgate::identity::{Identity, Svid, TrustBundles};
-use wardgate::mtls::{Alpn, connect_public};
+use wardgate::mtls::{Alpn, OriginConnector};
 
 use crate::etcd_server::EtcdServer;
 use crate::world::{
@@ -135,7 +135,8 @@ async fn the_forged_leaf_without_a_flaw_comes_in() {
 async fn a_caller_without_certificate_is_refused() {
     let guarded = Guarded::new();
     let tcp = TcpStream::connect(guarded.sidecar.address("inbound")).await.unwrap();
-    let seen = match connect_public(tcp, "guarded.test", Alpn::Http1, false).await {
+    let trusting = OriginConnector::new(None, None).unwrap();
+    let seen = match trusting.connect(tcp, "guarded.test", Alpn::Http1).await {
         Err(error) => error.to_string(),
         Ok(mut stream) => {
             let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: guarded\r\n\r\n").await;

@@ -100,6 +100,30 @@ async fn the_control_plane_going_away_and_coming_back_stops_no_traffic() {
 }
 
 #[tokio::test]
+async fn a_data_plane_that_is_denied_loses_its_feed_at_once() {
+    let world = World::new();
+    let control = world.control().start();
+    let admin = control.admin();
+    let app = App::echo("app");
+    let _ingress = world.ingress().fed_by(&control).start();
+    let revision = admin.put("/routes/1", &to(&app)).await;
+    admin.applied(revision, 1).await;
+    let is_connected = |revision: u64, wanted: bool| {
+        let admin = &admin;
+        async move {
+            let state = admin.get(&format!("/revisions/{revision}")).await;
+            let planes = state["data_planes"].as_array().cloned().unwrap_or_default();
+            (planes.iter().any(|plane| plane["connected"] == true) == wanted).then_some(())
+        }
+    };
+    let denial = json!({ "spiffe_id": world.id("/wardgate/ingress") });
+    let revision = admin.put("/revocations/r", &denial).await;
+    eventually_async("the feed ends", || is_connected(revision, false)).await;
+    let revision = admin.delete("/revocations/r").await;
+    eventually_async("and is there again", || is_connected(revision, true)).await;
+}
+
+#[tokio::test]
 async fn a_control_plane_that_begins_anew_is_followed_although_its_revisions_do() {
     let world = World::new();
     let part = world.control();

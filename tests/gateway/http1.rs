@@ -779,25 +779,33 @@ async fn who_never_ends_what_it_began_is_told_so_or_closed_in_time() {
 async fn thousands_of_pipelined_requests_are_answered_in_order_in_bounded_memory() {
     let app = App::echo("app");
     let mesh = Mesh::before(&format!("http://{}", app.address));
+    // What a process touches for the first time is no matter of how much comes.
+    pipeline(&mesh, 500).await;
     let before = [peak_memory(&mesh.shop), peak_memory(&mesh.billing)];
+    pipeline(&mesh, 5000).await;
+    for (process, before) in [(&mesh.shop, before[0]), (&mesh.billing, before[1])] {
+        let grown = peak_memory(process).saturating_sub(before);
+        // The decision log alone may hold several MiB for a disk that is slow.
+        assert!(grown < 16 * 1024, "{} grew by {grown} KiB", process.name);
+    }
+}
+
+/// So many requests without waiting for an answer, over one connection through both sidecars.
+async fn pipeline(mesh: &Mesh, count: usize) {
     let (reads, mut writes) =
         tokio::io::split(mesh.stream(Door::Outbound, wardgate::mtls::Alpn::Http1).await);
     let all: String =
-        (0..5000).map(|number| format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+        (0..count).map(|number| format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
     let send = async { tokio::io::AsyncWriteExt::write_all(&mut writes, all.as_bytes()).await };
     let read = async {
         let mut wire = Wire::over(tokio::io::join(reads, tokio::io::sink()));
-        for number in 0..5000 {
+        for number in 0..count {
             let answer = wire.response_to("GET").await.unwrap().json();
             assert_eq!(answer["path"], format!("/{number}"));
         }
     };
     let (sent, ()) = tokio::join!(send, read);
     sent.unwrap();
-    for (process, before) in [(&mesh.shop, before[0]), (&mesh.billing, before[1])] {
-        let grown = peak_memory(process).saturating_sub(before);
-        assert!(grown < 8 * 1024, "{} grew by {grown} KiB", process.name);
-    }
 }
 
 #[tokio::test]

@@ -178,6 +178,31 @@ async fn entries_of_the_admin_api_reach_the_issuer_and_taking_them_away_takes_th
 }
 
 #[tokio::test]
+async fn who_is_on_the_deny_list_gets_no_identity_until_it_is_taken_off() {
+    let world = World::new();
+    let control = world.control().start();
+    let admin = control.admin();
+    let _issuer = issuer(&world, &json!([entry(&world, "/billing")])).fed_by(&control).start();
+    let app = App::echo("app");
+    // No feed of its own: whatever it learns, it learns from its issuer.
+    let billing = billing(&world, &app).attested(&world, "/billing").start();
+    assert_eq!(world.peer("/shop").get(&billing, "/").await.status, 200);
+
+    let denial = json!({ "spiffe_id": world.id("/billing"), "reason": "stolen" });
+    admin.applied(admin.put("/revocations/r", &denial).await, 1).await;
+    billing.record_with("/event", &json!("withdrawn"));
+    let shop = world.peer("/shop");
+    eventually_async("nobody comes in any more", || is_closed(&shop, &billing)).await;
+
+    admin.applied(admin.delete("/revocations/r").await, 1).await;
+    eventually_async("it is there again", || async {
+        let closed = is_closed(&shop, &billing).await.is_some();
+        (!closed).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn renewal_under_load_fails_no_request() {
     let world = World::new();
     let short = |path: &str| {

@@ -122,7 +122,7 @@ async fn when_no_node_answers_the_caller_is_told_so() {
     let down = format!("127.0.0.1:{}", free_port());
     for (name, upstream, status) in [
         ("down", json!({ "nodes": { &down: 1 } }), 502),
-        ("weightless", json!({ "nodes": { &down: 0 } }), 503),
+        ("weightless", json!({ "nodes": { &down: 0 } }), 502),
         ("empty", json!({ "nodes": {} }), 503),
         ("nameless", json!({ "nodes": { "no-such-host.invalid:80": 1 } }), 502),
         ("unlike", json!({ "scheme": "grpc", "nodes": { &down: 1 } }), 502),
@@ -247,7 +247,8 @@ async fn connections_are_kept_as_the_pool_says() {
     for (name, pool, requests, connections) in [
         ("default", json!(null), 20, 1),
         ("three", json!({ "requests": 3 }), 9, 3),
-        ("none", json!({ "idle_timeout": 0 }), 4, 4),
+        ("one", json!({ "requests": 1 }), 4, 4),
+        ("without an end", json!({ "idle_timeout": 0 }), 4, 1),
     ] {
         let app = named("app");
         let mut upstream = json!({ "nodes": { app.address.to_string(): 1 } });

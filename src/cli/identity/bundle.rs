@@ -115,6 +115,13 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
+/// The bundle in a file: PEM with root certificates, or a SPIFFE bundle document.
+pub(in crate::cli) fn read_bundle(file: &Path, domain: TrustDomain) -> anyhow::Result<TrustBundle> {
+    let document = document(domain, &read(file)?)
+        .with_context(|| format!("{} cannot be used", file.display()))?;
+    Ok(document.bundle)
+}
+
 fn document(domain: TrustDomain, text: &[u8]) -> anyhow::Result<BundleDocument> {
     if text.trim_ascii_start().starts_with(b"{") {
         return Ok(BundleDocument::parse(domain, text)?);

@@ -112,7 +112,7 @@ enum Verb {
     },
 }
 
-pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+pub(in crate::cli) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 

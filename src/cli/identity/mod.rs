@@ -18,4 +18,5 @@ mod text;
 mod upstream;
 mod whois;
 
-pub(super) use command::{IdentityArgs, run};
+pub(super) use bundle::read_bundle;
+pub(super) use command::{IdentityArgs, run, trust_domain};

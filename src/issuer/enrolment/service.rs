@@ -179,6 +179,9 @@ impl Service {
         // An entry says more than a template.
         let by_template = self.shared.clusters.iter().filter_map(|cluster| cluster.grant(shown));
         found.extend(by_template.map(own));
+        // Whom everybody refuses gets nothing new to be refused with.
+        let identity = self.identity.load();
+        found.retain(|entry| !identity.trust.revocation.denied.ids.contains(&entry.spiffe_id));
         Ok(found)
     }
 

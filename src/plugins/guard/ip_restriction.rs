@@ -81,7 +81,7 @@ impl Plugin for IpRestriction {
 #[async_trait]
 impl Access for IpRestriction {
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
-        let caller = exchange.client.address.ip();
+        let caller = exchange.remote().ip();
         let admits = match &self.rule {
             Rule::Only(networks) => networks.contains(caller),
             Rule::AllBut(networks) => !networks.contains(caller),

@@ -414,7 +414,7 @@ impl Access for LimitCount {
                 // As in APISIX: who has no key is told apart by address. Apart from all keys, too: nobody may use up another's
                 // quota by naming its address.
                 key.clear();
-                let _ = write!(key, "{}", exchange.client.address.ip().to_canonical());
+                let _ = write!(key, "{}", exchange.remote().ip().to_canonical());
             }
             applied = true;
             let numbers = (limit.count.of(exchange), limit.seconds.of(exchange));

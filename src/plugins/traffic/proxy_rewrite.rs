@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::pipeline::{
     Build, Exchange, Fault, FieldValue, Flow, Hooks, Invalid, Pattern, PatternOptions, Plugin,
-    Rewrite, Template, encode_path, encode_unsafe, field_name, normal_path,
+    Rewrite, Template, encode_path, encode_unsafe, field_name,
 };
 
 /// What goes upstream in place of what came. At least one part is given.
@@ -301,7 +301,7 @@ impl Rewrite for ProxyRewrite {
         let path = if self.is_raw {
             exchange.request.target().as_bytes().to_vec()
         } else {
-            let path = normal_path(exchange.request.path());
+            let path = exchange.uri();
             path.ok_or_else(|| Fault::client(400, "the path is not valid"))?.into_owned()
         };
         let mut groups = None;

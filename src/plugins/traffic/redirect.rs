@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::pipeline::{
     Build, Exchange, Fault, Flow, Hooks, Invalid, Pattern, PatternOptions, Plugin, Replacement,
-    Reply, Rewrite, Template, encode_path, encode_unsafe, normal_path,
+    Reply, Rewrite, Template, encode_path, encode_unsafe,
 };
 
 /// Where callers are sent. Exactly one of `uri`, `regex_uri` and `http_to_https` is given.
@@ -116,8 +116,8 @@ impl Rewrite for Redirect {
         let location = match &self.to {
             To::Nowhere => return Ok(Flow::Next),
             To::Https => {
-                // By the connection, not by a header: a client could write that itself.
-                if exchange.client.tls {
+                // By the connection or what a trusted sender says of it: a client could write a header itself.
+                if exchange.is_secure() {
                     return Ok(Flow::Next);
                 }
                 let simple = matches!(exchange.request.method(), "GET" | "HEAD");
@@ -127,7 +127,7 @@ impl Rewrite for Redirect {
             }
             To::Template(template) => template.text(exchange),
             To::Pattern(pattern, by) => {
-                let path = normal_path(exchange.request.path()).unwrap_or_default();
+                let path = exchange.uri().unwrap_or_default();
                 match pattern.replace_first(&path, by) {
                     Some(location) => String::from_utf8_lossy(&location).into_owned(),
                     None => return Ok(Flow::Next),
@@ -210,6 +210,12 @@ mod tests {
         secure.client = Arc::new(crate::pipeline::Client { tls: true, ..client() });
         let chain = compile::<Redirect>(json!({"http_to_https": true}));
         assert!(matches!(chain.rewrite(&mut secure).await.unwrap(), Flow::Next));
+        // What a trusted sender says of its own caller counts, either way.
+        secure.forwarded_tls = Some(false);
+        assert!(matches!(chain.rewrite(&mut secure).await.unwrap(), Flow::Reply(_)));
+        let mut before = exchange("GET", "/", "h");
+        before.forwarded_tls = Some(true);
+        assert!(matches!(chain.rewrite(&mut before).await.unwrap(), Flow::Next));
         for config in [json!({"http_to_https": false}), json!({"regex_uri": ["^/no", "/"]})] {
             let mut exchange = exchange("GET", "/", "h");
             let flow = compile::<Redirect>(config).rewrite(&mut exchange).await.unwrap();

@@ -105,7 +105,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     // Looked at before the snapshot: what an older one decided is asked again.
     let policies = worker.watch.policies();
     let snapshot = worker.snapshot();
-    let mut hop = headers::receive(exchange);
+    let mut hop = headers::receive(exchange, &standing.told);
     exchange.consumers = Some(snapshot.consumers.clone());
     exchange.is_http2 = caller.is_http2();
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
@@ -127,6 +127,11 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
         match course {
             Course::Forward => {
+                let limit = exchange.body_limit(worker.limits.request_body);
+                if matches!(caller.request_body(), BodyLength::Known(length) if length > limit) {
+                    let fault = forward::too_large();
+                    return faulted(exchange, caller, &chains, watchdog, worker, fault).await;
+                }
                 headers::send(exchange, &standing.told);
                 if exchange.is_http2 {
                     hop.deadline = grpc::deadline(exchange);
@@ -177,7 +182,7 @@ fn admit<'a>(
     let door = exchange.client.door;
     let policy = &*snapshot.policy;
     if door == Listeners::Outbound {
-        return Ok(snapshot.route(door, exchange));
+        return snapshot.route(door, exchange).map_err(|_| Box::new(unreadable()));
     }
     connection.of(policy, exchange);
     let judge = Judge { worker, snapshot, connection };
@@ -185,7 +190,7 @@ fn admit<'a>(
     if door == Listeners::Inbound && judge.standing().is_some_and(Standing::is_hopeless) {
         return Err(judge.refuse(exchange, judge.decide(&Asked::of(exchange))));
     }
-    let route = snapshot.route(door, exchange);
+    let routed = snapshot.route(door, exchange);
     let decision = judge.decide(&Asked::of(exchange));
     if !decision.is_allowed() {
         return Err(judge.refuse(exchange, decision));
@@ -195,7 +200,7 @@ fn admit<'a>(
     if decided && judge.record(&Asked::of(exchange), decision, None, None).is_err() {
         return Err(Box::new(unlogged()));
     }
-    Ok(route)
+    routed.map_err(|_| Box::new(unreadable()))
 }
 
 /// An auth plugin's refusal goes into the decision log, and the caller learns under which id.
@@ -227,11 +232,17 @@ fn refused_by_plugin(
         denial_id: Some(denial),
         config_revision: snapshot.revision,
         plugin: Some(refusal.plugin),
+        caller: exchange.caller,
         token,
         ..DecisionRecord::of(standing.ends(), false)
     });
     reply.fields.push(("x-wardgate-denial".into(), denial.as_str().into()));
     Course::Reply(reply)
+}
+
+/// The answer to a path that cannot be read, as nginx gives it before APISIX sees the request.
+fn unreadable() -> Reply {
+    Reply::json(400, &serde_json::json!({ "error_msg": "the request's path cannot be read" }))
 }
 
 /// Runs the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge, global access, route access.
@@ -330,6 +341,13 @@ async fn forwarded<D: Downstream>(
             return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
         }
     };
+    if matches!(upstreamed.length, BodyLength::Known(length) if length > worker.limits.response_body)
+    {
+        let (sentence, cause) =
+            ("the upstream's answer is too large", "limits.response_body_bytes");
+        let fault = Fault::upstream(502, sentence, cause, false);
+        return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
+    }
     exchange.source = ResponseSource::Upstream;
     headers::receive_response(&mut exchange.response);
     let lawful = match (hop.switch, upstreamed.is_switched()) {
@@ -485,6 +503,10 @@ async fn answer<D: Downstream>(
             Bytes::new()
         }
     };
+    if matches!(reply.status, 408 | 413) {
+        // Nobody waits for what is left of the body.
+        caller.is_last();
+    }
     let length = match body.len() {
         0 => BodyLength::None,
         length => BodyLength::Known(length as u64),

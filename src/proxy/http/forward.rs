@@ -1,6 +1,7 @@
 //! Sending to the chosen upstream: attempts, retries, time limits, and carrying both bodies.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -9,22 +10,26 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::flow::Chains;
+use super::forwarded;
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
+use super::hedge;
 use super::judge::{Asked, Kept};
 use super::origin::{Answer, Origin};
+use super::pace::Pace;
 use super::transfer::{Failed, Pump};
 use super::tunnel::Tunnel;
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
 use crate::mtls::Proof;
-use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Template};
+use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
-    Busy, Cluster, Endpoint, Idle, Multiplexed, Protocol, Reuse, Security, Tried,
+    Cluster, Endpoint, Held, Idle, Introduction, Multiplexed, Overflow, Pending, Place, Protocol,
+    Resilience, Reuse, Security, Seen, Slot, Tried,
 };
 
 /// Why there is no answer from an upstream.
@@ -60,9 +65,9 @@ pub(in crate::proxy) struct Upstreamed {
     switched: bool,
     protocol: Option<Vec<u8>>,
     cluster: Arc<Cluster>,
-    endpoint: Arc<Endpoint>,
+    place: Place,
     reuse: Reuse,
-    _busy: Busy,
+    held: Held,
 }
 
 /// Sends the request, to another endpoint as often as that is lawful, until one begins to answer.
@@ -80,9 +85,26 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         return Err(Failure::Fault(fault));
     };
     let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
+    let resilience = cluster.resilience();
+    let admission = match resilience {
+        None => None,
+        Some(resilience) => resilience.admit().map_err(|overflow| full(&overflow))?,
+    };
+    if cluster.is_waiting() {
+        Box::pin(cluster.found(cluster.connect_within)).await;
+    }
+    if let Some(hedging) = resilience.and_then(Resilience::hedging)
+        && hop.switch.is_none()
+        && hedge::is_lawful(exchange, caller)
+    {
+        let race = hedge::Race { worker, cluster: &cluster, chains, hop, hash_key, hedging };
+        return Box::pin(race.run(exchange, caller, vigil, admission)).await;
+    }
+    let mut retry = None;
     let started = Instant::now();
+    let mut began = started;
     let mut tried = Tried::default();
-    let mut upload = Pump::default();
+    let mut upload = Pump::within(exchange.body_limit(worker.limits.request_body));
     let mut attempts = 0;
     let mut last: Option<Fault> = None;
     loop {
@@ -90,11 +112,10 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             None => cluster.pick(b"", &mut tried),
             Some(key) => cluster.pick(hash_input(exchange, key).as_bytes(), &mut tried),
         };
-        let Some(endpoint) = picked.cloned() else {
-            let none = || unavailable("the upstream has no node that may be used");
-            return Err(Failure::Fault(last.unwrap_or_else(none)));
+        let Some(endpoint) = picked else {
+            return Err(Failure::Fault(last.unwrap_or_else(|| nobody(&cluster))));
         };
-        exchange.endpoint = endpoint.address();
+        exchange.endpoint = Some(endpoint.address());
         if let Some(reply) = forward_hooks(exchange, chains).await? {
             return Err(Failure::Reply(reply));
         }
@@ -102,16 +123,26 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
             super::grpc::shorten(&mut exchange.request, deadline);
         }
         let busy = endpoint.busy();
-        let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop };
+        let caller_ends = endpoint.introduction.map(|_| forwarded::introduction(exchange));
+        let attempt =
+            Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, caller: caller_ends };
         let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
-            Ok((origin, answer, reuse)) => {
-                exchange.times.answered = Some(Instant::now());
+            Ok((origin, answer, place, reuse)) => {
+                let now = Instant::now();
+                exchange.times.answered = Some(now);
+                busy.answered(
+                    exchange.times.forwarded.map_or_else(Default::default, |at| now - at),
+                );
                 exchange.upstream_statuses.push(exchange.response.status());
                 let (length, switched) = match answer {
                     Answer::Final(length) => (length, false),
                     Answer::Interim | Answer::Switched => (BodyLength::None, true),
                 };
                 let protocol = exchange.response.value("upgrade").map(<[u8]>::to_vec);
+                if let Some(resilience) = resilience {
+                    resilience.note(&endpoint, Seen::Status(exchange.response.status()));
+                }
+                let held = Held { busy, admission, slot: reuse.slot.clone() };
                 return Ok(Upstreamed {
                     origin,
                     upload,
@@ -119,30 +150,86 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
                     switched,
                     protocol,
                     cluster,
-                    endpoint,
+                    place,
                     reuse,
-                    _busy: busy,
+                    held,
                 });
             }
             Err(Failure::Fault(fault)) => fault,
             Err(other) => return Err(other),
         };
+        note_fault(&cluster, &endpoint, &fault);
+        if fault.side == Side::Upstream {
+            busy.failed(began.elapsed());
+        }
+        began = Instant::now();
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
         let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
-        if !fault.retry || attempts > cluster.retries || !in_time {
+        if !fault.retry || attempts > cluster.retries(&tried) {
             return Err(Failure::Fault(fault));
+        }
+        if !in_time {
+            // As in APISIX, whatever it was that failed.
+            return Err(Failure::Fault(Fault { status: 502, ..fault }));
+        }
+        if let Some(resilience) = resilience {
+            // The attempt before is over, and so is its part of the budget.
+            drop(retry.take());
+            retry = resilience.retry();
+            if retry.is_none() {
+                return Err(Failure::Fault(fault));
+            }
         }
         tracing::debug!(endpoint = %endpoint.authority(), cause = %fault.cause, "another endpoint is tried");
         last = Some(fault);
     }
 }
 
+/// The fault of a request whose body is larger than its limit.
+pub(in crate::proxy) fn too_large() -> Fault {
+    Fault::client(413, "the request's body is too large")
+}
+
+/// There is no node to ask.
+pub(super) fn nobody(cluster: &Cluster) -> Fault {
+    match cluster.has_nodes() {
+        true => unreachable("none of the upstream's nodes may be used"),
+        false => unavailable("the upstream has no node"),
+    }
+}
+
+/// What a failed attempt says about its endpoint: nothing when it was not the endpoint that failed.
+pub(super) fn note_fault(cluster: &Cluster, endpoint: &Arc<Endpoint>, fault: &Fault) {
+    let Some(resilience) = cluster.resilience() else { return };
+    match (fault.side, fault.status) {
+        (Side::Upstream, 504) => resilience.note(endpoint, Seen::Late),
+        (Side::Upstream, 502) => resilience.note(endpoint, Seen::Unreachable),
+        _ => {}
+    }
+}
+
+/// The answer when a limit of the upstream is reached. It is ours, and says nothing about an endpoint.
+#[cold]
+pub(super) fn full(overflow: &Overflow) -> Failure {
+    Failure::Fault(Fault {
+        side: Side::Gateway,
+        status: 503,
+        sentence: "the upstream has as much under way as it may",
+        cause: overflow.to_string(),
+        retry: false,
+    })
+}
+
 fn unavailable(cause: &str) -> Fault {
     Fault::upstream(503, "no upstream is available", cause, false)
 }
 
-async fn forward_hooks(
+fn unreachable(cause: &str) -> Fault {
+    Fault::upstream(502, "the upstream cannot be reached", cause, false)
+}
+
+pub(super) async fn forward_hooks(
     exchange: &mut Exchange,
     chains: &Chains<'_>,
 ) -> Result<Option<Box<Reply>>, Failure> {
@@ -159,10 +246,10 @@ async fn forward_hooks(
 
 /// What the hash ring turns on. As in APISIX, a key that is not there falls back to the caller's address, so that load still
 /// spreads.
-fn hash_input(exchange: &Exchange, key: &Template) -> String {
+pub(super) fn hash_input(exchange: &Exchange, key: &Template) -> String {
     let mut input = String::new();
     key.render(exchange, &mut input);
-    if input.is_empty() { exchange.client.address.ip().to_string() } else { input }
+    if input.is_empty() { exchange.remote().ip().to_string() } else { input }
 }
 
 /// What plugins made must not end a line early. What came from the caller was checked when it came.
@@ -180,10 +267,12 @@ fn check_rewritten(rewritten: &Rewritten) -> Result<(), Failure> {
 
 /// One try at one endpoint.
 pub(super) struct Attempt<'a> {
-    worker: &'a Arc<Worker>,
+    pub(super) worker: &'a Arc<Worker>,
     pub(super) cluster: &'a Cluster,
     pub(super) endpoint: &'a Arc<Endpoint>,
-    hop: &'a Hop,
+    pub(super) hop: &'a Hop,
+    /// Whom a PROXY header introduces; nobody where the endpoint wants none.
+    pub(super) caller: Option<Introduction>,
 }
 
 impl Attempt<'_> {
@@ -193,20 +282,24 @@ impl Attempt<'_> {
         caller: &mut D,
         upload: &mut Pump,
         vigil: &mut Vigil<'_>,
-    ) -> Result<(Origin, Answer, Reuse), Failure> {
+    ) -> Result<(Origin, Answer, Place, Reuse), Failure> {
         let mut may_reuse = true;
         loop {
             let http2 = self.speaks_http2(caller);
+            let host = self.host(exchange);
+            let place = self.endpoint.place(host);
             let (mut origin, reuse, reused) = match self.hop.switch {
-                None => self.obtain(http2, may_reuse).await?,
-                Some(switch) => Box::pin(self.obtain_for(switch, http2, may_reuse)).await?,
+                None => self.obtain(http2, may_reuse, host, place).await?,
+                Some(switch) => {
+                    Box::pin(self.obtain_for(switch, http2, may_reuse, host, place)).await?
+                }
             };
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, vigil).await {
-                Ok(answer) => return Ok((origin, answer, reuse)),
+                Ok(answer) => return Ok((origin, answer, place, reuse)),
                 Err(Failure::Fault(mut fault)) if fault.retry => {
                     match upload.has_begun() {
                         // It may have finished an empty body: the next origin has seen nothing of it.
@@ -217,7 +310,7 @@ impl Attempt<'_> {
                         },
                     }
                     if reused || fault.status == 504 {
-                        self.forget_http2(&origin);
+                        self.forget_http2(&origin, place);
                     }
                     if !fault.retry || !reused || fault.status == 504 {
                         return Err(Failure::Fault(fault));
@@ -227,7 +320,7 @@ impl Attempt<'_> {
                 }
                 Err(Failure::Fault(fault)) if fault.status == 504 => {
                     // The host behind a shared connection may be gone without a word: the next request tries a new one.
-                    self.forget_http2(&origin);
+                    self.forget_http2(&origin, place);
                     return Err(Failure::Fault(fault));
                 }
                 Err(failure) => return Err(failure),
@@ -236,10 +329,20 @@ impl Attempt<'_> {
     }
 
     /// Towards workloads HTTP/2 stays HTTP/2 and HTTP/1.1 stays HTTP/1.1; elsewhere the scheme says it.
-    fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
+    pub(super) fn speaks_http2<D: Downstream>(&self, caller: &D) -> bool {
         match self.endpoint.security {
             Security::Mesh(_) => caller.is_http2() || self.cluster.speaks_http2(),
             Security::Plain | Security::Public { .. } => self.cluster.speaks_http2(),
+        }
+    }
+
+    /// The `Host` that the request is sent with.
+    pub(super) fn host<'e>(&'e self, exchange: &'e Exchange) -> &'e str {
+        match (&exchange.rewritten.host, self.cluster.pass_host) {
+            (Some(host), _) => host,
+            (None, PassHost::Pass) => exchange.request.authority(),
+            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
+            (None, PassHost::Node) => self.endpoint.host_field(),
         }
     }
 
@@ -247,55 +350,128 @@ impl Attempt<'_> {
         &self,
         http2: bool,
         may_reuse: bool,
+        host: &str,
+        place: Place,
     ) -> Result<(Origin, Reuse, bool), Failure> {
         if http2 {
-            return Box::pin(self.obtain_http2(may_reuse, false)).await;
+            return Box::pin(self.obtain_http2(may_reuse, false, host, place)).await;
         }
-        if may_reuse {
-            let now = crate::rt::unix_seconds();
-            let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
-            let idle = poll_fn(|context| {
-                let idle = self.worker.pool.lock().take(self.endpoint, now, stands, context);
-                if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
-                    proof.attend(context.waker());
+        if let Some(Idle { stream, mut reuse }) = self.idle(may_reuse, place).await {
+            reuse.requests += 1;
+            return Ok((self.over(stream), reuse, true));
+        }
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match Box::pin(self.queue(resilience, may_reuse, place)).await? {
+                Queued::Idle(Idle { stream, mut reuse }) => {
+                    reuse.requests += 1;
+                    return Ok((self.over(stream), reuse, true));
                 }
-                Poll::Ready(idle)
-            })
-            .await;
-            if let Some(Idle { stream, mut reuse }) = idle {
-                reuse.requests += 1;
-                return Ok((self.over(stream), reuse, true));
-            }
-        }
-        let (stream, reuse) = Box::pin(self.connect(Protocol::Http1)).await?;
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = Box::pin(self.connect(host, Protocol::Http1)).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
         if let Some(proof) = &reuse.proof {
             proof.attended().await;
         }
         Ok((self.over(stream), reuse, false))
     }
 
+    /// A connection that waits for a request.
+    async fn idle(&self, may_reuse: bool, place: Place) -> Option<Idle> {
+        if !may_reuse {
+            return None;
+        }
+        let now = crate::rt::unix_seconds();
+        let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
+        poll_fn(|context| {
+            let idle = self.worker.pool.lock().take(place, self.caller, now, stands, context);
+            if let Some(Idle { reuse: Reuse { proof: Some(proof), .. }, .. }) = &idle {
+                proof.attend(context.waker());
+            }
+            Poll::Ready(idle)
+        })
+        .await
+    }
+
+    /// Whoever counts the cluster's connections.
+    fn counted(&self) -> Option<&Resilience> {
+        self.cluster.resilience().filter(|resilience| resilience.limits_connections())
+    }
+
+    /// Waits until a connection may be made, or one comes back.
+    async fn queue(
+        &self,
+        resilience: &Resilience,
+        may_reuse: bool,
+        place: Place,
+    ) -> Result<Queued, Failure> {
+        let pending = resilience.pend().map_err(|overflow| full(&overflow))?;
+        if let Some(slot) = resilience.slot() {
+            return Ok(Queued::Slot(pending, slot));
+        }
+        // Who can use no connection that comes back waits as if elsewhere: an idle one is closed for it.
+        let _waiting = may_reuse.then(|| Waiting::new(self.worker, place));
+        let mut late = pin!(tokio::time::sleep(self.cluster.connect_within));
+        loop {
+            let mut freed = pin!(resilience.freed());
+            // Registered before the look: what becomes free between the two is not missed.
+            freed.as_mut().enable();
+            if let Some(idle) = self.idle(may_reuse, place).await {
+                return Ok(Queued::Idle(idle));
+            }
+            if let Some(slot) = resilience.slot() {
+                return Ok(Queued::Slot(pending, slot));
+            }
+            tokio::select! {
+                () = freed => {}
+                () = &mut late => return Err(full(&resilience.connections_used_up())),
+            }
+        }
+    }
+
     pub(super) fn over(&self, stream: crate::upstream::Stream) -> Origin {
         let mut http = Http1::new(stream);
         http.equip(&self.worker.buffers);
-        Origin::http1(http)
+        Origin::http1(http, self.worker.limits.response_head)
     }
 
-    pub(super) async fn connect(
+    /// A new connection, as soon as the cluster may have one more.
+    pub(super) async fn connect_counted(
         &self,
+        host: &str,
+        protocol: Protocol,
+        place: Place,
+    ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match self.queue(resilience, false, place).await? {
+                Queued::Idle(_) => None,
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = self.connect(host, protocol).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
+        Ok((stream, reuse))
+    }
+
+    async fn connect(
+        &self,
+        host: &str,
         protocol: Protocol,
     ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
         let within = self.cluster.connect_within;
-        let established =
-            self.worker.connect.to(self.endpoint, protocol, within).await.map_err(|error| {
-                self.worker.note_unreachable(&error);
-                let (status, sentence) = match error {
-                    crate::upstream::Error::Late { .. } => {
-                        (504, "the upstream did not answer in time")
-                    }
-                    _ => (502, "the upstream cannot be reached"),
-                };
-                Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
-            })?;
+        let connect = &self.worker.connect;
+        let established = connect.introducing(self.endpoint, host, protocol, within, self.caller);
+        let established = established.await.map_err(|error| {
+            self.worker.note_unreachable(&error);
+            let (status, sentence) = match error {
+                crate::upstream::Error::Late { .. } => (504, "the upstream did not answer in time"),
+                _ => (502, "the upstream cannot be reached"),
+            };
+            Failure::Fault(Fault::upstream(status, sentence, error.to_string(), true))
+        })?;
         let proof = match &established.proved {
             None => None,
             Some((peer, before)) => {
@@ -316,7 +492,7 @@ impl Attempt<'_> {
                 Some(proof)
             }
         };
-        Ok((established.stream, Reuse { requests: 1, proof }))
+        Ok((established.stream, Reuse { requests: 1, proof, introduced: self.caller, slot: None }))
     }
 
     /// A stream; on a new connection when `settled` only when it is known what the peer offers.
@@ -324,11 +500,14 @@ impl Attempt<'_> {
         &self,
         may_reuse: bool,
         settled: bool,
+        host: &str,
+        key: Place,
     ) -> Result<(Origin, Reuse, bool), Failure> {
         let failed = |cause: String| {
             Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
         };
-        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let limits = self.cluster.keepalive;
+        let shared = self.worker.pool.lock().shared(key, limits);
         // Whoever holds the lock is connecting, and has no more time for it than we have.
         let within = self.cluster.connect_within;
         let Ok(mut place) = tokio::time::timeout(within, shared.lock()).await else {
@@ -344,9 +523,14 @@ impl Attempt<'_> {
         // What is no longer proved finishes the streams that it has, and gets no new ones.
         place.retain(|each| each.holds(now, |proof| self.worker.watch.lapse(proof).is_none()));
         let mut at = 0;
-        while let Some(each) = place.get(at).filter(|_| may_reuse) {
-            if !each.has_room() {
+        while let Some(each) = place.get_mut(at).filter(|_| may_reuse) {
+            if !each.has_room() || each.reuse.introduced != self.caller {
                 at += 1;
+                continue;
+            }
+            if !each.takes_one_more(limits) {
+                // Its streams finish; it closes with the last of them.
+                drop(place.remove(at));
                 continue;
             }
             match each.send.clone().ready().await {
@@ -356,45 +540,44 @@ impl Attempt<'_> {
                 Err(_) => drop(place.remove(at)),
             }
         }
-        let (stream, reuse) = self.connect(Protocol::Http2).await?;
+        // A connection that is introduced serves nobody else: others need not wait for it.
+        let place = if self.caller.is_some() {
+            drop(place);
+            None
+        } else {
+            Some(place)
+        };
+        let (stream, reuse) = self.connect_counted(host, Protocol::Http2, key).await?;
         let settled = settled.then_some(within);
         let send = originate(self.worker, stream, reuse.proof.clone(), settled).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
-        let kept =
-            Multiplexed { send: send.clone(), reuse: reuse.clone(), streams: streams.clone() };
-        place.push(kept);
-        drop(place);
+        let kept = Multiplexed::new(send.clone(), reuse.clone(), streams.clone());
+        match place {
+            Some(mut place) => place.push(kept),
+            None => shared.lock().await.push(kept),
+        }
         let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
         Ok((origin(ready, streams), reuse, false))
     }
 
     /// Nobody else shall wait on the shared connection that failed; streams under way keep it.
-    fn forget_http2(&self, origin: &Origin) {
+    pub(super) fn forget_http2(&self, origin: &Origin, place: Place) {
         let Origin::Http2(origin) = origin else { return };
-        let shared = self.worker.pool.lock().shared(self.endpoint);
+        let shared = self.worker.pool.lock().shared(place, self.cluster.keepalive);
         if let Ok(mut place) = shared.try_lock() {
             place.retain(|each| !origin.is_on(&each.streams));
         }
     }
 
-    fn send<D: Downstream>(
+    pub(super) fn send<D: Downstream>(
         &self,
         exchange: &Exchange,
         caller: &D,
         origin: &mut Origin,
     ) -> Result<(), Failure> {
         let rewritten = &exchange.rewritten;
-        let node;
-        let host = match (&rewritten.host, self.cluster.pass_host) {
-            (Some(host), _) => host,
-            (None, PassHost::Pass) => exchange.request.authority(),
-            (None, PassHost::Rewrite) => self.cluster.host.as_deref().unwrap_or_default(),
-            (None, PassHost::Node) => {
-                node = self.endpoint.authority();
-                &node
-            }
-        };
+        let host = self.host(exchange);
         check_rewritten(rewritten)?;
         let line = RequestLine {
             method: rewritten.method.as_deref().unwrap_or_else(|| exchange.request.method()),
@@ -420,7 +603,10 @@ impl Attempt<'_> {
         vigil: &mut Vigil<'_>,
     ) -> Result<Answer, Failure> {
         vigil.set(Some(Instant::now() + self.cluster.send_within));
-        let mut moved = upload.moved;
+        let limits = &self.worker.limits;
+        let mut pace =
+            Pace::new(limits.body_within.min(self.cluster.send_within), limits.request_rate);
+        let mut seen = (upload.moved, false);
         let mut waiting = false;
         // The method that was sent: it decides whether the answer has a body.
         let method = exchange.rewritten.method.as_deref();
@@ -451,6 +637,9 @@ impl Attempt<'_> {
                         fault.cause = cause;
                         return Poll::Ready(Err(Failure::Fault(fault)));
                     }
+                    Poll::Ready(Err(Failed::TooLarge)) => {
+                        return Poll::Ready(Err(Failure::Fault(too_large())));
+                    }
                     Poll::Ready(Err(Failed::Source(_) | Failed::Filter(_))) => {
                         return Poll::Ready(Err(Failure::Gone));
                     }
@@ -458,9 +647,18 @@ impl Attempt<'_> {
                     Poll::Ready(Err(Failed::Sink(_))) => upload.get_stuck(),
                     Poll::Pending => {}
                 }
-                if upload.moved != moved {
-                    moved = upload.moved;
-                    vigil.set(Some(Instant::now() + self.cluster.send_within));
+                let now_seen = (upload.moved, upload.is_starved());
+                if now_seen != seen && !upload.is_finished() {
+                    seen = now_seen;
+                    let now = Instant::now();
+                    // Who is waited for has its own time: the caller, or the upstream that takes nothing.
+                    vigil.set(Some(match upload.is_starved() {
+                        true => pace.wait(now, upload.moved),
+                        false => {
+                            pace.rest(now, upload.moved);
+                            now + self.cluster.send_within
+                        }
+                    }));
                 }
             }
             if upload.is_finished() && !waiting {
@@ -522,7 +720,51 @@ impl Attempt<'_> {
     }
 }
 
+/// What a request that waits for a connection gets.
+enum Queued {
+    /// One that came back.
+    Idle(Idle),
+    /// Leave to make one.
+    Slot(Pending, Slot),
+}
+
+/// One request of this worker that waits for a connection to come back.
+struct Waiting<'a>(&'a Worker, Place);
+
+impl<'a> Waiting<'a> {
+    fn new(worker: &'a Worker, place: Place) -> Self {
+        worker.pool.lock().waits(place, true);
+        Self(worker, place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.pool.lock().waits(self.1, false);
+    }
+}
+
 impl Upstreamed {
+    /// Of a race that is won.
+    pub(super) fn won(
+        cluster: &Arc<Cluster>,
+        place: Place,
+        (origin, reuse, length): (Origin, Reuse, BodyLength),
+        held: Held,
+    ) -> Self {
+        Self {
+            origin,
+            upload: Pump::of_nothing(),
+            length,
+            switched: false,
+            protocol: None,
+            cluster: cluster.clone(),
+            place,
+            reuse,
+            held,
+        }
+    }
+
     /// From here on the bytes belong to another protocol.
     pub(in crate::proxy) fn is_switched(&self) -> bool {
         self.switched
@@ -541,9 +783,10 @@ impl Upstreamed {
         vigil: &mut Vigil<'_>,
         exchange: &Exchange,
     ) -> Result<(), Stopped> {
-        let within = self.cluster.read_within;
-        let mut download = Pump::default();
-        let mut moved = (self.upload.moved, 0);
+        let limits = &vigil.worker().limits;
+        let mut pace = Pace::new(limits.send_within, limits.response_rate);
+        let mut download = Pump::within(limits.response_body);
+        let mut moved = (self.upload.moved, 0, false);
         let mut armed = false;
         let is_filtered = !filters.is_empty();
         let broken = |cause: String| Poll::Ready(Err(Stopped::Broken(cause)));
@@ -559,6 +802,9 @@ impl Upstreamed {
                 match self.upload.poll(context, caller, &mut self.origin) {
                     Poll::Ready(Err(Failed::Source(cause))) => {
                         return broken(format!("the caller broke off: {cause}"));
+                    }
+                    Poll::Ready(Err(Failed::TooLarge)) => {
+                        return broken("the request's body is too large".to_owned());
                     }
                     Poll::Ready(Err(_)) => self.upload.get_stuck(),
                     Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -577,12 +823,22 @@ impl Upstreamed {
                     return broken(format!("the caller broke off: {cause}"));
                 }
                 Poll::Ready(Err(Failed::Filter(fault))) => return broken(fault.cause),
+                Poll::Ready(Err(Failed::TooLarge)) => {
+                    return broken("the upstream's answer is too large".to_owned());
+                }
                 Poll::Pending => {}
             }
-            let now_moved = (self.upload.moved, download.moved);
+            let now_moved = (self.upload.moved, download.moved, download.is_starved());
             if now_moved != moved || !armed {
                 (moved, armed) = (now_moved, true);
-                vigil.set(Some(Instant::now() + within));
+                let now = Instant::now();
+                vigil.set(Some(match download.is_starved() {
+                    true => {
+                        pace.rest(now, download.moved);
+                        now + self.cluster.read_within
+                    }
+                    false => pace.wait(now, download.moved),
+                }));
             }
             // Nothing moves: should the caller have gone, nobody waits for the rest, and the upstream may stop.
             if self.upload.is_finished() && caller.poll_gone(context).is_ready() {
@@ -605,7 +861,7 @@ impl Upstreamed {
         }
         if let Some(stream) = origin.http.into_stream(&worker.buffers) {
             let idle = Idle { stream, reuse: self.reuse };
-            worker.pool.lock().put(&self.endpoint, idle, self.cluster.keepalive);
+            worker.pool.lock().put(self.place, idle, self.cluster.keepalive);
         }
     }
 
@@ -620,7 +876,7 @@ impl Upstreamed {
 
     /// The upstream's half of a tunnel, after a switch of protocols.
     pub(in crate::proxy) fn into_tunnel(self, kept: Kept, decided: u64) -> Tunnel {
-        let Self { origin, protocol, reuse, _busy, .. } = self;
-        Tunnel { origin, protocol, proof: reuse.proof, kept, decided, _busy }
+        let Self { origin, protocol, reuse, held, .. } = self;
+        Tunnel { origin, protocol, proof: reuse.proof, kept, decided, _held: held }
     }
 }

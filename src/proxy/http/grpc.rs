@@ -104,6 +104,9 @@ pub(super) const fn code_of(status: u16) -> u8 {
         401 => 16,
         403 => 7,
         404 => 12,
+        // What is too large, or comes too slowly, exceeds what there is for it (RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED).
+        413 | 414 | 431 => 8,
+        408 => 4,
         429 | 502..=504 => 14,
         _ => 2,
     }

@@ -1,12 +1,14 @@
-//! Hop-by-hop fields, identity fields, `X-Forwarded-…`: what is taken off on arrival and put on before sending.
+//! Hop-by-hop fields and identity fields: what is taken off on arrival and put on before sending.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::forwarded::Forwarding;
 use super::switch::Switch;
-use crate::model::Listeners;
 use crate::pipeline::{Client, Exchange, Head, Known};
+use crate::proxy::senders::Senders;
 
 /// What the fields of one hop said before they were taken off.
 #[derive(Debug, Default)]
@@ -61,17 +63,20 @@ fn is_option(token: &[u8]) -> bool {
 }
 
 /// What happens to a request's head on arrival, before anybody looks at it.
-pub(in crate::proxy) fn receive(exchange: &mut Exchange) -> Hop {
+pub(in crate::proxy) fn receive(exchange: &mut Exchange, told: &Told) -> Hop {
     let hop = take_hop(&mut exchange.request);
+    told.forwarding.hear(exchange);
     let consumers_trusted = is_ingress(&exchange.client);
     let drop = |known: Known| {
         known.is_identity()
             || known == Known::Expect
             || (known == Known::ConsumerClaim && !consumers_trusted)
+            || told.forwarding.refuses(known)
     };
     if exchange.request.fields().any(|field| drop(field.known)) {
         exchange.request.remove_where(|field| drop(field.known));
     }
+    told.forwarding.correct(exchange);
     hop
 }
 
@@ -103,50 +108,25 @@ fn client_certificate(client: &Client) -> Option<String> {
 #[derive(Clone, Debug)]
 pub(in crate::proxy) struct Told {
     client_certificate: Option<String>,
-    address: String,
-    port: String,
+    forwarding: Forwarding,
 }
 
 impl Told {
     /// For a connection whose handshake is over.
-    pub(in crate::proxy) fn new(client: &Client) -> Self {
+    pub(in crate::proxy) fn new(client: &Client, senders: &Arc<Senders>) -> Self {
         Self {
             client_certificate: client_certificate(client),
-            address: client.address.ip().to_string(),
-            port: client.local.port().to_string(),
+            forwarding: Forwarding::of(client, senders),
         }
     }
 }
 
 /// Puts on what tells the upstream about the caller.
 pub(in crate::proxy) fn send(exchange: &mut Exchange, told: &Told) {
-    let request = &mut exchange.request;
     if let Some(value) = &told.client_certificate {
-        request.append("x-forwarded-client-cert", value.as_bytes());
+        exchange.request.append("x-forwarded-client-cert", value.as_bytes());
     }
-    if exchange.client.door != Listeners::Ingress {
-        return;
-    }
-    // At the edge nobody before us is trusted: what a client says of the way it came is replaced or continued.
-    let address = told.address.as_bytes();
-    request.set_known(Known::RealIp, "X-Real-IP", address);
-    match request.known(Known::ForwardedFor) {
-        None => request.append("X-Forwarded-For", address),
-        Some(_) => {
-            let mut way: Vec<u8> = Vec::new();
-            for hop in request.all("X-Forwarded-For") {
-                way.extend_from_slice(hop);
-                way.extend_from_slice(b", ");
-            }
-            way.extend_from_slice(address);
-            request.set_known(Known::ForwardedFor, "X-Forwarded-For", &way);
-        }
-    }
-    let scheme: &[u8] = if exchange.client.tls { b"https" } else { b"http" };
-    request.set_known(Known::ForwardedProto, "X-Forwarded-Proto", scheme);
-    request.set_known(Known::ForwardedPort, "X-Forwarded-Port", told.port.as_bytes());
-    request.set_authority_as(Known::ForwardedHost, "X-Forwarded-Host");
-    request.remove_known(Known::Forwarded);
+    told.forwarding.tell(exchange);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Who asks for what, what policy says to it, and the records of that.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{grpc, headers};
@@ -8,6 +9,7 @@ use crate::model::Listeners;
 use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
 use crate::pipeline::{Client, Exchange, Reply, RouteInfo};
 use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
+use crate::proxy::senders::Senders;
 use crate::proxy::worker::Worker;
 use crate::snapshot::Snapshot;
 
@@ -22,7 +24,7 @@ pub(in crate::proxy) struct ConnectionStanding {
 
 impl ConnectionStanding {
     /// For a connection whose handshake is over.
-    pub(in crate::proxy) fn new(client: &Client) -> Self {
+    pub(in crate::proxy) fn new(client: &Client, senders: &Arc<Senders>) -> Self {
         let peer = client.peer.as_deref();
         let ends = Ends::new(&EndsFacts {
             conn_id: client.connection,
@@ -31,10 +33,11 @@ impl ConnectionStanding {
             src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
             src_not_after: peer.map(|peer| peer.not_after),
             src_addr: client.address,
+            src_via: client.introduced.map(|introduced| introduced.by),
             dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
             dst_port: client.local.port(),
         });
-        let told = Arc::new(headers::Told::new(client));
+        let told = Arc::new(headers::Told::new(client, senders));
         Self { ends: Arc::new(ends), told, standing: None }
     }
 
@@ -60,6 +63,8 @@ pub(in crate::proxy) struct Asked<'a> {
     pub(in crate::proxy) host: &'a str,
     pub(in crate::proxy) path: &'a str,
     pub(in crate::proxy) is_http2: bool,
+    /// Whom a trusted sender named as the caller.
+    pub(in crate::proxy) caller: Option<SocketAddr>,
 }
 
 impl<'a> Asked<'a> {
@@ -71,6 +76,7 @@ impl<'a> Asked<'a> {
             host: exchange.request.authority(),
             path: exchange.request.path(),
             is_http2: exchange.is_http2,
+            caller: exchange.caller,
         }
     }
 
@@ -92,13 +98,21 @@ pub(in crate::proxy) struct Kept {
     host: Box<str>,
     path: Box<str>,
     is_http2: bool,
+    caller: Option<SocketAddr>,
 }
 
 impl Kept {
     pub(super) fn of(exchange: &Exchange) -> Self {
-        let Asked { method, host, path, is_http2, .. } = Asked::of(exchange);
+        let Asked { method, host, path, is_http2, caller, .. } = Asked::of(exchange);
         let route = exchange.route.clone();
-        Self { route, method: method.into(), host: host.into(), path: path.into(), is_http2 }
+        Self {
+            route,
+            method: method.into(),
+            host: host.into(),
+            path: path.into(),
+            is_http2,
+            caller,
+        }
     }
 
     pub(in crate::proxy) fn asked<'a>(&'a self, client: &'a Client) -> Asked<'a> {
@@ -109,6 +123,7 @@ impl Kept {
             host: &self.host,
             path: &self.path,
             is_http2: self.is_http2,
+            caller: self.caller,
         }
     }
 }
@@ -208,6 +223,7 @@ impl Judge<'_> {
             policy_revision: rule.map(|rule| rule.revision),
             denial_id,
             nearest,
+            caller: asked.caller,
             config_revision: self.snapshot.revision,
             ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
         })

@@ -7,14 +7,18 @@ use switch::Wish;
 
 use crate::pipeline::Head;
 
+pub(in crate::proxy) mod bounds;
 pub(in crate::proxy) mod flow;
 pub(in crate::proxy) mod forward;
+pub(in crate::proxy) mod forwarded;
 mod grpc;
 pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
+mod hedge;
 pub(in crate::proxy) mod judge;
 pub(in crate::proxy) mod origin;
+pub(in crate::proxy) mod pace;
 pub(in crate::proxy) mod switch;
 mod trailers;
 pub(in crate::proxy) mod transfer;
@@ -106,6 +110,9 @@ pub(in crate::proxy) trait Downstream: Side {
     fn invite_body(&mut self);
     /// Ready when the caller has gone.
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()>;
+    /// The response that is begun next is the connection's last, where the protocol has such a thing: what is left of the
+    /// request's body will not be read.
+    fn is_last(&mut self);
     /// The response cannot be completed: cut it off so that nobody takes it for whole.
     fn abort(&mut self);
     /// The connection may carry nothing more: not a byte goes out, not even those that the system holds.

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::h1::{Http1, RequestLine, UpstreamHttp1};
+use super::h1::{HeadLimits, Http1, RequestLine, UpstreamHttp1};
 use super::h2::UpstreamHttp2;
 use super::{BodyLength, Broken, Piece, Side};
 use crate::pipeline::Head;
@@ -31,8 +31,8 @@ pub(in crate::proxy) enum Origin {
 }
 
 impl Origin {
-    pub(in crate::proxy) fn http1(http: Http1) -> Self {
-        Self::Http1(Box::new(UpstreamHttp1::new(http)))
+    pub(in crate::proxy) fn http1(http: Http1, limits: HeadLimits) -> Self {
+        Self::Http1(Box::new(UpstreamHttp1::new(http, limits)))
     }
 
     /// Begins the request; its head goes out with the first bytes of the body, or with the flush.

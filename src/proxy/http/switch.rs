@@ -11,7 +11,7 @@ use super::{BodyLength, Downstream};
 use crate::pipeline::{Exchange, Fault, Head, Reply};
 use crate::rt::crypto::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use crate::snapshot::CompiledRoute;
-use crate::upstream::{Protocol, Reuse, Security};
+use crate::upstream::{Place, Protocol, Reuse, Security};
 
 /// What the caller asks to switch to, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,22 +137,24 @@ impl Attempt<'_> {
         switch: Switch,
         http2: bool,
         may_reuse: bool,
+        host: &str,
+        place: Place,
     ) -> Result<(Origin, Reuse, bool), Failure> {
         let is_mesh = matches!(self.endpoint.security, Security::Mesh(_));
         match switch {
             // The next sidecar is asked in turn, and decides.
-            Switch::Connect if is_mesh => self.obtain(false, may_reuse).await,
+            Switch::Connect if is_mesh => self.obtain(false, may_reuse, host, place).await,
             Switch::Connect => {
-                let (stream, reuse) = self.connect(Protocol::Http1).await?;
+                let (stream, reuse) = self.connect_counted(host, Protocol::Http1, place).await?;
                 let mut origin = self.over(stream);
                 origin.switch_at_once();
                 Ok((origin, reuse, false))
             }
-            Switch::WebSocket if !http2 => self.obtain(false, may_reuse).await,
+            Switch::WebSocket if !http2 => self.obtain(false, may_reuse, host, place).await,
             Switch::WebSocket => {
                 // What a connection's peer offers is known when its settings have come; a new one waits for them.
                 for may_reuse in [may_reuse, false] {
-                    let obtained = self.obtain_http2(may_reuse, true).await?;
+                    let obtained = self.obtain_http2(may_reuse, true, host, place).await?;
                     if obtained.0.offers_extended_connect() {
                         return Ok(obtained);
                     }
@@ -161,7 +163,7 @@ impl Attempt<'_> {
                     }
                 }
                 if is_mesh {
-                    return self.obtain(false, may_reuse).await;
+                    return self.obtain(false, may_reuse, host, place).await;
                 }
                 let cause = "the upstream does not offer extended CONNECT (RFC 8441)";
                 let sentence = "the upstream takes no WebSocket";

@@ -16,11 +16,15 @@ pub(in crate::proxy) enum Failed {
     Sink(Broken),
     /// A body filter gave up.
     Filter(crate::pipeline::Fault),
+    /// The body is longer than its limit.
+    TooLarge,
 }
 
 /// The state of one body on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::proxy) struct Pump {
+    /// Bytes that the body may have.
+    limit: u64,
     /// Bytes of the body that went through.
     pub(in crate::proxy) moved: u64,
     is_over: bool,
@@ -34,6 +38,25 @@ pub(in crate::proxy) struct Pump {
 }
 
 impl Pump {
+    /// For a body of so many bytes at most.
+    pub(in crate::proxy) const fn within(limit: u64) -> Self {
+        Self {
+            limit,
+            moved: 0,
+            is_over: false,
+            trailers: None,
+            held: Bytes::new(),
+            is_finished: false,
+            is_stuck: false,
+            is_starved: false,
+        }
+    }
+
+    /// Of a request without a body that has gone out.
+    pub(in crate::proxy) fn of_nothing() -> Self {
+        Self { is_over: true, is_finished: true, ..Self::within(u64::MAX) }
+    }
+
     /// Has anything been taken from the source? Then the request cannot be sent again.
     pub(in crate::proxy) fn has_begun(&self) -> bool {
         self.moved > 0
@@ -86,6 +109,9 @@ impl Pump {
             self.is_starved = piece.is_pending();
             match piece {
                 Poll::Ready(Ok(Piece::Data(data))) => {
+                    if data.len() as u64 > self.limit - self.moved {
+                        return Poll::Ready(Err(Failed::TooLarge));
+                    }
                     let taken = ready!(sink.poll_send(context, data)).map_err(Failed::Sink)?;
                     source.consume(taken);
                     self.moved += taken as u64;
@@ -121,9 +147,14 @@ impl Pump {
             if self.is_over {
                 return self.poll_finish(context, sink);
             }
-            match source.poll_data(context) {
+            let piece = source.poll_data(context);
+            self.is_starved = piece.is_pending();
+            match piece {
                 Poll::Ready(Ok(Piece::Data(data))) => {
                     let count = data.len();
+                    if count as u64 > self.limit - self.moved {
+                        return Poll::Ready(Err(Failed::TooLarge));
+                    }
                     let filtered = filters.chunk(Bytes::copy_from_slice(data));
                     self.held = filtered.map_err(Failed::Filter)?;
                     source.consume(count);

@@ -17,7 +17,7 @@ use crate::mtls::{Lapse, Proof};
 use crate::pipeline::Client;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
-use crate::upstream::Busy;
+use crate::upstream::Held;
 
 /// The upstream's half of a tunnel.
 pub(in crate::proxy) struct Tunnel {
@@ -29,7 +29,7 @@ pub(in crate::proxy) struct Tunnel {
     /// What policy decided on, and which policy did.
     pub(in crate::proxy) kept: Kept,
     pub(in crate::proxy) decided: u64,
-    pub(in crate::proxy) _busy: Busy,
+    pub(in crate::proxy) _held: Held,
 }
 
 /// Carries until both directions have ended, one of them fails, nothing moves for too long, one of the connections has lost its
@@ -42,7 +42,7 @@ pub(in crate::proxy) async fn carry<D: Downstream>(
     proof: &Proof,
     mut tunnel: Tunnel,
 ) -> Option<Lapse> {
-    let (mut there, mut back) = (Pump::default(), Pump::default());
+    let (mut there, mut back) = (Pump::within(u64::MAX), Pump::within(u64::MAX));
     let mut watchdog = Watchdog::new();
     let mut vigil = Vigil::new(worker, standing, &mut watchdog, tunnel.decided);
     vigil.over(tunnel.proof.take());

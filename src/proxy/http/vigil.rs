@@ -47,6 +47,11 @@ impl<'a> Vigil<'a> {
         Self { worker, connection, watchdog, decided, upstream: None, refused: None }
     }
 
+    /// Whose exchange it is.
+    pub(in crate::proxy) fn worker(&self) -> &'a Worker {
+        self.worker
+    }
+
     /// Sets or clears the time limit.
     pub(in crate::proxy) fn set(&mut self, deadline: Option<Instant>) {
         self.watchdog.set(deadline);

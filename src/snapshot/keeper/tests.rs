@@ -3,13 +3,16 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
 use crate::pipeline::tests::{client, exchange};
-use crate::pipeline::{Access, Build, Client, Plugin, Reply, Side};
+use crate::pipeline::{
+    Access, Build, Client, Exchange, Fault, Flow, Hooks, Plugin, Reply, Rewrite, RouteInfo, Side,
+};
 
 /// Writes its tag and the number of exchanges it has seen into the request.
 struct Tag {
@@ -161,7 +164,7 @@ impl World {
     fn route_at(&self, door: Listeners, target: &str) -> Option<(Arc<RouteInfo>, Exchange)> {
         let mut exchange = exchange("GET", target, "h");
         exchange.route = None;
-        let route = self.keeper.current().route(door, &mut exchange)?;
+        let route = self.keeper.current().route(door, &mut exchange).unwrap()?;
         Some((route.info.clone(), exchange))
     }
 
@@ -182,7 +185,7 @@ impl World {
             Err(fault) => Err(fault.status),
         };
         status(snapshot.global.rewrite(&mut exchange).await)?;
-        let Some(route) = snapshot.route(Listeners::Ingress, &mut exchange) else {
+        let Ok(Some(route)) = snapshot.route(Listeners::Ingress, &mut exchange) else {
             return Err(404);
         };
         if let Some(fault) = route.fault() {
@@ -395,7 +398,7 @@ async fn only_what_changed_is_compiled_and_all_else_is_the_same_object() {
     let before = world.keeper.current().clone();
     let look = |snapshot: &Snapshot, path: &str| {
         let mut exchange = exchange("GET", path, "h");
-        let route = snapshot.route(Listeners::Ingress, &mut exchange).unwrap();
+        let route = snapshot.route(Listeners::Ingress, &mut exchange).unwrap().unwrap();
         (route.info.clone(), route.cluster.clone().unwrap())
     };
     world.put("/services/s", json!({"upstream_id": "u", "plugins": {}}));
@@ -462,23 +465,25 @@ fn methods_addresses_and_vars_are_conditions_and_the_next_route_is_tried() {
     assert_eq!(world.found("/x?v=3").as_deref(), Some("3"));
     assert_eq!(world.found("/x").as_deref(), Some("4"));
     let mut post = exchange("POST", "/x?v=3", "h");
-    let route = world.keeper.current().route(Listeners::Ingress, &mut post).unwrap();
+    let route = world.keeper.current().route(Listeners::Ingress, &mut post).unwrap().unwrap();
     assert_eq!(route.info.id.as_str(), "1");
     let mut near = exchange("GET", "/x?v=3", "h");
     near.client = Arc::new(Client { address: "10.1.1.1:1".parse().unwrap(), ..client() });
-    let route = world.keeper.current().route(Listeners::Ingress, &mut near).unwrap();
+    let route = world.keeper.current().route(Listeners::Ingress, &mut near).unwrap().unwrap();
     assert_eq!(route.info.id.as_str(), "2");
 }
 
 #[test]
 fn the_exchange_learns_what_matched() {
     let mut world = World::new();
-    world.keeper =
-        Keeper::new(&TABLE, None, Registry::new()).with_router(RouterKind::UriWithParameter);
+    world.keeper = Keeper::new(&TABLE, None, Registry::new()).with_router(RouterSettings {
+        http: crate::snapshot::RouterKind::UriWithParameter,
+        ..RouterSettings::default()
+    });
     world.put("/services/s", json!({"hosts": ["a.b", "*.h"], "name": "svc", "labels": {"a": "1", "b": "1"}, "upstream": nodes()}));
     world.put("/routes/1", json!({"uris": ["/none", "/u/:id/*rest"], "service_id": "s", "labels": {"b": "2"}, "name": "users"}));
     let mut exchange = exchange("GET", "/u/7%20/x//y?q", "Www.H:80");
-    let route = world.keeper.current().route(Listeners::Ingress, &mut exchange).unwrap();
+    let route = world.keeper.current().route(Listeners::Ingress, &mut exchange).unwrap().unwrap();
     assert_eq!((route.has_auth, route.websocket), (false, false));
     assert_eq!((exchange.matched_path, exchange.matched_host), (1, Some(1)));
     let param = |name: &str, value: &str| (name.to_owned(), value.to_owned());

@@ -6,8 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::uri::{Scheme, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -16,7 +15,7 @@ use zeroize::Zeroizing;
 use super::settings::KubernetesSettings;
 use crate::issuer::{Error, ProofFlaw};
 use crate::mtls::{Alpn, connect_private};
-use crate::rt::{Tasks, causes};
+use crate::rt::{Conversation, causes, whole};
 
 const WITHIN: Duration = Duration::from_secs(5);
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -134,13 +133,8 @@ impl ApiServer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-        let mut driving = Tasks::new();
-        driving.add(async move {
-            let _ = connection.await;
-        });
+        let mut conversation =
+            Conversation::over(stream).await.map_err(|error| error.to_string())?;
         let host = match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
@@ -157,16 +151,15 @@ impl ApiServer {
         let body = body.map(ToString::to_string).unwrap_or_default();
         let request =
             request.body(Full::new(Bytes::from(body))).map_err(|error| error.to_string())?;
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let answer = conversation.ask(request).await.map_err(|error| error.to_string())?;
         let status = answer.status();
         if !status.is_success() {
             // Ours, not the caller's: 401 and 403 are about our own token and its rights.
             return Err(format!("it answers {method} {path} with {status}"));
         }
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
-        let body =
-            body.collect().await.map_err(|error| format!("its answer broke off: {error}"))?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("its answer: {error}"))
+        let body = whole(answer.into_body(), MAX_ANSWER_BYTES);
+        let body = body.await.map_err(|error| causes(&error))?;
+        serde_json::from_slice(&body).map_err(|error| format!("its answer: {error}"))
     }
 
     /// Our own token; the kubelet replaces the file, so that it is read each time.

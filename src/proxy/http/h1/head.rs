@@ -2,10 +2,31 @@
 
 use crate::pipeline::{Head, Known};
 
-/// Bytes that a head may have at most.
+/// Bytes that a head may have, unless a setting says otherwise.
 pub const MAX_HEAD: usize = 64 * 1024;
-/// Fields that a head may have at most.
+/// Fields that a head may have, unless a setting says otherwise.
 pub const MAX_FIELDS: usize = 128;
+/// Fields that the parser has places for.
+const MOST_FIELDS: usize = 256;
+
+/// How large a head may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Bytes of all of it.
+    pub bytes: usize,
+    /// Bytes of a request's target.
+    pub target: usize,
+    /// Bytes of one field, name and value.
+    pub field: usize,
+    /// Fields; 256 at most.
+    pub fields: usize,
+}
+
+impl Default for HeadLimits {
+    fn default() -> Self {
+        Self { bytes: MAX_HEAD, target: MAX_HEAD, field: MAX_HEAD, fields: MAX_FIELDS }
+    }
+}
 
 /// How a message's body ends (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +90,17 @@ pub struct ResponseFacts {
 /// Where the head in `bytes` ends, once all of it is there. `scanned` bytes were looked at before.
 ///
 /// # Errors
-/// It is larger than [`MAX_HEAD`], or a line ends with a bare LF.
-fn end_of_head(bytes: &[u8], scanned: usize) -> Result<Option<usize>, Refused> {
-    const TOO_LARGE: Refused = Refused { status: 431, sentence: "the head is too large" };
+/// It is larger than the limit, or a line ends with a bare LF.
+fn end_of_head(
+    bytes: &[u8],
+    scanned: usize,
+    limits: &HeadLimits,
+) -> Result<Option<usize>, Refused> {
     // Line ends that were looked at before are not looked at again; the last one may have been the first of two.
     let from = scanned.saturating_sub(3);
     for at in memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at) {
-        if at >= MAX_HEAD {
-            return Err(TOO_LARGE);
+        if at >= limits.bytes {
+            return Err(too_large(bytes, limits));
         }
         if at == 0 || bytes[at - 1] != b'\r' {
             return Err(bad("a line ends with a bare LF"));
@@ -85,12 +109,37 @@ fn end_of_head(bytes: &[u8], scanned: usize) -> Result<Option<usize>, Refused> {
             return Ok(Some(at + 1));
         }
     }
-    if bytes.len() >= MAX_HEAD { Err(TOO_LARGE) } else { Ok(None) }
+    // A first line that has grown beyond any target need not be waited for.
+    let is_long = bytes.len() > limits.target + FIRST_LINE;
+    if bytes.len() >= limits.bytes || (is_long && memchr::memchr(b'\n', bytes).is_none()) {
+        return Err(too_large(bytes, limits));
+    }
+    Ok(None)
+}
+
+/// Bytes of a request line beside its target: a method, the version, blanks.
+const FIRST_LINE: usize = 64;
+
+pub(in crate::proxy) const LONG_TARGET: Refused =
+    Refused { status: 414, sentence: "the target is too long" };
+pub(in crate::proxy) const LONG_FIELD: Refused =
+    Refused { status: 431, sentence: "a field is too long" };
+pub(in crate::proxy) const MANY_FIELDS: Refused =
+    Refused { status: 431, sentence: "too many fields" };
+
+/// Which part of a head that is too large made it so.
+#[cold]
+fn too_large(bytes: &[u8], limits: &HeadLimits) -> Refused {
+    let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    match line.min(limits.bytes) >= limits.target.min(limits.bytes) {
+        true => LONG_TARGET,
+        false => Refused { status: 431, sentence: "the head is too large" },
+    }
 }
 
 fn parse_error(error: httparse::Error) -> Refused {
     match error {
-        httparse::Error::TooManyHeaders => Refused { status: 431, sentence: "too many fields" },
+        httparse::Error::TooManyHeaders => MANY_FIELDS,
         httparse::Error::Version => Refused { status: 505, sentence: "only HTTP/1.0 and HTTP/1.1" },
         httparse::Error::HeaderName => bad("a field name is not a token"),
         httparse::Error::HeaderValue => bad("a field value has a control character"),
@@ -171,7 +220,7 @@ fn content_length(value: &[u8]) -> Result<u64, Refused> {
     number.ok_or(bad("Content-Length is not a number"))
 }
 
-/// Reads a request's head into `head`. `None` when it is not complete yet.
+/// Reads a request's head into `head`, within the limits that hold unless a setting says otherwise.
 ///
 /// # Errors
 /// The head breaks a rule of RFC 9112, or is ambiguous.
@@ -180,16 +229,32 @@ pub fn read_request(
     scanned: usize,
     head: &mut Head,
 ) -> Result<Option<RequestFacts>, Refused> {
+    read_request_within(bytes, scanned, &HeadLimits::default(), head)
+}
+
+/// Reads a request's head into `head`. `None` when it is not complete yet.
+///
+/// # Errors
+/// The head breaks a rule of RFC 9112, is ambiguous, or larger than the limits say.
+pub fn read_request_within(
+    bytes: &[u8],
+    scanned: usize,
+    limits: &HeadLimits,
+    head: &mut Head,
+) -> Result<Option<RequestFacts>, Refused> {
     // RFC 9112 section 2.2: an empty line before the request line is ignored.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let raw = &bytes[skipped..];
-    let Some(end) = end_of_head(raw, scanned.saturating_sub(skipped))? else { return Ok(None) };
+    let Some(end) = end_of_head(raw, scanned.saturating_sub(skipped), limits)? else {
+        return Ok(None);
+    };
     let raw = &raw[..end];
 
-    let mut fields = [const { std::mem::MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut fields = [const { std::mem::MaybeUninit::uninit() }; MOST_FIELDS];
+    let fields = &mut fields[..limits.fields.min(MOST_FIELDS)];
     let mut parsed = httparse::Request::new(&mut []);
     let status = httparse::ParserConfig::default()
-        .parse_request_with_uninit_headers(&mut parsed, raw, &mut fields)
+        .parse_request_with_uninit_headers(&mut parsed, raw, fields)
         .map_err(parse_error)?;
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
     else {
@@ -202,6 +267,9 @@ pub fn read_request(
     let http10 = version == 0;
 
     let target = target.as_bytes();
+    if target.len() > limits.target {
+        return Err(LONG_TARGET);
+    }
     let (origin, authority) = split_target(method, target)?;
     head.adopt(raw, method.as_bytes(), origin);
     let is_connect = method == "CONNECT";
@@ -214,6 +282,9 @@ pub fn read_request(
     let mut expects_continue = false;
     for field in parsed.headers.iter() {
         let (name, value) = (field.name.as_bytes(), field.value.trim_ascii());
+        if name.len() + value.len() > limits.field {
+            return Err(LONG_FIELD);
+        }
         let known = Known::of(name);
         match known {
             Known::Host if host.is_some() => return Err(bad("more than one Host")),
@@ -354,7 +425,7 @@ pub(in crate::proxy) fn check_host(host: &[u8]) -> Result<(), Refused> {
     if named && ported { Ok(()) } else { invalid }
 }
 
-/// Reads a response's head into `head`; `method` is the request's. `None` when it is not complete yet.
+/// Reads a response's head into `head`, within the limits that hold unless a setting says otherwise.
 ///
 /// # Errors
 /// The head breaks a rule of RFC 9112, or is ambiguous: the connection is good for nothing more.
@@ -364,12 +435,27 @@ pub fn read_response(
     method: &str,
     head: &mut Head,
 ) -> Result<Option<ResponseFacts>, Refused> {
-    let Some(end) = end_of_head(bytes, scanned)? else { return Ok(None) };
+    read_response_within(bytes, scanned, method, &HeadLimits::default(), head)
+}
+
+/// Reads a response's head into `head`; `method` is the request's. `None` when it is not complete yet.
+///
+/// # Errors
+/// The head breaks a rule of RFC 9112, is ambiguous, or larger than the limits say: the connection is good for nothing more.
+pub fn read_response_within(
+    bytes: &[u8],
+    scanned: usize,
+    method: &str,
+    limits: &HeadLimits,
+    head: &mut Head,
+) -> Result<Option<ResponseFacts>, Refused> {
+    let Some(end) = end_of_head(bytes, scanned, limits)? else { return Ok(None) };
     let raw = &bytes[..end];
-    let mut fields = [const { std::mem::MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut fields = [const { std::mem::MaybeUninit::uninit() }; MOST_FIELDS];
+    let fields = &mut fields[..limits.fields.min(MOST_FIELDS)];
     let mut parsed = httparse::Response::new(&mut []);
     let status = httparse::ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut parsed, raw, &mut fields)
+        .parse_response_with_uninit_headers(&mut parsed, raw, fields)
         .map_err(parse_error)?;
     let (Some(version), Some(code)) = (parsed.version, parsed.code) else {
         return Err(bad("the status line is malformed"));
@@ -385,6 +471,9 @@ pub fn read_response(
     let mut gathered = Gathered::default();
     for field in parsed.headers.iter() {
         let (name, value) = (field.name.as_bytes(), field.value.trim_ascii());
+        if name.len() + value.len() > limits.field {
+            return Err(LONG_FIELD);
+        }
         gathered.take(Known::of(name), value, raw)?;
         head.adopt_field(raw, name, value);
     }
@@ -528,6 +617,36 @@ mod tests {
         assert_eq!(read_request(&large, 0, &mut Head::default()).unwrap_err().status, 431);
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: 1\r\n".repeat(MAX_FIELDS));
         assert_eq!(request(&many).unwrap_err().status, 431);
+    }
+
+    #[test]
+    fn a_head_beyond_its_limits_is_told_which_part_of_it_was() {
+        let limits = HeadLimits { bytes: 2000, target: 200, field: 300, fields: 10 };
+        let status = |text: &str| {
+            let read = read_request_within(text.as_bytes(), 0, &limits, &mut Head::default());
+            read.err().map(|refused| refused.status)
+        };
+        let get = |path: usize, field: usize, fields: usize| {
+            let (path, field) = ("p".repeat(path), "f".repeat(field));
+            let fields = "A: 1\r\n".repeat(fields);
+            format!("GET /{path} HTTP/1.1\r\nHost: a\r\nB: {field}\r\n{fields}\r\n")
+        };
+        assert_eq!(status(&get(199, 299, 8)), None);
+        assert_eq!(status(&get(200, 0, 0)), Some(414));
+        assert_eq!(status(&get(1, 300, 0)), Some(431));
+        assert_eq!(status(&get(1, 0, 9)), Some(431));
+        assert_eq!(status(&get(1, 4000, 0)), Some(431));
+        assert_eq!(status(&get(4000, 0, 0)), Some(414));
+        // Told before the line ends, should it ever.
+        assert_eq!(status(&format!("GET /{}", "p".repeat(300))), Some(414));
+        assert_eq!(status(&format!("GET / HTTP/1.1\r\nA: {}", "p".repeat(2000))), Some(431));
+        assert_eq!(status(&format!("GET / HTTP/1.1\r\nA: {}", "p".repeat(1000))), None);
+        let answer = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "a".repeat(300));
+        let read = |limits| {
+            read_response_within(answer.as_bytes(), 0, "GET", limits, &mut Head::default())
+        };
+        assert!(read(&limits).is_err());
+        assert!(read(&HeadLimits::default()).is_ok());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::connection::{Http1, Incoming};
-use super::head::{Framing, Refused, RequestFacts, read_request};
+use super::head::{Framing, Refused, RequestFacts, read_request_within};
 use super::write::{self, ResponseLine};
 use crate::mtls::{Lapse, Proof};
 use crate::pipeline::{Client, Exchange, Head, Reply};
@@ -150,6 +150,10 @@ impl Downstream for Caller<'_> {
         Poll::Pending
     }
 
+    fn is_last(&mut self) {
+        self.close = true;
+    }
+
     fn abort(&mut self) {
         self.close = true;
         self.aborted = true;
@@ -205,7 +209,7 @@ pub(in crate::proxy) async fn serve(
                     worker,
                     proof,
                     facts,
-                    close: false,
+                    close: served.requests >= worker.limits.requests,
                     aborted: false,
                     invited: false,
                 };
@@ -308,7 +312,13 @@ async fn next_head(
                     watchdog.set(Some(Instant::now() + limits.head_within));
                 }
                 let mut exchange = lent.take().unwrap_or_else(|| worker.lend_exchange(client));
-                match read_request(http.input.data(), scanned, &mut exchange.request) {
+                let read = read_request_within(
+                    http.input.data(),
+                    scanned,
+                    &limits.request_head,
+                    &mut exchange.request,
+                );
+                match read {
                     // Trust may have changed since the connection was looked at.
                     Ok(Some(_))
                         if worker.watch.lapse(proof).is_some_and(|lapse| !lapse.is_gentle()) =>

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::chunk::{Chunks, Step};
 use super::connection::{Http1, Incoming, Outgoing};
-use super::head::{Framing, ResponseFacts, read_response};
+use super::head::{Framing, HeadLimits, ResponseFacts, read_response_within};
 use super::write::{self, RequestLine};
 use crate::pipeline::Head;
 use crate::proxy::http::origin::{Answer, MAX_INTERIM, early_end};
@@ -17,6 +17,7 @@ use crate::proxy::http::{BodyLength, Broken};
 /// The upstream's side of one exchange over HTTP/1.1.
 pub(in crate::proxy) struct UpstreamHttp1 {
     pub(in crate::proxy) http: Http1,
+    limits: HeadLimits,
     facts: Option<ResponseFacts>,
     scanned: usize,
     interim: u8,
@@ -28,9 +29,10 @@ pub(in crate::proxy) struct UpstreamHttp1 {
 }
 
 impl UpstreamHttp1 {
-    pub(in crate::proxy) fn new(http: Http1) -> Self {
+    pub(in crate::proxy) fn new(http: Http1, limits: HeadLimits) -> Self {
         Self {
             http,
+            limits,
             facts: None,
             scanned: 0,
             interim: 0,
@@ -103,7 +105,8 @@ impl UpstreamHttp1 {
         let method = if self.switch == Some(Switch::Connect) { "CONNECT" } else { method };
         loop {
             if !self.http.input.is_empty() {
-                let read = read_response(self.http.input.data(), self.scanned, method, head);
+                let input = self.http.input.data();
+                let read = read_response_within(input, self.scanned, method, &self.limits, head);
                 match read.map_err(|refused| Broken::Protocol(refused.sentence.to_owned()))? {
                     Some(facts) => return Poll::Ready(self.answer(facts, head)),
                     None => self.scanned = self.http.input.data().len(),

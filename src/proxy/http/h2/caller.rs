@@ -125,6 +125,9 @@ impl Downstream for Caller {
         }
     }
 
+    /// A stream is one exchange, and its end is told with it.
+    fn is_last(&mut self) {}
+
     fn invite_body(&mut self) {
         if std::mem::take(&mut self.expects_continue) {
             self.interim(&Head::response(100));

@@ -8,17 +8,19 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::mtls::Proof;
+use crate::proxy::http::h1::HeadLimits;
 use crate::upstream;
 
-/// Streams that one connection may have open.
-pub(super) const MAX_STREAMS: u32 = 256;
-/// Bytes of decoded fields that a message may have.
-pub(super) const MAX_FIELDS: u32 = 64 * 1024;
 /// Bytes of a body that may be on their way on one stream, and on one connection.
 pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes that are queued for a peer that does not take them.
 pub(super) const SEND_BUFFER: usize = 128 * 1024;
+
+/// Bytes of a head's decoded fields, with 32 more for each, as the setting of that name counts them.
+pub(super) fn list_size(limits: HeadLimits) -> u32 {
+    u32::try_from(limits.bytes).unwrap_or(u32::MAX)
+}
 
 /// Puts a connection's turn behind the tasks that are ready now, so that what they send goes out in one write.
 #[derive(Default)]

@@ -14,16 +14,14 @@ use http::{Method, Request};
 
 use super::body::{Receiving, length_of};
 use super::caller::Caller;
-use super::connection::{
-    CONNECTION_WINDOW, MAX_FIELDS, MAX_STREAMS, Proved, SEND_BUFFER, STREAM_WINDOW, Turn,
-};
+use super::connection::{CONNECTION_WINDOW, Proved, SEND_BUFFER, STREAM_WINDOW, Turn, list_size};
 use super::request::read_request;
 use crate::mtls::Proof;
 use crate::pipeline::{Client, Exchange};
 use crate::proxy::connection::Served;
 use crate::proxy::http::flow::{self, After};
 use crate::proxy::http::judge::ConnectionStanding;
-use crate::proxy::http::{Downstream, tunnel};
+use crate::proxy::http::{Downstream, bounds, tunnel};
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream;
@@ -40,8 +38,8 @@ pub(in crate::proxy) async fn serve(
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_FIELDS)
+        .max_concurrent_streams(worker.limits.streams)
+        .max_header_list_size(list_size(worker.limits.request_head))
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(32)
         .max_local_error_reset_streams(Some(128))
@@ -76,14 +74,14 @@ pub(in crate::proxy) async fn serve(
                 return Poll::Ready(None);
             }
             if !is_leaving {
-                let ends = proof.lapse().is_some();
+                let ends = proof.lapse().is_some() || served.requests >= worker.limits.requests;
                 if ends || is_idle_for_long || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
                     watchdog.set(Some(tokio::time::Instant::now() + worker.limits.head_within));
                     connection.graceful_shutdown();
                 }
             }
-            if !is_calmed && cancelled.too_many(served.requests) {
+            if !is_calmed && cancelled.too_many(served.requests, worker.limits.resets) {
                 is_calmed = true;
                 worker.note_malformed(&client, "too many streams were given up");
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -127,9 +125,9 @@ struct Cancelled(AtomicU32);
 
 impl Cancelled {
     /// So many, and more than half of all: no client that wants answers does that.
-    fn too_many(&self, all: u64) -> bool {
+    fn too_many(&self, all: u64, limit: u32) -> bool {
         let cancelled = u64::from(self.0.load(Ordering::Relaxed));
-        cancelled > 500 && cancelled * 2 > all
+        cancelled > u64::from(limit) && cancelled * 2 > all
     }
 }
 
@@ -155,6 +153,11 @@ impl Stream<'_> {
     ) {
         let (client, cancelled) = (self.client, self.cancelled);
         let (parts, stream) = request.into_parts();
+        if let Some(refused) = bounds::refused(&parts, &worker.limits.request_head) {
+            worker.note_malformed(client, refused.sentence);
+            bounds::answer(&parts, refused, &mut respond);
+            return;
+        }
         let mut exchange: Box<Exchange> = worker.lend_exchange(client);
         if let Err(sentence) = read_request(&parts, &mut exchange.request) {
             worker.note_malformed(client, sentence);

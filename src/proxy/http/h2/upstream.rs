@@ -14,7 +14,7 @@ use http::header::HeaderValue;
 use http::{HeaderMap, Method, Request, Uri, Version};
 
 use super::body::{Receiving, Sending, announce, fields, length_of};
-use super::connection::{CONNECTION_WINDOW, MAX_FIELDS, Proved, SEND_BUFFER, STREAM_WINDOW, Turn};
+use super::connection::{CONNECTION_WINDOW, Proved, SEND_BUFFER, STREAM_WINDOW, Turn, list_size};
 use crate::mtls::Proof;
 use crate::pipeline::Head;
 use crate::proxy::http::h1::RequestLine;
@@ -227,7 +227,7 @@ pub(in crate::proxy) async fn originate(
     let (send, mut connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_FIELDS)
+        .max_header_list_size(list_size(worker.limits.response_head))
         .max_send_buffer_size(SEND_BUFFER)
         // Until the peer says how many it takes: a burst on a new connection must not run into its limits.
         .initial_max_send_streams(100)
