@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::http::flow::ConnectionStanding;
+use super::http::judge::ConnectionStanding;
 use super::http::{h1, h2};
 use super::listener::Listener;
 use super::metrics::TooMany;

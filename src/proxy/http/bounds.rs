@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{Response, StatusCode};
 
-use super::flow::grpc_code;
+use super::grpc;
 use super::h1::{HeadLimits, LONG_FIELD, LONG_TARGET, MANY_FIELDS, Refused};
 
 /// Why the head is refused, if it is.
@@ -38,7 +38,7 @@ pub(in crate::proxy) fn answer(parts: &Parts, refused: Refused, respond: &mut Se
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
     if is_grpc {
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        fields.insert("grpc-status", u16::from(grpc_code(refused.status)).into());
+        fields.insert("grpc-status", u16::from(grpc::code_of(refused.status)).into());
         fields.insert("grpc-message", HeaderValue::from_static(refused.sentence));
         // Who has gone gets no answer.
         let _ = respond.send_response(response, true);

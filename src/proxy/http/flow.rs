@@ -1,33 +1,27 @@
 //! One exchange, start to end: identity, route, policy, plugins, upstream, log.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::forward::{self, Stopped, Upstreamed};
 use super::headers::{self, Hop};
-use super::server_name::Edge;
+use super::judge::{Asked, ConnectionStanding, Judge, Kept, unlogged};
+use super::switch::Switch;
+use super::tunnel::Tunnel;
 use super::vigil::Vigil;
-use super::{BodyLength, Downstream};
-use crate::identity::SpiffeId;
+use super::{BodyLength, Downstream, grpc, switch};
 use crate::model::Listeners;
-use crate::mtls::{EdgeSession, Proof};
-use crate::observe::{
-    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, TokenFacts, WouldBe,
-};
+use crate::mtls::Proof;
+use crate::observe::{DecisionRecord, DenialId, TokenFacts};
 use crate::pipeline::{
-    BodyFilters, Client, Exchange, Fault, Flow, Refusal, Reply, ResponseSource, RouteInfo,
-    Side as FaultSide,
+    BodyFilters, Exchange, Fault, Flow, Refusal, Reply, ResponseSource, Side as FaultSide,
 };
-use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
-use crate::proxy::copy::Tunnel;
-use crate::proxy::senders::Senders;
+use crate::policy::Standing;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
@@ -40,55 +34,8 @@ pub(in crate::proxy) enum After {
     Close,
     /// It ends, the answer broken off: policy refuses by now what it allowed at the start.
     Refused,
-    /// Its bytes go through from here on.
+    /// Its bytes go through from here on, or those of this stream.
     Tunnel(Box<Tunnel>),
-}
-
-/// What holds for all exchanges of a connection: who the caller is, as records and upstreams read it, and what it may do.
-#[derive(Clone)]
-pub(in crate::proxy) struct ConnectionStanding {
-    ends: Arc<Ends>,
-    told: Arc<headers::Told>,
-    /// Worked out once for each revision of the policy.
-    standing: Option<Standing>,
-    /// The handshake of a connection from the public.
-    edge: Option<Edge>,
-}
-
-impl ConnectionStanding {
-    /// For a connection whose handshake is over.
-    pub(in crate::proxy) fn new(
-        client: &Client,
-        senders: &Arc<Senders>,
-        edge: Option<Arc<EdgeSession>>,
-    ) -> Self {
-        let peer = client.peer.as_deref();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: client.connection,
-            src_spiffe_id: peer.map(|peer| peer.id.as_str()),
-            src_serial: peer.map(|peer| peer.serial.as_str()),
-            src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
-            src_not_after: peer.map(|peer| peer.not_after),
-            src_addr: client.address,
-            src_via: client.introduced.map(|introduced| introduced.by),
-            dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
-            dst_port: client.local.port(),
-        });
-        let told = Arc::new(headers::Told::new(client, senders));
-        Self { ends: Arc::new(ends), told, standing: None, edge: edge.map(Edge::new) }
-    }
-
-    /// Who is at the ends, for records.
-    pub(in crate::proxy) fn ends(&self) -> &Ends {
-        &self.ends
-    }
-
-    fn of(&mut self, policy: &Policy, exchange: &Exchange) -> &Standing {
-        if !self.standing.as_ref().is_some_and(|standing| standing.is_of(policy)) {
-            self.standing = None;
-        }
-        self.standing.get_or_insert_with(|| policy.standing(exchange.client.peer.as_deref()))
-    }
 }
 
 /// The plugins of one exchange: everybody's, and the route's, merged with the consumer's once that is known.
@@ -153,16 +100,12 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     caller: &mut D,
     standing: &mut ConnectionStanding,
     watchdog: &mut Watchdog,
-    upgrade: bool,
     proof: &Proof,
 ) -> After {
     // Looked at before the snapshot: what an older one decided is asked again.
     let policies = worker.watch.policies();
     let snapshot = worker.snapshot();
     let mut hop = headers::receive(exchange, &standing.told);
-    if !upgrade {
-        hop.upgrade = None;
-    }
     exchange.consumers = Some(snapshot.consumers.clone());
     exchange.is_http2 = caller.is_http2();
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
@@ -172,7 +115,13 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             Err(reply) => Course::Reply(reply),
             Ok(route) => {
                 chains.route = route;
-                plugins(exchange, &mut chains).await
+                match switch::granted(caller, route, &hop) {
+                    Ok(granted) => {
+                        hop.switch = granted;
+                        plugins(exchange, &mut chains).await
+                    }
+                    Err(refusal) => Course::Reply(refusal),
+                }
             }
         };
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
@@ -184,6 +133,12 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
                     return faulted(exchange, caller, &chains, watchdog, worker, fault).await;
                 }
                 headers::send(exchange, &standing.told);
+                if exchange.is_http2 {
+                    hop.deadline = grpc::deadline(exchange);
+                }
+                if let Some(switch) = hop.switch {
+                    switch::prepare(switch, caller, &mut exchange.request);
+                }
                 let mut vigil = Vigil::new(worker, standing, watchdog, policies);
                 forwarded(worker, exchange, caller, &chains, &mut vigil, &hop).await
             }
@@ -259,172 +214,6 @@ fn admit<'a>(
     routed.map_err(|_| Box::new(unreadable()))
 }
 
-/// What policy decides on.
-#[derive(Clone, Copy)]
-pub(in crate::proxy) struct Asked<'a> {
-    pub(in crate::proxy) client: &'a Client,
-    pub(in crate::proxy) route: Option<&'a RouteInfo>,
-    pub(in crate::proxy) method: &'a str,
-    pub(in crate::proxy) host: &'a str,
-    pub(in crate::proxy) path: &'a str,
-    pub(in crate::proxy) is_http2: bool,
-    /// Whom a trusted sender named as the caller.
-    pub(in crate::proxy) caller: Option<SocketAddr>,
-}
-
-impl<'a> Asked<'a> {
-    pub(in crate::proxy) fn of(exchange: &'a Exchange) -> Self {
-        Self {
-            client: &exchange.client,
-            route: exchange.route.as_deref(),
-            method: exchange.request.method(),
-            host: exchange.request.authority(),
-            path: exchange.request.path(),
-            is_http2: exchange.is_http2,
-            caller: exchange.caller,
-        }
-    }
-
-    fn action(&self) -> Action<'a> {
-        Action::Http {
-            port: self.client.local.port(),
-            method: self.method,
-            host: self.host,
-            path: self.path,
-            route: self.route.map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
-        }
-    }
-}
-
-/// [`Asked`] of an exchange that is over, for what goes on behind it.
-pub(in crate::proxy) struct Kept {
-    route: Option<Arc<RouteInfo>>,
-    method: Box<str>,
-    host: Box<str>,
-    path: Box<str>,
-    caller: Option<SocketAddr>,
-}
-
-impl Kept {
-    fn of(exchange: &Exchange) -> Self {
-        let Asked { method, host, path, caller, .. } = Asked::of(exchange);
-        let route = exchange.route.clone();
-        Self { route, method: method.into(), host: host.into(), path: path.into(), caller }
-    }
-
-    pub(in crate::proxy) fn asked<'a>(&'a self, client: &'a Client) -> Asked<'a> {
-        Asked {
-            client,
-            route: self.route.as_deref(),
-            method: &self.method,
-            host: &self.host,
-            path: &self.path,
-            is_http2: false,
-            caller: self.caller,
-        }
-    }
-}
-
-/// Decides about a connection's requests, and writes down what was decided.
-pub(super) struct Judge<'a> {
-    pub(super) worker: &'a Worker,
-    pub(super) snapshot: &'a Snapshot,
-    pub(super) connection: &'a ConnectionStanding,
-}
-
-impl Judge<'_> {
-    fn standing(&self) -> Option<&Standing> {
-        self.connection.standing.as_ref()
-    }
-
-    pub(super) fn decide(&self, asked: &Asked<'_>) -> Decision {
-        let policy = &self.snapshot.policy;
-        let action = asked.action();
-        let nobody;
-        let standing = match self.standing() {
-            Some(standing) => standing,
-            None => {
-                nobody = policy.standing(None);
-                &nobody
-            }
-        };
-        match asked.client.door {
-            Listeners::Inbound => policy.decide(standing, &action),
-            Listeners::Ingress | Listeners::Outbound => policy.decide_public(standing, &action),
-        }
-    }
-
-    /// The refusal that the caller reads, and its record.
-    pub(super) fn refuse(&self, exchange: &Exchange, decision: Decision) -> Box<Reply> {
-        let policy = &self.snapshot.policy;
-        let asked = Asked::of(exchange);
-        let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
-        let denial = DenialId::new();
-        let near = self.standing().and_then(|standing| policy.nearest(standing, &asked.action()));
-        let nearest = near.and_then(|near| {
-            let rule = policy.rule(near.rule)?;
-            let (policy_id, rule) = (rule.policy.as_str(), rule.rule);
-            Some(Nearest { policy_id, rule, clause: near.clause.name() })
-        });
-        // A refusal that cannot be recorded is still a refusal: the caller gets nothing more either way.
-        let _ = self.record(&asked, decision, Some(denial), nearest);
-        if is_grpc(exchange) {
-            return Box::new(grpc(7, reason.sentence()).with("x-wardgate-denial", denial.as_str()));
-        }
-        let body = serde_json::json!({
-            "type": "urn:wardgate:problem:denied",
-            "title": "Forbidden",
-            "status": 403,
-            "detail": format!("The identity policy refuses this request: {}.", reason.sentence()),
-            "reason": reason.code(),
-            "denial": denial.as_str(),
-        });
-        let reply = Reply { status: 403, fields: Vec::new(), body: format!("{body}\n").into() };
-        Box::new(
-            reply
-                .with("Content-Type", "application/problem+json")
-                .with("x-wardgate-denial", denial.as_str()),
-        )
-    }
-
-    pub(super) fn record(
-        &self,
-        asked: &Asked<'_>,
-        decision: Decision,
-        denial_id: Option<DenialId>,
-        nearest: Option<Nearest<'_>>,
-    ) -> Result<(), Full> {
-        let policy = &*self.snapshot.policy;
-        let rule = decision.outcome.rule().and_then(|rule| policy.rule(rule));
-        let would_be = decision.would_be.map(|outcome| WouldBe {
-            allowed: outcome.is_allowed(),
-            reason: outcome.reason().map(Reason::code),
-            rule: outcome
-                .rule()
-                .and_then(|rule| policy.rule(rule))
-                .map(|rule| (rule.policy.as_str(), rule.rule)),
-        });
-        self.worker.metrics.decided(decision.outcome);
-        self.worker.lane.decision(&DecisionRecord {
-            route_id: asked.route.map(|route| route.id.as_str()),
-            protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
-            method: asked.method.as_bytes(),
-            host: asked.host.as_bytes(),
-            path: asked.path.as_bytes(),
-            would_be,
-            reason: decision.outcome.reason().map(Reason::code),
-            policy_id: rule.map(|rule| rule.policy.as_str()),
-            rule: rule.map(|rule| rule.rule),
-            policy_revision: rule.map(|rule| rule.revision),
-            denial_id,
-            nearest,
-            caller: asked.caller,
-            config_revision: self.snapshot.revision,
-            ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
-        })
-    }
-}
-
 /// An auth plugin's refusal goes into the decision log, and the caller learns under which id.
 fn refused_by_plugin(
     course: Course,
@@ -456,7 +245,7 @@ fn refused_by_plugin(
         plugin: Some(refusal.plugin),
         caller: exchange.caller,
         token,
-        ..DecisionRecord::of(&standing.ends, false)
+        ..DecisionRecord::of(standing.ends(), false)
     });
     reply.fields.push(("x-wardgate-denial".into(), denial.as_str().into()));
     Course::Reply(reply)
@@ -465,11 +254,6 @@ fn refused_by_plugin(
 /// The answer to a path that cannot be read, as nginx gives it before APISIX sees the request.
 fn unreadable() -> Reply {
     Reply::json(400, &serde_json::json!({ "error_msg": "the request's path cannot be read" }))
-}
-
-/// The answer when no decision can be recorded: what cannot be proved later does not happen.
-fn unlogged() -> Reply {
-    Reply::json(503, &serde_json::json!({ "error_msg": "the decision log is full" }))
 }
 
 /// Runs the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge, global access, route access.
@@ -535,7 +319,16 @@ async fn forwarded<D: Downstream>(
     vigil: &mut Vigil<'_>,
     hop: &Hop,
 ) -> After {
-    let begun = forward::begin(worker, exchange, caller, chains, vigil, hop).await;
+    let begun = {
+        let begin = pin!(forward::begin(worker, exchange, caller, chains, vigil, hop));
+        match hop.deadline {
+            None => begin.await,
+            Some(deadline) if deadline <= Instant::now() => Err(forward::Failure::Overdue),
+            Some(deadline) => {
+                timeout_at(deadline, begin).await.unwrap_or(Err(forward::Failure::Overdue))
+            }
+        }
+    };
     let mut upstreamed = match begun {
         Ok(upstreamed) => upstreamed,
         Err(forward::Failure::Gone) => {
@@ -547,6 +340,10 @@ async fn forwarded<D: Downstream>(
         Err(forward::Failure::Refused) => {
             let reply = vigil.refuse(exchange);
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
+        }
+        Err(forward::Failure::Overdue) => {
+            let reply = grpc::overdue();
+            return reply_with(exchange, caller, chains, vigil.watchdog, worker, reply).await;
         }
         Err(forward::Failure::Reply(reply)) => {
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
@@ -564,11 +361,19 @@ async fn forwarded<D: Downstream>(
     }
     exchange.source = ResponseSource::Upstream;
     headers::receive_response(&mut exchange.response);
-    if let Err(fault) = chains.response_head(exchange) {
+    let lawful = match (hop.switch, upstreamed.is_switched()) {
+        (Some(Switch::WebSocket), true) => upstreamed.translate(caller, exchange),
+        (Some(_), false) => switch::refused(caller, exchange),
+        (Some(Switch::Connect), true) | (None, _) => Ok(()),
+    };
+    let status = exchange.response.status();
+    if let Err(fault) = lawful.and_then(|()| chains.response_head(exchange)) {
         return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
     }
     if upstreamed.is_switched() {
-        return switch(exchange, caller, worker, upstreamed, vigil.decided()).await;
+        // A plugin may change what the answer says, and not what it is.
+        exchange.response.set_status(status);
+        return switched(exchange, caller, upstreamed, vigil.decided()).await;
     }
     let filters = chains.filters(exchange);
     let mut length = upstreamed.length;
@@ -582,11 +387,27 @@ async fn forwarded<D: Downstream>(
         caller.abort();
         return After::Close;
     }
-    match upstreamed.carry(caller, filters, vigil, exchange).await {
+    let carried = {
+        let carry = pin!(upstreamed.carry(caller, filters, vigil, exchange));
+        match hop.deadline {
+            None => carry.await,
+            Some(deadline) => timeout_at(deadline, carry).await.unwrap_or(Err(Stopped::Overdue)),
+        }
+    };
+    match carried {
         Ok(()) => {
             let uploaded = upstreamed.is_uploaded();
             upstreamed.settle(worker);
             if uploaded { After::Next } else { After::Close }
+        }
+        Err(Stopped::Overdue) => {
+            let trailers = || Some(grpc::overdue_trailers());
+            let is_told = caller.is_http2()
+                && poll_fn(|context| caller.poll_finish(context, trailers())).await.is_ok();
+            if !is_told {
+                caller.abort();
+            }
+            After::Close
         }
         Err(Stopped::Refused) => {
             // The exchange ends either way; what was lost is counted in the log itself.
@@ -608,20 +429,19 @@ fn may_have_body(exchange: &Exchange) -> bool {
     exchange.request.method() != "HEAD" && status >= 200 && status != 204 && status != 304
 }
 
-async fn switch<D: Downstream>(
+async fn switched<D: Downstream>(
     exchange: &mut Exchange,
     caller: &mut D,
-    worker: &Worker,
     upstreamed: Upstreamed,
     decided: u64,
 ) -> After {
-    let kept = Kept::of(exchange);
-    let Some(tunnel) = upstreamed.into_tunnel(worker, kept, decided) else { return After::Close };
-    if let Some(protocol) = &tunnel.protocol {
+    let tunnel = upstreamed.into_tunnel(Kept::of(exchange), decided);
+    if exchange.response.status() == 101 {
+        // It is hop-by-hop and was taken off; the codec adds `connection: upgrade` to a 101.
+        let protocol = tunnel.protocol.as_deref().unwrap_or(b"websocket");
         exchange.response.set("upgrade", protocol);
     }
-    // `upgrade` is hop-by-hop and was taken off; the codec adds `connection: upgrade` to a 101.
-    let begun = caller.start_response(&exchange.response, BodyLength::None);
+    let begun = caller.start_tunnel(&exchange.response);
     if begun.is_err() || poll_fn(|context| caller.poll_flush(context)).await.is_err() {
         return After::Close;
     }
@@ -639,8 +459,8 @@ async fn faulted<D: Downstream>(
 ) -> After {
     let route = exchange.route.as_ref().map(|route| route.id.as_str());
     tracing::warn!(status = fault.status, route, cause = %fault.cause, "{}", fault.sentence);
-    let reply = if is_grpc(exchange) {
-        grpc(grpc_code(fault.status), fault.sentence)
+    let reply = if grpc::is_call(exchange) {
+        grpc::refusal(grpc::code_of(fault.status), fault.sentence)
     } else {
         Reply::json(fault.status, &serde_json::json!({ "error_msg": fault.sentence }))
     };
@@ -660,8 +480,8 @@ async fn reply_with<D: Downstream>(
     reply: Reply,
 ) -> After {
     exchange.source = ResponseSource::Gateway;
-    let refuses = reply.status >= 400 && is_grpc(exchange);
-    let reply = if refuses { translated(reply) } else { reply };
+    let refuses = reply.status >= 400 && grpc::is_call(exchange);
+    let reply = if refuses { grpc::translated(reply) } else { reply };
     answer(exchange, caller, chains, watchdog, worker, reply).await
 }
 
@@ -756,51 +576,4 @@ fn filtered(filters: &mut BodyFilters, body: Bytes) -> Result<Bytes, Fault> {
     let passed = filters.chunk(body)?;
     let rest = filters.finish()?;
     Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
-}
-
-fn is_grpc(exchange: &Exchange) -> bool {
-    exchange.request.value("content-type").is_some_and(|value| {
-        value
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-    })
-}
-
-/// A trailers-only answer: what a gRPC client can read.
-fn grpc(code: u8, message: &str) -> Reply {
-    Reply::empty(200)
-        .with("Content-Type", "application/grpc")
-        .with("grpc-status", itoa::Buffer::new().format(code))
-        .with("grpc-message", message)
-}
-
-/// A refusal that a gRPC client can read: its status as a code, its sentence as the message, its other fields as metadata.
-fn translated(reply: Reply) -> Reply {
-    const UNSAFE: &AsciiSet = &CONTROLS.add(b'%');
-    let sentence = serde_json::from_slice::<serde_json::Value>(&reply.body).ok().and_then(|body| {
-        let found = body.get("message").or_else(|| body.get("error_msg"))?;
-        found.as_str().map(str::to_owned)
-    });
-    let text = sentence.unwrap_or_else(|| String::from_utf8_lossy(&reply.body).trim().to_owned());
-    let end = text.char_indices().nth(1000).map_or(text.len(), |(at, _)| at);
-    let message = utf8_percent_encode(&text[..end], UNSAFE).to_string();
-    let mut answer = grpc(grpc_code(reply.status), &message);
-    let kept = reply.fields.into_iter();
-    answer.fields.extend(kept.filter(|(name, _)| !name.eq_ignore_ascii_case("content-type")));
-    answer
-}
-
-/// The gRPC code of an HTTP status, as the gRPC specification maps them.
-pub(super) const fn grpc_code(status: u16) -> u8 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        // What is too large, or comes too slowly, exceeds what there is for it (RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED).
-        413 | 414 | 431 => 8,
-        408 => 4,
-        429 | 502..=504 => 14,
-        _ => 2,
-    }
 }

@@ -9,21 +9,22 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::flow::{Asked, Chains, Kept};
+use super::flow::Chains;
 use super::forwarded;
 use super::h1::{Http1, RequestLine};
 use super::h2::{UpstreamHttp2, originate};
 use super::headers::Hop;
 use super::hedge;
+use super::judge::{Asked, Kept};
 use super::origin::{Answer, Origin};
 use super::pace::Pace;
 use super::transfer::{Failed, Pump};
+use super::tunnel::Tunnel;
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
 use crate::mtls::Proof;
 use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
-use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
@@ -41,6 +42,8 @@ pub(in crate::proxy) enum Failure {
     Fault(Fault),
     /// Policy refuses by now what it allowed at the start.
     Refused,
+    /// The time that the caller gave is over.
+    Overdue,
 }
 
 /// Why an answer did not come through wholly.
@@ -49,6 +52,8 @@ pub(in crate::proxy) enum Stopped {
     Broken(String),
     /// Policy refuses by now what it allowed at the start.
     Refused,
+    /// The time that the caller gave is over.
+    Overdue,
 }
 
 /// An exchange whose upstream has begun to answer.
@@ -80,13 +85,6 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         return Err(Failure::Fault(fault));
     };
     let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
-    let websocket = chains.route.is_some_and(|route| route.websocket);
-    // Any other protocol, h2c above all, would carry requests past routes and policy. A body leaves no place for a switch.
-    let may_switch = websocket && !caller.is_http2() && caller.request_body() == BodyLength::None;
-    let upgrade = hop
-        .upgrade
-        .as_deref()
-        .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
     let resilience = cluster.resilience();
     let admission = match resilience {
         None => None,
@@ -96,7 +94,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         Box::pin(cluster.found(cluster.connect_within)).await;
     }
     if let Some(hedging) = resilience.and_then(Resilience::hedging)
-        && upgrade.is_none()
+        && hop.switch.is_none()
         && hedge::is_lawful(exchange, caller)
     {
         let race = hedge::Race { worker, cluster: &cluster, chains, hop, hash_key, hedging };
@@ -121,16 +119,13 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         if let Some(reply) = forward_hooks(exchange, chains).await? {
             return Err(Failure::Reply(reply));
         }
+        if let Some(deadline) = hop.deadline {
+            super::grpc::shorten(&mut exchange.request, deadline);
+        }
         let busy = endpoint.busy();
         let caller_ends = endpoint.introduction.map(|_| forwarded::introduction(exchange));
-        let attempt = Attempt {
-            worker,
-            cluster: &cluster,
-            endpoint: &endpoint,
-            hop,
-            upgrade,
-            caller: caller_ends,
-        };
+        let attempt =
+            Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, caller: caller_ends };
         let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
             Ok((origin, answer, place, reuse)) => {
                 let now = Instant::now();
@@ -276,7 +271,6 @@ pub(super) struct Attempt<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) endpoint: &'a Arc<Endpoint>,
     pub(super) hop: &'a Hop,
-    pub(super) upgrade: Option<&'a [u8]>,
     /// Whom a PROXY header introduces; nobody where the endpoint wants none.
     pub(super) caller: Option<Introduction>,
 }
@@ -294,7 +288,12 @@ impl Attempt<'_> {
             let http2 = self.speaks_http2(caller);
             let host = self.host(exchange);
             let place = self.endpoint.place(host);
-            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse, host, place).await?;
+            let (mut origin, reuse, reused) = match self.hop.switch {
+                None => self.obtain(http2, may_reuse, host, place).await?,
+                Some(switch) => {
+                    Box::pin(self.obtain_for(switch, http2, may_reuse, host, place)).await?
+                }
+            };
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
             exchange.times.forwarded = Some(Instant::now());
@@ -355,7 +354,7 @@ impl Attempt<'_> {
         place: Place,
     ) -> Result<(Origin, Reuse, bool), Failure> {
         if http2 {
-            return Box::pin(self.obtain_http2(may_reuse, host, place)).await;
+            return Box::pin(self.obtain_http2(may_reuse, false, host, place)).await;
         }
         if let Some(Idle { stream, mut reuse }) = self.idle(may_reuse, place).await {
             reuse.requests += 1;
@@ -412,7 +411,8 @@ impl Attempt<'_> {
         if let Some(slot) = resilience.slot() {
             return Ok(Queued::Slot(pending, slot));
         }
-        let _waiting = Waiting::new(self.worker, place);
+        // Who can use no connection that comes back waits as if elsewhere: an idle one is closed for it.
+        let _waiting = may_reuse.then(|| Waiting::new(self.worker, place));
         let mut late = pin!(tokio::time::sleep(self.cluster.connect_within));
         loop {
             let mut freed = pin!(resilience.freed());
@@ -431,10 +431,29 @@ impl Attempt<'_> {
         }
     }
 
-    fn over(&self, stream: crate::upstream::Stream) -> Origin {
+    pub(super) fn over(&self, stream: crate::upstream::Stream) -> Origin {
         let mut http = Http1::new(stream);
         http.equip(&self.worker.buffers);
         Origin::http1(http, self.worker.limits.response_head)
+    }
+
+    /// A new connection, as soon as the cluster may have one more.
+    pub(super) async fn connect_counted(
+        &self,
+        host: &str,
+        protocol: Protocol,
+        place: Place,
+    ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
+        let counted = match self.counted() {
+            None => None,
+            Some(resilience) => match self.queue(resilience, false, place).await? {
+                Queued::Idle(_) => None,
+                Queued::Slot(pending, slot) => Some((pending, slot)),
+            },
+        };
+        let (stream, mut reuse) = self.connect(host, protocol).await?;
+        reuse.slot = counted.map(|(_, slot)| slot);
+        Ok((stream, reuse))
     }
 
     async fn connect(
@@ -476,9 +495,11 @@ impl Attempt<'_> {
         Ok((established.stream, Reuse { requests: 1, proof, introduced: self.caller, slot: None }))
     }
 
-    async fn obtain_http2(
+    /// A stream; on a new connection when `settled` only when it is known what the peer offers.
+    pub(super) async fn obtain_http2(
         &self,
         may_reuse: bool,
+        settled: bool,
         host: &str,
         key: Place,
     ) -> Result<(Origin, Reuse, bool), Failure> {
@@ -495,7 +516,7 @@ impl Attempt<'_> {
         };
         let secure = !matches!(self.endpoint.security, Security::Plain);
         let origin = |ready, streams| {
-            let origin = UpstreamHttp2::new(ready, streams, self.hop.te_trailers, secure);
+            let origin = UpstreamHttp2::new(ready, streams, secure);
             Origin::Http2(Box::new(origin))
         };
         let now = crate::rt::unix_seconds();
@@ -526,16 +547,9 @@ impl Attempt<'_> {
         } else {
             Some(place)
         };
-        let counted = match self.counted() {
-            None => None,
-            Some(resilience) => match self.queue(resilience, false, key).await? {
-                Queued::Idle(_) => None,
-                Queued::Slot(pending, slot) => Some((pending, slot)),
-            },
-        };
-        let (stream, mut reuse) = self.connect(host, Protocol::Http2).await?;
-        reuse.slot = counted.map(|(_, slot)| slot);
-        let send = originate(self.worker, stream, reuse.proof.clone()).await;
+        let (stream, reuse) = self.connect_counted(host, Protocol::Http2, key).await?;
+        let settled = settled.then_some(within);
+        let send = originate(self.worker, stream, reuse.proof.clone(), settled).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
         let kept = Multiplexed::new(send.clone(), reuse.clone(), streams.clone());
@@ -570,7 +584,8 @@ impl Attempt<'_> {
             target: rewritten.target.as_deref().unwrap_or_else(|| exchange.request.target()),
             host,
             body: caller.request_body(),
-            upgrade: self.upgrade,
+            switch: self.hop.switch,
+            te_trailers: self.hop.te_trailers,
         };
         origin.send(&line, &exchange.request).map_err(|broken| {
             let cause = broken.to_string();
@@ -665,7 +680,7 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
                     Poll::Ready(Err(broken)) => {
                         let unanswered = !origin.has_answered();
-                        let untouched = matches!(broken, Broken::Refused);
+                        let untouched = origin.is_untouched(&broken);
                         let retry = unanswered && (is_idempotent || untouched);
                         let fault = Fault::upstream(
                             502,
@@ -850,16 +865,18 @@ impl Upstreamed {
         }
     }
 
-    /// The connection's bytes, after a switch of protocols.
-    pub(in crate::proxy) fn into_tunnel(
-        self,
-        worker: &Worker,
-        kept: Kept,
-        decided: u64,
-    ) -> Option<Tunnel> {
-        let Origin::Http1(origin) = self.origin else { return None };
-        let (stream, early) = origin.http.into_parts(&worker.buffers);
-        let (protocol, proof) = (self.protocol, self.reuse.proof);
-        Some(Tunnel { stream, early, protocol, proof, kept, decided, _held: self.held })
+    /// The answer switches to WebSocket: its head as the caller's version has it.
+    pub(in crate::proxy) fn translate<D: Downstream>(
+        &self,
+        caller: &D,
+        exchange: &mut Exchange,
+    ) -> Result<(), Fault> {
+        super::switch::translate(caller, &self.origin, exchange)
+    }
+
+    /// The upstream's half of a tunnel, after a switch of protocols.
+    pub(in crate::proxy) fn into_tunnel(self, kept: Kept, decided: u64) -> Tunnel {
+        let Self { origin, protocol, reuse, held, .. } = self;
+        Tunnel { origin, protocol, proof: reuse.proof, kept, decided, _held: held }
     }
 }

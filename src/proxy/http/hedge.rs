@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 
-use super::flow::{Asked, Chains};
+use super::flow::Chains;
 use super::forward::{Attempt, Failure, Upstreamed, forward_hooks, hash_input, nobody, note_fault};
 use super::forwarded;
 use super::headers::Hop;
+use super::judge::Asked;
 use super::origin::{Answer, Origin};
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Downstream, Side};
@@ -182,6 +183,9 @@ impl<'a> Race<'a> {
         if let Some(reply) = forward_hooks(exchange, self.chains).await? {
             return Err(Failure::Reply(reply));
         }
+        if let Some(deadline) = self.hop.deadline {
+            super::grpc::shorten(&mut exchange.request, deadline);
+        }
         Ok(Some(Lane {
             worker: self.worker,
             cluster: self.cluster,
@@ -320,7 +324,6 @@ impl<'a> Lane<'a> {
             cluster: self.cluster,
             endpoint: &self.endpoint,
             hop: self.hop,
-            upgrade: None,
             caller: self.introduced,
         }
     }
@@ -330,7 +333,7 @@ impl<'a> Lane<'a> {
         let (endpoint, caller) = (self.endpoint.clone(), self.introduced);
         Box::pin(async move {
             let endpoint = &endpoint;
-            let attempt = Attempt { worker, cluster, endpoint, hop, upgrade: None, caller };
+            let attempt = Attempt { worker, cluster, endpoint, hop, caller };
             attempt.obtain(http2, may_reuse, &host, place).await
         })
     }

@@ -3,20 +3,27 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use switch::Wish;
+
 use crate::pipeline::Head;
 
 pub(in crate::proxy) mod bounds;
 pub(in crate::proxy) mod flow;
 pub(in crate::proxy) mod forward;
 pub(in crate::proxy) mod forwarded;
+mod grpc;
 pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 mod hedge;
+pub(in crate::proxy) mod judge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod pace;
 pub(in crate::proxy) mod server_name;
+pub(in crate::proxy) mod switch;
+mod trailers;
 pub(in crate::proxy) mod transfer;
+pub(in crate::proxy) mod tunnel;
 pub(in crate::proxy) mod vigil;
 
 /// Why a body cannot go on.
@@ -77,9 +84,10 @@ pub(in crate::proxy) trait Side {
 }
 
 /// How the body behind a head is announced to the other side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::proxy) enum BodyLength {
     /// There is no body.
+    #[default]
     None,
     /// So many bytes.
     Known(u64),
@@ -91,8 +99,12 @@ pub(in crate::proxy) enum BodyLength {
 pub(in crate::proxy) trait Downstream: Side {
     /// How long the request's body is.
     fn request_body(&self) -> BodyLength;
+    /// What the request asks to switch to.
+    fn wish(&self) -> Option<Wish<'_>>;
     /// Begins the response; the head goes out with the first bytes of the body, or with the flush.
     fn start_response(&mut self, head: &Head, body: BodyLength) -> Result<(), Broken>;
+    /// Answers with a switch; from the flush on, what comes and goes are the bytes of another protocol.
+    fn start_tunnel(&mut self, head: &Head) -> Result<(), Broken>;
     /// Sends an interim response (1xx) where the protocol can.
     fn interim(&mut self, head: &Head);
     /// The caller waits for `100 Continue` before it sends the body, and we are about to read it.
@@ -104,6 +116,8 @@ pub(in crate::proxy) trait Downstream: Side {
     fn is_last(&mut self);
     /// The response cannot be completed: cut it off so that nobody takes it for whole.
     fn abort(&mut self);
+    /// The connection may carry nothing more: not a byte goes out, not even those that the system holds.
+    fn cut(&mut self);
     /// Does the caller speak HTTP/2?
     fn is_http2(&self) -> bool;
     /// Bytes received and sent for this exchange so far.

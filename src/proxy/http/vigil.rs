@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep};
 
-use super::flow::{Asked, ConnectionStanding, Judge};
+use super::judge::{Asked, ConnectionStanding, Judge};
 use crate::mtls::Proof;
 use crate::observe::{ConnectionRecord, Full};
 use crate::pipeline::{Exchange, Reply};

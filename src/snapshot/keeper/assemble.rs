@@ -188,6 +188,7 @@ impl Keeper {
             chain,
             cluster,
             websocket: websocket.unwrap_or(false),
+            connect: route.enable_connect == Some(true),
             links,
             merged: MergedChains::default(),
             conditions: slot.parts.conditions.clone(),

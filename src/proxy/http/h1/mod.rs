@@ -13,7 +13,9 @@ pub use head::{
     Framing, HeadLimits, MAX_FIELDS, MAX_HEAD, Refused, RequestFacts, ResponseFacts, read_request,
     read_request_within, read_response, read_response_within,
 };
-pub(in crate::proxy) use head::{LONG_FIELD, LONG_TARGET, MANY_FIELDS, check_host, check_target};
+pub(in crate::proxy) use head::{
+    LONG_FIELD, LONG_TARGET, MANY_FIELDS, check_host, check_target, names_trailers,
+};
 pub(in crate::proxy) use serve::serve;
 pub(in crate::proxy) use upstream::UpstreamHttp1;
 pub(in crate::proxy) use write::RequestLine;
