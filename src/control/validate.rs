@@ -645,8 +645,8 @@ mod tests {
             ),
             (
                 Kind::Upstreams,
-                json!({"nodes": node, "type": "ewma"}),
-                r#"invalid configuration: property "type" validation failed: "ewma" is not supported by this version of Wardgate"#,
+                json!({"nodes": node, "scheme": "kafka"}),
+                r#"invalid configuration: property "scheme" validation failed: "kafka" is not supported by this version of Wardgate"#,
             ),
             (Kind::Upstreams, json!({"nodes": node, "type": "chash"}), "missing key"),
             (

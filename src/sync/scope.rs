@@ -824,6 +824,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_client_certificate_is_for_whom_it_is_shown_by() {
+        let mut world = shop();
+        let client = json!({"type": "client", "cert": "c", "key": "k"});
+        assert_eq!(world.put("ssls/client", client), []);
+        let edge = world.0.enter(Role::Ingress, EDGE);
+        let cart = world.0.enter(Role::Sidecar, CART);
+        assert!(!world.all(edge).contains(&"ssls/client".to_owned()));
+        let shows =
+            json!({"nodes": {"a": 1}, "scheme": "https", "tls": {"client_cert_id": "client"}});
+        world.put("upstreams/cart", shows.clone());
+        assert!(world.all(cart).contains(&"ssls/client".to_owned()));
+        assert!(!world.all(edge).contains(&"ssls/client".to_owned()));
+        world.put("routes/public", json!({"uri": "/*", "upstream": shows}));
+        assert!(world.all(edge).contains(&"ssls/client".to_owned()));
+        world.put("upstreams/cart", json!({"nodes": {"a": 1}}));
+        assert!(!world.all(cart).contains(&"ssls/client".to_owned()));
+    }
+
+    #[test]
     fn a_change_touches_only_whom_it_concerns() {
         let mut world = shop();
         let cart = world.0.enter(Role::Sidecar, CART);

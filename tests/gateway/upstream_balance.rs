@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use wardgate::rt::Tasks;
 
 use crate::mesh::{RawApp, merged};
-use crate::world::{App, PATIENCE, Process, World, allow, eventually, get, send};
+use crate::world::{App, PATIENCE, Process, World, allow, eventually, eventually_async, get, send};
 
 fn ingress(world: &World, name: &str, upstream: &Value) -> Process {
     let route = json!({ "id": "all", "uri": "/*", "upstream": upstream });
@@ -241,5 +243,57 @@ async fn each_node_may_have_an_identity_of_its_own() {
         }
         let came = [apps[0].requests() - before[0], apps[1].requests() - before[1]];
         assert_eq!(came, if status == 200 { [2, 2] } else { [0, 0] }, "{name}");
+    }
+}
+
+/// An app on HTTP/2; how many connections have come, and how many have ended.
+async fn http2_app(tasks: &mut Tasks) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (came, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let counted = (came.clone(), ended.clone());
+    tasks.add(async move {
+        let mut connections = Tasks::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            counted.0.fetch_add(1, Ordering::SeqCst);
+            let ended = counted.1.clone();
+            connections.add(async move {
+                if let Ok(mut connection) = h2::server::handshake(tcp).await {
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        respond.send_response(http::Response::new(()), true).unwrap();
+                    }
+                }
+                ended.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, came, ended)
+}
+
+#[tokio::test]
+async fn connections_that_exchanges_share_are_kept_as_the_pool_says_too() {
+    let world = World::new();
+    let mut tasks = Tasks::new();
+    for (name, pool, connections) in [
+        ("default", json!({}), 1),
+        ("two", json!({ "requests": 2 }), 3),
+        ("idle", json!({ "idle_timeout": 1 }), 1),
+    ] {
+        let (app, came, ended) = http2_app(&mut tasks).await;
+        let upstream =
+            json!({ "scheme": "grpc", "nodes": { app.to_string(): 1 }, "keepalive_pool": pool });
+        let ingress = ingress(&world, name, &upstream);
+        // All at once would be able to share one.
+        for _ in 0..6 {
+            assert_eq!(get(ingress.address("ingress"), "/").await.status, 200, "{name}");
+        }
+        let came = came.load(Ordering::SeqCst);
+        // A slow machine may let the idle time pass between two requests.
+        assert!(came == connections || name == "idle", "{name}: {came}");
+        let all_but_the_last = if name == "idle" { came } else { connections - 1 };
+        eventually_async("those that were used up end", || async {
+            (ended.load(Ordering::SeqCst) == all_but_the_last).then_some(())
+        })
+        .await;
     }
 }

@@ -109,6 +109,10 @@ impl Server {
                         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
                         protocol: protocol.map(|name| String::from_utf8_lossy(name).into_owned()),
                     });
+                    if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
+                        // It would have to speak it now.
+                        return;
+                    }
                     let mut buffer = Vec::new();
                     while tls.read_buf(&mut buffer).await.is_ok_and(|count| count > 0) {
                         if buffer.ends_with(b"\r\n\r\n") {
@@ -194,6 +198,20 @@ async fn a_server_is_believed_when_the_right_authority_vouches_for_the_host_that
         }
         assert!(seen.iter().all(|seen| seen.protocol.as_deref() == Some("http/1.1")));
     }
+}
+
+#[tokio::test]
+async fn http2_is_offered_where_the_upstream_speaks_it() {
+    let (world, authority) = (World::new(), Authority::new("a"));
+    let server = Server::start(&authority.issue("s", &["shop.example"]), None).await;
+    let mut upstream = server.upstream(&json!({ "ca_certs": [authority.pem()] }));
+    upstream["scheme"] = json!("grpcs");
+    let ingress = ingress(&world, "i", &upstream);
+    // It takes the offer, and leaves.
+    assert_eq!(status(&ingress, "shop.example").await, 502);
+    let seen = server.handshakes();
+    assert_eq!(seen[0].server_name.as_deref(), Some("shop.example"));
+    assert!(seen.iter().all(|seen| seen.protocol.as_deref() == Some("h2")), "{seen:?}");
 }
 
 #[tokio::test]
