@@ -216,7 +216,7 @@ mod tests {
     use crate::upstream::{Cluster, Roster};
     use serde_json::json;
 
-    fn endpoints(roster: &Roster, nodes: serde_json::Value) -> Vec<Arc<Endpoint>> {
+    fn endpoints(roster: &Roster, nodes: &serde_json::Value) -> Vec<Arc<Endpoint>> {
         let upstream: Upstream = serde_json::from_value(json!({ "nodes": nodes })).unwrap();
         Cluster::compile("upstreams/1", &upstream, None, roster).unwrap().endpoints()
     }
@@ -227,7 +227,7 @@ mod tests {
         let now = Instant::now();
         let second = Duration::from_secs(1);
         let mut schedule = Schedule::default();
-        let two = endpoints(&roster, json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1}));
+        let two = endpoints(&roster, &json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1}));
         schedule.follow(&two, now, || Duration::ZERO);
         let first = schedule.begin_due(now).unwrap();
         let other = schedule.begin_due(now).unwrap();
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(schedule.next_due(), Some(now + second));
 
         // A change of nodes alone: a new weight, and a third one.
-        let three = endpoints(&roster, json!({"10.0.0.1:1": 5, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
+        let three = endpoints(&roster, &json!({"10.0.0.1:1": 5, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
         schedule.follow(&three, now, || second * 3);
         assert!(schedule.begin_due(now).is_none());
         let due = schedule.begin_due(now + second).unwrap();
@@ -258,7 +258,7 @@ mod tests {
             {"host": "10.0.0.1", "port": 1, "weight": 1}, {"host": "10.0.0.1", "port": 1, "weight": 2}]);
         let mut schedule = Schedule::default();
         let now = Instant::now();
-        schedule.follow(&endpoints(&Roster::attending(), nodes), now, || Duration::ZERO);
+        schedule.follow(&endpoints(&Roster::attending(), &nodes), now, || Duration::ZERO);
         assert!(schedule.begin_due(now).is_some() && schedule.begin_due(now).is_none());
     }
 }

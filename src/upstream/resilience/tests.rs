@@ -43,7 +43,7 @@ fn fail(cluster: &Cluster, port: u16, seen: Seen) {
     }
 }
 
-fn checked(nodes: Value) -> Value {
+fn checked(nodes: &Value) -> Value {
     json!({"nodes": nodes, "checks": {"active": {}, "passive": {}}})
 }
 
@@ -51,13 +51,13 @@ fn checked(nodes: Value) -> Value {
 fn an_upstream_without_any_of_it_has_nothing() {
     assert!(cluster(json!({"nodes": {"10.0.0.1:1": 1}})).resilience().is_none());
     let off = Roster::attending().without_checks();
-    let upstream = checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1}));
+    let upstream = checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1}));
     assert!(compile(upstream, &off).unwrap().resilience().is_none());
 }
 
 #[test]
 fn requests_mark_a_node_and_it_gets_no_more_until_they_succeed() {
-    let cluster = cluster(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 0})));
+    let cluster = cluster(checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 0})));
     fail(&cluster, 1, Seen::Status(503));
     assert_eq!(picks(&cluster, 10), BTreeMap::from([(2, 10)]));
     // It was on its way before.
@@ -69,7 +69,7 @@ fn requests_mark_a_node_and_it_gets_no_more_until_they_succeed() {
 
 #[test]
 fn a_retry_goes_to_a_usable_node_or_nowhere() {
-    let cluster = cluster(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1})));
+    let cluster = cluster(checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1})));
     fail(&cluster, 2, Seen::Unreachable);
     let mut tried = Tried::default();
     let order: Vec<u16> =
@@ -85,7 +85,7 @@ fn when_none_is_healthy_all_are_used_whatever_the_balancer() {
         json!({"type": "chash", "key": "uri"}),
         json!({"type": "least_conn"}),
     ] {
-        let mut upstream = checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
+        let mut upstream = checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
         upstream.as_object_mut().unwrap().extend(balance.as_object().unwrap().clone());
         let cluster = cluster(upstream);
         fail(&cluster, 1, Seen::Late);
@@ -101,7 +101,7 @@ fn when_none_is_healthy_all_are_used_whatever_the_balancer() {
 
 #[test]
 fn a_lower_level_serves_while_the_higher_one_is_unhealthy() {
-    let cluster = cluster(checked(json!([
+    let cluster = cluster(checked(&json!([
         {"host": "10.0.0.1", "port": 1, "weight": 1, "priority": 1},
         {"host": "10.0.0.2", "port": 2, "weight": 1}])));
     assert_eq!(picks(&cluster, 4), BTreeMap::from([(1, 4)]));
@@ -111,7 +111,7 @@ fn a_lower_level_serves_while_the_higher_one_is_unhealthy() {
 
 #[test]
 fn the_only_node_is_used_however_it_is() {
-    let cluster = cluster(checked(json!({"10.0.0.1:1": 1})));
+    let cluster = cluster(checked(&json!({"10.0.0.1:1": 1})));
     fail(&cluster, 1, Seen::Unreachable);
     assert_eq!(picks(&cluster, 3), BTreeMap::from([(1, 3)]));
 }
@@ -130,7 +130,7 @@ fn with_too_few_usable_nodes_all_are_used() {
     ] {
         assert_eq!(panics(usable, total, threshold), panicked, "{usable}/{total} {threshold}%");
     }
-    let mut upstream = checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
+    let mut upstream = checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1, "10.0.0.3:3": 1}));
     upstream["resilience"] = json!({"panic_threshold": 60});
     let cluster = cluster(upstream);
     fail(&cluster, 1, Seen::Unreachable);
@@ -142,10 +142,10 @@ fn with_too_few_usable_nodes_all_are_used() {
 #[test]
 fn a_change_of_nodes_keeps_what_is_known_and_the_end_of_checks_forgets_it() {
     let roster = Roster::attending();
-    let before = compile(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1})), &roster).unwrap();
+    let before = compile(checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1})), &roster).unwrap();
     fail(&before, 1, Seen::Unreachable);
     let after =
-        compile(checked(json!({"10.0.0.1:1": 3, "10.0.0.2:2": 1, "10.0.0.3:3": 1})), &roster)
+        compile(checked(&json!({"10.0.0.1:1": 3, "10.0.0.2:2": 1, "10.0.0.3:3": 1})), &roster)
             .unwrap();
     assert_eq!(picks(&after, 4), BTreeMap::from([(2, 2), (3, 2)]));
     // A trial changes nothing.
@@ -156,7 +156,7 @@ fn a_change_of_nodes_keeps_what_is_known_and_the_end_of_checks_forgets_it() {
 
     let without = compile(json!({"nodes": {"10.0.0.1:1": 1, "10.0.0.2:2": 1}}), &roster).unwrap();
     assert_eq!(picks(&without, 4), BTreeMap::from([(1, 2), (2, 2)]));
-    let again = compile(checked(json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1})), &roster).unwrap();
+    let again = compile(checked(&json!({"10.0.0.1:1": 1, "10.0.0.2:2": 1})), &roster).unwrap();
     assert_eq!(picks(&again, 4), BTreeMap::from([(1, 2), (2, 2)]));
 }
 
@@ -370,7 +370,7 @@ fn what_is_known_is_shown_as_apisix_shows_it() {
     let roster = Roster::attending();
     let registry = crate::observe::Registry::new();
     roster.show(&registry);
-    let mut upstream = checked(json!({"10.0.0.1:81": 1, "10.0.0.2:82": 1}));
+    let mut upstream = checked(&json!({"10.0.0.1:81": 1, "10.0.0.2:82": 1}));
     upstream["resilience"] = json!({"outlier_detection": {}});
     let cluster = compile(upstream, &roster).unwrap();
     let first = endpoint(&cluster, 81);
