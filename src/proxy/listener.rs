@@ -14,6 +14,9 @@ use crate::identity::Identity;
 use crate::model::Listeners;
 use crate::rt::{DrainGuard, Live};
 
+/// For handshakes of TCP that have begun when the drain comes.
+const HANDSHAKES_WITHIN: Duration = Duration::from_millis(200);
+
 /// One worker's socket of a door.
 #[derive(Clone)]
 pub(in crate::proxy) struct Listener {
@@ -52,6 +55,16 @@ impl Listener {
                 }
                 None => break,
             }
+        }
+        // A handshake that has begun is finished: the client may have sent its request already.
+        let left = HANDSHAKES_WITHIN.min(worker.limits.drain_idle);
+        if crate::rt::socket::turn_away(&socket).is_ok() {
+            let begun = async {
+                while let Ok((tcp, address)) = socket.accept().await {
+                    serve(&worker, &listener, tcp, address, &guard);
+                }
+            };
+            let _ = tokio::time::timeout(left, begun).await;
         }
         // What the system has accepted since the event queue was read last would be reset with the socket.
         let Ok(socket) = socket.into_std() else { return };
