@@ -197,6 +197,9 @@ pub struct Route {
     /// Lets requests switch to WebSocket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_websocket: Option<bool>,
+    /// Opens tunnels for CONNECT, to the route's upstream and nowhere else; `methods` must name it. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_connect: Option<bool>,
     /// 0 keeps the route out of the router.
     #[serde(default)]
     pub status: Status,

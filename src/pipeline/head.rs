@@ -114,7 +114,6 @@ impl Known {
                 | Self::KeepAlive
                 | Self::ProxyConnection
                 | Self::Te
-                | Self::Trailer
                 | Self::TransferEncoding
                 | Self::Upgrade
         )

@@ -19,6 +19,8 @@ pub(in crate::proxy) struct Buffer {
     end: usize,
     /// The last read left no space.
     was_filled: bool,
+    /// What was used is still in front.
+    keeps: bool,
 }
 
 impl Buffer {
@@ -35,9 +37,27 @@ impl Buffer {
     pub(in crate::proxy) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end);
-        if self.start == self.end {
+        if self.start == self.end && !self.keeps {
             (self.start, self.end) = (0, 0);
         }
+    }
+
+    /// From here on what is put in can be had again by [`Buffer::kept`], used or not, as long as there is room for all of it.
+    pub(in crate::proxy) fn keep(&mut self) {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+        self.keeps = self.start == 0;
+    }
+
+    /// Something passed by the buffer, or nobody asks for what was used any more.
+    pub(in crate::proxy) fn forget(&mut self) {
+        self.keeps = false;
+    }
+
+    /// All that was put in since [`Buffer::keep`]; `None` when it did not fit.
+    pub(in crate::proxy) fn kept(&self) -> Option<&[u8]> {
+        self.keeps.then(|| &self.bytes[..self.end])
     }
 
     /// Where the next read goes: all that is free, made larger when the last read filled it. Empty at the bound.
@@ -46,6 +66,7 @@ impl Buffer {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
+            self.keeps = false;
         }
         let full = self.end == self.bytes.len();
         if self.bytes.is_empty() {
@@ -71,6 +92,7 @@ impl Buffer {
             // What was used makes room first: a reader that never empties the buffer must not make it grow for ever.
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
+            self.keeps = false;
             end = self.end + data.len();
         }
         if end > self.bytes.len() {
@@ -101,7 +123,7 @@ impl Buffers {
     /// Takes the memory of an empty buffer back.
     pub(in crate::proxy) fn give_back(&self, buffer: &mut Buffer) {
         let bytes = std::mem::take(&mut buffer.bytes);
-        buffer.was_filled = false;
+        *buffer = Buffer::default();
         let mut spare = self.spare.lock();
         if bytes.len() == FIRST && spare.len() < SPARE {
             spare.push(bytes);
@@ -132,6 +154,27 @@ mod tests {
         assert!(buffers.spare.lock().is_empty(), "grown memory is freed, not kept");
         buffer.extend(b"abc");
         assert_eq!(buffer.data(), b"abc");
+    }
+
+    #[test]
+    fn a_buffer_keeps_what_was_used_as_long_as_it_has_room_for_it() {
+        let mut buffer = Buffer::default();
+        buffer.extend(b"before");
+        buffer.consume(6);
+        buffer.keep();
+        buffer.extend(b"head");
+        buffer.consume(4);
+        assert!(buffer.is_empty());
+        buffer.extend(b"body");
+        assert_eq!((buffer.data(), buffer.kept()), (&b"body"[..], Some(&b"headbody"[..])));
+        buffer.extend(&[0; FIRST]);
+        assert_eq!((buffer.data().len(), buffer.kept()), (FIRST + 4, None));
+        buffer.consume(FIRST + 4);
+        buffer.keep();
+        buffer.extend(b"next");
+        assert_eq!(buffer.kept(), Some(&b"next"[..]));
+        buffer.forget();
+        assert_eq!(buffer.kept(), None);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 mod buffer;
 mod connection;
-mod copy;
 mod data_plane;
 pub mod http;
 mod listener;

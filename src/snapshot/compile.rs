@@ -168,6 +168,12 @@ impl Workshop<'_> {
             "remote_addrs",
             route.remote_addrs.is_some(),
         )?;
+        let names_connect = |methods: &Vec<Method>| methods.contains(&Method::Connect);
+        if route.enable_connect == Some(true) && !route.methods.as_ref().is_some_and(names_connect)
+        {
+            let sentence = "enable_connect: methods is expected to name CONNECT";
+            return Err(Invalid::new(sentence));
+        }
         Place::parse(self.router, route.host_list().iter(), route.paths().iter(), route.priority)?;
         let none = PluginSet::new();
         let cluster = route.upstream.as_ref().map(|upstream| {

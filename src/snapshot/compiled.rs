@@ -80,6 +80,8 @@ pub struct CompiledRoute {
     pub hash_key: Option<Template>,
     /// May requests switch to WebSocket?
     pub websocket: bool,
+    /// Does it open tunnels for CONNECT?
+    pub connect: bool,
     /// Does a plugin find consumers here?
     pub has_auth: bool,
     pub(super) links: Links,

@@ -848,6 +848,7 @@ impl Keeper {
             chain,
             cluster,
             websocket: websocket.unwrap_or(false),
+            connect: route.enable_connect == Some(true),
             links,
             conditions: slot.parts.conditions.clone(),
             broken,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
+use prost::Message as _;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -398,4 +399,84 @@ async fn a_denial_and_a_failure_are_statuses_that_a_grpc_client_reads() {
         assert_eq!(status.code(), code, "{host}: {status:?}");
         assert!(!status.message().contains("protocol"), "{host}: {status:?}");
     }
+}
+
+#[tokio::test]
+async fn a_deadline_is_shortened_by_what_was_spent_and_ends_the_call_here_when_it_is_over() {
+    let app = App::start();
+    let mesh = Mesh::with(&app.url, &json!({}), &json!({ "scheme": "grpc" }));
+    let asked = |timeout: &str, path: &str| {
+        let fields =
+            [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", timeout)];
+        crate::http2::request("POST", path, &fields)
+    };
+    let message = |text: &str| {
+        let mut body = Vec::new();
+        note(text).encode(&mut body).unwrap();
+        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+        [&[0], &length[..], &body].concat()
+    };
+    for door in crate::mesh::DOORS {
+        let client = crate::http2::Client::to(&mesh, door).await;
+        // What this client says is its own affair: it waits on, and we do not.
+        let unary = |timeout: &'static str, text: &'static str| {
+            let (client, request) = (client.clone(), asked(timeout, "/test.Choir/Unary"));
+            async move { client.try_send(request, &message(text), None).await.unwrap() }
+        };
+        let seen = unary("9S", "deadline").await;
+        let seen = Note::decode(&seen.body[5..]).unwrap().text;
+        let (amount, unit) = seen.split_at(seen.len() - 1);
+        assert_eq!(unit, "u", "{door:?} {seen}");
+        assert!(amount.parse::<u64>().unwrap() < 9_000_000, "{door:?} {seen}");
+        for timeout in ["200m", "0n"] {
+            let answer = unary(timeout, "sleep").await;
+            let status = &answer.headers["grpc-status"];
+            assert_eq!((answer.status, status.as_bytes()), (200, &b"4"[..]), "{door:?} {timeout}");
+            assert_eq!(answer.headers["content-type"], "application/grpc");
+        }
+        // In the middle of an answer, which then goes no further.
+        let request = asked("300m", "/test.Choir/ServerStream");
+        let answer = client.try_send(request, &message("2"), None).await.unwrap();
+        assert_eq!(answer.status, 200, "{door:?}");
+        assert_eq!(answer.trailers["grpc-status"], "4", "{door:?}");
+        let singing = || async { (app.choir.singing.load(Ordering::SeqCst) == 0).then_some(()) };
+        eventually_async("the app stops", singing).await;
+        // A time that nobody can read is the app's to judge.
+        assert_eq!(unary("5x", "you").await.status, 200, "{door:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_stops_the_app_that_sends_it() {
+    let app = App::start();
+    let mesh = Mesh::with(&app.url, &json!({}), &json!({ "scheme": "grpc" }));
+    let mut client = Client::at(mesh.address(Door::Outbound)).await;
+    client.ready().await;
+    // 64 MiB of notes, of which nobody takes an answer: what is sent stays within the windows of the hops.
+    let (counted, count) = (Arc::new(AtomicUsize::new(0)), 64 * 1024);
+    let sent = counted.clone();
+    let notes = tokio_stream::iter((0..count).map(move |_| {
+        sent.fetch_add(1, Ordering::SeqCst);
+        note("x".repeat(1024))
+    }));
+    let path = PathAndQuery::from_static("/test.Choir/Both");
+    let talk = client.0.streaming(Request::new(notes), path, Codec::default());
+    let mut answers = soon("a stream", talk).await.unwrap().into_inner();
+    let mut last = usize::MAX;
+    let stands = || {
+        let now = counted.load(Ordering::SeqCst);
+        let still = now > 0 && now == std::mem::replace(&mut last, now);
+        async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            still.then_some(now)
+        }
+    };
+    let held = eventually_async("the sender stops", stands).await;
+    assert!(held < count / 2, "{held} of {count}");
+    let mut heard = 0;
+    while let Some(answer) = soon("an answer", answers.message()).await.unwrap() {
+        assert_eq!(answer.text.len(), 1024);
+        heard += 1;
+    }
+    assert_eq!(heard, count);
 }

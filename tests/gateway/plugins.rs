@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::world::{Admin, Answer, App, Process, World, eventually_async, send};
+use super::world::{Admin, Answer, App, Process, World, eventually_async, raw_to, send};
 
 /// A control plane, an ingress that it feeds, and an application that tells what it got.
 struct Edge {
@@ -230,6 +230,32 @@ async fn prometheus_counts_under_apisix_names() {
     for name in ["apisix_http_latency_bucket{", "apisix_bandwidth{", "apisix_http_requests_total "]
     {
         assert!(text.contains(name), "{name} in\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_bytes_of_a_request_are_counted_those_that_came_with_its_head_as_well() {
+    let edge = Edge::new();
+    edge.route("shop", "/shop", json!({ "prometheus": {} })).await;
+    let (door, status) = (edge.ingress.address("ingress"), edge.ingress.address("status"));
+    let body = "x".repeat(1000);
+    let chunked = format!("3e8\r\n{body}\r\n0\r\nX-Sum: 7\r\n\r\n");
+    let mut total = 0;
+    for (framing, body) in
+        [("Content-Length: 1000", &body), ("Transfer-Encoding: chunked", &chunked)]
+    {
+        let request = format!(
+            "POST /shop HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}\r\n\r\n{body}"
+        );
+        total += request.len();
+        assert!(raw_to(door, request.as_bytes()).await.starts_with("HTTP/1.1 200"));
+        eventually_async("the bytes in the metrics", || async {
+            let text = send(status, "GET", "/apisix/prometheus/metrics", &[], "").await.text();
+            let mut lines = text.lines().filter(|line| line.starts_with("apisix_bandwidth{"));
+            let line = lines.find(|line| line.contains("type=\"ingress\""))?;
+            line.ends_with(&format!(" {total}")).then_some(())
+        })
+        .await;
     }
 }
 

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::forward::{self, Stopped, Upstreamed};
 use super::headers::{self, Hop};
 use super::judge::{Asked, ConnectionStanding, Judge, Kept, unlogged};
+use super::switch::Switch;
+use super::tunnel::Tunnel;
 use super::vigil::Vigil;
-use super::{BodyLength, Downstream, grpc};
+use super::{BodyLength, Downstream, grpc, switch};
 use crate::model::Listeners;
 use crate::mtls::Proof;
 use crate::observe::{DecisionRecord, DenialId, TokenFacts};
@@ -20,7 +22,6 @@ use crate::pipeline::{
     BodyFilters, Exchange, Fault, Flow, Refusal, Reply, ResponseSource, Side as FaultSide,
 };
 use crate::policy::Standing;
-use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
@@ -33,7 +34,7 @@ pub(in crate::proxy) enum After {
     Close,
     /// It ends, the answer broken off: policy refuses by now what it allowed at the start.
     Refused,
-    /// Its bytes go through from here on.
+    /// Its bytes go through from here on, or those of this stream.
     Tunnel(Box<Tunnel>),
 }
 
@@ -99,16 +100,12 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     caller: &mut D,
     standing: &mut ConnectionStanding,
     watchdog: &mut Watchdog,
-    upgrade: bool,
     proof: &Proof,
 ) -> After {
     // Looked at before the snapshot: what an older one decided is asked again.
     let policies = worker.watch.policies();
     let snapshot = worker.snapshot();
     let mut hop = headers::receive(exchange);
-    if !upgrade {
-        hop.upgrade = None;
-    }
     exchange.consumers = Some(snapshot.consumers.clone());
     exchange.is_http2 = caller.is_http2();
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
@@ -118,13 +115,25 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             Err(reply) => Course::Reply(reply),
             Ok(route) => {
                 chains.route = route;
-                plugins(exchange, &mut chains).await
+                match switch::granted(caller, route, &hop) {
+                    Ok(granted) => {
+                        hop.switch = granted;
+                        plugins(exchange, &mut chains).await
+                    }
+                    Err(refusal) => Course::Reply(refusal),
+                }
             }
         };
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
         match course {
             Course::Forward => {
                 headers::send(exchange, &standing.told);
+                if exchange.is_http2 {
+                    hop.deadline = grpc::deadline(exchange);
+                }
+                if let Some(switch) = hop.switch {
+                    switch::prepare(switch, caller, &mut exchange.request);
+                }
                 let mut vigil = Vigil::new(worker, standing, watchdog, policies);
                 forwarded(worker, exchange, caller, &chains, &mut vigil, &hop).await
             }
@@ -288,7 +297,16 @@ async fn forwarded<D: Downstream>(
     vigil: &mut Vigil<'_>,
     hop: &Hop,
 ) -> After {
-    let begun = forward::begin(worker, exchange, caller, chains, vigil, hop).await;
+    let begun = {
+        let begin = pin!(forward::begin(worker, exchange, caller, chains, vigil, hop));
+        match hop.deadline {
+            None => begin.await,
+            Some(deadline) if deadline <= Instant::now() => Err(forward::Failure::Overdue),
+            Some(deadline) => {
+                timeout_at(deadline, begin).await.unwrap_or(Err(forward::Failure::Overdue))
+            }
+        }
+    };
     let mut upstreamed = match begun {
         Ok(upstreamed) => upstreamed,
         Err(forward::Failure::Gone) => {
@@ -301,6 +319,10 @@ async fn forwarded<D: Downstream>(
             let reply = vigil.refuse(exchange);
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
         }
+        Err(forward::Failure::Overdue) => {
+            let reply = grpc::overdue();
+            return reply_with(exchange, caller, chains, vigil.watchdog, worker, reply).await;
+        }
         Err(forward::Failure::Reply(reply)) => {
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
         }
@@ -310,11 +332,19 @@ async fn forwarded<D: Downstream>(
     };
     exchange.source = ResponseSource::Upstream;
     headers::receive_response(&mut exchange.response);
-    if let Err(fault) = chains.response_head(exchange) {
+    let lawful = match (hop.switch, upstreamed.is_switched()) {
+        (Some(Switch::WebSocket), true) => upstreamed.translate(caller, exchange),
+        (Some(_), false) => switch::refused(caller, exchange),
+        (Some(Switch::Connect), true) | (None, _) => Ok(()),
+    };
+    let status = exchange.response.status();
+    if let Err(fault) = lawful.and_then(|()| chains.response_head(exchange)) {
         return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
     }
     if upstreamed.is_switched() {
-        return switch(exchange, caller, worker, upstreamed, vigil.decided()).await;
+        // A plugin may change what the answer says, and not what it is.
+        exchange.response.set_status(status);
+        return switched(exchange, caller, upstreamed, vigil.decided()).await;
     }
     let filters = chains.filters(exchange);
     let mut length = upstreamed.length;
@@ -328,11 +358,27 @@ async fn forwarded<D: Downstream>(
         caller.abort();
         return After::Close;
     }
-    match upstreamed.carry(caller, filters, vigil, exchange).await {
+    let carried = {
+        let carry = pin!(upstreamed.carry(caller, filters, vigil, exchange));
+        match hop.deadline {
+            None => carry.await,
+            Some(deadline) => timeout_at(deadline, carry).await.unwrap_or(Err(Stopped::Overdue)),
+        }
+    };
+    match carried {
         Ok(()) => {
             let uploaded = upstreamed.is_uploaded();
             upstreamed.settle(worker);
             if uploaded { After::Next } else { After::Close }
+        }
+        Err(Stopped::Overdue) => {
+            let trailers = || Some(grpc::overdue_trailers());
+            let is_told = caller.is_http2()
+                && poll_fn(|context| caller.poll_finish(context, trailers())).await.is_ok();
+            if !is_told {
+                caller.abort();
+            }
+            After::Close
         }
         Err(Stopped::Refused) => {
             // The exchange ends either way; what was lost is counted in the log itself.
@@ -354,20 +400,19 @@ fn may_have_body(exchange: &Exchange) -> bool {
     exchange.request.method() != "HEAD" && status >= 200 && status != 204 && status != 304
 }
 
-async fn switch<D: Downstream>(
+async fn switched<D: Downstream>(
     exchange: &mut Exchange,
     caller: &mut D,
-    worker: &Worker,
     upstreamed: Upstreamed,
     decided: u64,
 ) -> After {
-    let kept = Kept::of(exchange);
-    let Some(tunnel) = upstreamed.into_tunnel(worker, kept, decided) else { return After::Close };
-    if let Some(protocol) = &tunnel.protocol {
+    let tunnel = upstreamed.into_tunnel(Kept::of(exchange), decided);
+    if exchange.response.status() == 101 {
+        // It is hop-by-hop and was taken off; the codec adds `connection: upgrade` to a 101.
+        let protocol = tunnel.protocol.as_deref().unwrap_or(b"websocket");
         exchange.response.set("upgrade", protocol);
     }
-    // `upgrade` is hop-by-hop and was taken off; the codec adds `connection: upgrade` to a 101.
-    let begun = caller.start_response(&exchange.response, BodyLength::None);
+    let begun = caller.start_tunnel(&exchange.response);
     if begun.is_err() || poll_fn(|context| caller.poll_flush(context)).await.is_err() {
         return After::Close;
     }

@@ -15,12 +15,12 @@ use super::headers::Hop;
 use super::judge::{Asked, Kept};
 use super::origin::{Answer, Origin};
 use super::transfer::{Failed, Pump};
+use super::tunnel::Tunnel;
 use super::vigil::{Alarm, Vigil};
 use super::{BodyLength, Broken, Downstream};
 use crate::model::PassHost;
 use crate::mtls::Proof;
 use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Template};
-use crate::proxy::copy::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
@@ -37,6 +37,8 @@ pub(in crate::proxy) enum Failure {
     Fault(Fault),
     /// Policy refuses by now what it allowed at the start.
     Refused,
+    /// The time that the caller gave is over.
+    Overdue,
 }
 
 /// Why an answer did not come through wholly.
@@ -45,6 +47,8 @@ pub(in crate::proxy) enum Stopped {
     Broken(String),
     /// Policy refuses by now what it allowed at the start.
     Refused,
+    /// The time that the caller gave is over.
+    Overdue,
 }
 
 /// An exchange whose upstream has begun to answer.
@@ -76,13 +80,6 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         return Err(Failure::Fault(fault));
     };
     let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
-    let websocket = chains.route.is_some_and(|route| route.websocket);
-    // Any other protocol, h2c above all, would carry requests past routes and policy. A body leaves no place for a switch.
-    let may_switch = websocket && !caller.is_http2() && caller.request_body() == BodyLength::None;
-    let upgrade = hop
-        .upgrade
-        .as_deref()
-        .filter(|protocol| may_switch && protocol.eq_ignore_ascii_case(b"websocket"));
     let started = Instant::now();
     let mut tried = Tried::default();
     let mut upload = Pump::default();
@@ -101,8 +98,11 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         if let Some(reply) = forward_hooks(exchange, chains).await? {
             return Err(Failure::Reply(reply));
         }
+        if let Some(deadline) = hop.deadline {
+            super::grpc::shorten(&mut exchange.request, deadline);
+        }
         let busy = endpoint.busy();
-        let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop, upgrade };
+        let attempt = Attempt { worker, cluster: &cluster, endpoint: &endpoint, hop };
         let fault = match attempt.run(exchange, caller, &mut upload, vigil).await {
             Ok((origin, answer, reuse)) => {
                 exchange.times.answered = Some(Instant::now());
@@ -179,12 +179,11 @@ fn check_rewritten(rewritten: &Rewritten) -> Result<(), Failure> {
 }
 
 /// One try at one endpoint.
-struct Attempt<'a> {
+pub(super) struct Attempt<'a> {
     worker: &'a Arc<Worker>,
-    cluster: &'a Cluster,
-    endpoint: &'a Arc<Endpoint>,
+    pub(super) cluster: &'a Cluster,
+    pub(super) endpoint: &'a Arc<Endpoint>,
     hop: &'a Hop,
-    upgrade: Option<&'a [u8]>,
 }
 
 impl Attempt<'_> {
@@ -198,7 +197,10 @@ impl Attempt<'_> {
         let mut may_reuse = true;
         loop {
             let http2 = self.speaks_http2(caller);
-            let (mut origin, reuse, reused) = self.obtain(http2, may_reuse).await?;
+            let (mut origin, reuse, reused) = match self.hop.switch {
+                None => self.obtain(http2, may_reuse).await?,
+                Some(switch) => Box::pin(self.obtain_for(switch, http2, may_reuse)).await?,
+            };
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
             exchange.times.forwarded = Some(Instant::now());
@@ -241,9 +243,13 @@ impl Attempt<'_> {
         }
     }
 
-    async fn obtain(&self, http2: bool, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+    pub(super) async fn obtain(
+        &self,
+        http2: bool,
+        may_reuse: bool,
+    ) -> Result<(Origin, Reuse, bool), Failure> {
         if http2 {
-            return Box::pin(self.obtain_http2(may_reuse)).await;
+            return Box::pin(self.obtain_http2(may_reuse, false)).await;
         }
         if may_reuse {
             let now = crate::rt::unix_seconds();
@@ -268,13 +274,13 @@ impl Attempt<'_> {
         Ok((self.over(stream), reuse, false))
     }
 
-    fn over(&self, stream: crate::upstream::Stream) -> Origin {
+    pub(super) fn over(&self, stream: crate::upstream::Stream) -> Origin {
         let mut http = Http1::new(stream);
         http.equip(&self.worker.buffers);
         Origin::http1(http)
     }
 
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         protocol: Protocol,
     ) -> Result<(crate::upstream::Stream, Reuse), Failure> {
@@ -313,7 +319,12 @@ impl Attempt<'_> {
         Ok((established.stream, Reuse { requests: 1, proof }))
     }
 
-    async fn obtain_http2(&self, may_reuse: bool) -> Result<(Origin, Reuse, bool), Failure> {
+    /// A stream; on a new connection when `settled` only when it is known what the peer offers.
+    pub(super) async fn obtain_http2(
+        &self,
+        may_reuse: bool,
+        settled: bool,
+    ) -> Result<(Origin, Reuse, bool), Failure> {
         let failed = |cause: String| {
             Failure::Fault(Fault::upstream(502, "the upstream cannot be reached", cause, true))
         };
@@ -326,7 +337,7 @@ impl Attempt<'_> {
         };
         let secure = !matches!(self.endpoint.security, Security::Plain);
         let origin = |ready, streams| {
-            let origin = UpstreamHttp2::new(ready, streams, self.hop.te_trailers, secure);
+            let origin = UpstreamHttp2::new(ready, streams, secure);
             Origin::Http2(Box::new(origin))
         };
         let now = crate::rt::unix_seconds();
@@ -346,7 +357,8 @@ impl Attempt<'_> {
             }
         }
         let (stream, reuse) = self.connect(Protocol::Http2).await?;
-        let send = originate(self.worker, stream, reuse.proof.clone()).await;
+        let settled = settled.then_some(within);
+        let send = originate(self.worker, stream, reuse.proof.clone(), settled).await;
         let send = send.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
         let kept =
@@ -389,7 +401,8 @@ impl Attempt<'_> {
             target: rewritten.target.as_deref().unwrap_or_else(|| exchange.request.target()),
             host,
             body: caller.request_body(),
-            upgrade: self.upgrade,
+            switch: self.hop.switch,
+            te_trailers: self.hop.te_trailers,
         };
         origin.send(&line, &exchange.request).map_err(|broken| {
             let cause = broken.to_string();
@@ -469,7 +482,7 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
                     Poll::Ready(Err(broken)) => {
                         let unanswered = !origin.has_answered();
-                        let untouched = matches!(broken, Broken::Refused);
+                        let untouched = origin.is_untouched(&broken);
                         let retry = unanswered && (is_idempotent || untouched);
                         let fault = Fault::upstream(
                             502,
@@ -596,16 +609,18 @@ impl Upstreamed {
         }
     }
 
-    /// The connection's bytes, after a switch of protocols.
-    pub(in crate::proxy) fn into_tunnel(
-        self,
-        worker: &Worker,
-        kept: Kept,
-        decided: u64,
-    ) -> Option<Tunnel> {
-        let Origin::Http1(origin) = self.origin else { return None };
-        let (stream, early) = origin.http.into_parts(&worker.buffers);
-        let (protocol, proof) = (self.protocol, self.reuse.proof);
-        Some(Tunnel { stream, early, protocol, proof, kept, decided, _busy: self._busy })
+    /// The answer switches to WebSocket: its head as the caller's version has it.
+    pub(in crate::proxy) fn translate<D: Downstream>(
+        &self,
+        caller: &D,
+        exchange: &mut Exchange,
+    ) -> Result<(), Fault> {
+        super::switch::translate(caller, &self.origin, exchange)
+    }
+
+    /// The upstream's half of a tunnel, after a switch of protocols.
+    pub(in crate::proxy) fn into_tunnel(self, kept: Kept, decided: u64) -> Tunnel {
+        let Self { origin, protocol, reuse, _busy, .. } = self;
+        Tunnel { origin, protocol, proof: reuse.proof, kept, decided, _busy }
     }
 }

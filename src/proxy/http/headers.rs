@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use tokio::time::Instant;
+
+use super::switch::Switch;
 use crate::model::Listeners;
 use crate::pipeline::{Client, Exchange, Head, Known};
 
@@ -12,6 +15,10 @@ pub(in crate::proxy) struct Hop {
     pub(in crate::proxy) te_trailers: bool,
     /// The protocol that `Upgrade` names.
     pub(in crate::proxy) upgrade: Option<Vec<u8>>,
+    /// What the exchange may turn into, once that is decided.
+    pub(in crate::proxy) switch: Option<Switch>,
+    /// When the time that the caller gives is over; gRPC alone has one.
+    pub(in crate::proxy) deadline: Option<Instant>,
 }
 
 /// Takes off a message's hop-by-hop fields (RFC 9110 section 7.6.1), those that `Connection` names included.
@@ -22,7 +29,7 @@ fn take_hop(head: &mut Head) -> Hop {
     for field in head.fields() {
         any |= field.known.is_hop_by_hop();
         match field.known {
-            Known::Te => hop.te_trailers |= field.value.eq_ignore_ascii_case(b"trailers"),
+            Known::Te => hop.te_trailers |= super::h1::names_trailers(field.value),
             Known::Upgrade => hop.upgrade = Some(field.value.to_vec()),
             Known::Connection => {
                 for token in field.value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {

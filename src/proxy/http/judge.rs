@@ -91,13 +91,14 @@ pub(in crate::proxy) struct Kept {
     method: Box<str>,
     host: Box<str>,
     path: Box<str>,
+    is_http2: bool,
 }
 
 impl Kept {
     pub(super) fn of(exchange: &Exchange) -> Self {
-        let Asked { method, host, path, .. } = Asked::of(exchange);
+        let Asked { method, host, path, is_http2, .. } = Asked::of(exchange);
         let route = exchange.route.clone();
-        Self { route, method: method.into(), host: host.into(), path: path.into() }
+        Self { route, method: method.into(), host: host.into(), path: path.into(), is_http2 }
     }
 
     pub(in crate::proxy) fn asked<'a>(&'a self, client: &'a Client) -> Asked<'a> {
@@ -107,7 +108,7 @@ impl Kept {
             method: &self.method,
             host: &self.host,
             path: &self.path,
-            is_http2: false,
+            is_http2: self.is_http2,
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use switch::Wish;
+
 use crate::pipeline::Head;
 
 pub(in crate::proxy) mod flow;
@@ -13,7 +15,10 @@ pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 pub(in crate::proxy) mod judge;
 pub(in crate::proxy) mod origin;
+pub(in crate::proxy) mod switch;
+mod trailers;
 pub(in crate::proxy) mod transfer;
+pub(in crate::proxy) mod tunnel;
 pub(in crate::proxy) mod vigil;
 
 /// Why a body cannot go on.
@@ -74,9 +79,10 @@ pub(in crate::proxy) trait Side {
 }
 
 /// How the body behind a head is announced to the other side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::proxy) enum BodyLength {
     /// There is no body.
+    #[default]
     None,
     /// So many bytes.
     Known(u64),
@@ -88,8 +94,12 @@ pub(in crate::proxy) enum BodyLength {
 pub(in crate::proxy) trait Downstream: Side {
     /// How long the request's body is.
     fn request_body(&self) -> BodyLength;
+    /// What the request asks to switch to.
+    fn wish(&self) -> Option<Wish<'_>>;
     /// Begins the response; the head goes out with the first bytes of the body, or with the flush.
     fn start_response(&mut self, head: &Head, body: BodyLength) -> Result<(), Broken>;
+    /// Answers with a switch; from the flush on, what comes and goes are the bytes of another protocol.
+    fn start_tunnel(&mut self, head: &Head) -> Result<(), Broken>;
     /// Sends an interim response (1xx) where the protocol can.
     fn interim(&mut self, head: &Head);
     /// The caller waits for `100 Continue` before it sends the body, and we are about to read it.
@@ -98,6 +108,8 @@ pub(in crate::proxy) trait Downstream: Side {
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()>;
     /// The response cannot be completed: cut it off so that nobody takes it for whole.
     fn abort(&mut self);
+    /// The connection may carry nothing more: not a byte goes out, not even those that the system holds.
+    fn cut(&mut self);
     /// Does the caller speak HTTP/2?
     fn is_http2(&self) -> bool;
     /// Bytes received and sent for this exchange so far.

@@ -20,7 +20,7 @@ pub(in crate::proxy) enum Answer {
     Interim,
     /// The final one, and its body.
     Final(BodyLength),
-    /// 101: from here on the bytes belong to another protocol.
+    /// 101, or a success that answers CONNECT: from here on the bytes belong to another protocol.
     Switched,
 }
 
@@ -50,6 +50,18 @@ impl Origin {
         }
     }
 
+    /// The connection carries no HTTP: the request is not sent, and taken for answered.
+    pub(in crate::proxy) fn switch_at_once(&mut self) {
+        if let Self::Http1(origin) = self {
+            origin.switch_at_once();
+        }
+    }
+
+    /// Has the peer of a connection of HTTP/2 said that it knows extended CONNECT (RFC 8441 section 3)?
+    pub(in crate::proxy) fn offers_extended_connect(&self) -> bool {
+        matches!(self, Self::Http2(origin) if origin.offers_extended_connect())
+    }
+
     /// The answer's head, once it is there; `method` is the request's.
     pub(in crate::proxy) fn poll_head(
         &mut self,
@@ -66,8 +78,18 @@ impl Origin {
     /// All that was taken of the request's body, for another try; `None` when that is not kept.
     pub(in crate::proxy) fn hand_back(&mut self) -> Option<Bytes> {
         match self {
-            Self::Http1(_) => None,
+            Self::Http1(origin) => origin.hand_back(),
             Self::Http2(origin) => origin.hand_back(),
+        }
+    }
+
+    /// Can the upstream not have acted on the request? Either it says so, or it closed before a byte of it arrived there: then
+    /// the request may be sent again, whatever its method (RFC 9110 section 9.2.2).
+    pub(in crate::proxy) fn is_untouched(&self, broken: &Broken) -> bool {
+        match (self, broken) {
+            (_, Broken::Refused) => true,
+            (Self::Http1(origin), Broken::Io(cause)) => origin.is_untouched(cause),
+            _ => false,
         }
     }
 
@@ -106,7 +128,7 @@ impl Side for Origin {
 
     fn trailers(&mut self) -> Option<http::HeaderMap> {
         match self {
-            Self::Http1(_) => None,
+            Self::Http1(origin) => origin.http.trailers(),
             Self::Http2(origin) => origin.trailers(),
         }
     }

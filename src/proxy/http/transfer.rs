@@ -4,7 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use super::{Broken, Piece, Side};
+use super::{Broken, Piece, Side, trailers};
 use crate::pipeline::BodyFilters;
 
 /// Which side of a transfer broke.
@@ -46,7 +46,13 @@ impl Pump {
 
     /// Another sink takes the body from its start; `taken` is what the last one had taken, all of it.
     pub(in crate::proxy) fn begin_again(&mut self, taken: Bytes) {
-        (self.moved, self.held) = (0, taken);
+        self.moved = 0;
+        self.held = match (taken.is_empty(), self.held.is_empty()) {
+            (true, _) => std::mem::take(&mut self.held),
+            (false, true) => taken,
+            // The last one had not taken all that the one before it had.
+            (false, false) => [taken, std::mem::take(&mut self.held)].concat().into(),
+        };
         (self.is_finished, self.is_stuck) = (false, false);
     }
 
@@ -86,7 +92,7 @@ impl Pump {
                 }
                 Poll::Ready(Ok(Piece::End)) => {
                     self.is_over = true;
-                    self.trailers = source.trailers();
+                    self.trailers = source.trailers().and_then(trailers::lawful);
                 }
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::Source(broken))),
                 Poll::Pending => {
@@ -125,7 +131,7 @@ impl Pump {
                 }
                 Poll::Ready(Ok(Piece::End)) => {
                     self.is_over = true;
-                    self.trailers = source.trailers();
+                    self.trailers = source.trailers().and_then(trailers::lawful);
                     self.held = filters.finish().map_err(Failed::Filter)?;
                 }
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(Failed::Source(broken))),

@@ -34,7 +34,8 @@ pub enum Step {
 #[error("{0}")]
 pub struct ChunkError(pub &'static str);
 
-/// Takes a chunked body apart. Extensions and trailers are dropped: nothing behind us needs them, and they have carried attacks.
+/// Takes a chunked body apart. Extensions are dropped: nothing behind us needs them, and they have carried attacks. The bytes
+/// that [`Step::End`] counts are the trailer section and the empty line that ends it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chunks {
     state: State,

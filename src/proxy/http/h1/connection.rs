@@ -10,7 +10,8 @@ use super::chunk::{Chunks, Step};
 use super::head::Framing;
 use super::write;
 use crate::proxy::buffer::{Buffer, Buffers};
-use crate::proxy::http::{BodyLength, Broken, Piece, Side};
+use crate::proxy::http::{BodyLength, Broken, Piece, Side, trailers};
+use crate::rt::socket;
 use crate::upstream::Stream;
 
 /// A body that comes.
@@ -40,6 +41,8 @@ pub(super) enum Outgoing {
     Length(u64),
     Chunked,
     UntilClose,
+    /// Bytes of another protocol, which go out as they come.
+    Tunnel,
     /// The answer to HEAD and the like: what is given is thrown away.
     Discarded,
 }
@@ -58,9 +61,13 @@ pub(in crate::proxy) struct Http1 {
     unflushed: bool,
     /// The other end has closed its half.
     pub(super) ended: bool,
-    /// Bytes of this message that came in and went out.
+    /// The trailers behind the body that came.
+    trailers: Option<Box<http::HeaderMap>>,
+    /// Bytes of this message that were taken from the input, and that went out.
     pub(super) received: u64,
     pub(super) sent: u64,
+    /// Writes that it took.
+    pub(super) writes: u32,
 }
 
 impl Http1 {
@@ -73,8 +80,10 @@ impl Http1 {
             outgoing: Outgoing::Done,
             unflushed: false,
             ended: false,
+            trailers: None,
             received: 0,
             sent: 0,
+            writes: 0,
         }
     }
 
@@ -86,11 +95,11 @@ impl Http1 {
         clean.then_some(self.stream)
     }
 
-    /// The stream and the bytes that arrived behind the head, for a switch of protocols.
-    pub(in crate::proxy) fn into_parts(mut self, buffers: &Buffers) -> (Stream, Vec<u8>) {
-        let early = self.input.data().to_vec();
-        self.release(buffers);
-        (self.stream, early)
+    /// From here on it carries the bytes of another protocol; the first of them may be in the input already.
+    pub(super) fn open_tunnel(&mut self) {
+        self.incoming = Incoming::UntilClose;
+        self.outgoing = Outgoing::Tunnel;
+        self.output.forget();
     }
 
     /// Ends the connection so that the other end cannot take what it has for whole: a body that only the connection's end
@@ -128,9 +137,14 @@ impl Http1 {
         ready!(Pin::new(&mut self.stream).poll_read(context, &mut target))?;
         let count = target.filled().len();
         self.input.filled(count);
-        self.received += count as u64;
         self.ended |= count == 0;
         Poll::Ready(Ok(count))
+    }
+
+    /// `count` bytes of the input belong to this message, and were used.
+    pub(super) fn take(&mut self, count: usize) {
+        self.input.consume(count);
+        self.received += count as u64;
     }
 
     /// What goes out next is collected here.
@@ -146,6 +160,7 @@ impl Http1 {
             }
             self.output.consume(count);
             self.sent += count as u64;
+            self.writes += 1;
             self.unflushed = true;
         }
         Poll::Ready(Ok(()))
@@ -174,6 +189,28 @@ impl Http1 {
         };
     }
 
+    /// Did the other end end the connection before a byte of this message had arrived there? Its end acknowledges all that had;
+    /// who has ended cannot answer, and reads on at most to throw away. A reset acknowledges nothing that counts.
+    pub(super) fn is_untouched(&self, cause: &io::Error, head_length: usize) -> bool {
+        if self.sent == 0 {
+            return true;
+        }
+        if cause.kind() != io::ErrorKind::UnexpectedEof {
+            return false;
+        }
+        // TLS adds some bytes to each record, so some of the first one may have been acknowledged. It cannot be opened unless
+        // all of it was: as long as they are fewer than it has, nothing was read.
+        const RECORD: u64 = 16 * 1024;
+        const LEAST_ADDED: u64 = 21;
+        const MOST_ADDED: u64 = 29;
+        let records = u64::from(self.writes) + self.sent / RECORD + 1;
+        let is_tls = !matches!(self.stream, Stream::Tcp(_));
+        if is_tls && records * MOST_ADDED >= (head_length as u64).min(RECORD) + LEAST_ADDED {
+            return false;
+        }
+        socket::unacknowledged(self.stream.tcp()).is_some_and(|bytes| bytes >= self.sent)
+    }
+
     /// Has the body that comes been taken wholly?
     pub(in crate::proxy) fn is_body_taken(&self) -> bool {
         match &self.incoming {
@@ -191,9 +228,17 @@ impl Http1 {
                 .step(self.input.data())
                 .map_err(|error| Broken::Protocol(error.to_string()))?
             {
-                Step::Skip(count) => self.input.consume(count),
-                Step::End(count) => {
+                Step::Skip(count) => {
                     self.input.consume(count);
+                    self.received += count as u64;
+                }
+                Step::End(count) => {
+                    // All but the empty line behind them.
+                    let section = &self.input.data()[..count.saturating_sub(2)];
+                    if !section.is_empty() {
+                        self.trailers = trailers::read(section).map(Box::new);
+                    }
+                    self.take(count);
                     return Ok(Step::End(0));
                 }
                 other => return Ok(other),
@@ -239,7 +284,7 @@ impl Side for Http1 {
     }
 
     fn consume(&mut self, count: usize) {
-        self.input.consume(count);
+        self.take(count);
         match &mut self.incoming {
             Incoming::Length(left) => {
                 *left -= count as u64;
@@ -250,6 +295,10 @@ impl Side for Http1 {
             Incoming::Chunked(chunks) => chunks.took(count),
             Incoming::Done | Incoming::UntilClose => {}
         }
+    }
+
+    fn trailers(&mut self) -> Option<http::HeaderMap> {
+        self.trailers.take().map(|trailers| *trailers)
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
@@ -265,7 +314,7 @@ impl Side for Http1 {
                 )));
             }
             Outgoing::Discarded => return Poll::Ready(Ok(data.len())),
-            Outgoing::Length(_) | Outgoing::UntilClose => data,
+            Outgoing::Length(_) | Outgoing::UntilClose | Outgoing::Tunnel => data,
             Outgoing::Chunked => {
                 // Chunks are built in the buffer, so what is there must be out before it grows without bound.
                 if self.output.data().len() > GATHERED {
@@ -275,13 +324,16 @@ impl Side for Http1 {
                 return Poll::Ready(Ok(data.len()));
             }
         };
-        let taken = if self.output.is_empty() && allowed.len() > GATHERED {
+        let is_tunnel = self.outgoing == Outgoing::Tunnel;
+        let taken = if self.output.is_empty() && (is_tunnel || allowed.len() > GATHERED) {
             let count = ready!(Pin::new(&mut self.stream).poll_write(context, allowed))?;
             if count == 0 {
                 return Poll::Ready(Err(Broken::Io(io::ErrorKind::WriteZero.into())));
             }
             self.sent += count as u64;
+            self.writes += 1;
             self.unflushed = true;
+            self.output.forget();
             count
         } else if self.output.data().len() + allowed.len() <= 2 * GATHERED {
             self.output.extend(allowed);
@@ -306,7 +358,7 @@ impl Side for Http1 {
     fn poll_finish(
         &mut self,
         context: &mut Context<'_>,
-        _trailers: Option<http::HeaderMap>,
+        trailers: Option<http::HeaderMap>,
     ) -> Poll<Result<(), Broken>> {
         match self.outgoing {
             Outgoing::Length(_) => {
@@ -315,7 +367,12 @@ impl Side for Http1 {
                 )));
             }
             Outgoing::Chunked => {
-                self.output.extend(b"0\r\n\r\n");
+                trailers::write(&mut self.output, trailers.as_ref());
+                self.outgoing = Outgoing::Done;
+            }
+            Outgoing::Tunnel => {
+                ready!(self.poll_flush_all(context))?;
+                ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
                 self.outgoing = Outgoing::Done;
             }
             Outgoing::UntilClose | Outgoing::Done | Outgoing::Discarded => {}

@@ -49,6 +49,8 @@ pub struct RequestFacts {
     pub upgrade: bool,
     /// `Expect: 100-continue`.
     pub expects_continue: bool,
+    /// `TE: trailers`; never in HTTP/1.0.
+    pub takes_trailers: bool,
 }
 
 /// What a response's head says beside what [`Head`] holds.
@@ -107,6 +109,7 @@ struct Gathered {
     keep_alive: bool,
     upgrade_named: bool,
     upgrade_field: bool,
+    te_trailers: bool,
 }
 
 impl Gathered {
@@ -141,10 +144,17 @@ impl Gathered {
                 }
             }
             Known::Upgrade => self.upgrade_field = true,
+            Known::Te => self.te_trailers |= names_trailers(value),
             _ => {}
         }
         Ok(())
     }
+}
+
+/// Is `trailers` among what a `TE` field names (RFC 9110 section 10.1.4)?
+pub(in crate::proxy) fn names_trailers(te: &[u8]) -> bool {
+    let mut names = te.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    names.any(|name| name.eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Nothing stands between `value`, a slice of `raw`, and its line's end. Lawful white space there has fooled parsers before.
@@ -194,6 +204,11 @@ pub fn read_request(
     let target = target.as_bytes();
     let (origin, authority) = split_target(method, target)?;
     head.adopt(raw, method.as_bytes(), origin);
+    let is_connect = method == "CONNECT";
+    if is_connect {
+        // It has an authority alone. Routes and rules know it by its method, and by the path that every place has.
+        head.set_target("/");
+    }
     let mut gathered = Gathered::default();
     let mut host: Option<&[u8]> = None;
     let mut expects_continue = false;
@@ -234,6 +249,9 @@ pub fn read_request(
         (false, Some(0) | None) => Framing::None,
         (false, Some(length)) => Framing::Length(length),
     };
+    if is_connect && framing != Framing::None {
+        return Err(bad("CONNECT with a body"));
+    }
     Ok(Some(RequestFacts {
         length: skipped + end,
         framing,
@@ -241,6 +259,7 @@ pub fn read_request(
         http10,
         upgrade: gathered.upgrade_named && gathered.upgrade_field && !http10,
         expects_continue: expects_continue && !http10 && framing != Framing::None,
+        takes_trailers: gathered.te_trailers && !http10,
     }))
 }
 
@@ -250,7 +269,13 @@ fn split_target<'a>(
     target: &'a [u8],
 ) -> Result<(&'a [u8], Option<&'a [u8]>), Refused> {
     if method == "CONNECT" {
-        return Err(Refused { status: 405, sentence: "CONNECT is not served here" });
+        check_host(target)?;
+        return match target.iter().rposition(|b| *b == b':') {
+            Some(colon) if target[colon..].len() > 1 && target.last() != Some(&b']') => {
+                Ok((target, Some(target)))
+            }
+            _ => Err(bad("CONNECT needs a host and a port")),
+        };
     }
     check_target(target)?;
     if target.first() == Some(&b'/') || (target == b"*" && method == "OPTIONS") {
@@ -366,7 +391,9 @@ pub fn read_response(
     if gathered.chunked && gathered.length.is_some() {
         return Err(bad("both Transfer-Encoding and Content-Length"));
     }
-    let bodiless = method == "HEAD" || code < 200 || code == 204 || code == 304;
+    // What follows a successful answer to CONNECT is no body (RFC 9110 section 9.3.6).
+    let switched = method == "CONNECT" && (200..300).contains(&code);
+    let bodiless = method == "HEAD" || switched || code < 200 || code == 204 || code == 304;
     let framing = match (gathered.chunked, gathered.length) {
         _ if bodiless => Framing::None,
         (true, _) if http10 => return Err(bad("Transfer-Encoding in HTTP/1.0")),
@@ -470,7 +497,14 @@ mod tests {
             ("GET x", "a", false),
             ("GET *", "a", false),
             ("OPTIONS *", "a", true),
-            ("CONNECT a:80", "a:80", false),
+            ("CONNECT a:80", "a:80", true),
+            ("CONNECT [::1]:80", "[::1]:80", true),
+            ("CONNECT a:80", "b:80", false),
+            ("CONNECT a", "a", false),
+            ("CONNECT [::1]", "[::1]", false),
+            ("CONNECT a:", "a:", false),
+            ("CONNECT /", "a", false),
+            ("CONNECT http://a:80/", "a:80", false),
         ] {
             let text = format!("{line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
             assert_eq!(request(&text).is_ok(), fits, "{line} {host:?}: {:?}", request(&text));

@@ -13,7 +13,7 @@ pub use head::{
     Framing, MAX_FIELDS, MAX_HEAD, Refused, RequestFacts, ResponseFacts, read_request,
     read_response,
 };
-pub(in crate::proxy) use head::{check_host, check_target};
+pub(in crate::proxy) use head::{check_host, check_target, names_trailers};
 pub(in crate::proxy) use serve::serve;
 pub(in crate::proxy) use upstream::UpstreamHttp1;
 pub(in crate::proxy) use write::RequestLine;

@@ -15,10 +15,10 @@ use super::write::{self, ResponseLine};
 use crate::mtls::{Lapse, Proof};
 use crate::pipeline::{Client, Exchange, Head, Reply};
 use crate::proxy::connection::Served;
-use crate::proxy::copy;
 use crate::proxy::http::flow::{self, After};
 use crate::proxy::http::judge::ConnectionStanding;
-use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
+use crate::proxy::http::switch::Wish;
+use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side, tunnel};
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream::Stream;
@@ -32,6 +32,8 @@ pub(in crate::proxy) struct Caller<'a> {
     facts: RequestFacts,
     /// The request's method was HEAD.
     is_head: bool,
+    /// It was CONNECT.
+    is_connect: bool,
     /// The connection must end with this response.
     close: bool,
     /// The response is not whole.
@@ -48,6 +50,10 @@ impl Side for Caller<'_> {
         self.http.consume(count);
     }
 
+    fn trailers(&mut self) -> Option<http::HeaderMap> {
+        self.http.trailers()
+    }
+
     fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
         self.http.poll_send(context, data)
     }
@@ -61,7 +67,8 @@ impl Side for Caller<'_> {
         context: &mut Context<'_>,
         trailers: Option<http::HeaderMap>,
     ) -> Poll<Result<(), Broken>> {
-        self.http.poll_finish(context, trailers)
+        // RFC 9110 section 6.5.1: who does not ask for trailers may have a parser that knows none.
+        self.http.poll_finish(context, trailers.filter(|_| self.facts.takes_trailers))
     }
 }
 
@@ -74,29 +81,49 @@ impl Downstream for Caller<'_> {
         }
     }
 
+    fn wish(&self) -> Option<Wish<'_>> {
+        match (self.is_connect, self.facts.upgrade) {
+            (true, _) => Some(Wish::Connect),
+            (false, true) => Some(Wish::Upgrade),
+            (false, false) => None,
+        }
+    }
+
+    fn start_tunnel(&mut self, head: &Head) -> Result<(), Broken> {
+        let http10 = self.facts.http10;
+        let line = ResponseLine { tunnel: true, http10, ..ResponseLine::default() };
+        write::response(self.http.output(), &line, head);
+        self.http.open_tunnel();
+        Ok(())
+    }
+
     fn start_response(&mut self, head: &Head, body: BodyLength) -> Result<(), Broken> {
         let status = head.status();
         let bodiless = self.is_head || status == 304;
         // What is left of the request's body would be read as the next request: then this one is the last.
+        // So it is where bytes of another protocol may follow a CONNECT already.
         self.close |= !self.facts.keep_alive
+            || self.is_connect
             || self.worker.is_draining()
             || self.proof.lapse().is_some()
             || (body == BodyLength::Unknown && self.facts.http10 && !bodiless);
-        let line = ResponseLine { body, http10: self.facts.http10, close: self.close, bodiless };
+        let line = ResponseLine {
+            body,
+            http10: self.facts.http10,
+            close: self.close,
+            trailers: self.facts.takes_trailers,
+            tunnel: false,
+            bodiless,
+        };
         self.worker.buffers.lend(self.http.output());
-        write::response(self.http.output(), &line, head);
+        let body = write::response(self.http.output(), &line, head);
         self.http.announce(body, !self.facts.http10, bodiless);
         Ok(())
     }
 
     fn interim(&mut self, head: &Head) {
         if !self.facts.http10 {
-            let line = ResponseLine {
-                body: BodyLength::None,
-                http10: false,
-                close: false,
-                bodiless: true,
-            };
+            let line = ResponseLine { bodiless: true, ..ResponseLine::default() };
             write::response(self.http.output(), &line, head);
         }
     }
@@ -127,6 +154,10 @@ impl Downstream for Caller<'_> {
         self.close = true;
         self.aborted = true;
         self.http.ended = true;
+    }
+
+    fn cut(&mut self) {
+        self.http.stream.reset_on_close();
     }
 
     fn is_http2(&self) -> bool {
@@ -169,6 +200,7 @@ pub(in crate::proxy) async fn serve(
                 served.requests += 1;
                 let mut caller = Caller {
                     is_head: exchange.request.method() == "HEAD",
+                    is_connect: exchange.request.method() == "CONNECT",
                     http: &mut http,
                     worker,
                     proof,
@@ -177,7 +209,6 @@ pub(in crate::proxy) async fn serve(
                     aborted: false,
                     invited: false,
                 };
-                let upgrade = facts.upgrade;
                 proof.set_busy(true);
                 let after = flow::exchange(
                     worker,
@@ -185,14 +216,27 @@ pub(in crate::proxy) async fn serve(
                     &mut caller,
                     &mut standing,
                     &mut watchdog,
-                    upgrade,
                     proof,
                 )
                 .await;
-                let (close, aborted) = (caller.close, caller.aborted);
                 served.bytes_in += exchange.bytes_in;
                 served.bytes_out += exchange.bytes_out;
                 worker.take_back(exchange);
+                let after = match after {
+                    After::Tunnel(tunnel) => {
+                        caller.http.release(&worker.buffers);
+                        let (before, client, standing) = (caller.counts(), &client, &standing);
+                        served.ended =
+                            tunnel::carry(worker, &mut caller, client, standing, proof, *tunnel)
+                                .await;
+                        let (received, sent) = caller.counts();
+                        served.bytes_in += received - before.0;
+                        served.bytes_out += sent - before.1;
+                        return;
+                    }
+                    after => after,
+                };
+                let (close, aborted) = (caller.close, caller.aborted);
                 if matches!(after, After::Refused) {
                     served.ended = Some(Lapse::PolicyChanged);
                 }
@@ -202,14 +246,8 @@ pub(in crate::proxy) async fn serve(
                 }
                 match after {
                     After::Next if !close && http.is_body_taken() => {}
-                    After::Tunnel(tunnel) => {
-                        let (stream, early) = http.into_parts(&worker.buffers);
-                        let (client, standing) = (&client, &standing);
-                        let caller = copy::Caller { stream, early, client, standing, proof };
-                        return copy::tunnel(worker, caller, *tunnel, served).await;
-                    }
                     _ if aborted && http.break_off() => return,
-                    After::Next | After::Close | After::Refused => {
+                    After::Next | After::Close | After::Refused | After::Tunnel(_) => {
                         return linger(worker, http).await;
                     }
                 }
@@ -335,7 +373,7 @@ async fn refuse(worker: &Worker, http: &mut Http1, refused: Refused) {
     }
     let body = BodyLength::Known(reply.body.len() as u64);
     worker.buffers.lend(http.output());
-    let line = ResponseLine { body, http10: false, close: true, bodiless: false };
+    let line = ResponseLine { body, close: true, ..ResponseLine::default() };
     write::response(http.output(), &line, &head);
     http.output().extend(&reply.body);
     let flush = poll_fn(|context| http.poll_flush_all(context));

@@ -3,6 +3,7 @@
 use crate::pipeline::{Head, Known};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::http::BodyLength;
+use crate::proxy::http::switch::Switch;
 
 /// One chunk around `data`; nothing for no data, since an empty chunk ends a body.
 pub(super) fn chunk(out: &mut Buffer, data: &[u8]) {
@@ -40,21 +41,30 @@ pub(in crate::proxy) struct RequestLine<'a> {
     pub(in crate::proxy) target: &'a str,
     pub(in crate::proxy) host: &'a str,
     pub(in crate::proxy) body: BodyLength,
-    /// The protocol to switch to.
-    pub(in crate::proxy) upgrade: Option<&'a [u8]>,
+    /// What to ask to switch to.
+    pub(in crate::proxy) switch: Option<Switch>,
+    /// The caller takes trailers.
+    pub(in crate::proxy) te_trailers: bool,
 }
 
-/// A request's head. Hop-by-hop fields are gone from `head` already.
-pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) {
-    out.extend(line.method.as_bytes());
+/// A request's head, and how its body is framed. Hop-by-hop fields are gone from `head` already.
+pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) -> BodyLength {
+    let (method, target) = match line.switch {
+        Some(Switch::Connect) => ("CONNECT", line.host),
+        Some(Switch::WebSocket) | None => (line.method, line.target),
+    };
+    out.extend(method.as_bytes());
     out.extend(b" ");
-    out.extend(line.target.as_bytes());
+    out.extend(target.as_bytes());
     out.extend(b" HTTP/1.1\r\n");
     field(out, "host", line.host.as_bytes());
+    let mut trailers = false;
     for each in head.fields().filter(|each| each.known != Known::ContentLength) {
+        trailers |= each.known == Known::Trailer;
         field(out, each.name, each.value);
     }
-    match line.body {
+    let body = framed(line.body, trailers);
+    match body {
         // RFC 9110 section 8.6: methods that anticipate a body say that there is none.
         BodyLength::None if matches!(line.method, "POST" | "PUT" | "PATCH") => {
             content_length(out, 0);
@@ -63,26 +73,47 @@ pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) {
         BodyLength::Known(length) => content_length(out, length),
         BodyLength::Unknown => field(out, "transfer-encoding", b"chunked"),
     }
-    if let Some(protocol) = line.upgrade {
-        field(out, "connection", b"upgrade");
-        field(out, "upgrade", protocol);
+    if line.te_trailers {
+        field(out, "te", b"trailers");
+    }
+    match (line.switch, line.te_trailers) {
+        (Some(Switch::WebSocket), te) => {
+            field(out, "connection", if te { b"upgrade, te" } else { b"upgrade" });
+            field(out, "upgrade", b"websocket");
+        }
+        (_, true) => field(out, "connection", b"te"),
+        (_, false) => {}
     }
     out.extend(b"\r\n");
+    body
+}
+
+/// In HTTP/1.1 only chunks have trailers behind them; a message of HTTP/2 that announces some may have a length as well.
+fn framed(body: BodyLength, trailers: bool) -> BodyLength {
+    match body {
+        BodyLength::Known(_) if trailers => BodyLength::Unknown,
+        body => body,
+    }
 }
 
 /// How a response's head is written.
+#[derive(Default)]
 pub(super) struct ResponseLine {
     pub(super) body: BodyLength,
     /// The client speaks HTTP/1.0: no chunks.
     pub(super) http10: bool,
     /// The connection ends with this response.
     pub(super) close: bool,
+    /// The client takes trailers.
+    pub(super) trailers: bool,
+    /// No message follows: the answer has no framing.
+    pub(super) tunnel: bool,
     /// The answer to HEAD, or 304: the length that a body would have had is told, the body is not sent.
     pub(super) bodiless: bool,
 }
 
-/// A response's head. Hop-by-hop fields are gone from `head` already, but for `Upgrade` of a 101.
-pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) {
+/// A response's head, and how its body is framed. Hop-by-hop fields are gone from `head` already, but for `Upgrade` of a 101.
+pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) -> BodyLength {
     let status = head.status();
     out.extend(b"HTTP/1.1 ");
     out.extend(itoa::Buffer::new().format(status).as_bytes());
@@ -92,13 +123,17 @@ pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) {
     out.extend(reason.unwrap_or_default().as_bytes());
     out.extend(b"\r\n");
     let tells_length = line.bodiless && line.body == BodyLength::None;
+    let mut trailers = false;
     for each in head.fields() {
+        trailers |= each.known == Known::Trailer;
         if each.known != Known::ContentLength || tells_length {
             field(out, each.name, each.value);
         }
     }
-    match line.body {
+    let body = framed(line.body, trailers && line.trailers && !line.bodiless);
+    match body {
         _ if status == 101 => field(out, "connection", b"upgrade"),
+        _ if line.tunnel => {}
         BodyLength::None if line.bodiless || status < 200 || status == 204 => {}
         BodyLength::None => content_length(out, 0),
         BodyLength::Known(length) => content_length(out, length),
@@ -107,13 +142,14 @@ pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) {
     }
     match (line.close, line.http10) {
         // The connection no longer carries HTTP: nothing to say about it.
-        _ if status == 101 => {}
+        _ if line.tunnel => {}
         (true, _) => field(out, "connection", b"close"),
         // Clients of HTTP/1.0 take silence for the end of the connection.
         (false, true) => field(out, "connection", b"keep-alive"),
         (false, false) => {}
     }
     out.extend(b"\r\n");
+    body
 }
 
 #[cfg(test)]
@@ -127,7 +163,7 @@ mod tests {
         head.append("X-A", b"1");
         let mut out = Buffer::default();
         let line =
-            ResponseLine { body: BodyLength::Unknown, http10: false, close: true, bodiless: false };
+            ResponseLine { body: BodyLength::Unknown, close: true, ..ResponseLine::default() };
         response(&mut out, &line, &head);
         chunk(&mut out, &[b'a'; 17]);
         chunk(&mut out, b"");
@@ -141,7 +177,7 @@ mod tests {
         head.append("Content-Length", b"999");
         let mut out = Buffer::default();
         let line =
-            ResponseLine { body: BodyLength::None, http10: false, close: false, bodiless: true };
+            ResponseLine { body: BodyLength::None, bodiless: true, ..ResponseLine::default() };
         response(&mut out, &line, &head);
         assert_eq!(out.data(), b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n");
     }

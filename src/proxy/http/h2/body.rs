@@ -62,16 +62,28 @@ impl Receiving {
 pub(super) struct Sending {
     pub(super) stream: SendStream<Bytes>,
     /// Bytes that are still to come, where that was announced.
-    pub(super) left: Option<u64>,
+    left: Option<u64>,
+    /// The last of the bytes that were announced: trailers may follow, and a stream should not need one more frame to end.
+    last: Option<Bytes>,
     pub(super) is_over: bool,
     /// What was sent, as long as it may have to be sent again.
     pub(super) kept: Option<Vec<Bytes>>,
 }
 
 /// Bytes of a request's body that are kept until the answer begins: the stream may be refused untouched.
-pub(super) const KEPT: usize = 64 * 1024;
+const KEPT: usize = 64 * 1024;
 
 impl Sending {
+    /// The body behind a head that has been sent; `left` bytes of it where that was announced.
+    pub(super) fn new(
+        stream: SendStream<Bytes>,
+        left: Option<u64>,
+        is_over: bool,
+        kept: Option<Vec<Bytes>>,
+    ) -> Self {
+        Self { stream, left, last: None, is_over, kept }
+    }
+
     pub(super) fn poll_send(
         &mut self,
         context: &mut Context<'_>,
@@ -96,7 +108,6 @@ impl Sending {
         let count = self.stream.capacity().min(data.len());
         if let Some(left) = &mut self.left {
             *left -= count as u64;
-            self.is_over = *left == 0;
         }
         let piece = Bytes::copy_from_slice(&data[..count]);
         if let Some(kept) = &mut self.kept {
@@ -106,8 +117,20 @@ impl Sending {
                 self.kept = None;
             }
         }
-        self.stream.send_data(piece, self.is_over)?;
+        if self.left == Some(0) {
+            self.last = Some(piece);
+        } else {
+            self.stream.send_data(piece, false)?;
+        }
         Poll::Ready(Ok(count))
+    }
+
+    /// Lets go what was held back for the end, which does not come yet.
+    pub(super) fn flush(&mut self) -> Result<(), Broken> {
+        match self.last.take() {
+            Some(last) => Ok(self.stream.send_data(last, false)?),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
@@ -118,32 +141,15 @@ impl Sending {
             return Err(Broken::Protocol("the body is shorter than announced".into()));
         }
         self.is_over = true;
-        match trailers.filter(|trailers| !trailers.is_empty()) {
-            Some(trailers) => self.stream.send_trailers(lawful_trailers(trailers))?,
-            None => self.stream.send_data(Bytes::new(), true)?,
+        match trailers {
+            Some(trailers) => {
+                self.flush()?;
+                self.stream.send_trailers(trailers)?;
+            }
+            None => self.stream.send_data(self.last.take().unwrap_or_default(), true)?,
         }
         Ok(())
     }
-}
-
-/// Trailers without the fields that must not come late (RFC 9110 section 6.5.1) or would claim an identity.
-pub(super) fn lawful_trailers(mut trailers: HeaderMap) -> HeaderMap {
-    let unlawful: Vec<HeaderName> = trailers
-        .keys()
-        .filter(|name| {
-            let known = Known::of(name.as_str().as_bytes());
-            known.is_hop_by_hop()
-                || known.is_identity()
-                || matches!(known, Known::Host | Known::ContentLength)
-                || *name == http::header::AUTHORIZATION
-                || *name == http::header::SET_COOKIE
-        })
-        .cloned()
-        .collect();
-    for name in unlawful {
-        trailers.remove(name);
-    }
-    trailers
 }
 
 /// Fields of a head for a message of HTTP/2: lower case, no field of HTTP/1.1's framing.

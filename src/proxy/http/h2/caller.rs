@@ -4,12 +4,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::Reason;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use http::header::HeaderValue;
 use http::{HeaderMap, Response, StatusCode};
 
 use super::body::{Receiving, Sending, announce, fields};
 use crate::pipeline::{Head, Known};
+use crate::proxy::http::switch::Wish;
 use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
 
 /// The caller's side of one exchange over HTTP/2.
@@ -19,12 +21,22 @@ pub(super) struct Caller {
     pub(super) sending: Option<Sending>,
     pub(super) length: BodyLength,
     pub(super) is_head: bool,
+    /// CONNECT, and its `:protocol`.
+    pub(super) connect: Option<Option<Protocol>>,
+    /// The stream carries another protocol.
+    pub(super) is_tunnel: bool,
+    /// `Expect: 100-continue`, not answered yet.
+    pub(super) expects_continue: bool,
     pub(super) received: u64,
     pub(super) sent: u64,
 }
 
 impl Side for Caller {
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece<'_>, Broken>> {
+        if self.connect.is_some() && !self.is_tunnel {
+            // What comes is no body, and waits for the switch.
+            return Poll::Ready(Ok(Piece::End));
+        }
         self.receiving.poll_data(context)
     }
 
@@ -50,7 +62,7 @@ impl Side for Caller {
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.sending.as_mut().map_or(Ok(()), Sending::flush))
     }
 
     fn poll_finish(
@@ -64,7 +76,20 @@ impl Side for Caller {
 
 impl Downstream for Caller {
     fn request_body(&self) -> BodyLength {
-        self.length
+        if self.connect.is_some() { BodyLength::None } else { self.length }
+    }
+
+    fn wish(&self) -> Option<Wish<'_>> {
+        Some(match self.connect.as_ref()? {
+            Some(protocol) => Wish::Extended(protocol.as_str()),
+            None => Wish::Connect,
+        })
+    }
+
+    fn start_tunnel(&mut self, head: &Head) -> Result<(), Broken> {
+        self.start_response(head, BodyLength::Unknown)?;
+        self.is_tunnel = true;
+        Ok(())
     }
 
     fn start_response(&mut self, head: &Head, body: BodyLength) -> Result<(), Broken> {
@@ -81,13 +106,13 @@ impl Downstream for Caller {
         } else {
             announce(response.headers_mut(), body);
         }
-        let ended = bodiless || matches!(body, BodyLength::None | BodyLength::Known(0));
+        let ended = bodiless || body == BodyLength::None;
         let stream = self.respond.send_response(response, ended)?;
         let left = match body {
             BodyLength::Known(length) if !ended => Some(length),
             _ => None,
         };
-        self.sending = Some(Sending { stream, left, is_over: ended, kept: None });
+        self.sending = Some(Sending::new(stream, left, ended, None));
         Ok(())
     }
 
@@ -100,8 +125,11 @@ impl Downstream for Caller {
         }
     }
 
-    /// `Expect` is answered by HTTP/2 callers' own flow control: they send when they like.
-    fn invite_body(&mut self) {}
+    fn invite_body(&mut self) {
+        if std::mem::take(&mut self.expects_continue) {
+            self.interim(&Head::response(100));
+        }
+    }
 
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
         match &mut self.sending {
@@ -111,10 +139,20 @@ impl Downstream for Caller {
     }
 
     fn abort(&mut self) {
+        let reason = match (self.is_tunnel, &self.connect) {
+            // RFC 9113 section 8.5, and RFC 8441 section 5.
+            (true, Some(None)) => Reason::CONNECT_ERROR,
+            (true, _) => Reason::CANCEL,
+            (false, _) => Reason::INTERNAL_ERROR,
+        };
         match &mut self.sending {
-            Some(sending) => sending.stream.send_reset(Reason::INTERNAL_ERROR),
-            None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+            Some(sending) => sending.stream.send_reset(reason),
+            None => self.respond.send_reset(reason),
         }
+    }
+
+    fn cut(&mut self) {
+        self.abort();
     }
 
     fn is_http2(&self) -> bool {

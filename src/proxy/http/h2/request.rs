@@ -1,30 +1,39 @@
 //! Reading a request's head as the `h2` crate gives it.
 
+use h2::ext::Protocol;
 use http::Method;
 
 use crate::pipeline::{Head, Known};
 use crate::proxy::http::h1;
 
-/// Why a request of HTTP/2 is malformed (RFC 9113 section 8.1.1): its stream is reset.
+/// Reads a request's head into `head`. `Err` says why it is malformed (RFC 9113 section 8.1.1): its stream is reset.
+///
+/// An extended CONNECT (RFC 8441) is the GET that it stands for in HTTP/1.1; a plain one has the path that every place has.
 pub(super) fn read_request(
     parts: &http::request::Parts,
     head: &mut Head,
 ) -> Result<(), &'static str> {
     let uri = &parts.uri;
     head.clear();
-    if parts.method == Method::CONNECT {
-        return Err("CONNECT is not served here");
+    let is_connect = parts.method == Method::CONNECT;
+    let is_extended = is_connect && parts.extensions.get::<Protocol>().is_some();
+    if is_connect && parts.headers.contains_key(http::header::CONTENT_LENGTH) {
+        return Err("CONNECT with a body");
     }
-    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    let target = match is_connect && !is_extended {
+        true if uri.port().is_none() => return Err("CONNECT needs a host and a port"),
+        true => "/",
+        false => uri.path_and_query().map_or("", |target| target.as_str()),
+    };
     let is_asterisk = target == "*" && parts.method == Method::OPTIONS;
     if !target.starts_with('/') && !is_asterisk {
         return Err(":path does not start with a slash");
     }
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+    if (is_extended || !is_connect) && !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(":scheme is neither http nor https");
     }
     h1::check_target(target.as_bytes()).map_err(|refused| refused.sentence)?;
-    head.set_method(parts.method.as_str());
+    head.set_method(if is_extended { "GET" } else { parts.method.as_str() });
     head.set_target(target);
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
     let host = hosts.next();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Method, Request};
@@ -20,8 +21,9 @@ use super::request::read_request;
 use crate::mtls::Proof;
 use crate::pipeline::{Client, Exchange};
 use crate::proxy::connection::Served;
+use crate::proxy::http::flow::{self, After};
 use crate::proxy::http::judge::ConnectionStanding;
-use crate::proxy::http::{Downstream, flow};
+use crate::proxy::http::{Downstream, tunnel};
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::upstream;
@@ -43,6 +45,7 @@ pub(in crate::proxy) async fn serve(
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(32)
         .max_local_error_reset_streams(Some(128))
+        .enable_connect_protocol()
         .handshake::<_, Bytes>(Proved::new(stream, Some(proof.clone())));
     let handshake = tokio::time::timeout(worker.limits.head_within, handshake).await;
     let Ok(Ok(mut connection)) = handshake else {
@@ -130,6 +133,11 @@ impl Cancelled {
     }
 }
 
+fn expects_continue(fields: &http::HeaderMap) -> bool {
+    let expected = fields.get(http::header::EXPECT);
+    expected.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// What the streams of a connection share.
 struct Stream<'a> {
     client: &'a Arc<Client>,
@@ -158,6 +166,10 @@ impl Stream<'_> {
         let mut caller = Caller {
             length: length_of(&exchange.request, stream.is_end_stream()),
             is_head: parts.method == Method::HEAD,
+            connect: (parts.method == Method::CONNECT)
+                .then(|| parts.extensions.get::<Protocol>().cloned()),
+            is_tunnel: false,
+            expects_continue: expects_continue(&parts.headers) && !stream.is_end_stream(),
             receiving: Receiving::new(stream),
             respond,
             sending: None,
@@ -166,17 +178,23 @@ impl Stream<'_> {
         };
         drop(parts);
         let mut watchdog = Watchdog::new();
-        let _ = flow::exchange(
+        let after = flow::exchange(
             worker,
             &mut exchange,
             &mut caller,
             &mut standing,
             &mut watchdog,
-            false,
             self.proof,
         )
         .await;
         let is_answered = caller.sending.as_ref().is_some_and(|sending| sending.is_over);
+        if let After::Tunnel(tunnel) = after {
+            worker.take_back(exchange);
+            // Should policy refuse it by now, that is in the log.
+            let _ =
+                tunnel::carry(worker, &mut caller, client, &standing, self.proof, *tunnel).await;
+            return;
+        }
         // A caller that still sends what nobody reads is told to stop when the response has gone out and the stream is dropped;
         // resetting it here would drop the response.
         let mut context = Context::from_waker(std::task::Waker::noop());

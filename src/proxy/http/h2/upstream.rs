@@ -4,10 +4,12 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
+use h2::ext::Protocol;
 use http::header::HeaderValue;
 use http::{HeaderMap, Method, Request, Uri, Version};
 
@@ -27,9 +29,10 @@ pub(in crate::proxy) struct UpstreamHttp2 {
     response: Option<ResponseFuture>,
     sending: Option<Sending>,
     receiving: Option<Receiving>,
-    te_trailers: bool,
     secure: bool,
     interim: u8,
+    /// The request asks for a switch, which is not answered yet.
+    asks_to_switch: bool,
     /// Counts this stream on its connection.
     connection: Arc<()>,
 }
@@ -48,11 +51,23 @@ impl UpstreamHttp2 {
     pub(in crate::proxy) fn new(
         send: SendRequest<Bytes>,
         connection: Arc<()>,
-        te_trailers: bool,
         secure: bool,
     ) -> Self {
         let (response, sending, receiving) = (None, None, None);
-        Self { send, response, sending, receiving, te_trailers, secure, interim: 0, connection }
+        Self {
+            send,
+            response,
+            sending,
+            receiving,
+            secure,
+            interim: 0,
+            asks_to_switch: false,
+            connection,
+        }
+    }
+
+    pub(in crate::proxy) fn offers_extended_connect(&self) -> bool {
+        self.send.is_extended_connect_protocol_enabled()
     }
 
     /// Is it a stream of that connection?
@@ -79,16 +94,23 @@ impl UpstreamHttp2 {
             .map_err(|_| malformed("the target"))?;
         fields(head, request.headers_mut());
         announce(request.headers_mut(), line.body);
-        if self.te_trailers {
+        if line.te_trailers {
             request.headers_mut().insert(http::header::TE, HeaderValue::from_static("trailers"));
         }
-        let ended = line.body == BodyLength::None;
+        self.asks_to_switch = line.switch.is_some();
+        if self.asks_to_switch {
+            // RFC 8441 section 5: the stream is the handshake, and no key proves that it was understood.
+            *request.method_mut() = Method::CONNECT;
+            request.extensions_mut().insert(Protocol::from_static("websocket"));
+            request.headers_mut().remove(http::header::SEC_WEBSOCKET_KEY);
+        }
+        let ended = line.body == BodyLength::None && !self.asks_to_switch;
         let (response, stream) = self.send.send_request(request, ended)?;
         let left = match line.body {
             BodyLength::Known(length) => Some(length),
             BodyLength::None | BodyLength::Unknown => None,
         };
-        self.sending = Some(Sending { stream, left, is_over: ended, kept: Some(Vec::new()) });
+        self.sending = Some(Sending::new(stream, left, ended, Some(Vec::new())));
         self.response = Some(response);
         Ok(())
     }
@@ -127,6 +149,9 @@ impl UpstreamHttp2 {
         adopt(head, &parts);
         let length = length_of(head, stream.is_end_stream());
         self.receiving = Some(Receiving::new(stream));
+        if std::mem::take(&mut self.asks_to_switch) && (200..300).contains(&head.status()) {
+            return Poll::Ready(Ok(Answer::Switched));
+        }
         Poll::Ready(Ok(Answer::Final(length)))
     }
 
@@ -161,9 +186,9 @@ impl UpstreamHttp2 {
         }
     }
 
-    /// The connection's own task writes; nothing to do here.
+    /// The connection's own task writes.
     pub(in crate::proxy) fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.sending.as_mut().map_or(Ok(()), Sending::flush))
     }
 
     pub(in crate::proxy) fn poll_finish(
@@ -171,6 +196,10 @@ impl UpstreamHttp2 {
         _: &mut Context<'_>,
         trailers: Option<HeaderMap>,
     ) -> Poll<Result<(), Broken>> {
+        if self.asks_to_switch {
+            // What may follow is no body.
+            return Poll::Ready(Ok(()));
+        }
         Poll::Ready(self.sending.as_mut().map_or(Ok(()), |sending| sending.finish(trailers)))
     }
 }
@@ -187,13 +216,15 @@ impl Drop for UpstreamHttp2 {
     }
 }
 
-/// Begins HTTP/2 on a new connection to an upstream; the connection's task runs on this worker.
+/// Begins HTTP/2 on a new connection to an upstream; the connection's task runs on this worker. With a time limit in `settled`
+/// it waits until the peer's settings are known.
 pub(in crate::proxy) async fn originate(
     worker: &Arc<Worker>,
     stream: upstream::Stream,
     proof: Option<Arc<Proof>>,
+    settled: Option<Duration>,
 ) -> Result<SendRequest<Bytes>, Broken> {
-    let (send, connection) = h2::client::Builder::new()
+    let (send, mut connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_FIELDS)
@@ -203,6 +234,7 @@ pub(in crate::proxy) async fn originate(
         .enable_push(false)
         .handshake(Proved::new(stream, proof.clone()))
         .await?;
+    let ping = settled.and_then(|_| connection.ping_pong());
     worker.spawn(async move {
         let mut connection = pin!(connection);
         let mut turn = Turn::default();
@@ -219,5 +251,10 @@ pub(in crate::proxy) async fn originate(
         })
         .await;
     });
+    if let (Some(mut ping), Some(within)) = (ping, settled) {
+        // The settings are the first that a peer sends (RFC 9113 section 3.4), so they come before it answers anything.
+        let answered = tokio::time::timeout(within, ping.ping(h2::Ping::opaque())).await;
+        answered.map_err(|_| early_end())??;
+    }
     Ok(send)
 }
