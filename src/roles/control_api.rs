@@ -1,9 +1,7 @@
 //! APISIX's control API: what this very process has in force, at `127.0.0.1:9090`. It has no authentication, so it stays on
 //! loopback unless the settings say otherwise; secrets are not shown.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -12,14 +10,15 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post, put};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::facts::Facts;
 use super::settings::Error;
-use crate::model::Kind;
+use crate::model::{DiscoveryType, Kind};
 use crate::pipeline::Entry;
 use crate::snapshot::Declared;
+use crate::upstream::{HealthReport, NodeReport};
 
 /// APISIX's control API.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -54,68 +53,15 @@ impl ControlApiSettings {
     }
 }
 
-/// How the nodes of a resource's upstream are.
-#[derive(Clone, Debug, Serialize)]
-pub struct Health {
-    /// `routes`, `services` or `upstreams`.
-    #[serde(skip)]
-    pub kind: &'static str,
-    /// The resource's id.
-    #[serde(skip)]
-    pub id: String,
-    /// Its key in the store: `/apisix/upstreams/1`.
-    pub name: String,
-    /// `http`, `https` or `tcp`.
-    #[serde(rename = "type")]
-    pub check: String,
-    /// Its nodes.
-    pub nodes: Vec<NodeHealth>,
-}
-
-/// How one node is.
-#[derive(Clone, Debug, Serialize)]
-pub struct NodeHealth {
-    /// As it is declared.
-    pub hostname: String,
-    /// Its address.
-    pub ip: String,
-    /// Its port.
-    pub port: u16,
-    /// `healthy`, `unhealthy`, `mostly_healthy` or `mostly_unhealthy`.
-    pub status: &'static str,
-    /// What was counted since it changed.
-    pub counter: Counter,
-}
-
-/// What was counted of a node.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-#[expect(missing_docs, reason = "APISIX's names say it")]
-pub struct Counter {
-    pub success: u32,
-    pub http_failure: u32,
-    pub tcp_failure: u32,
-    pub timeout_failure: u32,
-}
-
-/// What other rooms tell of themselves here.
-#[derive(Clone, Default)]
-pub struct Sources {
-    /// The health of all checked upstreams.
-    pub health: Option<Arc<dyn Fn() -> Vec<Health> + Send + Sync>>,
-    /// What a kind of discovery has found, by its name.
-    pub discovery: BTreeMap<&'static str, Arc<dyn Fn() -> Value + Send + Sync>>,
-}
-
 #[derive(Clone)]
 struct Api {
     facts: Facts,
     plugins: &'static [Entry],
-    sources: Sources,
 }
 
 /// The control API of a process.
-pub(super) fn router(facts: &Facts, plugins: &'static [Entry], sources: Sources) -> Router {
-    let api = Api { facts: facts.clone(), plugins, sources };
+pub(super) fn router(facts: &Facts, plugins: &'static [Entry]) -> Router {
+    let api = Api { facts: facts.clone(), plugins };
     Router::new()
         .route("/v1/schema", get(schema))
         .route("/v1/healthcheck", get(all_health))
@@ -132,7 +78,7 @@ pub(super) fn router(facts: &Facts, plugins: &'static [Entry], sources: Sources)
         .route("/v1/plugin_metadata/{id}", get(|api, id| one(api, id, Kind::PluginMetadata)))
         // The plugins are part of the program.
         .route("/v1/plugins/reload", put(|| async { "done" }))
-        .route("/v1/discovery/{kind}/dump", get(discovery))
+        .route("/v1/discovery/{kind}/{asked}", get(discovery))
         .fallback(|| async { not_found("404 Not Found".to_owned()) })
         .with_state(api)
 }
@@ -179,7 +125,7 @@ async fn schema(State(api): State<Api>) -> Json<Value> {
 }
 
 async fn all_health(State(api): State<Api>, headers: HeaderMap) -> Response {
-    let rows = api.sources.health.as_ref().map_or_else(Vec::new, |health| health());
+    let rows = api.health();
     match wants_page(&headers) {
         true => page(&rows),
         false => Json(rows).into_response(),
@@ -200,8 +146,7 @@ async fn health_of(
             return (StatusCode::BAD_REQUEST, Json(why)).into_response();
         }
     };
-    let rows = api.sources.health.as_ref().map_or_else(Vec::new, |health| health());
-    let found = rows.into_iter().find(|row| row.kind == kind && row.id == id);
+    let found = api.health().into_iter().find(|row| row.is_of(&kind, &id));
     match found {
         Some(row) if wants_page(&headers) => page(&[row]),
         Some(row) => Json(row).into_response(),
@@ -215,7 +160,7 @@ fn wants_page(headers: &HeaderMap) -> bool {
     accepted.is_some_and(|accept| accept.contains("text/html"))
 }
 
-fn page(rows: &[Health]) -> Response {
+fn page(rows: &[HealthReport]) -> Response {
     let mut text = String::from(
         "<!doctype html>\n<html><head><meta charset=\"utf-8\"><title>Upstream check status</title></head><body>\n\
          <h1>Upstream check status</h1>\n<table cellspacing=\"0\" cellpadding=\"3\" border=\"1\">\n\
@@ -224,15 +169,16 @@ fn page(rows: &[Health]) -> Response {
     );
     let nodes = rows.iter().flat_map(|row| row.nodes.iter().map(move |node| (row, node)));
     for (at, (row, node)) in nodes.enumerate() {
-        let NodeHealth { ip, port, status, counter, .. } = node;
+        let NodeReport { ip, port, status, counter, .. } = node;
+        let status = status.to_string();
         let colour = if status.ends_with("unhealthy") { " bgcolor=\"#FF0000\"" } else { "" };
         text.push_str(&format!("<tr{colour}>"));
         for cell in [
             (at + 1).to_string(),
             row.name.clone(),
-            row.check.clone(),
+            row.kind.to_owned(),
             format!("{ip}:{port}"),
-            (*status).to_owned(),
+            status,
             counter.success.to_string(),
             counter.tcp_failure.to_string(),
             counter.http_failure.to_string(),
@@ -271,11 +217,27 @@ async fn one(State(api): State<Api>, Path(id): Path<String>, kind: Kind) -> Resp
     }
 }
 
-async fn discovery(State(api): State<Api>, Path(kind): Path<String>) -> Response {
-    match api.sources.discovery.get(kind.as_str()) {
-        Some(dump) => Json(dump()).into_response(),
-        None => not_found(format!("discovery {kind} is not in use")),
+async fn discovery(
+    State(api): State<Api>,
+    Path((kind, asked)): Path<(String, String)>,
+) -> Response {
+    let of = serde_json::from_value::<DiscoveryType>(json!(kind)).ok();
+    for plane in api.facts.planes() {
+        let found = match (of, &*asked) {
+            (Some(of), "dump") => plane.discovery.dump(of).map(Ok),
+            (Some(of), "show_dump_file") => plane.discovery.dump_file(of),
+            _ => None,
+        };
+        match found {
+            Some(Ok(value)) => return Json(value).into_response(),
+            Some(Err(why)) => {
+                let why = json!({ "error_msg": why });
+                return (StatusCode::SERVICE_UNAVAILABLE, Json(why)).into_response();
+            }
+            None => {}
+        }
     }
+    not_found(format!("discovery {kind} is not in use"))
 }
 
 impl Api {
@@ -289,6 +251,11 @@ impl Api {
             all.extend(mine.into_iter().filter(|one| !known.contains(&one.id)));
         }
         all
+    }
+
+    /// How the checked upstreams of the process' data planes are.
+    fn health(&self) -> Vec<HealthReport> {
+        self.facts.planes().iter().flat_map(|plane| plane.roster.health()).collect()
     }
 
     fn find(&self, kind: Kind, id: &str) -> Option<Declared> {
@@ -411,35 +378,6 @@ mod tests {
                     "a-plugin": { "redis_password": HIDDEN, "key": HIDDEN, "list": [{ "api_key": HIDDEN, "count": 2 }] },
                     "another": { "headers": { "Authorization": HIDDEN }, "access_key": HIDDEN },
                 },
-            })
-        );
-    }
-
-    #[test]
-    fn the_page_of_health_shows_names_as_text() {
-        let node = NodeHealth {
-            hostname: "a".into(),
-            ip: "127.0.0.1".into(),
-            port: 1,
-            status: "unhealthy",
-            counter: Counter { tcp_failure: 2, ..Counter::default() },
-        };
-        let row = Health {
-            kind: "upstreams",
-            id: "1".into(),
-            name: "<b>".into(),
-            check: "http".into(),
-            nodes: vec![node],
-        };
-        assert_eq!(page(&[row.clone()]).headers()[CONTENT_TYPE], "text/html; charset=utf-8");
-        assert_eq!(
-            serde_json::to_value(&row).unwrap(),
-            json!({
-                "name": "<b>", "type": "http",
-                "nodes": [{
-                    "hostname": "a", "ip": "127.0.0.1", "port": 1, "status": "unhealthy",
-                    "counter": { "success": 0, "http_failure": 0, "tcp_failure": 2, "timeout_failure": 0 },
-                }],
             })
         );
     }

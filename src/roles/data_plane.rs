@@ -29,8 +29,7 @@ use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::{
-    Connect, Discovery, DiscoverySettings, DnsSettings, HealthReport, Resolver, Roster,
-    UpstreamSettings,
+    Connect, Discovery, DiscoverySettings, DnsSettings, Resolver, Roster, UpstreamSettings,
 };
 
 /// What a data plane is to be.
@@ -206,9 +205,9 @@ impl DataPlaneRole {
         self.plane.proofs()
     }
 
-    /// The upstreams that are checked, and how their nodes are, as APISIX's `/v1/healthcheck` tells it.
-    pub fn health(&self) -> Vec<HealthReport> {
-        self.roster.health()
+    /// What outlives revisions of its upstreams, the states of their nodes above all.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// The configuration in force.

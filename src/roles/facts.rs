@@ -21,6 +21,7 @@ use crate::rt::{Live, unix_seconds};
 use crate::snapshot::Keeper;
 use crate::sync::publisher::Publisher;
 use crate::sync::subscriber::FeedStatus;
+use crate::upstream::{Discovery, Roster};
 
 /// What the parts of a process tell of themselves. Clones share it.
 #[derive(Clone, Default)]
@@ -46,6 +47,10 @@ pub(super) struct Plane {
     pub(super) part: &'static str,
     pub(super) configuration: Live<Configuration>,
     pub(super) keeper: Arc<Mutex<Keeper>>,
+    /// Whose upstreams are checked.
+    pub(super) roster: Roster,
+    /// The registries that it follows.
+    pub(super) discovery: Discovery,
 }
 
 /// Where configuration comes from.

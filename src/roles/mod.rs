@@ -29,7 +29,7 @@ pub use crate::issuer::{
     Issued, IssuerClient, JoinTokens, KeyCustody, Passphrase, Phase, Proof, Reason, Records, Step,
     TokenId, TokenOrder, issuer_id, new_key,
 };
-pub use control_api::{ControlApiSettings, Counter, Health, NodeHealth, Sources};
+pub use control_api::ControlApiSettings;
 pub use control_plane::{ControlPlaneRole, FeedRules};
 pub use data_plane::{Configuration, DataPlaneRole, Plan};
 pub use embedded::{Embedded, World, loopback};

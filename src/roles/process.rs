@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::connections::Connections;
-use super::control_api::{self, Sources};
+use super::control_api;
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
@@ -317,7 +317,7 @@ impl Running {
         settings.check()?;
         let (listener, bound) = listen(&self.shared.sockets, "control_api", settings.listen)?;
         let Shared { facts, plugins, sockets, .. } = &self.shared;
-        let app = control_api::router(facts, plugins, Sources::default());
+        let app = control_api::router(facts, plugins);
         let (opened, left) = (sockets.opened(), sockets.left());
         self._tasks.add(async move {
             opened.await;
@@ -546,7 +546,8 @@ impl Running {
             self.shared.facts.listens(name, address);
         }
         let (configuration, keeper) = (role.configuration(), role.keeper());
-        self.shared.facts.has_plane(Plane { part, configuration, keeper });
+        let (roster, discovery) = (role.roster().clone(), role.discovery().clone());
+        self.shared.facts.has_plane(Plane { part, configuration, keeper, roster, discovery });
         self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
