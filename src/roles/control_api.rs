@@ -79,11 +79,11 @@ pub(super) fn router(facts: &Facts, plugins: &'static [Entry]) -> Router {
         // The plugins are part of the program.
         .route("/v1/plugins/reload", put(|| async { "done" }))
         .route("/v1/discovery/{kind}/{asked}", get(discovery))
-        .fallback(|| async { not_found("404 Not Found".to_owned()) })
+        .fallback(|| async { not_found("404 Not Found") })
         .with_state(api)
 }
 
-fn not_found(why: String) -> Response {
+fn not_found(why: &str) -> Response {
     (StatusCode::NOT_FOUND, Json(json!({ "error_msg": why }))).into_response()
 }
 
@@ -150,8 +150,8 @@ async fn health_of(
     match found {
         Some(row) if wants_page(&headers) => page(&[row]),
         Some(row) => Json(row).into_response(),
-        None if api.find(of, &id).is_some() => not_found(format!("no checker for {kind}[{id}]")),
-        None => not_found(format!("{kind}[{id}] not found")),
+        None if api.find(of, &id).is_some() => not_found(&format!("no checker for {kind}[{id}]")),
+        None => not_found(&format!("{kind}[{id}] not found")),
     }
 }
 
@@ -212,7 +212,7 @@ async fn one(State(api): State<Api>, Path(id): Path<String>, kind: Kind) -> Resp
                 Kind::PluginMetadata => "plugin metadata",
                 other => other.singular(),
             };
-            not_found(format!("{name}[{id}] not found"))
+            not_found(&format!("{name}[{id}] not found"))
         }
     }
 }
@@ -237,7 +237,7 @@ async fn discovery(
             None => {}
         }
     }
-    not_found(format!("discovery {kind} is not in use"))
+    not_found(&format!("discovery {kind} is not in use"))
 }
 
 impl Api {
