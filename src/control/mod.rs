@@ -10,7 +10,7 @@ mod index;
 mod listing;
 mod patch;
 mod plugins;
-mod serve;
+pub mod serve;
 mod validate;
 mod wording;
 

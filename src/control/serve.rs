@@ -1,13 +1,16 @@
 //! The Admin API's listener: plain HTTP/1.1 and HTTP/2 on one socket, drained at the end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tower::Service as _;
 
 use super::ControlPlane;
@@ -20,48 +23,61 @@ const FINISH_WITHIN: Duration = Duration::from_secs(10);
 /// Connections at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 1024;
 
+/// A connection that was made so short a time before the end has a request on its way.
+const FRESH: Duration = Duration::from_millis(300);
+
 impl ControlPlane {
     /// Serves the Admin API until the drain is asked for; then lets requests under way finish.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut drain: DrainGuard) {
-        let mut service =
-            self.router().into_make_service_with_connect_info::<std::net::SocketAddr>();
-        let mut server = Builder::new(TokioExecutor::new());
-        server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
-        server.http2().timer(TokioTimer::new()).max_concurrent_streams(64);
-        let server = Arc::new(server);
-        let graceful = GracefulShutdown::new();
-        let mut connections = Tasks::new();
-        let mut open = 0;
-        loop {
-            let (stream, client) = tokio::select! {
-                () = drain.asked() => break,
-                () = connections.any_ended(), if open > 0 => {
-                    open -= 1;
+        serve(listener, self.router(), drain.asked()).await;
+    }
+}
+
+/// Serves a router until the end is asked for; then lets requests under way finish, and those on their way to arrive.
+pub async fn serve(listener: TcpListener, router: Router, end: impl Future<Output = ()>) {
+    let mut service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let mut server = Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+    server.http2().timer(TokioTimer::new()).max_concurrent_streams(64);
+    let server = Arc::new(server);
+    let graceful = GracefulShutdown::new();
+    let mut connections = Tasks::new();
+    let mut open = 0;
+    let mut newest = None;
+    let mut end = std::pin::pin!(end);
+    loop {
+        let (stream, client) = tokio::select! {
+            () = &mut end => break,
+            () = connections.any_ended(), if open > 0 => {
+                open -= 1;
+                continue;
+            }
+            accepted = listener.accept(), if open < MAX_CONNECTIONS => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Too many open files, most likely: give others the time to close some.
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
-                accepted = listener.accept(), if open < MAX_CONNECTIONS => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Too many open files, most likely: give others the time to close some.
-                        tracing::warn!(%error, "the Admin API cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                },
-            };
-            let _ = stream.set_nodelay(true);
-            let Ok(service) = service.call(client).await;
-            let (server, watcher) = (server.clone(), graceful.watcher());
-            open += 1;
-            connections.add(async move {
-                let connection = server
-                    .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-                if let Err(error) = watcher.watch(connection.into_owned()).await {
-                    tracing::debug!(%error, "an Admin API connection ended early");
-                }
-            });
-        }
-        drop(listener);
-        let _ = tokio::time::timeout(FINISH_WITHIN, graceful.shutdown()).await;
+            },
+        };
+        let _ = stream.set_nodelay(true);
+        let Ok(service) = service.call(client).await;
+        let (server, watcher) = (server.clone(), graceful.watcher());
+        open += 1;
+        newest = Some(Instant::now());
+        connections.add(async move {
+            let connection =
+                server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        });
     }
+    drop(listener);
+    if let Some(newest) = newest {
+        tokio::time::sleep_until(newest + FRESH).await;
+    }
+    let _ = tokio::time::timeout(FINISH_WITHIN, graceful.shutdown()).await;
 }

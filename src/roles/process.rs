@@ -291,13 +291,10 @@ impl Running {
             }
             app = app.merge(self.connections.router());
         }
-        let opened = self.shared.sockets.opened();
+        let (opened, left) = (self.shared.sockets.opened(), self.shared.sockets.left());
         self._tasks.add(async move {
             opened.await;
-            let app = app.into_make_service_with_connect_info::<SocketAddr>();
-            if let Err(error) = axum::serve(listener, app).await {
-                tracing::error!(%error, "the status port ended");
-            }
+            crate::control::serve::serve(listener, app, left).await;
         });
         self.status = Some(bound);
         self.shared.facts.listens("status", bound);
@@ -309,13 +306,11 @@ impl Running {
         settings.check()?;
         let (listener, bound) = listen(&self.shared.sockets, "control_api", settings.listen)?;
         let Shared { facts, plugins, sockets, .. } = &self.shared;
-        let (app, opened) =
-            (control_api::router(facts, plugins, Sources::default()), sockets.opened());
+        let app = control_api::router(facts, plugins, Sources::default());
+        let (opened, left) = (sockets.opened(), sockets.left());
         self._tasks.add(async move {
             opened.await;
-            if let Err(error) = axum::serve(listener, app).await {
-                tracing::error!(%error, "the control API ended");
-            }
+            crate::control::serve::serve(listener, app, left).await;
         });
         self.control_api = Some(bound);
         self.shared.facts.listens("control_api", bound);

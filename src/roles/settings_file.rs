@@ -34,7 +34,7 @@ impl SettingsFile {
         let wrong = |detail: String| Error::Parse { path: path.to_owned(), detail };
         let parsed = |error: serde_saphyr::Error| wrong(error.to_string());
         let (settings, value) = if text.contains("${{") {
-            let value: Value = serde_saphyr::from_str(text).map_err(parsed)?;
+            let value: Value = yaml(text).map_err(parsed)?;
             let (value, missing) = resolve(value, environment);
             if let Some(name) = missing {
                 return Err(Error::Variable { path: path.to_owned(), name });
@@ -43,8 +43,8 @@ impl SettingsFile {
             (settings.map_err(|error| wrong(error.to_string()))?, value)
         } else {
             // Straight from the text: an error can name the line.
-            let settings: Settings = serde_saphyr::from_str(text).map_err(parsed)?;
-            (settings, serde_saphyr::from_str(text).map_err(parsed)?)
+            let settings: Settings = yaml(text).map_err(parsed)?;
+            (settings, yaml(text).map_err(parsed)?)
         };
         settings.trust_domain()?;
         Ok(Self { path: path.to_owned(), value, settings })
@@ -70,6 +70,11 @@ impl SettingsFile {
             }
         }
     }
+}
+
+/// The text stays out of error messages: it may have secrets.
+fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
+    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { with_snippet: false })
 }
 
 fn compare(at: &str, one: &Value, other: &Value, names: &mut Vec<String>) {

@@ -168,7 +168,11 @@ impl Running {
         lifeline: Option<&UnixStream>,
     ) -> Result<Heir, UpgradeError> {
         let within = Duration::from_secs(self.settings.upgrade_seconds.max(1));
-        let mut heir = Heir::start(program, &self.shared.sockets, lifeline, within)?;
+        let mut heir = Heir::start(program, within)?;
+        if let Err(error) = heir.greet(&self.shared.sockets, lifeline) {
+            let is_gone = error.kind() == io::ErrorKind::BrokenPipe;
+            return Err(if is_gone { heir.ended().await } else { UpgradeError::Channel(error) });
+        }
         heir.hears(Step::is_prepared).await?;
         Ok(heir)
     }
@@ -250,12 +254,7 @@ pub struct Heir {
 }
 
 impl Heir {
-    fn start(
-        program: &Program,
-        sockets: &Sockets,
-        lifeline: Option<&UnixStream>,
-        within: Duration,
-    ) -> Result<Self, UpgradeError> {
+    fn start(program: &Program, within: Duration) -> Result<Self, UpgradeError> {
         let (channel, theirs) = Channel::pair().map_err(UpgradeError::Channel)?;
         channel.patient_for(within).map_err(UpgradeError::Channel)?;
         let child = Command::new(&program.path)
@@ -270,8 +269,7 @@ impl Heir {
             .spawn()
             .map_err(|source| UpgradeError::Start { program: program.path.clone(), source })?;
         let (child, channel) = (Some(child), Arc::new(channel));
-        let mut heir = Self { child, channel, within, lifeline: None, is_announced: false };
-        heir.greet(sockets, lifeline).map_err(UpgradeError::Channel)?;
+        let heir = Self { child, channel, within, lifeline: None, is_announced: false };
         Ok(heir)
     }
 

@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, sockopt};
@@ -46,7 +45,7 @@ pub struct Sockets {
     inner: Arc<Mutex<Inner>>,
     opened: Arc<watch::Sender<bool>>,
     /// Another process has them as well, and goes on with them.
-    lives_on: Arc<AtomicBool>,
+    lives_on: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +74,7 @@ impl Sockets {
         Self {
             inner: Arc::new(Mutex::new(inner)),
             opened: Arc::new(watch::Sender::new(true)),
-            lives_on: Arc::default(),
+            lives_on: Arc::new(watch::Sender::new(false)),
         }
     }
 
@@ -98,12 +97,22 @@ impl Sockets {
 
     /// Another process goes on with them: whoever stops accepting leaves what waits in the queues to it.
     pub fn live_on(&self) {
-        self.lives_on.store(true, Ordering::Release);
+        self.lives_on.send_replace(true);
     }
 
     /// Does another process go on with them?
     pub fn do_live_on(&self) -> bool {
-        self.lives_on.load(Ordering::Acquire)
+        *self.lives_on.borrow()
+    }
+
+    /// Waits until another process goes on with them; then this one accepts nothing any more.
+    pub fn left(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut lives_on = self.lives_on.subscribe();
+        async move {
+            if lives_on.wait_for(|lives_on| *lives_on).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Waits until connections are to be accepted.

@@ -291,7 +291,7 @@ async fn a_service_manager_opens_the_door_hears_how_it_goes_and_follows_the_new_
     let pid = upgraded(&ingress, 0);
     assert_eq!(heard("MAINPID="), format!("MAINPID={pid}"));
     // It is followed by its number, so that the old process goes.
-    assert!(ingress.wait().success(), "{}", ingress.said());
+    assert!(ingress.wait_alone().success(), "{}", ingress.said());
     assert_eq!(get(address, "/").await.status, 200);
     let successor = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
     rustix::process::kill_process(successor, Signal::TERM).unwrap();

@@ -496,6 +496,12 @@ impl Process {
         status
     }
 
+    /// Waits for its end, when others may still write where it wrote.
+    pub fn wait_alone(&mut self) -> ExitStatus {
+        let name = self.name.clone();
+        eventually(&format!("the end of {name}"), || self.child.try_wait().unwrap())
+    }
+
     /// Ends it gracefully.
     pub fn end(&mut self) -> ExitStatus {
         self.ask_to_end();
