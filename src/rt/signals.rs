@@ -54,23 +54,33 @@ impl Signals {
                 _ = self.hang_up.recv() => Asked::Reload,
                 _ = self.user.recv() => Asked::Upgrade,
             };
-            if let Asked::End(_) = asked {
-                let now = Instant::now();
-                if self.ended.is_some_and(|before| now - before < AT_ONCE) {
-                    continue;
-                }
-                self.ended = Some(now);
+            match asked {
+                Asked::End(_) if self.is_same() => {}
+                asked => return asked,
             }
-            return asked;
         }
     }
 
-    /// Waits until the process is asked to end; whatever else it is asked is passed over.
+    /// Waits until the process is asked to end; whatever else it is asked waits for [`Signals::next`].
     pub async fn end(&mut self) -> Number {
         loop {
-            if let Asked::End(number) = self.next().await {
+            let number = tokio::select! {
+                _ = self.terminate.recv() => Number::TERM,
+                _ = self.interrupt.recv() => Number::INT,
+            };
+            if !self.is_same() {
                 return number;
             }
         }
+    }
+
+    /// Is this request to end the one that we have heard already?
+    fn is_same(&mut self) -> bool {
+        let now = Instant::now();
+        let is_same = self.ended.is_some_and(|before| now - before < AT_ONCE);
+        if !is_same {
+            self.ended = Some(now);
+        }
+        is_same
     }
 }

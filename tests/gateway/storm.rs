@@ -37,7 +37,7 @@ impl Plan {
     }
 }
 
-/// The sorts of changes; each goes on by itself, one after the other.
+/// The sorts of changes; each goes on by itself.
 #[derive(Clone, Copy, Debug)]
 enum Sort {
     Routes,
@@ -49,6 +49,9 @@ enum Sort {
 
 const SORTS: [Sort; 5] =
     [Sort::Routes, Sort::Upstreams, Sort::Certificates, Sort::Plugins, Sort::Policies];
+
+/// Who write changes of a sort at the same time.
+const WRITERS: u32 = 2;
 
 /// What the changes are about.
 struct Scene {
@@ -133,8 +136,9 @@ impl Scene {
     }
 
     /// One change.
-    async fn change(&self, sort: Sort, number: u64) {
-        let spare = number % 20;
+    async fn change(&self, sort: Sort, writer: u64, number: u64) {
+        // Each writer has spare resources of its own.
+        let spare = writer * 10 + number % 10;
         match (sort, number % 3) {
             (Sort::Routes, 0) => self.put("/routes/main", &self.route(number)).await,
             (Sort::Routes, 1) => {
@@ -143,7 +147,7 @@ impl Scene {
                 self.put(&format!("/routes/spare-{spare}"), &route).await;
             }
             (Sort::Routes, _) => {
-                let before = (number - 1) % 20;
+                let before = writer * 10 + (number - 1) % 10;
                 self.delete(&format!("/routes/spare-{before}")).await;
             }
             (Sort::Upstreams, 0 | 1) => self.put("/upstreams/app", &self.upstream(number)).await,
@@ -180,14 +184,14 @@ impl Scene {
     }
 
     /// Changes of one sort at a pace, until it is over.
-    async fn storm(&self, sort: Sort, period: Duration, over: &Seen) {
+    async fn storm(&self, sort: Sort, writer: u64, period: Duration, over: &Seen) {
         let mut due = Instant::now() + period.mul_f64(fastrand::f64());
         for number in 0.. {
             tokio::time::sleep_until(due).await;
             if over.is_enough() {
                 return;
             }
-            self.change(sort, number).await;
+            self.change(sort, writer, number).await;
             due += period;
         }
     }
@@ -266,11 +270,15 @@ async fn no_request_fails_while_everything_changes() {
     let began = Instant::now();
     let before = scene.made.load(Ordering::Relaxed);
     let over = Arc::<Seen>::default();
-    let each = Duration::from_secs(1) * u32::try_from(SORTS.len()).unwrap() / plan.changes;
+    let storms = u32::try_from(SORTS.len()).unwrap() * WRITERS;
+    let each = Duration::from_secs(1) * storms / plan.changes;
     let mut storms = Vec::new();
     for sort in SORTS {
-        let (scene, over) = (scene.clone(), over.clone());
-        storms.push(wardgate::rt::spawn(async move { scene.storm(sort, each, &over).await }));
+        for writer in 0..u64::from(WRITERS) {
+            let (scene, over) = (scene.clone(), over.clone());
+            let storm = async move { scene.storm(sort, writer, each, &over).await };
+            storms.push(wardgate::rt::spawn(storm));
+        }
     }
     // SVIDs rotate as well.
     let mut svids = 0;

@@ -108,7 +108,7 @@ fn broken(world: &World, script: &str) -> PathBuf {
     path
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_process_that_cannot_take_over_changes_nothing() {
     let world = World::new();
     let app = App::echo("app");
@@ -157,7 +157,7 @@ async fn a_new_process_that_cannot_take_over_changes_nothing() {
     verify(&ingress.audit_file());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_plane_hands_over_its_store_its_admin_api_and_its_feed() {
     let world = World::new();
     let app = App::echo("app");
@@ -201,7 +201,7 @@ async fn a_control_plane_hands_over_its_store_its_admin_api_and_its_feed() {
     verify(&control.audit_file());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_process_that_was_started_first_is_killed_the_others_end_too() {
     let world = World::new();
     let app = App::echo("app");
@@ -256,7 +256,7 @@ fn managed(
     process
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_manager_opens_the_door_hears_how_it_goes_and_follows_the_new_process() {
     let world = World::new();
     let app = App::echo("app");
@@ -307,7 +307,7 @@ async fn a_service_manager_opens_the_door_hears_how_it_goes_and_follows_the_new_
     assert!(ingress.logs("is not used").contains("metrics"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_issuer_hands_over_its_socket_and_its_callers() {
     let world = World::new();
     let socket = world.folder.join("workload.sock");
