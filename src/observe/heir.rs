@@ -31,8 +31,11 @@ pub(super) enum Output {
 /// What the writing thread is asked to do between two batches.
 #[derive(Clone, Default)]
 pub(super) struct Orders {
-    given: Arc<Mutex<Vec<(Order, SyncSender<Result<(), Error>>)>>>,
+    given: Arc<Mutex<Vec<Given>>>,
 }
+
+/// An order, and where the answer goes.
+type Given = (Order, SyncSender<Result<(), Error>>);
 
 enum Order {
     LetGo,

@@ -133,11 +133,11 @@ pub(super) fn router(facts: &Facts, plugins: &'static [Entry], sources: Sources)
         // The plugins are part of the program.
         .route("/v1/plugins/reload", put(|| async { "done" }))
         .route("/v1/discovery/{kind}/dump", get(discovery))
-        .fallback(|| async { not_found("404 Not Found".to_owned()) })
+        .fallback(|| async { not_found("404 Not Found") })
         .with_state(api)
 }
 
-fn not_found(why: String) -> Response {
+fn not_found(why: &str) -> Response {
     (StatusCode::NOT_FOUND, Json(json!({ "error_msg": why }))).into_response()
 }
 
@@ -205,8 +205,8 @@ async fn health_of(
     match found {
         Some(row) if wants_page(&headers) => page(&[row]),
         Some(row) => Json(row).into_response(),
-        None if api.find(of, &id).is_some() => not_found(format!("no checker for {kind}[{id}]")),
-        None => not_found(format!("{kind}[{id}] not found")),
+        None if api.find(of, &id).is_some() => not_found(&format!("no checker for {kind}[{id}]")),
+        None => not_found(&format!("{kind}[{id}] not found")),
     }
 }
 
@@ -266,7 +266,7 @@ async fn one(State(api): State<Api>, Path(id): Path<String>, kind: Kind) -> Resp
                 Kind::PluginMetadata => "plugin metadata",
                 other => other.singular(),
             };
-            not_found(format!("{name}[{id}] not found"))
+            not_found(&format!("{name}[{id}] not found"))
         }
     }
 }
@@ -274,7 +274,7 @@ async fn one(State(api): State<Api>, Path(id): Path<String>, kind: Kind) -> Resp
 async fn discovery(State(api): State<Api>, Path(kind): Path<String>) -> Response {
     match api.sources.discovery.get(kind.as_str()) {
         Some(dump) => Json(dump()).into_response(),
-        None => not_found(format!("discovery {kind} is not in use")),
+        None => not_found(&format!("discovery {kind} is not in use")),
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Reload {
 }
 
 impl Facts {
-    pub(super) fn listens(&self, name: &'static str, address: impl ToString) {
+    pub(super) fn listens(&self, name: &'static str, address: &impl ToString) {
         let listener = (name, address.to_string());
         let mut inner = self.inner.lock();
         if !inner.listeners.contains(&listener) {

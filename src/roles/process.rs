@@ -297,7 +297,7 @@ impl Running {
             crate::control::serve::serve(listener, app, left).await;
         });
         self.status = Some(bound);
-        self.shared.facts.listens("status", bound);
+        self.shared.facts.listens("status", &bound);
         Ok(())
     }
 
@@ -313,7 +313,7 @@ impl Running {
             crate::control::serve::serve(listener, app, left).await;
         });
         self.control_api = Some(bound);
-        self.shared.facts.listens("control_api", bound);
+        self.shared.facts.listens("control_api", &bound);
         Ok(())
     }
 
@@ -357,10 +357,10 @@ impl Running {
             IssuerRole::start(settings, issuer, (&authority, &folder), &trust, feed, &self.shared)?;
         self.bundle = role.bundle();
         self.enrolment = role.enrolment();
-        self.shared.facts.listens("workload", issuer.socket.display());
+        self.shared.facts.listens("workload", &issuer.socket.display());
         for (name, address) in [("bundle", self.bundle), ("enrolment", self.enrolment)] {
             if let Some(address) = address {
-                self.shared.facts.listens(name, address);
+                self.shared.facts.listens(name, &address);
             }
         }
         self.issuer = Some(role);
@@ -397,8 +397,8 @@ impl Running {
         self.feed = Some(role.feed());
         self.generated_key = role.generated_key().cloned();
         self.shared.facts.publishes(role.publisher().clone());
-        self.shared.facts.listens("admin", role.admin());
-        self.shared.facts.listens("feed", role.feed());
+        self.shared.facts.listens("admin", &role.admin());
+        self.shared.facts.listens("feed", &role.feed());
         self.control = Some(role);
         Ok(())
     }

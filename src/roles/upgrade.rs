@@ -226,12 +226,14 @@ impl Running {
     /// Takes up again what was given up for a new process that failed.
     async fn resume(&mut self) {
         let audit = self.shared.audit.clone();
-        match blocking(move || audit.take("resumed")).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::error!("the decision log cannot be resumed: {}", causes(&error))
-            }
-            Err(error) => tracing::error!("the decision log cannot be resumed: {}", causes(&error)),
+        let taken = blocking(move || audit.take("resumed")).await;
+        let problem = match &taken {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(causes(error)),
+            Err(error) => Some(causes(error)),
+        };
+        if let Some(problem) = problem {
+            tracing::error!("the decision log cannot be resumed: {problem}");
         }
         self.shared.pen.take_up();
         if self.roles.contains(&Role::Control)

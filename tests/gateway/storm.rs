@@ -84,7 +84,7 @@ impl Scene {
     fn route(&self, number: u64) -> Value {
         json!({
             "uri": "/*", "name": format!("version-{number}"), "priority": number % 5,
-            "methods": if number % 2 == 0 { json!(["GET", "POST"]) } else { json!(["GET", "POST", "PUT"]) },
+            "methods": if number.is_multiple_of(2) { json!(["GET", "POST"]) } else { json!(["GET", "POST", "PUT"]) },
             "upstream_id": "app", "plugin_config_id": "common",
         })
     }
