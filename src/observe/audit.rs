@@ -1,22 +1,21 @@
 //! `AuditLog`: every decision, on record and in a chain, written by a thread of its own.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
 
-use super::chain::{self, Link, Tail};
+use super::chain::{self, Link};
 use super::error::Error;
 use super::heir::{Orders, Output};
 use super::json::Fields;
 use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled, push_frame};
+use super::log_file::{Damage, LogFile, create, open_file, put_aside};
 use super::record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, HandshakeRefusedRecord,
     IdentityRecord, IssuerRecord, Record, Type,
@@ -292,12 +291,6 @@ pub(super) struct Writer {
     stdout_closed: bool,
     looked: Instant,
     dirty: bool,
-}
-
-struct LogFile {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
 }
 
 impl Writer {
@@ -595,103 +588,4 @@ impl std::fmt::Display for Chain<'_> {
         }
         Ok(())
     }
-}
-
-struct Opened {
-    file: LogFile,
-    link: Link,
-    is_new: bool,
-    continues: Option<String>,
-    damage: Option<Damage>,
-}
-
-/// What was found at the end of an older file.
-struct Damage {
-    file: String,
-    bytes: u64,
-    why: String,
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn open_file(path: &Path) -> Result<Opened, Error> {
-    let open = |source| Error::Open { path: path.to_path_buf(), source };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(open)?;
-    }
-    let mut file = match OpenOptions::new().read(true).append(true).open(path) {
-        Ok(file) => Some(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(open(source)),
-    };
-    if let Some(file) = &file {
-        lock(file, path)?;
-    }
-    let read = |source| Error::Read { path: path.to_path_buf(), source };
-    let tail = file.as_mut().map_or(Ok(Tail::Empty), chain::tail).map_err(read)?;
-    match (tail, file) {
-        (Tail::Sound(link), Some(file)) => {
-            let bytes = file.metadata().map_err(read)?.len();
-            let file = LogFile { path: path.to_path_buf(), file, bytes };
-            Ok(Opened { file, link, is_new: false, continues: None, damage: None })
-        }
-        (Tail::Damaged { last, bytes, why }, Some(damaged)) => {
-            // Never written to and never cut: it is evidence. The lock is held until the new file has its own.
-            let aside = put_aside(path)?;
-            let file = LogFile { path: path.to_path_buf(), file: create(path)?, bytes: 0 };
-            drop(damaged);
-            let damage = Damage { file: name_of(&aside), bytes, why };
-            let link = last.unwrap_or_default();
-            Ok(Opened { file, link, is_new: true, continues: None, damage: Some(damage) })
-        }
-        (_, file) => {
-            // No file, or one without a line: the chain may end in the last one that was put aside.
-            let (mut link, mut continues, mut damage) = (Link::default(), None, None);
-            if let Some((_, older)) = chain::rotated(path).pop() {
-                let read = |source| Error::Read { path: older.clone(), source };
-                let mut file = File::open(&older).map_err(read)?;
-                match chain::tail(&mut file).map_err(read)? {
-                    Tail::Empty => {}
-                    Tail::Sound(last) => {
-                        (link, continues) = (last, Some(name_of(&older)));
-                    }
-                    Tail::Damaged { last, bytes, why } => {
-                        link = last.unwrap_or_default();
-                        damage = Some(Damage { file: name_of(&older), bytes, why });
-                    }
-                }
-            }
-            let file = file.map_or_else(|| create(path), Ok)?;
-            let file = LogFile { path: path.to_path_buf(), file, bytes: 0 };
-            Ok(Opened { file, link, is_new: true, continues, damage })
-        }
-    }
-}
-
-fn create(path: &Path) -> Result<File, Error> {
-    let open = |source| Error::Open { path: path.to_path_buf(), source };
-    let mut options = OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o640);
-    let file = options.append(true).read(true).create_new(true).open(path).map_err(open)?;
-    lock(&file, path)?;
-    Ok(file)
-}
-
-fn lock(file: &File, path: &Path) -> Result<(), Error> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path: path.to_path_buf() }),
-        Err(errno) => Err(Error::Open { path: path.to_path_buf(), source: errno.into() }),
-    }
-}
-
-/// Renames the log to the next free number.
-fn put_aside(path: &Path) -> Result<PathBuf, Error> {
-    let number = chain::rotated(path).last().map_or(1, |(number, _)| number + 1);
-    let aside = chain::rotated_name(path, number);
-    std::fs::rename(path, &aside)
-        .map_err(|source| Error::Open { path: path.to_path_buf(), source })?;
-    Ok(aside)
 }

@@ -242,7 +242,7 @@ mod tests {
     /// What the log says was asked, each with whether it came from another process.
     fn said(path: &std::path::Path) -> Vec<(String, bool)> {
         let text = std::fs::read_to_string(path).unwrap();
-        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line));
+        let records = text.lines().map(serde_json::from_str::<serde_json::Value>);
         let asked = |record: serde_json::Value| {
             let path = record["path"].as_str()?.to_owned();
             Some((path, record["of_boot_id"].is_string()))

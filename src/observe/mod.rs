@@ -12,6 +12,7 @@ mod health;
 mod heir;
 mod json;
 mod lane;
+mod log_file;
 mod logging;
 mod metrics;
 mod record;
