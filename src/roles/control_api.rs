@@ -431,7 +431,10 @@ mod tests {
             check: "http".into(),
             nodes: vec![node],
         };
-        assert_eq!(page(&[row.clone()]).headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+        assert_eq!(
+            page(std::slice::from_ref(&row)).headers()[CONTENT_TYPE],
+            "text/html; charset=utf-8"
+        );
         assert_eq!(
             serde_json::to_value(&row).unwrap(),
             json!({

@@ -59,15 +59,17 @@ impl SettingsFile {
 
     /// Takes one setting over from `other`.
     pub(super) fn adopt(&mut self, name: &str, other: &Self) {
-        let pointer = format!("/{}", name.replace('.', "/"));
-        match other.value.pointer(&pointer).cloned() {
-            Some(value) => put(&mut self.value, name, value),
-            None => {
-                let (parent, last) = pointer.rsplit_once('/').unwrap_or(("", name));
-                if let Some(Value::Object(fields)) = self.value.pointer_mut(parent) {
-                    fields.shift_remove(last);
-                }
-            }
+        let pointer = |name: &str| format!("/{}", name.replace('.', "/"));
+        if let Some(value) = other.value.pointer(&pointer(name)).cloned() {
+            return put(&mut self.value, name, value);
+        }
+        let (parent, last) = name.rsplit_once('.').unwrap_or(("", name));
+        let place = if parent.is_empty() { String::new() } else { pointer(parent) };
+        let Some(Value::Object(fields)) = self.value.pointer_mut(&place) else { return };
+        fields.shift_remove(last);
+        // A block of which nothing is left goes where the other has none.
+        if fields.is_empty() && !parent.is_empty() && other.value.pointer(&place).is_none() {
+            self.adopt(parent, other);
         }
     }
 }
