@@ -344,7 +344,7 @@ async fn against_ourselves(args: &SpiffeArgs, out: &mut impl Write) -> anyhow::R
         server: server.address()?,
     };
     let settings = Settings::read(&sidecar.write(&scratch.0)?)?;
-    let running = Running::start(&settings, None, Sockets::new()).await?;
+    let running = Box::pin(Running::start(&settings, None, Sockets::new())).await?;
     running.readiness().ready().await;
     let door = |wanted: Listeners| {
         let found = running.doors.iter().find(|(door, _)| *door == wanted);

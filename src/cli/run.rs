@@ -72,7 +72,8 @@ pub(super) async fn run(
         match Predecessor::find()? {
             None => {
                 let file = settings(args)?;
-                let running = Running::start(&file.settings, args.role, sockets).await?;
+                let start = Running::start(&file.settings, args.role, sockets);
+                let running = Box::pin(start).await?;
                 Ok::<_, anyhow::Error>((running, file))
             }
             Some((mut predecessor, sockets)) => {
@@ -80,11 +81,11 @@ pub(super) async fn run(
                 let replaced = async {
                     let file = settings(args)?;
                     let role = args.role;
-                    let running =
-                        Running::take_over(&file.settings, role, &predecessor, sockets).await?;
+                    let taken = Running::take_over(&file.settings, role, &predecessor, sockets);
+                    let running = Box::pin(taken).await?;
                     Ok::<_, crate::roles::Error>((running, file))
                 };
-                Ok(replaced.await.inspect_err(|error| predecessor.failed(error))?)
+                Ok(Box::pin(replaced).await.inspect_err(|error| predecessor.failed(error))?)
             }
         }
     };
@@ -158,7 +159,7 @@ async fn serve(
             }
         };
         match asked {
-            Asked::End(_) => return end(running, &mut signals, out).await,
+            Asked::End(_) => return Box::pin(end(running, &mut signals, out)).await,
             Asked::Reload => {
                 systemd::notify(&systemd::reloading());
                 let reload = running.reload().await;
@@ -170,14 +171,16 @@ async fn serve(
                 tracing::info!("a new process is started to take over");
                 let heir = tokio::select! {
                     heir = running.raise(program, lifeline.as_ref()) => heir,
-                    _ = signals.end() => return end(running, &mut signals, out).await,
+                    _ = signals.end() => return Box::pin(end(running, &mut signals, out)).await,
                 };
                 let handed = match heir {
                     Ok(heir) => running.hand_over(heir).await,
                     Err(error) => Err(error),
                 };
                 match handed {
-                    Ok(successor) => return leave(running, successor, &mut signals, out).await,
+                    Ok(successor) => {
+                        return Box::pin(leave(running, successor, &mut signals, out)).await;
+                    }
                     Err(error) => {
                         let why = crate::rt::causes(&error);
                         tracing::error!("not replaced, this process goes on: {why}");

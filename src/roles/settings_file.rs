@@ -32,7 +32,13 @@ impl SettingsFile {
 
     fn parse(path: &Path, text: &str, environment: &Environment) -> Result<Self, Error> {
         let wrong = |detail: String| Error::Parse { path: path.to_owned(), detail };
-        let parsed = |error: serde_saphyr::Error| wrong(error.to_string());
+        let parsed = |error: serde_saphyr::Error| {
+            let named = error.location().and_then(|place| key_at(text, place.line()));
+            wrong(match named {
+                Some(key) => format!("{key}: {error}"),
+                None => error.to_string(),
+            })
+        };
         let (settings, value) = if text.contains("${{") {
             let value: Value = yaml(text).map_err(parsed)?;
             let (value, missing) = resolve(value, environment);
@@ -47,7 +53,6 @@ impl SettingsFile {
             (settings, yaml(text).map_err(parsed)?)
         };
         settings.trust_domain()?;
-        settings.verification.check()?;
         Ok(Self { path: path.to_owned(), value, settings })
     }
 
@@ -78,6 +83,15 @@ impl SettingsFile {
 /// The text stays out of error messages: it may have secrets.
 fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
     serde_saphyr::from_str_with_options(text, serde_saphyr::options! { with_snippet: false })
+}
+
+/// The key of a line, so that an error names what is wrong. Its value is not shown: it may be a secret.
+fn key_at(text: &str, line: impl TryInto<usize>) -> Option<&str> {
+    let line = text.lines().nth(line.try_into().ok()?.checked_sub(1)?)?;
+    let (key, _) = line.split_once(':')?;
+    let key = key.trim().trim_start_matches("- ").trim_matches(['"', '\'']);
+    let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    (!key.is_empty() && key.chars().all(is_name)).then_some(key)
 }
 
 fn compare(at: &str, one: &Value, other: &Value, names: &mut Vec<String>) {

@@ -17,7 +17,16 @@ impl Settings {
         let wrong = |field, problem: &str| Err(Error::Setting { field, problem: problem.into() });
         let domain = self.trust_domain()?;
         let roles = self.roles(asked)?;
-        self.proof.limits()?;
+        self.verification.check()?;
+        self.limits.limits(self.proof.limits()?)?;
+        if let Some(ingress) = &self.ingress {
+            ingress.proxy_protocol.introductions()?;
+            ingress.senders()?;
+            ingress.edge()?;
+        }
+        if let Some(sidecar) = &self.sidecar {
+            sidecar.proxy_protocol.introductions()?;
+        }
         check_log(&self.log)?;
         if let Some(control_api) = &self.control_api {
             control_api.check()?;

@@ -39,7 +39,8 @@ impl World {
     }
 
     fn open_with(&self, settings: AuditSettings) -> AuditLog {
-        let settings = AuditSettings { path: Some(self.log()), ..settings };
+        let mut settings = settings;
+        settings.path = Some(self.log());
         let audit = AuditLog::open(settings, &Posture::default()).unwrap();
         audit.seal_as(self.identity.live());
         audit
@@ -115,9 +116,9 @@ fn a_seal_comes_in_time_although_nothing_else_does_and_only_where_there_is_somet
     let began = Instant::now();
     while seals(&world.log()).is_empty() {
         assert!(began.elapsed() < WITHIN);
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::park_timeout(Duration::from_millis(10));
     }
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::park_timeout(Duration::from_millis(300));
     assert_eq!(seals(&world.log()).len(), 1, "a seal is not sealed again");
     drop(audit);
     assert_eq!(seals(&world.log()).len(), 1);
@@ -171,7 +172,7 @@ fn without_an_identity_nothing_is_sealed_until_there_is_one_again() {
     let began = Instant::now();
     while seals(&world.log()).is_empty() {
         assert!(began.elapsed() < WITHIN);
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::park_timeout(Duration::from_millis(10));
     }
     drop(audit);
     let report = world.check_with_bundle();
