@@ -326,7 +326,7 @@ async fn a_sidecar_seals_its_log_and_anybody_with_the_bundle_can_tell() {
     let bundle = world.files("/shop").join("bundle.pem");
     let verify = |bundle: &Path| {
         let (log, bundle) = (log.to_str().unwrap(), bundle.to_str().unwrap());
-        run(&["audit", "verify", log, "--bundle", bundle, "--trust-domain", "shop.test"])
+        run(["audit", "verify", log, "--bundle", bundle, "--trust-domain", "shop.test"])
     };
     let Ended { code, out, err } = verify(&bundle);
     assert_eq!(code, Some(0), "{out}{err}");
