@@ -145,6 +145,7 @@ async fn a_workload_that_spire_does_not_know_waits_and_comes_up_when_it_is_regis
     let ended = world
         .sidecar("/early")
         .on(&spire, "/early")
+        .resources(&json!({}))
         .set("identity.first_within_seconds", &json!(1))
         .fails();
     assert!(ended.err.contains("PermissionDenied: no identity issued"), "{}", ended.err);
