@@ -455,6 +455,10 @@ impl Writer {
 
     /// Signs for everything up to here, when it is time for that and there is somebody to sign.
     fn seal(&mut self, closing: bool) {
+        // What another process writes, that one seals.
+        if !matches!(self.output, Output::Own) {
+            return;
+        }
         if self.sealer.is_none() {
             self.sealer = self.state.sealed_by.get().cloned().map(Sealer::new);
         }
@@ -617,7 +621,7 @@ impl Sink for Writer {
 
     fn sleeps(&self) -> Option<Duration> {
         self.state.sealed_by.get()?;
-        let since = self.unsealed_since?;
+        let since = self.unsealed_since.filter(|_| matches!(self.output, Output::Own))?;
         Some(self.settings.seal_within.saturating_sub(since.elapsed()).max(SOON))
     }
 

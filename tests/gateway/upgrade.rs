@@ -34,7 +34,10 @@ fn upgraded(process: &Process, before: usize) -> u32 {
 
 fn said_so(process: &Process, text: &str, times: usize) {
     eventually(&format!("{} says {text:?} {times} times", process.name), || {
-        (process.lines().iter().filter(|line| *line == text).count() >= times).then_some(())
+        let lines = process.lines();
+        let cut = lines.iter().find(|line| line.starts_with(&format!("{text}; ")));
+        assert_eq!(cut, None, "{}", process.said());
+        (lines.iter().filter(|line| *line == text).count() >= times).then_some(())
     });
 }
 
