@@ -218,11 +218,14 @@ fn take_over(mut from: UnixStream, lane: &Lane, lanes: &Lanes) -> io::Result<()>
 mod tests {
     use super::super::{AdminRecord, Expected, verify};
     use super::*;
+    use crate::identity::forge::Forge;
+    use crate::rt::Live;
 
     const WITHIN: Duration = Duration::from_secs(20);
 
     fn settings(path: &std::path::Path) -> AuditSettings {
-        AuditSettings { path: Some(path.to_owned()), ..AuditSettings::default() }
+        let seal_within = Duration::ZERO;
+        AuditSettings { path: Some(path.to_owned()), seal_within, ..AuditSettings::default() }
     }
 
     fn say(log: &AuditLog, path: &str) {
@@ -252,11 +255,24 @@ mod tests {
 
     #[test]
     fn a_log_passes_from_one_process_to_the_next_in_one_chain() {
-        let folder = std::env::temp_dir().join(format!("wardgate-heir-{}", std::process::id()));
+        passes_on("plain", |_| {});
+    }
+
+    #[test]
+    fn who_hands_a_sealed_log_on_sends_records_alone_and_the_next_one_seals_them() {
+        let identity = Live::fixed(Forge::new("shop").identity("/billing", &[]));
+        passes_on("sealed", |log| log.seal_as(identity.clone()));
+    }
+
+    fn passes_on(name: &str, prepare: impl Fn(&AuditLog)) {
+        let folder =
+            std::env::temp_dir().join(format!("wardgate-heir-{name}-{}", std::process::id()));
         let path = folder.join("audit.jsonl");
         let old = AuditLog::open(settings(&path), &Posture::default()).unwrap();
+        prepare(&old);
         say(&old, "/old/1");
         let new = AuditLog::open_later(settings(&path), &Posture::default()).unwrap();
+        prepare(&new);
         say(&new, "/new/1");
 
         // The first try fails, and the old one goes on.
@@ -290,7 +306,9 @@ mod tests {
         ];
         assert_eq!(said(&path), expected.map(|(path, other)| (path.to_owned(), other)));
         drop(new);
-        assert!(verify(std::slice::from_ref(&path), Expected::default()).unwrap().is_sound());
+        let report = verify(std::slice::from_ref(&path), Expected::default()).unwrap();
+        assert!(report.is_sound(), "{:?}", report.findings);
+        assert_eq!(report.seals > 0, name == "sealed");
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -65,7 +65,7 @@ async fn until_served(ingress: &Process, path: &str, expected: &[(&str, usize)])
             "{path}: expected {expected:?}, {seen:?} in the end\n{}",
             ingress.said()
         );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
