@@ -186,13 +186,7 @@ fn policy(criterion: &mut Criterion) {
         let caller: SpiffeId = "spiffe://shop/w5".parse().expect("a valid id");
         let standing = policy.standing_of(Some(&caller));
         for (what, method) in [("allow", "GET"), ("deny", "DELETE")] {
-            let action = Action::Http {
-                port: 15006,
-                method,
-                host: "billing",
-                path: "/invoices/7",
-                route: None,
-            };
+            let action = Action::http(15006, method, "billing", "/invoices/7");
             group.bench_function(BenchmarkId::new(what, count), |bencher| {
                 bencher.iter(|| policy.decide(black_box(&standing), black_box(&action)));
             });

@@ -7,13 +7,14 @@
 //! | face | `cli` > `roles` |
 //! | offices | `control`, `issuer`, `federation`, `acme` |
 //! | traffic | `proxy` > `snapshot` > `pipeline` > `upstream`; `plugins` > `pipeline` |
-//! | trust | `conformance` > `mtls`, `policy` > `identity`; `observe` beside them |
+//! | trust | `conformance`, `audit` > `mtls`, `policy` > `identity`; `observe` beside them |
 //! | declared | `sync` > `store` > `model` |
 //! | ground | `model`, `rt` |
 //!
 //! ARCHITECTURE.md tells how a request and a change of configuration walk through them.
 
 pub mod acme;
+pub mod audit;
 pub mod cli;
 pub mod conformance;
 pub mod control;

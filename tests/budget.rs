@@ -82,13 +82,8 @@ fn a_decision_and_its_record_allocate_nothing() {
     let labels = Labels::from([("team".to_string(), "pay".to_string())]);
     let route_id = Id::parse("1").unwrap();
     let route = Some(RouteFacts { id: &route_id, labels: &labels });
-    let ask = |method| Action::Http {
-        port: 15006,
-        method,
-        host: "billing.internal:80",
-        path: "/invoices/7",
-        route,
-    };
+    let ask =
+        |method| Action::http(15006, method, "billing.internal:80", "/invoices/7").on_route(route);
     assert!(policy.decide(&standing, &ask("GET")).is_allowed());
     assert!(!policy.decide(&standing, &ask("DELETE")).is_allowed());
 

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 /// only rooms that stand below it, so there is no circle. ARCHITECTURE.md carries this block word for word.
 const TABLE: &str = "\
 main       cli rt
-cli        roles conformance mtls policy observe identity sync store model rt
-roles      control issuer federation acme proxy plugins snapshot pipeline upstream mtls policy observe identity sync store model rt
-control    snapshot pipeline mtls policy observe identity sync store model rt
+cli        roles audit conformance mtls policy observe identity sync store model rt
+roles      control issuer federation acme proxy plugins snapshot pipeline upstream audit mtls policy observe identity sync store model rt
+control    snapshot pipeline audit mtls policy observe identity sync store model rt
 issuer     mtls observe identity store model rt
 federation mtls observe identity model rt
 acme       mtls observe model rt
@@ -20,6 +20,7 @@ plugins    pipeline rt
 snapshot   pipeline upstream mtls policy observe identity model rt
 pipeline   upstream mtls policy observe identity model rt
 upstream   mtls observe identity model rt
+audit      mtls policy observe identity model rt
 conformance mtls identity rt
 mtls       identity model rt
 policy     identity model rt

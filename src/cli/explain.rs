@@ -335,9 +335,9 @@ impl<'r> Denial<'r> {
         let action = match (self.method, self.path) {
             (Some(method), Some(path)) => {
                 let host = self.host.unwrap_or_default();
-                Action::Http { port: self.port, method, host, path, route: None }
+                Action::http(self.port, method, host, path)
             }
-            _ => Action::Connect { port: self.port },
+            _ => Action::connection(self.port),
         };
         rejected.is_empty()
             && compiled.decide(&compiled.standing_of(Some(&src)), &action).is_allowed()

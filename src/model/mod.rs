@@ -5,6 +5,7 @@
 mod consumer;
 mod discovery;
 mod health;
+mod identity_mode;
 mod meta;
 mod plugin_set;
 mod policy;
@@ -23,9 +24,13 @@ pub use health::{
     ActiveCheck, ActiveHealthy, ActiveUnhealthy, CheckType, Checks, PassiveCheck, PassiveHealthy,
     PassiveUnhealthy,
 };
+pub use identity_mode::{IdentityMode, Strictness};
 pub use meta::{Id, Labels, Redacted, Revision, Timeout};
 pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
-pub use policy::{From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+pub use policy::{
+    From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To,
+    ValueMatch, When,
+};
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};

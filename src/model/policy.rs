@@ -15,7 +15,7 @@ pub enum PolicyAction {
     Deny,
 }
 
-/// Whether a policy decides or is only watched.
+/// Whether a policy, or one rule of it, decides or is only watched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -24,6 +24,8 @@ pub enum Mode {
     Enforce,
     /// It decides nothing; what it would have decided is in the decision log.
     Observe,
+    /// It decides for so many in a hundred connections, and is watched for the others: `{"canary": 10}`.
+    Canary(#[schemars(range(min = 1, max = 99))] u8),
 }
 
 /// Which workloads and routes a policy is about. Given parts must all hold; an empty selector selects everything.
@@ -41,47 +43,166 @@ pub struct PolicySelector {
     pub routes: Vec<Id>,
 }
 
+/// A named value (a claim, a header, a query parameter) and what is asked of it. Given parts must all hold.
+///
+/// A value is a text: exact, `prefix*`, `*suffix`, or `*` for any that is not empty.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ValueMatch {
+    /// Its name. Of a claim: the name of a member, or a JSON pointer (RFC 6901) when it starts with a slash.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// To allow, each value that is there must be one of these; to deny, one suffices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+    /// To allow, no value that is there may be one of these; to deny, one that is none of them suffices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_values: Vec<String>,
+    /// Whether it must be there at all (`true`), or must not (`false`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
 /// Who calls. Given parts must all hold; within a list one entry suffices.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct From {
-    /// SPIFFE ID patterns: `spiffe://td/a/*` has any one segment in the star's place, a last `**` any rest.
+    /// SPIFFE ID patterns: `spiffe://td/a/*` has any one segment in the star's place, a last `**` any rest. A name in braces
+    /// (`spiffe://td/ns/{tenant}/sa/*`) captures its segment: it must equal what bears the same name in `to`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub principals: Vec<String>,
-    /// Trust domains, by name.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub trust_domains: Vec<String>,
     /// SPIFFE ID patterns that must not match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_principals: Vec<String>,
+    /// Trust domains, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_domains: Vec<String>,
+    /// Trust domains that must not be the caller's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_trust_domains: Vec<String>,
+    /// Kubernetes namespaces, of IDs `spiffe://td/ns/<namespace>/sa/<service account>`: a name, `prefix*` or `*suffix`. They
+    /// mean the workload's own trust domain, or those of `trust_domains` where these are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Kubernetes namespaces that must not be the caller's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_namespaces: Vec<String>,
+    /// Kubernetes service accounts, `namespace/name`; of the same trust domains as `namespaces`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    /// Kubernetes service accounts that must not be the caller's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_service_accounts: Vec<String>,
+    /// Networks or addresses of the connection's other end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ip_blocks: Vec<String>,
+    /// Networks that must not hold the connection's other end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_ip_blocks: Vec<String>,
+    /// Networks or addresses of the caller that a trusted sender named; the connection's other end where none did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remote_ip_blocks: Vec<String>,
+    /// Networks that must not hold the caller that a trusted sender named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_remote_ip_blocks: Vec<String>,
+    /// Claims of the token that an auth plugin of the route has verified. All entries must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<ValueMatch>,
 }
 
 /// What is called. Given parts must all hold; within a list one entry suffices.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct To {
-    /// Hosts: exact, or `*.suffix`.
+    /// Hosts: exact, or `*.suffix`. Of a TLS connection that is passed through: the server name that its client asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
+    /// Hosts that must not match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_hosts: Vec<String>,
     /// Ports of the listener.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(range(min = 1, max = 65535)))]
     pub ports: Vec<u16>,
+    /// Ports that must not match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 1, max = 65535)))]
+    pub not_ports: Vec<u16>,
     /// Methods, as written in the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
-    /// Path templates: `/invoices/{id}` has any one segment in the braces' place, a last `/**` any rest.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<String>,
     /// Methods that must not match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_methods: Vec<String>,
+    /// Path templates: `/invoices/{id}` has any one segment in the braces' place, a last `/**` any rest. A name in braces that
+    /// stands in `from.principals` as well must be the same text there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
     /// Path templates that must not match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_paths: Vec<String>,
+    /// Paths of this rule are compared without case, for programs that take `/Admin` for `/admin`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_case: bool,
+    /// gRPC methods: `package.Service/Method` or `package.Service/*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grpc: Vec<String>,
+    /// gRPC methods that must not match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_grpc: Vec<String>,
+    /// Protocols that a request may switch its connection to: `websocket`, `connect` (a tunnel), another protocol's name as in
+    /// the field Upgrade, or `*`. An allow rule without them admits no such request; a deny rule without them refuses it as any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upgrades: Vec<String>,
 }
 
-/// One rule: who, and what. A part that is left out holds for everything.
+/// A span of time. Given parts must all hold; at least one is given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimeWindow {
+    /// Days of the week: `mon`, `tue`, `wed`, `thu`, `fri`, `sat`, `sun`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<String>,
+    /// From this time of day on, `HH:MM`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Before this time of day, `HH:MM`; earlier than `from`: of the next day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Whose days and times these are: `UTC` (default), an offset as `+02:00`, or a name as `Europe/Berlin`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// From this moment on, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<String>,
+    /// Before this moment, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+}
+
+/// Under which circumstances. Given parts must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct When {
+    /// Header fields of the request, all their values. All entries must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<ValueMatch>,
+    /// Parameters of the query, all their values, decoded. All entries must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<ValueMatch>,
+    /// Spans of time; being in one of them suffices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub times: Vec<TimeWindow>,
+    /// Spans of time in none of which it may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_times: Vec<TimeWindow>,
+    /// A condition in CEL (Common Expression Language) that must be true; evaluated last, and limited in cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub cel: Option<String>,
+}
+
+/// One rule: who, what, and when. A part that is left out holds for everything.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyRule {
@@ -89,12 +210,18 @@ pub struct PolicyRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub name: Option<String>,
+    /// Whether this rule decides; as the policy where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// Who calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<From>,
     /// What is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<To>,
+    /// Under which circumstances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<When>,
 }
 
 /// A policy: whom it is about, what a match means, and its rules.

@@ -87,7 +87,7 @@ impl Policy {
         fn texts<T: ToString>(list: &[T]) -> Vec<String> {
             list.iter().map(T::to_string).collect()
         }
-        let http = |part: fn(&super::action::HttpFacts<'_>) -> String| {
+        let http = |part: fn(&super::action::Request<'_>) -> String| {
             facts.http.as_ref().map_or_else(|| "nothing: not HTTP".to_string(), part)
         };
         let selector = &self.stated(rule).selector;

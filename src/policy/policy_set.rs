@@ -28,7 +28,7 @@ use crate::model::{Id, IdentityPolicy, Invalid, Kind, Mode, PolicyAction, Reject
 ///
 /// let web: SpiffeId = "spiffe://shop/web".parse().unwrap();
 /// let standing = policy.standing_of(Some(&web));
-/// let request = |method| Action::Http { port: 15006, method, host: "billing", path: "/invoices/7", route: None };
+/// let request = |method| Action::http(15006, method, "billing", "/invoices/7");
 /// assert!(policy.decide(&standing, &request("GET")).is_allowed());
 /// let refused = policy.decide(&standing, &request("DELETE"));
 /// assert_eq!(refused.outcome.reason(), Some(Reason::NoRule));
@@ -123,6 +123,9 @@ fn rules(policy: u32, text: &IdentityPolicy) -> Result<Vec<Rule>, Invalid> {
     if text.rules.is_empty() {
         return Err(Invalid::new("rules: at least one rule is expected"));
     }
+    if let Mode::Canary(_) = text.mode {
+        return Err(Invalid::new("mode: canary is not supported yet"));
+    }
     let mut rules: Vec<Rule> = Vec::with_capacity(text.rules.len());
     let mut names = std::collections::HashSet::new();
     for (at, rule) in text.rules.iter().enumerate() {
@@ -199,7 +202,7 @@ impl Policy {
         for (at, stated) in stated.iter().enumerate() {
             match stated.mode {
                 Mode::Enforce => enforced.add(index(at), &stated.selector),
-                Mode::Observe => watched.add(index(at), &stated.selector),
+                Mode::Observe | Mode::Canary(_) => watched.add(index(at), &stated.selector),
             }
         }
         let mut policy = Self {
@@ -257,8 +260,8 @@ impl Policy {
             match (self.stated(rule).mode, rule.action) {
                 (Mode::Enforce, PolicyAction::Deny) => deny.push(at),
                 (Mode::Enforce, PolicyAction::Allow) => allow.push(at),
-                (Mode::Observe, PolicyAction::Deny) => watched_deny.push(at),
-                (Mode::Observe, PolicyAction::Allow) => watched_allow.push(at),
+                (Mode::Observe | Mode::Canary(_), PolicyAction::Deny) => watched_deny.push(at),
+                (Mode::Observe | Mode::Canary(_), PolicyAction::Allow) => watched_allow.push(at),
             }
         }
         let group = |list| Group::new(list, &self.rules, &self.policies);
@@ -311,7 +314,7 @@ impl Policy {
 
     /// Does an enforced policy select this route? Public routes that none selects are open.
     pub fn governs(&self, route: RouteFacts<'_>) -> bool {
-        let action = Action::Http { port: 0, method: "", host: "", path: "", route: Some(route) };
+        let action = Action::http(0, "", "", "").on_route(Some(route));
         self.enforced.selects(&Facts::of(&action), &self.policies)
     }
 

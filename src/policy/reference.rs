@@ -83,7 +83,8 @@ fn holds(
     action: PolicyAction,
 ) -> bool {
     let deny = action == PolicyAction::Deny;
-    let From { principals, trust_domains, not_principals } = rule.from.clone().unwrap_or_default();
+    let From { principals, trust_domains, not_principals, .. } =
+        rule.from.clone().unwrap_or_default();
     let among = |list: &[String], id: &SpiffeId| list.iter().any(|p| pattern(p).matches(id));
     let named = !principals.is_empty() || !trust_domains.is_empty() || !not_principals.is_empty();
     let who = match caller {
@@ -95,7 +96,7 @@ fn holds(
                 && !among(&not_principals, id)
         }
     };
-    let To { hosts, ports, methods, paths, not_methods, not_paths } =
+    let To { hosts, ports, methods, paths, not_methods, not_paths, .. } =
         rule.to.clone().unwrap_or_default();
     let Some((method, host, path)) = &asked.http else {
         let asks_http = !(hosts.is_empty()
@@ -306,6 +307,7 @@ fn rule() -> impl Strategy<Value = PolicyRule> {
             principals,
             trust_domains,
             not_principals,
+            ..From::default()
         },
     );
     let ports = prop_oneof![
@@ -328,9 +330,10 @@ fn rule() -> impl Strategy<Value = PolicyRule> {
             paths,
             not_methods,
             not_paths,
+            ..To::default()
         });
     (proptest::option::weighted(0.7, from), proptest::option::weighted(0.7, to))
-        .prop_map(|(from, to)| PolicyRule { name: None, from, to })
+        .prop_map(|(from, to)| PolicyRule { from, to, ..PolicyRule::default() })
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
@@ -423,14 +426,11 @@ fn caller() -> impl Strategy<Value = Option<SpiffeId>> {
 impl Asked {
     fn action(&self) -> Action<'_> {
         match &self.http {
-            None => Action::Connect { port: self.port },
-            Some((method, host, path)) => Action::Http {
-                port: self.port,
-                method,
-                host,
-                path,
-                route: self.route.as_ref().map(|(id, labels)| RouteFacts { id, labels }),
-            },
+            None => Action::connection(self.port),
+            Some((method, host, path)) => {
+                let route = self.route.as_ref().map(|(id, labels)| RouteFacts { id, labels });
+                Action::http(self.port, method, host, path).on_route(route)
+            }
         }
     }
 }

@@ -39,6 +39,9 @@ impl Rule {
             Some(name) => name.as_str().into(),
             None => (at + 1).to_string().into(),
         };
+        if let Some(field) = not_yet(rule) {
+            return Err(Invalid(format!("rules[{at}].{field}: not supported yet")));
+        }
         let field = |error: (&str, usize, String)| {
             let (field, entry, sentence) = error;
             Invalid(format!("rules[{at}].{field}[{entry}]: {sentence}"))
@@ -49,6 +52,38 @@ impl Rule {
             rule.to.as_ref().map_or(Ok(Targets::default()), Targets::compile).map_err(field)?;
         Ok(Self { policy, name, action, from, to })
     }
+}
+
+/// A field that the rule bears and nothing judges.
+fn not_yet(rule: &PolicyRule) -> Option<&'static str> {
+    let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
+    [
+        (rule.mode.is_some(), "mode"),
+        (rule.when.is_some(), "when"),
+        (
+            from != From {
+                principals: from.principals.clone(),
+                not_principals: from.not_principals.clone(),
+                trust_domains: from.trust_domains.clone(),
+                ..From::default()
+            },
+            "from",
+        ),
+        (
+            to != To {
+                hosts: to.hosts.clone(),
+                ports: to.ports.clone(),
+                methods: to.methods.clone(),
+                paths: to.paths.clone(),
+                not_methods: to.not_methods.clone(),
+                not_paths: to.not_paths.clone(),
+                ..To::default()
+            },
+            "to",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(bears, field)| bears.then_some(field))
 }
 
 type FieldError = (&'static str, usize, String);

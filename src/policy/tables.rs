@@ -51,11 +51,11 @@ fn said(policy: &Policy, outcome: Outcome) -> String {
 const WEB: &str = "spiffe://shop/web";
 
 fn get(path: &str) -> Action<'_> {
-    Action::Http { port: 15006, method: "GET", host: "billing", path, route: None }
+    Action::http(15006, "GET", "billing", path)
 }
 
 fn to(host: &str) -> Action<'_> {
-    Action::Http { port: 15006, method: "GET", host, path: "/", route: None }
+    Action::http(15006, "GET", host, "/")
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn hosts_are_compared_by_name() {
 #[test]
 fn methods_are_exact_to_allow_and_without_case_to_refuse() {
     let ask = |world: &World, method: &'static str| {
-        let action = Action::Http { port: 1, method, host: "billing", path: "/", route: None };
+        let action = Action::http(1, method, "billing", "/");
         world.decides(WEB, &action).split(' ').next().unwrap().to_string()
     };
     let rule = |action: &str, field: &str| {
@@ -226,7 +226,7 @@ fn methods_are_exact_to_allow_and_without_case_to_refuse() {
 
 #[test]
 fn what_is_absent_never_allows_and_always_refuses() {
-    let connect = Action::Connect { port: 15006 };
+    let connect = Action::connection(15006);
     let clauses = [
         json!({"from": {"principals": ["spiffe://shop/evil"]}}),
         json!({"from": {"trust_domains": ["shop"]}}),
@@ -259,7 +259,7 @@ fn what_is_absent_never_allows_and_always_refuses() {
     let ports =
         World::new(&[("p", json!({"action": "allow", "rules": [{"to": {"ports": [15006]}}]}))]);
     assert_eq!(ports.decides(WEB, &connect), "allow p 1");
-    assert_eq!(ports.decides(WEB, &Action::Connect { port: 1 }), "deny no_rule");
+    assert_eq!(ports.decides(WEB, &Action::connection(1)), "deny no_rule");
 }
 
 #[test]
@@ -324,7 +324,7 @@ fn selectors_ask_the_route() {
     ]);
     let ask = |id, labels| {
         let route = Some(RouteFacts { id, labels });
-        let action = Action::Http { port: 1, method: "GET", host: "a", path: "/", route };
+        let action = Action::http(1, "GET", "a", "/").on_route(route);
         world.decides(WEB, &action)
     };
     assert_eq!(ask(&one, &team), "allow by-label 1");
@@ -334,7 +334,7 @@ fn selectors_ask_the_route() {
     // No route matched: these policies are not about the request.
     assert_eq!(world.decides(WEB, &get("/")), "deny no_rule");
     // Layer 4 does not know the route: what might refuse refuses.
-    assert_eq!(world.decides(WEB, &Action::Connect { port: 1 }), "deny denied_by_rule no 1");
+    assert_eq!(world.decides(WEB, &Action::connection(1)), "deny denied_by_rule no 1");
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn a_public_route_is_governed_only_by_policies_that_select_it() {
     let nobody = policy.standing_of(None);
     let ask = |id: Option<&Id>, method| {
         let route = id.map(|id| RouteFacts { id, labels: &none });
-        let action = Action::Http { port: 1, method, host: "a", path: "/", route };
+        let action = Action::http(1, method, "a", "/").on_route(route);
         policy.decide_public(&nobody, &action)
     };
     assert!(policy.governs(RouteFacts { id: &one, labels: &none }));
@@ -495,13 +495,7 @@ fn a_refusal_tells_the_nearest_rule_and_what_would_have_to_change() {
         ("watched", json!({"action": "allow", "mode": "observe", "rules": [{}]})),
     ]);
     let policy = world.policy();
-    let delete = Action::Http {
-        port: 1,
-        method: "DELETE",
-        host: "billing",
-        path: "/invoices/7",
-        route: None,
-    };
+    let delete = Action::http(1, "DELETE", "billing", "/invoices/7");
     let web = policy.standing_of(Some(&id(WEB)));
     let near = policy.nearest(&web, &delete).unwrap();
     let name = policy.rule(near.rule).unwrap();

@@ -22,7 +22,7 @@ fn is_allowed(rules: &[(&str, &str)], path: &str) -> bool {
     let (policy, rejected) = Policy::compile(all, &me);
     assert!(rejected.is_empty(), "{rules:?}: {rejected:?}");
     let caller = "spiffe://shop/web".parse().unwrap();
-    let action = Action::Http { port: 1, method: "GET", host: "h", path, route: None };
+    let action = Action::http(1, "GET", "h", path);
     policy.decide(&policy.standing_of(Some(&caller)), &action).is_allowed()
 }
 

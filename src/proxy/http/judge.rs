@@ -89,13 +89,8 @@ impl<'a> Asked<'a> {
     }
 
     fn action(&self) -> Action<'a> {
-        Action::Http {
-            port: self.client.local.port(),
-            method: self.method,
-            host: self.host,
-            path: self.path,
-            route: self.route.map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
-        }
+        let route = self.route.map(|route| RouteFacts { id: &route.id, labels: &route.labels });
+        Action::http(self.client.local.port(), self.method, self.host, self.path).on_route(route)
     }
 }
 

@@ -1,0 +1,7 @@
+//! What becomes of the decision log: it is followed from file to file, handed on, collected at the control plane, and asked.
+//!
+//! `observe` writes the log; this room only reads it. It is a door: it defines nothing itself.
+
+mod destination;
+
+pub use destination::{Destination, Line, Undelivered};
