@@ -77,7 +77,6 @@ pub(in crate::cli) fn read_policies(paths: &[PathBuf]) -> anyhow::Result<(Declar
     Ok((declared, flaws))
 }
 
-#[allow(dead_code, reason = "commands that ask use it")]
 /// As [`read_policies`], for commands that need policies without a mistake.
 ///
 /// # Errors

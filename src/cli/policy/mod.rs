@@ -1,7 +1,10 @@
 //! `wardgate policy`: policies as files: checked, tested, brought in from elsewhere, handed on. A door: it defines nothing itself.
 
 mod command;
+mod export;
 mod files;
+mod import;
+mod test;
 mod validate;
 
 pub(super) use command::{PolicyArgs, run};
