@@ -3,6 +3,7 @@
 //! `observe` writes the log; this room only reads it. It is a door: it defines nothing itself.
 
 mod destination;
+pub mod learn;
 mod record;
 mod seen;
 
