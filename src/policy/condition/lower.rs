@@ -198,7 +198,8 @@ impl Lower {
             }
             Expr::Call(call) => self.call(call),
             Expr::List(_) | Expr::Map(_) | Expr::Struct(_) => {
-                Err("maps, messages and optional values are not among what a condition may have".into())
+                Err("maps, messages and optional values are not among what a condition may have"
+                    .into())
             }
             Expr::Comprehension(_) | Expr::Unspecified => Err("is no expression in CEL".into()),
         }
@@ -210,9 +211,7 @@ impl Lower {
             return Ok(Lowered { code: Code::Slot(at), kind: self.slots[at].1, cost: 1 });
         }
         if named(name).is_some() {
-            return Err(format!(
-                "{name} is asked by name: {name}[\"x\"], or \"x\" in {name}"
-            ));
+            return Err(format!("{name} is asked by name: {name}[\"x\"], or \"x\" in {name}"));
         }
         let Some((variable, kind)) = variable(name) else {
             return Err(format!("unknown variable {name}; there are {VARIABLES}"));
@@ -461,11 +460,14 @@ impl Lower {
                 let [Expr::Literal(LiteralValue::String(text))] =
                     &call.args.iter().map(|arg| &arg.expr).collect::<Vec<_>>()[..]
                 else {
-                    return Err("timestamp: expected a literal, timestamp(\"2026-01-01T00:00:00Z\")".into());
+                    return Err(
+                        "timestamp: expected a literal, timestamp(\"2026-01-01T00:00:00Z\")".into(),
+                    );
                 };
                 let text = text.inner();
-                let time = OffsetDateTime::parse(text, &Rfc3339)
-                    .map_err(|_| format!("timestamp: \"{}\" is no time of RFC 3339", text.escape_debug()))?;
+                let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+                    format!("timestamp: \"{}\" is no time of RFC 3339", text.escape_debug())
+                })?;
                 Ok(Lowered { code: Code::Time(time.unix_timestamp()), kind: Kind::Time, cost: 1 })
             }
             "has" => self.has(call),
@@ -496,7 +498,8 @@ impl Lower {
     }
 
     fn matches(&mut self, call: &CallExpr) -> Result<Lowered, String> {
-        let arguments: Vec<&IdedExpr> = call.target.as_deref().into_iter().chain(&call.args).collect();
+        let arguments: Vec<&IdedExpr> =
+            call.target.as_deref().into_iter().chain(&call.args).collect();
         let [text, pattern] = arguments[..] else { return Err(wrong_use("matches")) };
         let Expr::Literal(LiteralValue::String(pattern)) = &pattern.expr else {
             return Err("matches: the pattern is a literal, never from the request".into());
@@ -628,11 +631,7 @@ fn compared(how: Compare, one: Lowered, other: Lowered) -> Result<Lowered, Strin
     };
     let fits = comparable(one.kind) && comparable(other.kind);
     if !fits || (!one.kind.may_be(other.kind) && !(null && equality)) {
-        return Err(format!(
-            "{} cannot be compared with {}",
-            one.kind.name(),
-            other.kind.name()
-        ));
+        return Err(format!("{} cannot be compared with {}", one.kind.name(), other.kind.name()));
     }
     let lists = matches!(one.kind, Kind::List(_)) || matches!(other.kind, Kind::List(_));
     let step = if lists { u32::try_from(LONGEST_LIST).unwrap_or(u32::MAX) } else { 1 };

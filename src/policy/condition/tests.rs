@@ -130,7 +130,9 @@ fn connections_and_nobody_have_little_to_tell() {
     action.content = Content::Connection { server_name: Some("db.shop") };
     let holds = |text: &str| Condition::compile(text).unwrap().holds(None, &action);
     assert_eq!(holds("connection.server_name == 'db.shop' && port == 5432"), Some(true));
-    for text in ["source.id == ''", "request.method == 'GET'", "'x' in request.headers", "source.ip == ''"] {
+    for text in
+        ["source.id == ''", "request.method == 'GET'", "'x' in request.headers", "source.ip == ''"]
+    {
         assert_eq!(holds(text), None, "{text}");
     }
     let broad: SpiffeId = "spiffe://shop/web".parse().unwrap();
