@@ -3,8 +3,11 @@
 //! Deny wins; what no rule allows is denied. This room does no I/O. It is a door: it defines nothing itself.
 
 mod action;
+mod callers;
+mod captures;
 mod cases;
-#[allow(dead_code, reason = "rules do not end with conditions yet")]
+mod circumstances;
+mod claims;
 mod condition;
 mod decision;
 mod explain;
@@ -13,9 +16,15 @@ mod files;
 mod host;
 mod import;
 mod index;
+mod networks;
 mod path;
 mod policy_set;
+mod query;
 mod rule;
+mod selector;
+mod targets;
+mod times;
+mod values;
 
 #[cfg(test)]
 mod reference;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{export, import, test, validate};
+use super::{coverage, export, history, import, replay, suggest, test, validate};
 
 /// Work on policies in files and at the control plane.
 #[derive(Args, Debug)]
@@ -24,6 +24,16 @@ enum PolicyCommand {
     Import(import::ImportArgs),
     /// Hand policies on in the language of another engine
     Export(export::ExportArgs),
+    /// What would other policies have decided about what really happened?
+    Replay(replay::ReplayArgs),
+    /// Write the least rules that allow what was allowed, with the evidence
+    Suggest(suggest::SuggestArgs),
+    /// Which rules, and which entries of them, were used?
+    Coverage(coverage::CoverageArgs),
+    /// Who changed which policy when
+    History(history::HistoryArgs),
+    /// Put policies back to what they were
+    Rollback(history::RollbackArgs),
 }
 
 /// Runs `wardgate policy`.
@@ -39,5 +49,10 @@ pub(in crate::cli) async fn run(
         PolicyCommand::Test(args) => test::run(args, out),
         PolicyCommand::Import(args) => import::run(args, out),
         PolicyCommand::Export(args) => export::run(args, out),
+        PolicyCommand::Replay(args) => replay::run(args, out).await,
+        PolicyCommand::Suggest(args) => suggest::run(args, out),
+        PolicyCommand::Coverage(args) => coverage::run(args, out).await,
+        PolicyCommand::History(args) => history::history(args, out).await,
+        PolicyCommand::Rollback(args) => history::rollback(args, out).await,
     }
 }

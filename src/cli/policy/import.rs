@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::files::read_texts;
-use crate::identity::TrustDomain;
 use crate::cli::identity::trust_domain;
+use crate::identity::TrustDomain;
 use crate::policy::{Import, ImportOptions, Weight, import_istio, import_linkerd};
 
 #[derive(Args, Debug)]
@@ -70,8 +70,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> anyhow::Result<Exit
         ImportFrom::Istio(args) => (args, import_istio),
         ImportFrom::Linkerd(args) => (args, import_linkerd),
     };
-    let mut options =
-        ImportOptions::new(args.trust_domain.clone(), args.root_namespace.clone());
+    let mut options = ImportOptions::new(args.trust_domain.clone(), args.root_namespace.clone());
     for text in &args.map {
         options.map(text).map_err(|sentence| anyhow::anyhow!("--map {text}: {sentence}"))?;
     }

@@ -54,7 +54,9 @@ enum TestOutput {
 pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let declared = sound_policies(&args.file)?;
     if declared.cases.is_empty() {
-        anyhow::bail!("no cases: they stand in *.test.yaml, or in documents with kind: policy_test");
+        anyhow::bail!(
+            "no cases: they stand in *.test.yaml, or in documents with kind: policy_test"
+        );
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok()).unwrap_or(0);
@@ -136,7 +138,11 @@ fn print_junit(report: &TrialReport, out: &mut dyn Write) -> std::io::Result<()>
     for trial in &report.trials {
         let name = xml(&format!("{} [{} {}]", trial.name, trial.caller, trial.what));
         let file = xml(&trial.file);
-        write!(out, "<testcase classname=\"{file}\" file=\"{file}\" line=\"{}\" name=\"{name}\"", trial.line)?;
+        write!(
+            out,
+            "<testcase classname=\"{file}\" file=\"{file}\" line=\"{}\" name=\"{name}\"",
+            trial.line
+        )?;
         match &trial.differs {
             None => writeln!(out, "/>")?,
             Some(differs) => {

@@ -224,9 +224,8 @@ fn expand(test: &PolicyTest, text: &CaseText, place: &Place) -> Result<Vec<Case>
     let mut cases = Vec::new();
     for asked in asked(test, text)? {
         for to in &to.0 {
-            let to: SpiffeId = to.parse().map_err(|error| {
-                format!("to: \"{}\" {error}", to.escape_debug())
-            })?;
+            let to: SpiffeId =
+                to.parse().map_err(|error| format!("to: \"{}\" {error}", to.escape_debug()))?;
             for caller in &callers.0 {
                 let caller = match caller.as_str() {
                     "none" => None,
@@ -285,7 +284,8 @@ fn asked(test: &PolicyTest, text: &CaseText) -> Result<Vec<Asked>, String> {
         (Some(OneOrMany(requests)), None) => requests
             .iter()
             .map(|request| {
-                let request = request_of(request).map_err(|sentence| format!("request: {sentence}"))?;
+                let request =
+                    request_of(request).map_err(|sentence| format!("request: {sentence}"))?;
                 Ok(Asked { what: What::Request(Box::new(request)), ..asked.clone() })
             })
             .collect(),
@@ -376,7 +376,10 @@ fn expected(text: &ExpectText) -> Result<Expected, String> {
         let codes: Vec<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
         if !codes.contains(&reason.as_str()) {
             let reason = reason.escape_debug();
-            return Err(format!("expect.reason: \"{reason}\": expected one of {}", codes.join(", ")));
+            return Err(format!(
+                "expect.reason: \"{reason}\": expected one of {}",
+                codes.join(", ")
+            ));
         }
         if allowed(parts.outcome) {
             return Err("expect.reason: only a refusal has one".into());

@@ -4,7 +4,7 @@ mod case;
 mod text;
 mod trial;
 
+pub(super) use case::cases;
 pub use case::{Case, Expected};
 pub use text::PolicyTest;
 pub use trial::{Trial, TrialReport, UnreachedRule, try_cases};
-pub(super) use case::cases;

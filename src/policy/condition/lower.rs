@@ -198,7 +198,8 @@ impl Lower {
             }
             Expr::Call(call) => self.call(call),
             Expr::List(_) | Expr::Map(_) | Expr::Struct(_) => {
-                Err("maps, messages and optional values are not among what a condition may have".into())
+                Err("maps, messages and optional values are not among what a condition may have"
+                    .into())
             }
             Expr::Comprehension(_) | Expr::Unspecified => Err("is no expression in CEL".into()),
         }
@@ -210,27 +211,15 @@ impl Lower {
             return Ok(Lowered { code: Code::Slot(at), kind: self.slots[at].1, cost: 1 });
         }
         if named(name).is_some() {
-            return Err(format!(
-                "{name} is asked by name: {name}[\"x\"], or \"x\" in {name}"
-            ));
+            return Err(format!("{name} is asked by name: {name}[\"x\"], or \"x\" in {name}"));
         }
         let Some((variable, kind)) = variable(name) else {
             return Err(format!("unknown variable {name}; there are {VARIABLES}"));
         };
         match variable {
-            Variable::SourceId
-            | Variable::SourceTrustDomain
-            | Variable::SourcePath
-            | Variable::SourceNamespace
-            | Variable::SourceServiceAccount => self.asks.identity = true,
-            Variable::Path => (self.asks.http, self.asks.path) = (true, true),
-            Variable::Method | Variable::Host => self.asks.http = true,
-            Variable::Claims => (self.asks.http, self.asks.claims) = (true, true),
-            Variable::SourceIp
-            | Variable::RemoteIp
-            | Variable::Time
-            | Variable::Port
-            | Variable::ServerName => {}
+            Variable::Claims => self.asks.claims = true,
+            Variable::Time => self.asks.time = true,
+            _ => {}
         }
         let cost = if variable == Variable::Path { COST_OF_LOOKUP } else { 1 };
         Ok(Lowered { code: Code::Variable(variable), kind, cost })
@@ -278,8 +267,15 @@ impl Lower {
         self.index(of, Code::Text(select.field.as_str().into()), Kind::Text, 1)
     }
 
+    fn asks_named(&mut self, named: Named) {
+        match named {
+            Named::Headers => self.asks.headers = true,
+            Named::Query => self.asks.query = true,
+        }
+    }
+
     fn values(&mut self, named: Named, name: Code, cost: u32) -> Lowered {
-        self.asks.http = true;
+        self.asks_named(named);
         let kind = Kind::List(Of::Text);
         Lowered { code: Code::Values(named, Box::new(name)), kind, cost: cost + COST_OF_LOOKUP }
     }
@@ -350,7 +346,7 @@ impl Lower {
                 let what = self.expression(what)?;
                 if let Some(named) = self.named_values(list) {
                     what.expects(Kind::Text)?;
-                    self.asks.http = true;
+                    self.asks_named(named);
                     let cost = what.cost + COST_OF_LOOKUP;
                     let code = Code::HasValues(named, Box::new(what.code));
                     return Ok(Lowered { code, kind: Kind::Bool, cost });
@@ -461,11 +457,14 @@ impl Lower {
                 let [Expr::Literal(LiteralValue::String(text))] =
                     &call.args.iter().map(|arg| &arg.expr).collect::<Vec<_>>()[..]
                 else {
-                    return Err("timestamp: expected a literal, timestamp(\"2026-01-01T00:00:00Z\")".into());
+                    return Err(
+                        "timestamp: expected a literal, timestamp(\"2026-01-01T00:00:00Z\")".into(),
+                    );
                 };
                 let text = text.inner();
-                let time = OffsetDateTime::parse(text, &Rfc3339)
-                    .map_err(|_| format!("timestamp: \"{}\" is no time of RFC 3339", text.escape_debug()))?;
+                let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+                    format!("timestamp: \"{}\" is no time of RFC 3339", text.escape_debug())
+                })?;
                 Ok(Lowered { code: Code::Time(time.unix_timestamp()), kind: Kind::Time, cost: 1 })
             }
             "has" => self.has(call),
@@ -479,7 +478,7 @@ impl Lower {
         let Expr::Select(select) = &argument.expr else { return Err(expected.into()) };
         let field: Box<str> = select.field.as_str().into();
         if let Some(named) = self.named_values(&select.operand) {
-            self.asks.http = true;
+            self.asks_named(named);
             let code = Code::HasValues(named, Box::new(Code::Text(field)));
             return Ok(Lowered { code, kind: Kind::Bool, cost: COST_OF_LOOKUP });
         }
@@ -496,7 +495,8 @@ impl Lower {
     }
 
     fn matches(&mut self, call: &CallExpr) -> Result<Lowered, String> {
-        let arguments: Vec<&IdedExpr> = call.target.as_deref().into_iter().chain(&call.args).collect();
+        let arguments: Vec<&IdedExpr> =
+            call.target.as_deref().into_iter().chain(&call.args).collect();
         let [text, pattern] = arguments[..] else { return Err(wrong_use("matches")) };
         let Expr::Literal(LiteralValue::String(pattern)) = &pattern.expr else {
             return Err("matches: the pattern is a literal, never from the request".into());
@@ -628,11 +628,7 @@ fn compared(how: Compare, one: Lowered, other: Lowered) -> Result<Lowered, Strin
     };
     let fits = comparable(one.kind) && comparable(other.kind);
     if !fits || (!one.kind.may_be(other.kind) && !(null && equality)) {
-        return Err(format!(
-            "{} cannot be compared with {}",
-            one.kind.name(),
-            other.kind.name()
-        ));
+        return Err(format!("{} cannot be compared with {}", one.kind.name(), other.kind.name()));
     }
     let lists = matches!(one.kind, Kind::List(_)) || matches!(other.kind, Kind::List(_));
     let step = if lists { u32::try_from(LONGEST_LIST).unwrap_or(u32::MAX) } else { 1 };

@@ -27,7 +27,13 @@ fn bound(text: &str) -> Result<(), String> {
     let mut rest = text.char_indices().peekable();
     while let Some((_, char)) = rest.next() {
         let sign = matches!(char, '!' | '-' | '?');
-        signs = if sign { signs + 1 } else if char.is_whitespace() { signs } else { 0 };
+        signs = if sign {
+            signs + 1
+        } else if char.is_whitespace() {
+            signs
+        } else {
+            0
+        };
         match char {
             '\'' | '"' => {
                 // Texts in three quotes, raw texts and bytes are not of the subset; here they only have to end.

@@ -117,7 +117,9 @@ impl Export {
         for (field, why) in &conditions.unsaid {
             let sentence = match allows {
                 true => format!("cannot be said ({why}): the rule is left out"),
-                false => format!("cannot be said ({why}): the part is left out, and the rule refuses more"),
+                false => format!(
+                    "cannot be said ({why}): the part is left out, and the rule refuses more"
+                ),
             };
             self.differs(name, field, &sentence);
         }
@@ -266,7 +268,8 @@ impl Conditions {
         }
         if !selector.routes.is_empty() {
             let routes: Vec<&str> = selector.routes.iter().map(Id::as_str).collect();
-            self.http.push(format!("(context has route && {}.contains(context.route))", set(&routes)));
+            self.http
+                .push(format!("(context has route && {}.contains(context.route))", set(&routes)));
         }
         conditions
     }
@@ -279,7 +282,13 @@ impl Conditions {
         if !segments.iter().any(|segment| is_star(segment)) {
             return Some(format!("{subject}.id == {}", literal(text)));
         }
-        starred(&format!("spiffe://{domain}"), &segments, &format!("{subject}.id"), &format!("{subject}.depth"), false)
+        starred(
+            &format!("spiffe://{domain}"),
+            &segments,
+            &format!("{subject}.id"),
+            &format!("{subject}.depth"),
+            false,
+        )
     }
 
     fn from(&mut self, from: &From) {
@@ -328,7 +337,12 @@ impl Conditions {
     }
 
     fn kubernetes(&mut self, from: &From) {
-        let given = [&from.namespaces, &from.not_namespaces, &from.service_accounts, &from.not_service_accounts];
+        let given = [
+            &from.namespaces,
+            &from.not_namespaces,
+            &from.service_accounts,
+            &from.not_service_accounts,
+        ];
         if given.iter().all(|list| list.is_empty()) {
             return;
         }
@@ -456,7 +470,7 @@ impl Conditions {
             let wanted = set(&asked.values);
             let condition = match allows {
                 true => format!("({has} && {wanted}.containsAll({values}))"),
-                false => format!("({has} && {wanted}.containsAny({values}))"),
+                false => format!("(!({has}) || {wanted}.containsAny({values}))"),
             };
             self.http.push(condition);
         }

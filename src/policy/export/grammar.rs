@@ -74,8 +74,10 @@ fn tokens(text: &str) -> Result<Vec<String>, String> {
             });
             end.ok_or("a text does not end")? + 2
         } else if first.is_ascii_alphanumeric() || first == '_' {
-            rest.find(|char: char| !(char.is_ascii_alphanumeric() || char == '_')).unwrap_or(rest.len())
-        } else if ["&&", "||", "==", "!=", ">=", "<=", "::"].iter().any(|two| rest.starts_with(two)) {
+            rest.find(|char: char| !(char.is_ascii_alphanumeric() || char == '_'))
+                .unwrap_or(rest.len())
+        } else if ["&&", "||", "==", "!=", ">=", "<=", "::"].iter().any(|two| rest.starts_with(two))
+        {
             2
         } else {
             first.len_utf8()

@@ -209,8 +209,11 @@ mod tests {
         let mut declared = Declared::default();
         let text = "id: one\naction: allow\nrules: [{}]\n---\n---\n# nothing\n---\nkind: identity_policy\nid: two\naction: deny\nrules: [{}]\n";
         assert_eq!(declared.add("a.yaml", text), []);
-        let places: Vec<_> =
-            declared.policies.iter().map(|policy| (policy.id.as_str(), policy.place.line)).collect();
+        let places: Vec<_> = declared
+            .policies
+            .iter()
+            .map(|policy| (policy.id.as_str(), policy.place.line))
+            .collect();
         assert_eq!(places, [("one", 1), ("two", 8)]);
     }
 
@@ -260,12 +263,18 @@ mod tests {
             ),
             ("action: allow\nrules: [{}]", "a.yaml:1: id: a policy needs one"),
             ("id: a\nid: b\naction: allow\nrules: [{}]", "a.yaml:2: "),
-            ("id: a\naction: allow\nrules: [{}]\n---\nid: a\naction: deny\nrules: [{}]", "a.yaml:5: id: a.yaml:1 declares the policy a already"),
+            (
+                "id: a\naction: allow\nrules: [{}]\n---\nid: a\naction: deny\nrules: [{}]",
+                "a.yaml:5: id: a.yaml:1 declares the policy a already",
+            ),
             ("- a\n", "a.yaml:1: expected a policy"),
             ("kind: policies\nid: a", "a.yaml:1: kind: expected"),
             ("identity_policies: []\npolicies: []", "a.yaml:2: unknown field `policies`"),
             ("kind: identity_mode\nid: a\nmode: lax", "a.yaml:3: mode: unknown variant `lax`"),
-            ("kind: identity_mode\nid: a\nmode: strict\nworkloads: [web]", "a.yaml:4: a: workloads[0]: \"web\""),
+            (
+                "kind: identity_mode\nid: a\nmode: strict\nworkloads: [web]",
+                "a.yaml:4: a: workloads[0]: \"web\"",
+            ),
             ("id: a\n\taction: [", "a.yaml:"),
         ];
         for (text, expected) in cases {

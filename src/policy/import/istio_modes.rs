@@ -98,8 +98,10 @@ pub(super) fn import_modes(
             Reach::Namespace
         }
     };
-    let mut sorted: Vec<_> = peers.iter().map(|(object, peer)| (reach(object, peer), *object, peer)).collect();
-    sorted.sort_by_key(|(reach, object, _)| (*reach, object.namespace.clone(), object.name.clone()));
+    let mut sorted: Vec<_> =
+        peers.iter().map(|(object, peer)| (reach(object, peer), *object, peer)).collect();
+    sorted
+        .sort_by_key(|(reach, object, _)| (*reach, object.namespace.clone(), object.name.clone()));
     if !peers.is_empty() && sorted.first().is_none_or(|(reach, ..)| *reach != Reach::Mesh) {
         import.differs_as_a_whole(
             Weight::Stricter,
@@ -115,9 +117,7 @@ pub(super) fn import_modes(
         let parent = match reach {
             Reach::Mesh => Strictness::Strict,
             Reach::Namespace => mesh,
-            Reach::Workload => {
-                namespaces.get(object.namespace.as_str()).copied().unwrap_or(mesh)
-            }
+            Reach::Workload => namespaces.get(object.namespace.as_str()).copied().unwrap_or(mesh),
         };
         let mut strictness = |field: String, mode: PeerMode, parent: Strictness| match mode {
             PeerMode::Unset => parent,
@@ -134,11 +134,7 @@ pub(super) fn import_modes(
                 Strictness::Strict
             }
         };
-        let mode = strictness(
-            "spec.mtls.mode".into(),
-            peer.mtls.unwrap_or_default().mode,
-            parent,
-        );
+        let mode = strictness("spec.mtls.mode".into(), peer.mtls.unwrap_or_default().mode, parent);
         let ports: BTreeMap<u16, Strictness> = peer
             .port_level_mtls
             .iter()
@@ -153,10 +149,11 @@ pub(super) fn import_modes(
             Reach::Namespace => drop(namespaces.insert(&object.namespace, mode)),
             Reach::Workload => {}
         }
-        let stricter_above = written
-            .iter()
-            .any(|(above, of)| *above < reach && (*above == Reach::Mesh || *of == object.namespace));
-        let loosens = mode != Strictness::Strict || ports.values().any(|port| *port != Strictness::Strict);
+        let stricter_above = written.iter().any(|(above, of)| {
+            *above < reach && (*above == Reach::Mesh || *of == object.namespace)
+        });
+        let loosens =
+            mode != Strictness::Strict || ports.values().any(|port| *port != Strictness::Strict);
         if loosens && stricter_above {
             import.differs(
                 Weight::Stricter,

@@ -206,7 +206,9 @@ pub fn import_linkerd(
                 "HTTPRoute" | "MeshTLSAuthentication" | "NetworkAuthentication",
             ) => Ok(()),
             (group, kind) => {
-                let sentence = format!("{kind} of {group} is not brought in; what refers to it allows nothing");
+                let sentence = format!(
+                    "{kind} of {group} is not brought in; what refers to it allows nothing"
+                );
                 linkerd.import.differs(Weight::Stricter, object, "kind", sentence);
                 Ok(())
             }
@@ -288,7 +290,10 @@ impl<'a> Linkerd<'a> {
         let selector = selector.filter(|selector| selector.match_expressions.is_empty());
         let workloads = match selector {
             None => {
-                stricter("spec.podSelector", "expressions over labels cannot be said, so nothing is allowed there");
+                stricter(
+                    "spec.podSelector",
+                    "expressions over labels cannot be said, so nothing is allowed there",
+                );
                 None
             }
             Some(selector) if selector.match_labels.is_empty() => {
@@ -313,9 +318,12 @@ impl<'a> Linkerd<'a> {
     fn access_policy(&mut self, object: &Object) -> Result<(), Flaw> {
         let key = (object.namespace.clone(), object.name.clone());
         let Some((_, server, known)) = self.servers.get(&key) else { return Ok(()) };
-        let opaque = server.proxy_protocol.as_deref().filter(|name| ["opaque", "TLS"].contains(name));
+        let opaque =
+            server.proxy_protocol.as_deref().filter(|name| ["opaque", "TLS"].contains(name));
         if let Some(name) = opaque {
-            let sentence = format!("{name}: the content is not read (layer 4); rules for requests do not hold there");
+            let sentence = format!(
+                "{name}: the content is not read (layer 4); rules for requests do not hold there"
+            );
             self.import.differs(Weight::Note, object, "spec.proxyProtocol", sentence);
         }
         let admitted = match server.access_policy.as_deref() {
@@ -327,9 +335,13 @@ impl<'a> Linkerd<'a> {
                     networks: Some(vec![everywhere("0.0.0.0/0"), everywhere("::/0")]),
                 }
             }
-            Some("all-authenticated") => Admitted { principals: Some(vec!["*".into()]), networks: None },
+            Some("all-authenticated") => {
+                Admitted { principals: Some(vec!["*".into()]), networks: None }
+            }
             Some(other) => {
-                let sentence = format!("{other} cannot be said (which networks are the cluster's is not known here): nothing is allowed by it");
+                let sentence = format!(
+                    "{other} cannot be said (which networks are the cluster's is not known here): nothing is allowed by it"
+                );
                 self.import.differs(Weight::Stricter, object, "spec.accessPolicy", sentence);
                 return Ok(());
             }
@@ -337,7 +349,14 @@ impl<'a> Linkerd<'a> {
         let Some(KnownServer { workloads, port }) = known else { return Ok(()) };
         let (workloads, port) = (workloads.clone(), *port);
         let to = vec![To { ports: vec![port], ..To::default() }];
-        self.write(object, "access", workloads, &admitted, to.into_iter().map(|to| (to, None)).collect(), port)
+        self.write(
+            object,
+            "access",
+            workloads,
+            &admitted,
+            to.into_iter().map(|to| (to, None)).collect(),
+            port,
+        )
     }
 
     fn authorization(&mut self, object: &Object) -> Result<(), Flaw> {
@@ -348,19 +367,27 @@ impl<'a> Linkerd<'a> {
         let target = &spec.target_ref;
         let namespace = target.namespace.as_deref().unwrap_or(&object.namespace).to_owned();
         match target.kind.as_str() {
-            "Server" => self.for_server(object, &(namespace, target.name.clone()), &admitted, "server"),
+            "Server" => {
+                self.for_server(object, &(namespace, target.name.clone()), &admitted, "server")
+            }
             "Namespace" => {
                 let keys: Vec<Key> =
                     self.servers.keys().filter(|(of, _)| *of == target.name).cloned().collect();
                 if keys.is_empty() {
-                    let sentence = format!("namespace {} has no Server among the objects: nothing is allowed", target.name);
+                    let sentence = format!(
+                        "namespace {} has no Server among the objects: nothing is allowed",
+                        target.name
+                    );
                     self.import.differs(Weight::Stricter, object, "spec.targetRef", sentence);
                 }
                 keys.iter().try_for_each(|key| self.for_server(object, key, &admitted, &key.1))
             }
             "HTTPRoute" => self.for_route(object, &(namespace, target.name.clone()), &admitted),
             other => {
-                let sentence = format!("{other} {} as a target cannot be said: nothing is allowed", target.name);
+                let sentence = format!(
+                    "{other} {} as a target cannot be said: nothing is allowed",
+                    target.name
+                );
                 self.import.differs(Weight::Stricter, object, "spec.targetRef", sentence);
                 Ok(())
             }
@@ -372,7 +399,12 @@ impl<'a> Linkerd<'a> {
         let mut admitted = Admitted::default();
         if references.is_empty() {
             let sentence = "without an authentication it allows nothing that can be said: left out";
-            self.import.differs(Weight::Stricter, object, "spec.requiredAuthenticationRefs", sentence);
+            self.import.differs(
+                Weight::Stricter,
+                object,
+                "spec.requiredAuthenticationRefs",
+                sentence,
+            );
             return None;
         }
         for (at, reference) in references.iter().enumerate() {
@@ -439,7 +471,8 @@ impl<'a> Linkerd<'a> {
             }
         }
         for (field, what) in unsaid {
-            let sentence = format!("{what} cannot be said as a SPIFFE ID: left out, and not allowed");
+            let sentence =
+                format!("{what} cannot be said as a SPIFFE ID: left out, and not allowed");
             self.import.differs(Weight::Stricter, object, field, sentence);
         }
         (!patterns.is_empty()).then_some(patterns)
@@ -482,7 +515,8 @@ impl<'a> Linkerd<'a> {
         suffix: &str,
     ) -> Result<(), Flaw> {
         let Some((_, _, known)) = self.servers.get(key) else {
-            let sentence = format!("Server {}/{} is not among the objects: nothing is allowed", key.0, key.1);
+            let sentence =
+                format!("Server {}/{} is not among the objects: nothing is allowed", key.0, key.1);
             self.import.differs(Weight::Stricter, object, "spec.targetRef", sentence);
             return Ok(());
         };
@@ -495,7 +529,10 @@ impl<'a> Linkerd<'a> {
 
     fn for_route(&mut self, object: &Object, key: &Key, admitted: &Admitted) -> Result<(), Flaw> {
         let Some((route_object, route)) = self.routes.get(key) else {
-            let sentence = format!("HTTPRoute {}/{} is not among the objects: nothing is allowed", key.0, key.1);
+            let sentence = format!(
+                "HTTPRoute {}/{} is not among the objects: nothing is allowed",
+                key.0, key.1
+            );
             self.import.differs(Weight::Stricter, object, "spec.targetRef", sentence);
             return Ok(());
         };
@@ -503,8 +540,10 @@ impl<'a> Linkerd<'a> {
         let mut targets = Vec::new();
         let mut unsaid = Vec::new();
         for (at, rule) in route.rules.iter().enumerate() {
-            if !rule.filters.is_empty() || !rule.backend_refs.is_empty() || rule.timeouts.is_some() {
-                let sentence = "filters, backends and timeouts say nothing of policy: they belong to routes";
+            if !rule.filters.is_empty() || !rule.backend_refs.is_empty() || rule.timeouts.is_some()
+            {
+                let sentence =
+                    "filters, backends and timeouts say nothing of policy: they belong to routes";
                 unsaid.push((Weight::Note, format!("spec.rules[{at}]"), sentence.to_owned()));
             }
             let everything = [RouteMatch::default()];
@@ -537,8 +576,10 @@ impl<'a> Linkerd<'a> {
             self.import.differs(Weight::Stricter, object, "spec.targetRef", sentence);
         }
         for parent in parents {
-            let Some((_, _, Some(KnownServer { workloads, port }))) = self.servers.get(&parent) else {
-                let sentence = format!("Server {}/{} is not known: nothing is allowed", parent.0, parent.1);
+            let Some((_, _, Some(KnownServer { workloads, port }))) = self.servers.get(&parent)
+            else {
+                let sentence =
+                    format!("Server {}/{} is not known: nothing is allowed", parent.0, parent.1);
                 self.import.differs(Weight::Stricter, object, "spec.targetRef", sentence);
                 continue;
             };
@@ -562,7 +603,12 @@ impl<'a> Linkerd<'a> {
         match spec.client.mesh_tls {
             Some(tls) if tls.unauthenticated_tls => {
                 let sentence = "TLS without identity cannot be said: nothing is allowed";
-                self.import.differs(Weight::Stricter, object, "spec.client.meshTLS.unauthenticatedTLS", sentence);
+                self.import.differs(
+                    Weight::Stricter,
+                    object,
+                    "spec.client.meshTLS.unauthenticatedTLS",
+                    sentence,
+                );
                 return Ok(());
             }
             Some(tls) => {
@@ -571,7 +617,9 @@ impl<'a> Linkerd<'a> {
                     match self.identity(identity) {
                         Some(pattern) => patterns.push(pattern),
                         None => {
-                            let sentence = format!("{identity} cannot be said as a SPIFFE ID: left out, and not allowed");
+                            let sentence = format!(
+                                "{identity} cannot be said as a SPIFFE ID: left out, and not allowed"
+                            );
                             let field = format!("spec.client.meshTLS.identities[{at}]");
                             self.import.differs(Weight::Stricter, object, field, sentence);
                         }
@@ -601,7 +649,10 @@ impl<'a> Linkerd<'a> {
             (Some(name), _) => vec![(object.namespace.clone(), name.clone())],
             (None, Some(selector)) if selector.match_expressions.is_empty() => {
                 let bears = |server: &Object| {
-                    selector.match_labels.iter().all(|(label, value)| server.labels.get(label) == Some(value))
+                    selector
+                        .match_labels
+                        .iter()
+                        .all(|(label, value)| server.labels.get(label) == Some(value))
                 };
                 let of_here = self.servers.iter().filter(|((namespace, _), (server, ..))| {
                     *namespace == object.namespace && bears(server)
@@ -683,7 +734,9 @@ impl<'a> Linkerd<'a> {
             let mode = IdentityMode {
                 id: crate::model::Id::parse(&id).ok(),
                 name: None,
-                desc: Some("an authorization of Linkerd admits callers without identity here".into()),
+                desc: Some(
+                    "an authorization of Linkerd admits callers without identity here".into(),
+                ),
                 labels: Labels::default(),
                 workloads,
                 mode: Strictness::Strict,
@@ -698,10 +751,8 @@ impl<'a> Linkerd<'a> {
 
 /// One list of callers for each network with exceptions, one for all others.
 fn callers(admitted: &Admitted) -> Vec<From> {
-    let base = From {
-        principals: admitted.principals.clone().unwrap_or_default(),
-        ..From::default()
-    };
+    let base =
+        From { principals: admitted.principals.clone().unwrap_or_default(), ..From::default() };
     let Some(networks) = &admitted.networks else { return vec![base] };
     let (plain, excepting): (Vec<_>, Vec<_>) =
         networks.iter().partition(|network| network.except.is_empty());
@@ -746,7 +797,8 @@ fn said(matched: &RouteMatch, hostnames: &[String]) -> Result<(To, Option<Draft>
             let name = if is_header { name.to_lowercase() } else { name.clone() };
             let starred = value.starts_with('*') || value.ends_with('*');
             if exact && !starred {
-                let asked = ValueMatch { name, values: vec![value.clone()], ..ValueMatch::default() };
+                let asked =
+                    ValueMatch { name, values: vec![value.clone()], ..ValueMatch::default() };
                 match is_header {
                     true => draft.when.headers.push(asked),
                     false => draft.when.query.push(asked),

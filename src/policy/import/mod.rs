@@ -6,6 +6,8 @@
 mod draft;
 mod istio;
 mod istio_modes;
+mod istio_path;
+mod istio_rule;
 mod linkerd;
 mod objects;
 mod options;

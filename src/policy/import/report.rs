@@ -105,7 +105,8 @@ impl Import {
             self.count(Weight::Note)
         );
         for Difference { weight, object, field, at, sentence } in &self.differences {
-            let _ = writeln!(text, "{:<8} {at}  {object}  {field}\n         {sentence}", weight.word());
+            let _ =
+                writeln!(text, "{:<8} {at}  {object}  {field}\n         {sentence}", weight.word());
         }
         text
     }
@@ -126,7 +127,8 @@ impl Import {
         for sentence in self.general {
             let _ = writeln!(text, "- {sentence}");
         }
-        text += "\n## What differs here\n\n| | object | field | what differs |\n|---|---|---|---|\n";
+        text +=
+            "\n## What differs here\n\n| | object | field | what differs |\n|---|---|---|---|\n";
         for Difference { weight, object, field, at, sentence } in &self.differences {
             let field = if field.is_empty() { String::new() } else { format!("`{field}`") };
             let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
