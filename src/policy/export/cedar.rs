@@ -180,7 +180,7 @@ impl Export {
         format!(
             "\
 namespace Wardgate {{
-  // A workload, by its SPIFFE ID. `depth` is the number of its path's segments.
+  // A workload, by its SPIFFE ID. `depth` is the number of slashes of its path.
   entity Workload = {{
     id: String,
     trustDomain: String,
@@ -196,7 +196,7 @@ namespace Wardgate {{
     remote?: ipaddr,
     serverName?: String,
   }};
-  // `path` has one reading, without query; `depth` is the number of its segments. `host` is in lower case, without port and final dot.
+  // `path` has one reading, without query; `depth` is the number of its slashes. `host` is in lower case, without port and final dot.
   type Request = {{
     port: Long,
     source?: ipaddr,
@@ -566,7 +566,13 @@ fn starred(
         format!("{subject} like {}", pattern(&parts))
     };
     if !rest {
-        let condition = format!("({} && {depth} == {count})", like(&parts));
+        // A star of `like` may be empty, and ours may not: a slash at the end would be enough.
+        let ends_with_star = fixed.last().is_some_and(|segment| is_star(segment));
+        let whole = match root.is_empty() && ends_with_star && !widely {
+            true => format!(" && !({subject} like \"*/\")"),
+            false => String::new(),
+        };
+        let condition = format!("({} && {depth} == {count}{whole})", like(&parts));
         let slash = || {
             let mut parts = parts.clone();
             parts.last_mut().expect("there is always one").push('/');
@@ -588,7 +594,11 @@ fn starred(
     }
     let least = if root.is_empty() { count } else { count + 1 };
     let names: String = parts[0].clone();
-    Some(format!("({} && {depth} >= {least})", like(&[names, String::new()])))
+    let whole = match root.is_empty() && !widely {
+        true => format!(" && ({depth} > {least} || !({subject} like \"*/\"))"),
+        false => String::new(),
+    };
+    Some(format!("({} && {depth} >= {least}{whole})", like(&[names, String::new()])))
 }
 
 /// The characters of a template, which has them encoded where it must.

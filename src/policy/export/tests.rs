@@ -41,7 +41,7 @@ permit (
   resource.id == "spiffe://shop/billing" &&
   principal.id == "spiffe://shop/web" &&
   ["GET"].contains(context.method) &&
-  ((context.path like "/invoices/*" && context.depth == 2) || (context.path == "/lists" || context.path like "/lists/*")) &&
+  ((context.path like "/invoices/*" && context.depth == 2 && !(context.path like "*/")) || (context.path == "/lists" || context.path like "/lists/*")) &&
   !(context has upgrade)
 };
 
@@ -91,7 +91,7 @@ fn every_part_that_cedar_can_say_is_said() {
         r#"(context.claims has "/realm/x")"#,
         r#"(context.host == "a.b" || context.host like "*.c")"#,
         r"[1, 2].contains(context.port)",
-        r#"(context.path like "/a/*" && context.depth >= 2)"#,
+        r#"(context.path like "/a/*" && context.depth >= 2 && (context.depth > 2 || !(context.path like "*/")))"#,
         r#"context.path == "/a b""#,
         r#"(!(context has upgrade) || ["websocket"].contains(context.upgrade))"#,
         r#"(context.headers has "x-a" && ["1"].containsAll(context.headers["x-a"]))"#,
