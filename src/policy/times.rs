@@ -26,8 +26,8 @@ pub(super) struct Window {
     until: i64,
     zone: Zone,
     /// Seconds since 1970.
-    not_before: i64,
-    not_after: i64,
+    not_before: Option<i64>,
+    not_after: Option<i64>,
     text: Box<str>,
 }
 
@@ -75,13 +75,13 @@ impl Window {
             let why = "is the same moment as from; for the whole day leave both out";
             return Err(wrong("until", why.into()));
         }
-        let moment = |part: &str, text: &Option<String>, otherwise: i64| match text {
-            Some(text) => moment(text).map_err(|why| wrong(part, why)),
-            None => Ok(otherwise),
+        let moment = |part: &str, text: &Option<String>| match text {
+            Some(text) => moment(text).map(Some).map_err(|why| wrong(part, why)),
+            None => Ok(None),
         };
-        let earliest = moment("not_before", not_before, i64::MIN)?;
-        let latest = moment("not_after", not_after, i64::MAX)?;
-        if earliest >= latest {
+        let earliest = moment("not_before", not_before)?;
+        let latest = moment("not_after", not_after)?;
+        if latest.is_some() && earliest >= latest {
             return Err(wrong("not_after", "is not after not_before: this is never".into()));
         }
         let zone = match (asks_day, zone) {
@@ -91,20 +91,13 @@ impl Window {
         };
         let text = serde_json::to_string(window).unwrap_or_default().into();
         let (from, until) = (start, end);
-        Ok(Self {
-            days: mask,
-            from,
-            until,
-            zone,
-            not_before: earliest,
-            not_after: latest,
-            text,
-        })
+        Ok(Self { days: mask, from, until, zone, not_before: earliest, not_after: latest, text })
     }
 
     /// Is this moment within? `None` for a moment that no calendar has.
     pub(super) fn holds(&self, unix_seconds: i64) -> Option<bool> {
-        if !(self.not_before..self.not_after).contains(&unix_seconds) {
+        let is_early = self.not_before.is_some_and(|earliest| unix_seconds < earliest);
+        if is_early || self.not_after.is_some_and(|latest| unix_seconds >= latest) {
             return Some(false);
         }
         let offset = match &self.zone {
@@ -192,7 +185,8 @@ mod tests {
     fn a_window_has_days_times_of_day_and_moments() {
         let office = serde_json::json!({"days": ["mon", "fri"], "from": "09:00", "until": "17:30"});
         let night = serde_json::json!({"days": ["fri"], "from": "22:00", "until": "06:00"});
-        let berlin = serde_json::json!({"from": "09:00", "until": "10:00", "zone": "Europe/Berlin"});
+        let berlin =
+            serde_json::json!({"from": "09:00", "until": "10:00", "zone": "Europe/Berlin"});
         let east = serde_json::json!({"days": ["tue"], "zone": "+05:30"});
         let evening = serde_json::json!({"from": "18:00"});
         let year = serde_json::json!({"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-12-31T23:00:00+01:00"});
@@ -238,7 +232,11 @@ mod tests {
         use serde_json::json;
         for (text, expected) in [
             (json!({}), "w: asks nothing"),
-            (json!({"zone": "UTC"}), "w.zone: says whose days"),
+            (json!({"zone": "UTC"}), "w: asks nothing"),
+            (
+                json!({"zone": "UTC", "not_after": "2026-03-01T00:00:00Z"}),
+                "w.zone: says whose days",
+            ),
             (json!({"days": ["mon", "Tue"]}), "w.days[1]: \"Tue\" is no day; days are mon, tue"),
             (json!({"from": "9:00"}), "w.from: \"9:00\" is no time of day, as 09:00"),
             (json!({"from": "24:00"}), "w.from: is 00:00 to 23:59"),
@@ -248,9 +246,15 @@ mod tests {
             (json!({"days": ["mon"], "zone": "+15:00"}), "w.zone: \"+15:00\" is no offset"),
             (json!({"days": ["mon"], "zone": "+2"}), "w.zone: \"+2\" is no offset"),
             (json!({"days": ["mon"], "zone": "CEST"}), "w.zone: \"CEST\" is no time zone: UTC,"),
-            (json!({"days": ["mon"], "zone": "europe/berlin"}), "w.zone: \"europe/berlin\" is written Europe/Berlin"),
+            (
+                json!({"days": ["mon"], "zone": "europe/berlin"}),
+                "w.zone: \"europe/berlin\" is written Europe/Berlin",
+            ),
             (json!({"not_before": "2026-03-01"}), "w.not_before: \"2026-03-01\" is no moment"),
-            (json!({"not_after": "2026-03-01T00:00:00.5Z"}), "w.not_after: \"2026-03-01T00:00:00.5Z\" has parts"),
+            (
+                json!({"not_after": "2026-03-01T00:00:00.5Z"}),
+                "w.not_after: \"2026-03-01T00:00:00.5Z\" has parts",
+            ),
             (
                 json!({"not_before": "2026-03-01T00:00:00Z", "not_after": "2026-03-01T00:00:00Z"}),
                 "w.not_after: is not after not_before",
