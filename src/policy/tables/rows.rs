@@ -200,9 +200,9 @@ fn row_60_to_switch_the_protocol_is_a_permission_of_its_own() {
         (plain, Some("connect"), "deny upgrade_not_allowed only 1", true),
         (rule(&["websocket"]), None, "deny no_rule", false),
         (rule(&["WebSocket"]), Some("websocket"), "allow only 1", true),
-        (rule(&["websocket"]), Some("connect"), "deny no_rule", false),
+        (rule(&["websocket"]), Some("connect"), "deny upgrade_not_allowed only 1", false),
         (rule(&["connect", "h2c"]), Some("h2c"), "allow only 1", true),
-        (rule(&["websocket"]), Some("websocket, h2c"), "deny no_rule", true),
+        (rule(&["websocket"]), Some("websocket, h2c"), "deny upgrade_not_allowed only 1", true),
         (rule(&["*"]), Some("websocket, h2c"), "allow only 1", true),
         (rule(&["*"]), None, "deny no_rule", false),
     ] {
