@@ -5,6 +5,7 @@
 mod action;
 mod callers;
 mod captures;
+mod cases;
 mod circumstances;
 mod claims;
 mod condition;
@@ -29,6 +30,7 @@ mod reference;
 mod tables;
 
 pub use action::{Action, Content, Fields, NoFields, Request, RouteFacts, Token};
+pub use cases::{Case, Expected, PolicyTest, Trial, TrialReport, UnreachedRule, try_cases};
 pub use decision::{Clause, Decision, Near, Outcome, Reason, RuleName, RuleRef};
 pub use explain::{Explanation, Failure, TriedRule};
 pub use files::{Declared, Flaw, Place, Placed};
