@@ -87,13 +87,19 @@ fn policies() -> Vec<(Id, IdentityPolicy)> {
     let watch = serde_json::json!({"action": "deny", "mode": "observe", "rules": [{"to": {"methods": ["PUT"]}}]});
     let allow = serde_json::json!({"action": "allow", "rules": rules});
     let everything = serde_json::json!({"action": "allow", "rules": by_everything});
-    [("allow", allow), ("deny", deny), ("everything", everything), ("names", captured), ("watch", watch)]
-        .into_iter()
-        .map(|(id, text)| {
-            let policy = serde_json::from_value(text).expect("a policy");
-            (Id::parse(id).expect("an id"), policy)
-        })
-        .collect()
+    [
+        ("allow", allow),
+        ("deny", deny),
+        ("everything", everything),
+        ("names", captured),
+        ("watch", watch),
+    ]
+    .into_iter()
+    .map(|(id, text)| {
+        let policy = serde_json::from_value(text).expect("a policy");
+        (Id::parse(id).expect("an id"), policy)
+    })
+    .collect()
 }
 
 #[test]

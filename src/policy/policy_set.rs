@@ -74,8 +74,8 @@ impl Asks {
             time: when().any(|when| when.asks_time()),
             lot: rules.iter().any(|rule| matches!(rule.mode, Mode::Canary(_))),
             method: rules.iter().any(|rule| {
-                rule.to.asks_method()
-                    || rule.when.as_ref().is_some_and(|when| when.condition.is_some())
+                let condition = rule.when.as_ref().is_some_and(|when| when.condition_asks_http());
+                rule.to.asks_method() || condition
             }),
         }
     }
@@ -487,19 +487,15 @@ impl Policy {
         let found = &self.rules[rule as usize];
         let is_http = facts.http.is_some();
         let unclear_path = || matches!(facts.readings(), Readings::Unclear);
-        let claims = found.when.as_ref().is_some_and(|when| !when.claims.is_empty());
+        let unclear = || found.when.as_ref().and_then(|when| when.unclear(facts));
         let reason = if self.stated(found).broken {
             Reason::BrokenPolicy
         } else if facts.caller.is_none() && found.from.asks_identity() {
             Reason::NoIdentity
         } else if found.to.asks_path() && is_http && unclear_path() {
             Reason::AmbiguousPath
-        } else if claims && is_http && matches!(facts.token(), Token::Absent) {
-            Reason::NoToken
-        } else if found.when.as_ref().is_some_and(|when| when.is_unclear(facts)) {
-            Reason::UnclearInput
         } else {
-            Reason::DeniedByRule
+            unclear().unwrap_or(Reason::DeniedByRule)
         };
         Outcome::Deny(reason, Some(RuleRef(rule)))
     }

@@ -11,7 +11,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use generators::{Asked, Http, Known};
+use generators::{Asked, CONDITIONS, Http, Known};
 use ipnet::IpNet;
 use paths::path_match;
 use values::{Line, claim_values, parameters, value_holds};
@@ -288,6 +288,14 @@ fn single_holds(
         let values: Vec<Line> = values.map(|(_, value)| Line::Value(value)).collect();
         value_holds(entry, (!values.is_empty()).then_some(values), action)
     });
+    let condition = when.cel.as_ref().is_none_or(|text| match condition(text, asked) {
+        Yes => true,
+        No => false,
+        Unclear => match http.map(|http| &http.token) {
+            Some(Known::Awaited) if text.contains("token") => token_holds,
+            _ => deny,
+        },
+    });
     let at = asked.unix_seconds;
     let times = |list: &[TimeWindow]| yes(list.iter().any(|window| in_window(window, at)));
     (!asks(&from.principals) || is(principals(&from.principals)))
@@ -318,6 +326,22 @@ fn single_holds(
         && (when.times.is_empty() || is(times(&when.times)))
         && (when.not_times.is_empty() || is_not(times(&when.not_times)))
         && claims
+        && condition
+}
+
+/// The few conditions that are generated.
+fn condition(text: &str, asked: &Asked) -> Match {
+    let claim = |name: &str| match &asked.http {
+        Ok(Http { token: Known::Verified(claims), .. }) => yes(claims.get(name).is_some()),
+        _ => Unclear,
+    };
+    match CONDITIONS.iter().position(|known| *known == text) {
+        Some(0) => asked.http.as_ref().map_or(Unclear, |http| yes(http.method == "GET")),
+        Some(1) => claim("role"),
+        Some(2) if asked.port == 80 => Yes,
+        Some(2) => claim("n"),
+        _ => panic!("{text}"),
+    }
 }
 
 /// What the names of the one principal and the one host stand for; `None` when one name stands for two things.
