@@ -303,7 +303,8 @@ impl<'r> Denial<'r> {
                     self.src.and_then(domain).map(|td| ("from", "trust_domains", td, true))
                 }
                 "namespaces" => {
-                    let namespace = account.as_deref().and_then(|account| account.split('/').next());
+                    let namespace =
+                        account.as_deref().and_then(|account| account.split('/').next());
                     namespace.map(|namespace| ("from", "namespaces", namespace, true))
                 }
                 "service_accounts" => {

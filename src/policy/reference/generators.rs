@@ -138,11 +138,8 @@ const GRPC: &[&str] = &["p.S/M", "p.S/*", "a/b"];
 const UPGRADES: &[&str] = &["websocket", "connect", "*", "H2C"];
 const TEXTS: &[&str] = &["u", "v", "u*", "*v", "*", "u,v", "", "1", "true"];
 
-pub(super) const CONDITIONS: &[&str] = &[
-    "request.method == 'GET'",
-    "has(token.claims.role)",
-    "port == 80 || has(token.claims.n)",
-];
+pub(super) const CONDITIONS: &[&str] =
+    &["request.method == 'GET'", "has(token.claims.role)", "port == 80 || has(token.claims.n)"];
 
 fn ports() -> impl Strategy<Value = Vec<u16>> {
     select(vec![vec![], vec![], vec![], vec![], vec![80], vec![80, 443]])
@@ -264,13 +261,11 @@ fn rule() -> impl Strategy<Value = PolicyRule> {
         ignore_case: path.4.is_some(),
     });
     let cel = weighted(if cfg!(feature = "cel") { 0.1 } else { 0.0 }, select(CONDITIONS));
-    let when =
-        (values(&["x-role", "x-b"]), values(&["a", "b c"]), windows(), windows(), cel).prop_map(
-            |(headers, query, times, not_times, cel)| {
-                let cel = cel.map(String::from);
-                When { headers, query, times, not_times, cel }
-            },
-        );
+    let when = (values(&["x-role", "x-b"]), values(&["a", "b c"]), windows(), windows(), cel)
+        .prop_map(|(headers, query, times, not_times, cel)| {
+            let cel = cel.map(String::from);
+            When { headers, query, times, not_times, cel }
+        });
     (weighted(0.7, from), weighted(0.7, to), weighted(0.4, when), weighted(0.2, mode()))
         .prop_map(|(from, to, when, mode)| PolicyRule { name: None, mode, from, to, when })
 }
