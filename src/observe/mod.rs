@@ -6,7 +6,9 @@
 mod access;
 mod audit;
 mod chain;
+mod decision;
 mod denial;
+mod ends;
 mod error;
 mod health;
 mod heir;
@@ -17,7 +19,13 @@ mod logging;
 mod metrics;
 mod progress;
 mod record;
+mod redact;
+mod retention;
 mod seal;
+mod settings;
+mod shape;
+mod tally;
+mod writer;
 
 #[cfg(test)]
 mod proof;
@@ -25,9 +33,12 @@ mod proof;
 pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
 pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
 pub use chain::{
-    Acknowledged, Expected, FileReport, Finding, VerifyReport, find_denial, log_files, verify,
+    Acknowledged, Expected, FileReport, Finding, Retired, VerifyReport, find_denial, log_files,
+    verify,
 };
+pub use decision::{DecisionRecord, Nearest, RequestHead, TokenFacts, WouldBe};
 pub use denial::DenialId;
+pub use ends::{Ends, EndsFacts, TlsFacts};
 pub use error::Error;
 pub use health::{Gate, Readiness, router, status_router};
 pub use lane::{Full, Stalled};
@@ -35,7 +46,11 @@ pub use logging::{LogFormat, LogSettings, start as start_logging};
 pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
 pub use progress::{Hold, Progress};
 pub use record::{
-    AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,
-    HandshakeRefusedRecord, IdentityRecord, IssuerRecord, Nearest, TokenFacts, WouldBe,
-    next_connection_id,
+    AdminRecord, ConfigRecord, ConnectionRecord, HandshakeRefusedRecord, IdentityRecord,
+    IssuerRecord, next_connection_id,
 };
+pub use redact::{
+    AddressRedaction, ChosenHeader, LoggedHeader, PathRedaction, PrincipalRedaction,
+    RedactSettings, redaction_proofs,
+};
+pub use settings::{Allows, Connections, DecisionLogSettings, RetainSettings, WhenFull};

@@ -81,11 +81,8 @@ impl Shared {
     /// # Errors
     /// The log's file cannot be used.
     pub fn open(settings: &Settings, role: &str, sockets: Sockets) -> Result<Self, Error> {
-        let audit = AuditSettings {
-            path: Some(settings.audit_file()),
-            stdout: settings.audit.stdout,
-            ..AuditSettings::default()
-        };
+        let (file, stdout) = (Some(settings.audit_file()), settings.audit.stdout);
+        let audit = AuditSettings::of(file, stdout, &settings.decision_log);
         let posture = Posture {
             role: role.to_owned(),
             spiffe_id: None,
