@@ -298,7 +298,7 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
 mod tests {
     use super::*;
     use crate::observe::{
-        AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Posture,
+        AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture,
     };
     use clap::Parser;
 
@@ -322,16 +322,10 @@ mod tests {
         let path = folder.join("audit.jsonl");
         let settings = AuditSettings { path: Some(path.clone()), ..AuditSettings::default() };
         let audit = AuditLog::open(settings, &Posture::default()).unwrap();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: 1,
+        let ends = audit.control().ends(&EndsFacts {
             src_spiffe_id: Some("spiffe://shop/web"),
-            src_serial: None,
-            src_spki_sha256: None,
-            src_not_after: None,
-            src_addr: "127.0.0.1:1".parse().unwrap(),
-            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
-            dst_port: 15006,
+            ..EndsFacts::of(1, "127.0.0.1:1".parse().unwrap(), 15006)
         });
         for allowed in [true, false] {
             let denial_id = (!allowed).then(DenialId::new);

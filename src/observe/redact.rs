@@ -75,6 +75,16 @@ pub struct RedactSettings {
     pub tenant_key_files: BTreeMap<String, PathBuf>,
 }
 
+impl RedactSettings {
+    /// What is left out, in a line; empty when nothing is.
+    pub fn summary(&self) -> String {
+        let paths = (self.paths != PathRedaction::Keep).then_some("paths");
+        let addresses = (self.addresses != AddressRedaction::Keep).then_some("addresses");
+        let principals = (self.principals != PrincipalRedaction::Keep).then_some("principals");
+        [paths, addresses, principals].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// A header that is logged.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -173,10 +183,16 @@ impl Redaction {
         headers: Vec::new(),
     };
 
-    pub(super) fn new(
+    /// Judges settings without reading a key.
+    pub(super) fn check(settings: &RedactSettings, headers: &[LoggedHeader]) -> Result<(), Error> {
+        Self::chosen(settings, headers).map(drop)
+    }
+
+    /// The headers that are logged, if the settings can be.
+    fn chosen(
         settings: &RedactSettings,
         headers: &[LoggedHeader],
-    ) -> Result<Self, Error> {
+    ) -> Result<Vec<(String, bool)>, Error> {
         let setting = |field: &'static str, problem: String| Error::Setting { field, problem };
         let mut chosen = Vec::new();
         for header in headers {
@@ -202,6 +218,11 @@ impl Redaction {
                  because something is redacted";
             return Err(setting("decision_log.redact.key_file", problem.to_owned()));
         }
+        Ok(chosen)
+    }
+
+    pub(super) fn new(settings: &RedactSettings, headers: &[LoggedHeader]) -> Result<Self, Error> {
+        let chosen = Self::chosen(settings, headers)?;
         let key = settings.key_file.as_deref().map(Key::read).transpose()?;
         let tenants = settings.tenant_key_files.iter();
         let tenants = tenants.map(|(domain, file)| Ok((domain.clone(), Key::read(file)?)));

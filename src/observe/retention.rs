@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_until_every_limit_is_kept() {
-        let file = |number: u32, bytes, days| Aside {
+        let file = |number: u32, bytes: u64, days: u64| Aside {
             path: format!("audit-{number:06}.jsonl").into(),
             bytes,
             age: Duration::from_secs(86_400 * days),

@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::redact::{LoggedHeader, RedactSettings};
+use super::error::Error;
+use super::redact::{LoggedHeader, RedactSettings, Redaction};
 
 /// How decisions that allow are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -93,6 +94,30 @@ pub struct DecisionLogSettings {
     pub redact: RedactSettings,
     /// Headers of requests that are logged, in records of single decisions. Values stand as their HMAC unless `keep` is given.
     pub headers: Vec<LoggedHeader>,
+}
+
+impl DecisionLogSettings {
+    /// Judges what can be told without the disk.
+    ///
+    /// # Errors
+    /// The first setting that cannot be, by its name.
+    pub fn check(&self) -> Result<(), Error> {
+        let at_least_one = [
+            ("decision_log.window_seconds", self.window_seconds),
+            ("decision_log.single_denies", self.single_denies.into()),
+            ("decision_log.required_seconds", self.required_seconds),
+        ];
+        for (field, value) in at_least_one {
+            if value == 0 {
+                return Err(Error::Setting { field, problem: "0; expected at least 1".to_owned() });
+            }
+        }
+        if self.rotate_bytes != 0 && self.rotate_bytes < 64 << 10 {
+            let problem = format!("{}; expected 0, or at least 65536", self.rotate_bytes);
+            return Err(Error::Setting { field: "decision_log.rotate_bytes", problem });
+        }
+        Redaction::check(&self.redact, &self.headers)
+    }
 }
 
 impl Default for DecisionLogSettings {
