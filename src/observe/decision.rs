@@ -309,6 +309,10 @@ impl DecisionRecord<'_> {
         if !self.method.is_empty() {
             fields.bytes("method", "method_b64", self.method);
             fields.bytes("host", "host_b64", self.host);
+            if redaction.paths == PathRedaction::Keep {
+                // The first one's, for all.
+                fields.bytes("path", "path_b64", self.path);
+            }
             if redaction.paths != PathRedaction::Hmac {
                 match self.template {
                     _ if shaped && self.is_shaped() => {

@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(record["template"], "/i/{id}");
         assert_eq!((&record["first"], &record["last"]), (&"1970-01-01T00:00:02.000Z".into(), &"1970-01-01T00:00:03.000Z".into()));
         assert_eq!(record["src"]["addr"], "10.0.0.1");
-        assert_eq!((record.get("conn_id"), record.get("path")), (None, None));
+        assert_eq!((record.get("conn_id"), &record["path"]), (None, &"/i/1".into()));
         assert!(tally.is_empty());
         // The next one begins a window anew.
         assert_eq!(note(&mut tally, &get(&one, b"/i/4"), 12_000), Noted::Single);
