@@ -28,6 +28,8 @@ mod tally;
 mod writer;
 
 #[cfg(test)]
+mod keeping;
+#[cfg(test)]
 mod proof;
 
 pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
