@@ -205,8 +205,8 @@ fn decision_and_record(criterion: &mut Criterion) {
                 "to": {"methods": ["GET"], "paths": ["/invoices/{id}"]}})
         })
         .collect();
-    let text: IdentityPolicy = serde_json::from_value(json!({"action": "allow", "rules": rules}))
-        .expect("a valid policy");
+    let text: IdentityPolicy =
+        serde_json::from_value(json!({"action": "allow", "rules": rules})).expect("a valid policy");
     let me: SpiffeId = "spiffe://shop/billing".parse().expect("a valid id");
     let name = id("bench");
     let (policy, _) = Policy::compile([(&name, 1, &text)], &me);
@@ -233,7 +233,9 @@ fn decision_and_record(criterion: &mut Criterion) {
         let ends = lane.ends(&EndsFacts {
             src_spiffe_id: Some(caller.as_str()),
             src_serial: Some("0a1b2c3d4e5f60718293a4b5c6d7e8f9"),
-            src_spki_sha256: Some("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"),
+            src_spki_sha256: Some(
+                "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            ),
             src_not_after: Some(1_795_262_400),
             dst_spiffe_id: Some(me.as_str()),
             ..EndsFacts::of(1, from, 15006)

@@ -99,8 +99,11 @@ fn a_decision_and_its_record_allocate_nothing() {
     assert_eq!(count, 0, "decisions");
 
     let folder = std::env::temp_dir().join(format!("wardgate-budget-{}", std::process::id()));
-    let settings =
-        AuditSettings { path: Some(folder.join("audit.jsonl")), single_denies: u32::MAX, ..AuditSettings::default() };
+    let settings = AuditSettings {
+        path: Some(folder.join("audit.jsonl")),
+        single_denies: u32::MAX,
+        ..AuditSettings::default()
+    };
     let audit = AuditLog::open(settings, &Posture::default()).unwrap();
     let lane = audit.lane();
     let ends = lane.ends(&EndsFacts {

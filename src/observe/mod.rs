@@ -35,8 +35,8 @@ mod proof;
 pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
 pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
 pub use chain::{
-    Acknowledged, Expected, FileReport, Finding, Retired, VerifyReport, find_denial, log_files,
-    verify,
+    Acknowledged, Expected, FileReport, Finding, LineFacts, Retired, VerifyReport, find_denial,
+    log_files, read_line, verify,
 };
 pub use decision::{DecisionRecord, Nearest, RequestHead, TokenFacts, WouldBe};
 pub use denial::DenialId;
@@ -49,7 +49,7 @@ pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetri
 pub use progress::{Hold, Progress};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, HandshakeRefusedRecord, IdentityRecord,
-    IssuerRecord, next_connection_id,
+    IssuerRecord, next_connection_id, record_types,
 };
 pub use redact::{
     AddressRedaction, ChosenHeader, LoggedHeader, PathRedaction, PrincipalRedaction,

@@ -77,7 +77,10 @@ async fn each_decision_is_one_record_with_what_can_be_proved() {
         assert_eq!(certificate["serial"], json!(identity.svid.serial));
         assert_eq!(keys(certificate), BTreeSet::from(["serial", "spki_sha256", "not_after"]));
         let domain = world.id("/").split('/').nth(2).map(str::to_owned);
-        assert_eq!((&record["src"]["trust_domain"], &record["src"]["authn"]), (&json!(domain), &json!("mtls")));
+        assert_eq!(
+            (&record["src"]["trust_domain"], &record["src"]["authn"]),
+            (&json!(domain), &json!("mtls"))
+        );
         assert_eq!(keys(&record["tls"]), BTreeSet::from(["version", "suite", "group", "alpn"]));
         let event: uuid::Uuid = record["event_id"].as_str().unwrap().parse().unwrap();
         assert_eq!(event.get_version_num(), 7);

@@ -10,7 +10,9 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use wardgate::observe::{Expected, log_files, verify};
 
-use crate::world::{App, Part, Peer, Process, World, allow, eventually, eventually_async, get, run};
+use crate::world::{
+    App, Part, Peer, Process, World, allow, eventually, eventually_async, get, run,
+};
 
 /// A sidecar with a route that must be recorded, under `/must/`, and one that need not be.
 fn billing<'w>(world: &'w World, app: &App) -> Part<'w> {
@@ -20,14 +22,10 @@ fn billing<'w>(world: &'w World, app: &App) -> Part<'w> {
             "upstream": { "nodes": { (app.address.to_string()): 1 } },
         })
     };
-    world
-        .sidecar("/billing")
-        .app(app)
-        .set("status", &json!("127.0.0.1:0"))
-        .resources(&json!({
-            "routes": [route("must", "/must/*", "required"), route("any", "/any/*", "best")],
-            "identity_policies": [allow("p", &[&world.id("/billing")], &[&world.id("/shop")])],
-        }))
+    world.sidecar("/billing").app(app).set("status", &json!("127.0.0.1:0")).resources(&json!({
+        "routes": [route("must", "/must/*", "required"), route("any", "/any/*", "best")],
+        "identity_policies": [allow("p", &[&world.id("/billing")], &[&world.id("/shop")])],
+    }))
 }
 
 /// Lets the files of a process grow no further than this; `None`: as they like.
@@ -114,7 +112,12 @@ async fn who_must_refuse_what_finds_no_room_is_not_ready_while_nothing_can_be_wr
 }
 
 /// Asks as fast as it can until nobody answers; notes what was answered.
-async fn ask(shop: Arc<Peer>, billing: &Process, name: String, acknowledged: Arc<Mutex<Vec<String>>>) {
+async fn ask(
+    shop: Arc<Peer>,
+    billing: &Process,
+    name: String,
+    acknowledged: Arc<Mutex<Vec<String>>>,
+) {
     let mut connection = shop.connect(billing).await;
     for number in 0.. {
         let path = format!("/must/{name}-{number}");
@@ -271,7 +274,10 @@ async fn what_the_settings_leave_out_stands_nowhere_and_can_be_checked_by_who_ha
     assert_eq!(record["src"]["addr_prefix"], "127.0.0.0/24");
     assert_eq!(record["src"]["trust_domain"], json!(world.id("/").split('/').nth(2).unwrap()));
     assert_eq!(record["headers"], json!({ "x-ward": "seven" }));
-    assert_eq!((&record["request_id"], &record["span_id"]), (&json!("r-1"), &json!("00f067aa0ba902b7")));
+    assert_eq!(
+        (&record["request_id"], &record["span_id"]),
+        (&json!("r-1"), &json!("00f067aa0ba902b7"))
+    );
     let log = billing.audit_file();
     let text = std::fs::read_to_string(&log).unwrap();
     for secret in [&*world.id("/shop"), &*world.id("/stranger"), "9876543", "4711", "127.0.0.1:"] {
@@ -279,7 +285,9 @@ async fn what_the_settings_leave_out_stands_nowhere_and_can_be_checked_by_who_ha
         assert_eq!(lines.filter(|line| line.contains(secret)).count(), 0, "{secret}");
     }
     let (log, key) = (log.to_str().unwrap(), key.to_str().unwrap());
-    let find = |value: &str| run(["audit", "match", "--key", key, "--header", "x-patient", "--value", value, log]);
+    let find = |value: &str| {
+        run(["audit", "match", "--key", key, "--header", "x-patient", "--value", value, log])
+    };
     assert!(find("/any/9876543").good().contains("path_hmac"));
     assert!(find(&world.id("/shop")).good().contains("src.spiffe_id_hmac"));
     assert!(find("patient-4711").good().contains("headers_hmac.x-patient"));
