@@ -328,9 +328,7 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{
-        AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture,
-    };
+    use crate::observe::{AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture};
     use clap::Parser;
 
     #[derive(Parser)]

@@ -223,8 +223,12 @@ impl<'r> Denial<'r> {
             ])
         )?;
         if let Some(count) = get("/count") {
-            let (first, last) = (get("/first").unwrap_or_default(), get("/last").unwrap_or_default());
-            writeln!(out, "  how often  {count} times, {first} to {last}; this is the last one's id")?;
+            let (first, last) =
+                (get("/first").unwrap_or_default(), get("/last").unwrap_or_default());
+            writeln!(
+                out,
+                "  how often  {count} times, {first} to {last}; this is the last one's id"
+            )?;
         }
         writeln!(out, "  why      {}: {}", safe(self.reason), sentence(self.reason))?;
         if let Some((policy, rule)) = self.by {

@@ -26,7 +26,11 @@ impl Folder {
 
     fn settings(&self) -> AuditSettings {
         let within = Duration::from_secs(20);
-        AuditSettings { path: Some(self.log()), required_within: within, ..AuditSettings::default() }
+        AuditSettings {
+            path: Some(self.log()),
+            required_within: within,
+            ..AuditSettings::default()
+        }
     }
 }
 
@@ -214,7 +218,8 @@ fn many_of_one_kind_are_few_records_and_none_of_them_is_lost() {
     assert_eq!(refused, 1000);
     assert!((400..500).contains(&in_records), "{in_records}");
     // Who is told the id of one of many finds at least the last of each.
-    let last = records.iter().find(|record| record["aggregated"] == true && record["outcome"] == "deny");
+    let last =
+        records.iter().find(|record| record["aggregated"] == true && record["outcome"] == "deny");
     let id = last.unwrap()["denial_id"].as_str().unwrap();
     assert!(find_denial(&folder.log(), id).unwrap().is_some());
     assert!(verify(&[folder.log()], Expected::default()).unwrap().is_sound());

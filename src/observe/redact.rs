@@ -203,7 +203,10 @@ impl Redaction {
             let is_name = !name.is_empty()
                 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
             if !is_name {
-                return Err(setting("decision_log.headers", format!("{name:?} is no header's name")));
+                return Err(setting(
+                    "decision_log.headers",
+                    format!("{name:?} is no header's name"),
+                ));
             }
             if keep && NEVER.contains(&&*name) {
                 let problem = format!("{name} is a secret; it can be logged by its HMAC alone");
@@ -342,8 +345,8 @@ impl Redaction {
 
     /// A sentence that may quote whoever is spoken of.
     pub(super) fn sentence(&self, fields: &mut Fields<'_>, sentence: Option<&str>) {
-        let may_tell = self.principals == PrincipalRedaction::Keep
-            && self.addresses == AddressRedaction::Keep;
+        let may_tell =
+            self.principals == PrincipalRedaction::Keep && self.addresses == AddressRedaction::Keep;
         let Some(sentence) = sentence else { return };
         if may_tell {
             fields.text("detail", sentence);
@@ -479,9 +482,8 @@ mod tests {
         let error = Redaction::new(&hidden, &[]).unwrap_err().to_string();
         assert!(error.contains("decision_log.redact.key_file"), "{error}");
         let plain = RedactSettings::default();
-        let kept = |name: &str| {
-            LoggedHeader::Chosen(ChosenHeader { name: name.to_owned(), keep: true })
-        };
+        let kept =
+            |name: &str| LoggedHeader::Chosen(ChosenHeader { name: name.to_owned(), keep: true });
         let error = Redaction::new(&plain, &[kept("Cookie")]).unwrap_err().to_string();
         assert!(error.contains("cookie is a secret"), "{error}");
         assert!(Redaction::new(&plain, &[kept("user-agent")]).is_ok());

@@ -266,7 +266,10 @@ mod tests {
         let [record] = &records[..] else { panic!("{records:#?}") };
         assert_eq!(record["count"], 2);
         assert_eq!(record["template"], "/i/{id}");
-        assert_eq!((&record["first"], &record["last"]), (&"1970-01-01T00:00:02.000Z".into(), &"1970-01-01T00:00:03.000Z".into()));
+        assert_eq!(
+            (&record["first"], &record["last"]),
+            (&"1970-01-01T00:00:02.000Z".into(), &"1970-01-01T00:00:03.000Z".into())
+        );
         assert_eq!(record["src"]["addr"], "10.0.0.1");
         assert_eq!((record.get("conn_id"), &record["path"]), (None, &"/i/1".into()));
         assert!(tally.is_empty());
@@ -290,7 +293,10 @@ mod tests {
         use Noted::{Counted, Single};
         assert_eq!(noted, [Single, Single, Single, Counted, Counted]);
         let records = told(&mut tally, 20_000, false);
-        assert_eq!((&records[0]["count"], &records[0]["denial_id"]), (&2.into(), &denial.as_str().into()));
+        assert_eq!(
+            (&records[0]["count"], &records[0]["denial_id"]),
+            (&2.into(), &denial.as_str().into())
+        );
         assert_eq!(note(&mut tally, &deny, 30_000), Counted, "the minute is not over");
         assert_eq!(note(&mut tally, &deny, 61_000), Single);
         assert_eq!(told(&mut tally, 61_000, false)[0]["count"], 1);
@@ -320,6 +326,12 @@ mod tests {
         assert_eq!(singles.filter(|it| *it == Noted::Single).count(), 20);
         assert_eq!(ask(&mut tally, "h0", "/"), Noted::Counted);
         assert_eq!(ask(&mut tally, "h19", "/"), Noted::Single, "there is no room");
-        assert_eq!(told(&mut tally, 20_000, false).iter().map(|it| it["count"].as_u64().unwrap()).sum::<u64>(), 17);
+        assert_eq!(
+            told(&mut tally, 20_000, false)
+                .iter()
+                .map(|it| it["count"].as_u64().unwrap())
+                .sum::<u64>(),
+            17
+        );
     }
 }

@@ -90,7 +90,10 @@ impl Shared {
                 ("trust_domain", settings.trust_domain.clone()),
                 ("policy_default", "deny".to_owned()),
                 ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
-                ("svid_rules", if settings.verification.strict { "strict" } else { "lenient" }.to_owned()),
+                (
+                    "svid_rules",
+                    if settings.verification.strict { "strict" } else { "lenient" }.to_owned(),
+                ),
                 ("allows", log_name(&settings.decision_log.allows)),
                 ("when_full", log_name(&settings.decision_log.when_full)),
                 ("redacted", settings.decision_log.redact.summary()),
@@ -625,7 +628,10 @@ async fn show_writing(mut writing: Live<bool>, gate: Gate) {
 
 /// A setting's value, as its file has it.
 fn log_name(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|name| Some(name.as_str()?.to_owned()))
+        .unwrap_or_default()
 }
 
 fn missing(field: &'static str, problem: &str) -> settings::Error {

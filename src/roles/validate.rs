@@ -30,7 +30,9 @@ impl Settings {
         check_log(&self.log)?;
         if let Err(error) = self.decision_log.check() {
             return Err(match error {
-                crate::observe::Error::Setting { field, problem } => Error::Setting { field, problem },
+                crate::observe::Error::Setting { field, problem } => {
+                    Error::Setting { field, problem }
+                }
                 other => Error::Setting { field: "decision_log", problem: other.to_string() },
             });
         }

@@ -6,9 +6,7 @@ use async_trait::async_trait;
 
 use super::{Applied, Keeper, RouteSlot, Timed, Work};
 use crate::identity::SpiffeId;
-use crate::model::{
-    Id, Kind, Listeners, Recording, Revision, Route, Service, Status, Upstream,
-};
+use crate::model::{Id, Kind, Listeners, Recording, Revision, Route, Service, Status, Upstream};
 use crate::pipeline::{Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side};
 use crate::policy::Policy;
 use crate::snapshot::compile::{hash_template, host_names};
