@@ -116,9 +116,10 @@ fn a_decision_and_its_record_allocate_nothing() {
     });
     let allow = |lane: &AuditLane, number: usize| {
         // Each path is another one, and all have one shape.
+        const DIGITS: &[u8; 10] = b"0123456789";
         let mut path = *b"/invoices/000000";
         path[10..].iter_mut().rev().fold(number, |left, digit| {
-            *digit = b'0' + (left % 10) as u8;
+            *digit = DIGITS[left % 10];
             left / 10
         });
         let record = DecisionRecord {
