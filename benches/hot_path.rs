@@ -1,6 +1,7 @@
 //! What a request and a connection cost, part by part: `cargo bench --bench hot_path`.
 
 mod policy;
+mod record;
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -365,6 +366,7 @@ fn all(criterion: &mut Criterion) {
     router_change(criterion);
     keeper(criterion);
     policy::decisions(criterion);
+    record::decision_and_record(criterion);
     chain(criterion);
     handshake(criterion);
     token(criterion);

@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod audit_match;
 mod check;
 mod client;
 mod command;

@@ -458,6 +458,7 @@ impl Running {
         running.shared.pen.take_up();
         running.forget_unused_sockets();
         running.shared.sockets.open();
+        running.has_begun();
         Ok(running)
     }
 
