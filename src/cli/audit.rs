@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::audit_export::ExportArgs;
 use super::identity::{read_bundle, trust_domain};
 use super::text::field;
 use crate::identity::TrustDomain;
@@ -35,6 +36,8 @@ enum AuditCommand {
     Verify(VerifyArgs),
     /// Print the last records for people, and follow new ones.
     Tail(TailArgs),
+    /// Print a log in the words of OCSF or ECS.
+    Export(ExportArgs),
 }
 
 #[derive(Args, Debug)]
@@ -94,6 +97,7 @@ pub(super) fn run(args: &AuditArgs, out: &mut dyn Write) -> anyhow::Result<ExitC
     match &args.command {
         AuditCommand::Verify(args) => run_verify(args, out),
         AuditCommand::Tail(args) => run_tail(args, out),
+        AuditCommand::Export(args) => super::audit_export::run(args, out),
     }
 }
 

@@ -23,6 +23,7 @@ use super::settings_file::SettingsFile;
 use super::trust::federation;
 use super::warnings::WarningSettings;
 use crate::acme::Reports;
+use crate::audit::{OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -60,6 +61,8 @@ pub struct Shared {
     pub acme: Reports,
     /// How it stands with declared trust domains.
     pub board: Board,
+    /// How it stands with the outputs of the decision log.
+    pub outputs: OutputBoard,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
     /// How requests find their routes.
@@ -110,6 +113,7 @@ impl Shared {
             audit,
             acme: Reports::default(),
             board: Board::new(&registry),
+            outputs: OutputBoard::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
@@ -217,6 +221,10 @@ pub struct Running {
     pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
     connections: Connections,
+    /// The identity that came first, which outputs of the decision log present.
+    pub(super) own: Option<Live<crate::identity::Identity>>,
+    /// What follows the decision log while this process owns it.
+    pub(super) outputs: Outputs,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
 }
@@ -238,6 +246,7 @@ impl Running {
             running.start_control(authority.as_ref()).await?;
         }
         running.start_data_planes(authority.as_ref()).await?;
+        running.start_outputs()?;
         running.forget_unused_sockets();
         Ok(running)
     }
@@ -273,6 +282,8 @@ impl Running {
             control_trust: None,
             issuer: None,
             connections: Connections::default(),
+            own: None,
+            outputs: Outputs::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
         };
@@ -356,6 +367,7 @@ impl Running {
         let trust =
             federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
         self.shared.audit.seal_as(trust.identity());
+        self.own.get_or_insert_with(|| trust.identity());
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
@@ -435,6 +447,7 @@ impl Running {
         let mut identity = identity.clone();
         self.shared.identities.watch(identity.clone());
         self.shared.audit.seal_as(identity.clone());
+        self.own.get_or_insert_with(|| identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -585,6 +598,7 @@ impl Running {
         }
         let audit = self.shared.audit.clone();
         let flushed = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        self.outputs.finish(LAST_SECONDS).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::outputs::OUTPUTS_WITHIN;
 use super::process::Running;
 use super::settings::{Role, Settings};
 use crate::rt::{Channel, Given, MOST_DESCRIPTORS, Sockets, causes};
@@ -205,6 +206,7 @@ impl Running {
             self.shared.sockets.ask_again("feed");
             control.drain(Duration::from_secs(5)).await;
         }
+        std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
         let let_go = move || {
             pen.lay_down();
             audit.let_go()
@@ -234,6 +236,12 @@ impl Running {
         };
         if let Some(problem) = problem {
             tracing::error!("the decision log cannot be resumed: {problem}");
+        }
+        if let Err(error) = self.start_outputs() {
+            tracing::error!(
+                "the outputs of the decision log cannot be resumed: {}",
+                causes(&error)
+            );
         }
         self.shared.pen.take_up();
         if self.roles.contains(&Role::Control)
@@ -449,6 +457,7 @@ impl Running {
             _ => tracing::warn!("the process before is gone; going on in its place"),
         }
         running.take_log().await?;
+        running.start_outputs()?;
         running.open_control().await?;
         let (ours, theirs) = UnixStream::pair().map_err(Error::Predecessor)?;
         running.shared.audit.inherit(ours)?;
