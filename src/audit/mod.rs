@@ -9,11 +9,14 @@ mod follower;
 #[cfg(test)]
 mod follower_tests;
 mod http;
+pub mod learn;
 mod mapping;
 mod otlp;
 mod outputs;
 mod reading;
+mod record;
 mod remote;
+mod seen;
 mod selection;
 mod settings;
 mod syslog;
@@ -28,9 +31,11 @@ mod otlp_proto;
 
 pub use board::{OutputBoard, OutputReport};
 pub use destination::{Destination, Line, Undelivered};
-pub use follower::{Batch, Follower, Following};
+pub use follower::{Batch, Follower, Following, Kept};
 pub use mapping::{Format, Here, Severity};
 pub use outputs::{OutputPlace, Outputs};
+pub use record::{Nearest, Record, Source, Target, WouldBe, unix_millis};
+pub use seen::{Lines, Outcome, Seen};
 pub use selection::Selection;
 pub use settings::{
     BatchSettings, Begin, Body, HeaderFile, HeaderSettings, HttpSettings, InvalidOutput,

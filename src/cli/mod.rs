@@ -2,6 +2,7 @@
 
 mod audit;
 mod audit_export;
+mod audit_match;
 mod check;
 mod client;
 mod command;
@@ -11,6 +12,7 @@ mod dev;
 mod explain;
 mod identity;
 mod paint;
+mod policy;
 mod run;
 mod status;
 mod text;

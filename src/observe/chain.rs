@@ -78,6 +78,31 @@ struct Head {
     opens: bool,
     #[serde(default)]
     outcome: Option<String>,
+    /// A file that was deleted because its time was over.
+    #[serde(default)]
+    retired: Option<RetiredFile>,
+}
+
+#[derive(Deserialize)]
+struct RetiredFile {
+    file: String,
+    #[serde(default)]
+    records: u64,
+    #[serde(default)]
+    last_hash: String,
+}
+
+/// A file that the log deleted by its own settings, and says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Retired {
+    /// Its name.
+    pub file: String,
+    /// How many records stood in it.
+    pub records: u64,
+    /// The hash of its last one.
+    pub last_hash: String,
+    /// The record that tells.
+    pub by_seq: u64,
 }
 
 struct Line {
@@ -253,6 +278,10 @@ pub struct VerifyReport {
     pub more_findings: u64,
     /// Torn ends that the log itself tells about.
     pub acknowledged: Vec<Acknowledged>,
+    /// Files that the log itself says were deleted.
+    pub retired: Vec<Retired>,
+    /// The first file goes on where a retired one ended: what is missing before it was deleted knowingly.
+    pub begins_behind_retired: bool,
     /// Records that the log itself says were dropped.
     pub lost: u64,
     /// Seals that hold.
@@ -308,6 +337,9 @@ pub fn verify(files: &[PathBuf], expected: Expected<'_>) -> Result<VerifyReport,
     if let Some(torn) = at.torn.take() {
         report.find(torn);
     }
+    let first_prev = report.files.first().and_then(|file| file.first_prev.as_deref());
+    report.begins_behind_retired =
+        report.retired.iter().any(|retired| Some(retired.last_hash.as_str()) == first_prev);
     let mut missing = Vec::new();
     if let (false, Some(hash)) = (at.expected_found, hash) {
         let what = format!("no record has the hash {hash}: the log was cut off or begun anew");
@@ -435,6 +467,11 @@ fn verify_file(
         at.expected_found |= found.holds && expected == Some(found.head.hash.as_str());
         of_file.records += 1;
         report.lost += found.head.lost.unwrap_or_default();
+        if let Some(RetiredFile { file, records, last_hash }) =
+            found.head.retired.filter(|_| found.holds)
+        {
+            report.retired.push(Retired { file, records, last_hash, by_seq: seq });
+        }
         of_file.first.get_or_insert_with(|| (seq, found.head.time.clone()));
         of_file.first_prev.get_or_insert(found.head.prev);
         of_file.last = Some((seq, found.head.time));
@@ -549,6 +586,33 @@ pub(super) fn rotated_name(log: &Path, number: u64) -> PathBuf {
     log.with_file_name(format!("{stem}-{number:06}{}", extension.unwrap_or_default()))
 }
 
+/// The number of the file that this one continues, as its first record names it.
+pub(super) fn continued(log: &Path) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct First {
+        continues: String,
+    }
+    let mut line = Vec::new();
+    BufReader::new(File::open(log).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
+    let First { continues } = serde_json::from_slice(&line).ok()?;
+    number_of(log, &log.with_file_name(continues))
+}
+
+/// The number of a file's first record.
+pub(super) fn first_seq(path: &Path) -> Option<u64> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(path).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
+    Some(parse(line.strip_suffix(b"\n")?).ok()?.head.seq)
+}
+
+/// The number of a file that was rotated from this log.
+fn number_of(log: &Path, rotated: &Path) -> Option<u64> {
+    let stem = log.file_stem()?.to_str()?;
+    let name = rotated.file_stem()?.to_str()?;
+    let number: u64 = name.strip_prefix(stem)?.strip_prefix('-')?.parse().ok()?;
+    (rotated_name(log, number) == rotated).then_some(number)
+}
+
 /// The files of a log from the oldest to the newest: those that were rotated from it, and the log itself.
 pub fn log_files(log: &Path) -> Vec<PathBuf> {
     let older = rotated(log).into_iter().map(|(_, path)| path);
@@ -562,13 +626,10 @@ pub(super) fn rotated(log: &Path) -> Vec<(u64, PathBuf)> {
         _ => Path::new("."),
     };
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let stem = log.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
             let path = log.with_file_name(entry.ok()?.file_name());
-            let name = path.file_stem()?.to_str()?;
-            let number: u64 = name.strip_prefix(&stem)?.parse().ok()?;
-            (rotated_name(log, number) == path).then_some((number, path))
+            Some((number_of(log, &path)?, path))
         })
         .collect();
     found.sort();

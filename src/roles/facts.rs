@@ -85,6 +85,13 @@ impl Facts {
         }
     }
 
+    /// What listens where, in one line: `inbound 127.0.0.1:15006, status 127.0.0.1:9090`.
+    pub(super) fn listeners(&self) -> String {
+        let inner = self.inner.lock();
+        let listeners = inner.listeners.iter().map(|(name, address)| format!("{name} {address}"));
+        listeners.collect::<Vec<_>>().join(", ")
+    }
+
     pub(super) fn is_fed(&self, part: &str, source: Source) {
         self.inner.lock().feeds.push((part.to_owned(), source));
     }

@@ -24,7 +24,8 @@ impl Running {
         };
         let (wanted, board) = (&self.settings.audit.outputs, &self.shared.outputs);
         board.retain(|name| wanted.iter().any(|one| one.name == name));
-        self.outputs = Outputs::start(wanted, &place, board).map_err(settings::Error::from)?;
+        self.outputs = Outputs::start(wanted, &place, &self.shared.audit, board)
+            .map_err(settings::Error::from)?;
         Ok(())
     }
 }

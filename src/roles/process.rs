@@ -84,11 +84,8 @@ impl Shared {
     /// # Errors
     /// The log's file cannot be used.
     pub fn open(settings: &Settings, role: &str, sockets: Sockets) -> Result<Self, Error> {
-        let audit = AuditSettings {
-            path: Some(settings.audit_file()),
-            stdout: settings.audit.stdout,
-            ..AuditSettings::default()
-        };
+        let (file, stdout) = (Some(settings.audit_file()), settings.audit.stdout);
+        let audit = AuditSettings::of(file, stdout, &settings.decision_log);
         let posture = Posture {
             role: role.to_owned(),
             spiffe_id: None,
@@ -96,6 +93,9 @@ impl Shared {
                 ("trust_domain", settings.trust_domain.clone()),
                 ("policy_default", "deny".to_owned()),
                 ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
+                ("allows", log_name(&settings.decision_log.allows)),
+                ("when_full", log_name(&settings.decision_log.when_full)),
+                ("redacted", settings.decision_log.redact.summary()),
             ],
         };
         let pen = Pen::default();
@@ -248,7 +248,15 @@ impl Running {
         running.start_data_planes(authority.as_ref()).await?;
         running.start_outputs()?;
         running.forget_unused_sockets();
+        running.has_begun();
         Ok(running)
+    }
+
+    /// Everything stands: the decision log says what listens where, and may delete what is too old by its settings.
+    pub(super) fn has_begun(&self) {
+        let listeners = self.shared.facts.listeners();
+        self.shared.audit.note_posture(vec![("listeners", listeners)]);
+        self.shared.audit.begin_retention();
     }
 
     /// All that is there before the first role.
@@ -288,6 +296,10 @@ impl Running {
             _tasks: Tasks::new(),
         };
         running._tasks.add(super::warnings::watch(warned, running.shared.clone()));
+        if running.shared.audit.is_required() {
+            let gate = running.shared.readiness.gate("audit", UNWRITTEN);
+            running._tasks.add(show_writing(running.shared.audit.writing(), gate));
+        }
         // First: a probe that asks early shall hear what is missing, not a refused connection.
         running.open_status(&names)?;
         running.open_control_api()?;
@@ -598,7 +610,8 @@ impl Running {
         }
         let audit = self.shared.audit.clone();
         let flushed = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
-        self.outputs.finish(LAST_SECONDS).await;
+        // The files stay for the next start.
+        let _ = self.outputs.finish(LAST_SECONDS).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 
@@ -606,6 +619,30 @@ impl Running {
     pub fn log(&self) -> AuditLog {
         self.shared.audit.clone()
     }
+}
+
+/// Why a process that must record everything is not ready.
+const UNWRITTEN: &str = "the decision log cannot be written";
+
+/// Who has to refuse what cannot be recorded gets no traffic while that is so.
+async fn show_writing(mut writing: Live<bool>, gate: Gate) {
+    loop {
+        match *writing.load() {
+            true => gate.open(),
+            false => gate.shut(UNWRITTEN),
+        }
+        if !writing.changed().await {
+            return;
+        }
+    }
+}
+
+/// A setting's value, as its file has it.
+fn log_name(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|name| Some(name.as_str()?.to_owned()))
+        .unwrap_or_default()
 }
 
 fn missing(field: &'static str, problem: &str) -> settings::Error {

@@ -87,12 +87,14 @@ impl Running {
             "audit" if name == "audit.outputs" => {
                 let outputs = fresh.audit.outputs.clone();
                 let before = std::mem::replace(&mut self.settings.audit.outputs, outputs);
-                std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
-                if let Err(error) = self.start_outputs() {
+                let kept = std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
+                let started = self.start_outputs();
+                if started.is_err() {
                     self.settings.audit.outputs = before;
                     self.start_outputs().map_err(|error| causes(&error))?;
-                    return Err(causes(&error));
                 }
+                kept.release();
+                started.map_err(|error| causes(&error))?;
             }
             "warnings" => {
                 self.settings.warnings = fresh.warnings.clone();

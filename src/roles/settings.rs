@@ -20,7 +20,7 @@ use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSet
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
-use crate::observe::LogSettings;
+use crate::observe::{DecisionLogSettings, LogSettings};
 use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
     Senders,
@@ -149,6 +149,9 @@ pub struct Settings {
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// What the decision log says, how long it is kept, and what is left out of it.
+    #[serde(default)]
+    pub decision_log: DecisionLogSettings,
     /// When to warn that a certificate ends.
     #[serde(default)]
     pub warnings: WarningSettings,
@@ -619,6 +622,7 @@ impl Settings {
             control_api: None,
             log: LogSettings::default(),
             audit: AuditSettings::default(),
+            decision_log: DecisionLogSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,

@@ -206,12 +206,14 @@ impl Running {
             self.shared.sockets.ask_again("feed");
             control.drain(Duration::from_secs(5)).await;
         }
-        std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
+        let kept = std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
         let let_go = move || {
             pen.lay_down();
             audit.let_go()
         };
-        blocking(let_go).await?.map_err(UpgradeError::Audit)?;
+        let gone = blocking(let_go).await;
+        kept.release();
+        gone?.map_err(UpgradeError::Audit)?;
         heir.channel.say(&Step::Released, &[]).map_err(UpgradeError::Channel)?;
         let mut descriptors = heir.hears(Step::is_taken).await?;
         let Some(stream) = descriptors.pop() else {
@@ -227,6 +229,11 @@ impl Running {
 
     /// Takes up again what was given up for a new process that failed.
     async fn resume(&mut self) {
+        // First: they keep files from being retired.
+        if let Err(error) = self.start_outputs() {
+            let error = causes(&error);
+            tracing::error!("the outputs of the decision log cannot be resumed: {error}");
+        }
         let audit = self.shared.audit.clone();
         let taken = blocking(move || audit.take("resumed")).await;
         let problem = match &taken {
@@ -236,12 +243,6 @@ impl Running {
         };
         if let Some(problem) = problem {
             tracing::error!("the decision log cannot be resumed: {problem}");
-        }
-        if let Err(error) = self.start_outputs() {
-            tracing::error!(
-                "the outputs of the decision log cannot be resumed: {}",
-                causes(&error)
-            );
         }
         self.shared.pen.take_up();
         if self.roles.contains(&Role::Control)
@@ -467,6 +468,7 @@ impl Running {
         running.shared.pen.take_up();
         running.forget_unused_sockets();
         running.shared.sockets.open();
+        running.has_begun();
         Ok(running)
     }
 

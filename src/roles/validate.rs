@@ -30,6 +30,14 @@ impl Settings {
         }
         check_log(&self.log)?;
         OutputSettings::check_all(&self.audit.outputs)?;
+        if let Err(error) = self.decision_log.check() {
+            return Err(match error {
+                crate::observe::Error::Setting { field, problem } => {
+                    Error::Setting { field, problem }
+                }
+                other => Error::Setting { field: "decision_log", problem: other.to_string() },
+            });
+        }
         if let Some(control_api) = &self.control_api {
             control_api.check()?;
         }

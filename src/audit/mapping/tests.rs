@@ -12,8 +12,8 @@ use super::{Format, Here, Severity, open_telemetry, syslog};
 use crate::identity::forge::Forge;
 use crate::observe::{
     AdminRecord, AuditLane, AuditLog, AuditSettings, ConfigRecord, ConnectionRecord,
-    DecisionRecord, DenialId, Ends, EndsFacts, HandshakeRefusedRecord, IdentityRecord,
-    IssuerRecord, Nearest, Posture, TokenFacts, WouldBe, record_types,
+    DecisionRecord, DenialId, EndsFacts, HandshakeRefusedRecord, IdentityRecord, IssuerRecord,
+    Nearest, Posture, TlsFacts, TokenFacts, WouldBe, record_types,
 };
 use crate::rt::Live;
 
@@ -45,18 +45,22 @@ fn write() -> Vec<Value> {
 }
 
 fn write_all(lane: &AuditLane) {
-    let facts = EndsFacts {
-        conn_id: 7,
+    let caller = "10.0.0.9:40000".parse().unwrap();
+    let ends = lane.ends(&EndsFacts {
         src_spiffe_id: Some("spiffe://shop.test/web"),
         src_serial: Some("0a1b"),
         src_spki_sha256: Some("c0ffee"),
         src_not_after: Some(1_800_000_000),
-        src_addr: "10.0.0.9:40000".parse().unwrap(),
         src_via: Some("10.0.0.1:443".parse().unwrap()),
         dst_spiffe_id: Some("spiffe://shop.test/billing"),
-        dst_port: 15006,
-    };
-    let ends = Ends::new(&facts);
+        tls: Some(TlsFacts {
+            version: Some("1.3"),
+            suite: Some("TLS_AES_128_GCM_SHA256"),
+            group: Some("X25519"),
+            ..TlsFacts::default()
+        }),
+        ..EndsFacts::of(7, caller, 15006)
+    });
     let request = DecisionRecord {
         route_id: Some("r1"),
         upstream: Some("127.0.0.1:8080"),
@@ -69,6 +73,8 @@ fn write_all(lane: &AuditLane) {
         config_revision: 34,
         ..DecisionRecord::of(&ends, true)
     };
+    lane.decision(&request).unwrap();
+    // The second of its kind is counted.
     lane.decision(&request).unwrap();
     lane.decision(&DecisionRecord {
         method: b"DELETE",
@@ -86,13 +92,9 @@ fn write_all(lane: &AuditLane) {
         ..request
     })
     .unwrap();
-    let plain = Ends::new(&EndsFacts {
-        src_spiffe_id: None,
-        src_serial: None,
-        src_spki_sha256: None,
-        src_not_after: None,
-        src_via: None,
-        ..facts
+    let plain = lane.ends(&EndsFacts {
+        dst_spiffe_id: Some("spiffe://shop.test/billing"),
+        ..EndsFacts::of(7, caller, 15006)
     });
     lane.decision(&DecisionRecord {
         protocol: "tcp",
@@ -182,6 +184,9 @@ fn normal(mut record: Value) -> Value {
         ("time", "2026-01-02T03:04:05.678Z"),
         ("boot_id", "00000000000000b1"),
         ("version", "0.0.0"),
+        ("engine_version", "0.0.0"),
+        ("first", "2026-01-02T03:04:05.000Z"),
+        ("last", "2026-01-02T03:04:05.600Z"),
         ("denial_id", "d-0000000000"),
         ("certificate_sha256", "5e"),
         ("signature", "c2ln"),
