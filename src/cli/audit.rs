@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::audit_export::ExportArgs;
 use super::audit_match::{self, MatchArgs};
 use super::identity::{read_bundle, trust_domain};
 use super::text::field;
@@ -36,6 +37,8 @@ enum AuditCommand {
     Verify(VerifyArgs),
     /// Print the last records for people, and follow new ones.
     Tail(TailArgs),
+    /// Print a log in the words of OCSF or ECS.
+    Export(ExportArgs),
     /// Find what somebody claims in a redacted log, by its HMAC.
     ///
     /// Settings may leave paths, addresses and principals out of the decision log (decision_log.redact). What was left out
@@ -103,6 +106,7 @@ pub(super) fn run(args: &AuditArgs, out: &mut dyn Write) -> anyhow::Result<ExitC
     match &args.command {
         AuditCommand::Verify(args) => run_verify(args, out),
         AuditCommand::Tail(args) => run_tail(args, out),
+        AuditCommand::Export(args) => super::audit_export::run(args, out),
         AuditCommand::Match(args) => audit_match::run(args, out),
     }
 }

@@ -23,6 +23,7 @@ use super::settings_file::SettingsFile;
 use super::trust::federation;
 use super::warnings::WarningSettings;
 use crate::acme::Reports;
+use crate::audit::{OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -60,6 +61,8 @@ pub struct Shared {
     pub acme: Reports,
     /// How it stands with declared trust domains.
     pub board: Board,
+    /// How it stands with the outputs of the decision log.
+    pub outputs: OutputBoard,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
     /// How requests find their routes.
@@ -114,6 +117,7 @@ impl Shared {
             audit,
             acme: Reports::default(),
             board: Board::new(&registry),
+            outputs: OutputBoard::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
@@ -221,6 +225,10 @@ pub struct Running {
     pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
     connections: Connections,
+    /// The identity that came first, which outputs of the decision log present.
+    pub(super) own: Option<Live<crate::identity::Identity>>,
+    /// What follows the decision log while this process owns it.
+    pub(super) outputs: Outputs,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
 }
@@ -242,6 +250,7 @@ impl Running {
             running.start_control(authority.as_ref()).await?;
         }
         running.start_data_planes(authority.as_ref()).await?;
+        running.start_outputs()?;
         running.forget_unused_sockets();
         running.has_begun();
         Ok(running)
@@ -285,6 +294,8 @@ impl Running {
             control_trust: None,
             issuer: None,
             connections: Connections::default(),
+            own: None,
+            outputs: Outputs::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
         };
@@ -372,6 +383,7 @@ impl Running {
         let trust =
             federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
         self.shared.audit.seal_as(trust.identity());
+        self.own.get_or_insert_with(|| trust.identity());
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
@@ -451,6 +463,7 @@ impl Running {
         let mut identity = identity.clone();
         self.shared.identities.watch(identity.clone());
         self.shared.audit.seal_as(identity.clone());
+        self.own.get_or_insert_with(|| identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -601,6 +614,8 @@ impl Running {
         }
         let audit = self.shared.audit.clone();
         let flushed = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        // The files stay for the next start.
+        let _ = self.outputs.finish(LAST_SECONDS).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 

@@ -13,6 +13,7 @@ use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
+use crate::audit::{InvalidOutput, OutputSettings};
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
@@ -307,6 +308,12 @@ fn introductions(
         .map_err(|error| Error::Setting { field, problem: error.to_string() })
 }
 
+impl From<InvalidOutput> for Error {
+    fn from(error: InvalidOutput) -> Self {
+        Self::Setting { field: "audit.outputs", problem: error.to_string() }
+    }
+}
+
 impl From<InvalidLimit> for Error {
     fn from(InvalidLimit { field, problem }: InvalidLimit) -> Self {
         Self::Setting { field, problem }
@@ -581,6 +588,9 @@ pub struct AuditSettings {
     /// Writes every record to standard output as well.
     #[serde(default)]
     pub stdout: bool,
+    /// Where records are handed on to. They are taken from the file, which is there in any case (docs/audit-outputs.md).
+    #[serde(default)]
+    pub outputs: Vec<OutputSettings>,
 }
 
 impl Settings {

@@ -36,6 +36,7 @@ mod limits;
 mod load;
 mod mesh;
 mod origin;
+mod outputs;
 mod plugins;
 mod policy;
 mod proof;
