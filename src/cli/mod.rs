@@ -15,6 +15,7 @@ mod identity;
 mod paint;
 mod policy;
 mod run;
+mod schema;
 mod status;
 mod text;
 

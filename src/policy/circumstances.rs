@@ -2,7 +2,7 @@
 
 use super::action::Facts;
 use super::claims::Claim;
-use super::condition::Condition;
+use super::condition::{Asks, Condition};
 use super::decision::{Clause, Reason};
 use super::networks::{self, Networks};
 use super::path::Readings;
@@ -104,7 +104,8 @@ impl Circumstances {
                 all.condition = Some(condition);
             }
         }
-        let asks = all.asks_time()
+        let asks = all.condition.is_some()
+            || all.asks_time()
             || !(all.claims.is_empty() && all.headers.is_empty() && all.query.is_empty());
         Ok(asks.then(|| Box::new(all)))
     }
@@ -176,26 +177,29 @@ impl Circumstances {
         }
     }
 
+    fn condition_asks(&self) -> Asks {
+        self.condition.as_ref().map_or_else(Asks::default, Condition::asks)
+    }
+
     pub(super) fn asks_time(&self) -> bool {
-        !(self.times.is_empty() && self.not_times.is_empty()) || self.condition.is_some()
+        !(self.times.is_empty() && self.not_times.is_empty()) || self.condition_asks().time
     }
 
     pub(super) fn asks_fields(&self) -> bool {
-        !self.headers.is_empty() || self.condition_asks_http()
+        !self.headers.is_empty() || self.condition_asks().headers
     }
 
     pub(super) fn asks_query(&self) -> bool {
-        !self.query.is_empty() || self.condition_asks_http()
+        !self.query.is_empty() || self.condition_asks().query
     }
 
     pub(super) fn asks_token(&self) -> bool {
-        !self.claims.is_empty()
-            || self.condition.as_ref().is_some_and(|condition| condition.asks().claims)
+        !self.claims.is_empty() || self.condition_asks().claims
     }
 
     /// Does the condition look at the request?
     pub(super) fn condition_asks_http(&self) -> bool {
-        self.condition.as_ref().is_some_and(|condition| condition.asks().http)
+        self.condition_asks().http
     }
 
     /// Why a deny rule holds that asks for what cannot be told of this request.
