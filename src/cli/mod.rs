@@ -2,6 +2,8 @@
 
 mod admin;
 mod audit;
+mod audit_export;
+mod audit_match;
 mod check;
 mod client;
 mod command;

@@ -9,6 +9,7 @@ mod cases;
 mod circumstances;
 mod claims;
 mod condition;
+mod deciding;
 mod decision;
 mod explain;
 mod export;

@@ -216,9 +216,17 @@ impl Lower {
         let Some((variable, kind)) = variable(name) else {
             return Err(format!("unknown variable {name}; there are {VARIABLES}"));
         };
+        let asks = &mut self.asks;
         match variable {
-            Variable::Claims => self.asks.claims = true,
-            Variable::Time => self.asks.time = true,
+            Variable::SourceId
+            | Variable::SourceTrustDomain
+            | Variable::SourcePath
+            | Variable::SourceNamespace
+            | Variable::SourceServiceAccount => asks.identity = true,
+            Variable::Path => (asks.http, asks.path) = (true, true),
+            Variable::Method | Variable::Host => asks.http = true,
+            Variable::Claims => (asks.http, asks.claims) = (true, true),
+            Variable::Time => asks.time = true,
             _ => {}
         }
         let cost = if variable == Variable::Path { COST_OF_LOOKUP } else { 1 };
@@ -268,6 +276,7 @@ impl Lower {
     }
 
     fn asks_named(&mut self, named: Named) {
+        self.asks.http = true;
         match named {
             Named::Headers => self.asks.headers = true,
             Named::Query => self.asks.query = true,

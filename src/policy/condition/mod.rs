@@ -26,6 +26,12 @@ pub(super) struct Condition {
 /// What an expression looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asks {
+    /// The caller's identity.
+    pub(super) identity: bool,
+    /// What only an HTTP request has.
+    pub(super) http: bool,
+    /// The request's path.
+    pub(super) path: bool,
     /// Header fields of the request.
     pub(super) headers: bool,
     /// The request's query.

@@ -163,11 +163,14 @@ fn a_query_that_cannot_be_read_cannot_be_told() {
 fn what_it_looks_at_is_known() {
     let asks = |text| Condition::compile(text).unwrap().asks();
     let nothing = Asks::default();
-    assert_eq!(asks("port == 1 && source.id != '' && request.path == '/'"), nothing);
-    assert_eq!(asks("has(token.claims.a)"), Asks { claims: true, ..nothing });
-    assert_eq!(asks("'a' in request.query"), Asks { query: true, ..nothing });
-    assert_eq!(asks("has(request.query.a)"), Asks { query: true, ..nothing });
-    assert_eq!(asks("request.headers['a'][0] == ''"), Asks { headers: true, ..nothing });
+    let http = Asks { http: true, ..nothing };
+    assert_eq!(asks("port == 1"), nothing);
+    assert_eq!(asks("source.id != ''"), Asks { identity: true, ..nothing });
+    assert_eq!(asks("request.path == '/'"), Asks { path: true, ..http });
+    assert_eq!(asks("has(token.claims.a)"), Asks { claims: true, ..http });
+    assert_eq!(asks("'a' in request.query"), Asks { query: true, ..http });
+    assert_eq!(asks("has(request.query.a)"), Asks { query: true, ..http });
+    assert_eq!(asks("request.headers['a'][0] == ''"), Asks { headers: true, ..http });
     assert_eq!(asks("request.time.getHours() < 3"), Asks { time: true, ..nothing });
 }
 
