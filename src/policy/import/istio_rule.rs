@@ -442,10 +442,14 @@ impl Istio<'_> {
 
     fn path_in_cel(&mut self, field: &str) {
         let sentence = match self.draft.allows() {
-            true => "said in CEL, since our templates do not mean the same: a path that can be read in several ways (`/a%20b`, \
-                     `//a`) is not allowed",
-            false => "said in CEL, since our templates do not mean the same: a path that can be read in several ways (`/a%20b`, \
-                      `//a`) is refused",
+            true => {
+                "said in CEL, since our templates do not mean the same: a path that can be read in several ways (`/a%20b`, \
+                     `//a`) is not allowed"
+            }
+            false => {
+                "said in CEL, since our templates do not mean the same: a path that can be read in several ways (`/a%20b`, \
+                      `//a`) is refused"
+            }
         };
         self.draft.refuses_more(field, sentence);
     }
