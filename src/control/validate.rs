@@ -161,6 +161,10 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
             }
             Ok(())
         }
+        Body::IdentityMode(mode) => {
+            patterns("workloads", &mode.workloads).map_err(in_configuration)?;
+            crate::policy::check_mode(mode).map_err(in_configuration)
+        }
         Body::Workload(workload) => {
             let id = workload.spiffe_id.parse::<SpiffeId>();
             let wrong = |why: &dyn std::fmt::Display| {

@@ -5,8 +5,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityPolicy, Kind,
-    PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
+    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityMode,
+    IdentityPolicy, Kind, PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
 };
 
 impl Kind {
@@ -24,6 +24,7 @@ impl Kind {
             Self::PluginMetadata => json!({"type": "object"}),
             Self::Ssls => schema::<Ssl>(),
             Self::IdentityPolicies => schema::<IdentityPolicy>(),
+            Self::IdentityModes => schema::<IdentityMode>(),
             Self::Workloads => schema::<Workload>(),
             Self::TrustDomains => schema::<DomainTrust>(),
             Self::Revocations => schema::<Revocation>(),

@@ -7,6 +7,7 @@
 //! | consumers, credentials | who has a route, service, plugin config or global rule with an auth plugin that they have a credential for |
 //! | consumer_groups | who has a consumer of the group |
 //! | identity_policies | sidecars and the ingress, of the SPIFFE IDs that `selector.workloads` names (none: all) |
+//! | identity_modes | sidecars and the ingress, of the SPIFFE IDs that `workloads` names (none: all) |
 //! | plugin_metadata | the ingress; a sidecar only of plugins that it runs |
 //! | global_rules, ssls | the ingress alone: in APISIX they belong to the gateway, and a sidecar has no public listener |
 //! | ssls of type `client` | who has an upstream that names them |
@@ -256,11 +257,11 @@ impl Scopes {
         Ok(self.replace(key, facts))
     }
 
-    /// An identity policy, a trust domain or a revocation that cannot be read: every data plane that it would concern must
+    /// An identity policy or mode, a trust domain or a revocation that cannot be read: every data plane that it would concern must
     /// know that it is there, so that it can refuse it by name and keep closed what it might have closed.
     pub fn put_unreadable(&mut self, key: &Key) -> Vec<Touched> {
         let choice = Choice::everybody(match key.0 {
-            Kind::IdentityPolicies => ENFORCING,
+            Kind::IdentityPolicies | Kind::IdentityModes => ENFORCING,
             _ => ALL,
         });
         self.replace(key, Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() })
@@ -528,6 +529,10 @@ impl Facts {
                 // What a selector that nobody can read selects is not known, so nobody may miss it.
                 let named = &policy.selector.workloads;
                 facts.choice = Choice::of(ENFORCING, named, rules)
+                    .unwrap_or_else(|_| Choice::everybody(ENFORCING));
+            }
+            Body::IdentityMode(mode) => {
+                facts.choice = Choice::of(ENFORCING, &mode.workloads, rules)
                     .unwrap_or_else(|_| Choice::everybody(ENFORCING));
             }
             Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
