@@ -5,8 +5,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityMode,
-    IdentityPolicy, Kind, PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
+    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityMode, IdentityPolicy,
+    Kind, PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
 };
 
 impl Kind {

@@ -72,11 +72,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// As [`Acceptor::accept`].
-    pub async fn accept_demanding<S>(
-        &self,
-        stream: S,
-        demand: Demand,
-    ) -> Result<Accepted<S>, Error>
+    pub async fn accept_demanding<S>(&self, stream: S, demand: Demand) -> Result<Accepted<S>, Error>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -97,11 +93,7 @@ impl Acceptor {
     }
 }
 
-fn config(
-    identity: &Identity,
-    demand: Demand,
-    protocols: &[&[u8]],
-) -> Result<ServerConfig, Error> {
+fn config(identity: &Identity, demand: Demand, protocols: &[&[u8]]) -> Result<ServerConfig, Error> {
     let verifier = Arc::new(PeerVerifier::accepting(&identity.trust).demanding(demand));
     let own = SingleCertAndKey::from(certified_svid(&identity.svid)?);
     let mut config = ServerConfig::builder_with_provider(provider())

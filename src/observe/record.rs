@@ -131,7 +131,7 @@ pub struct DecisionRecord<'a> {
     pub protocol: &'a str,
     /// As received; empty at layer 4.
     pub method: &'a [u8],
-    /// As received.
+    /// As received; at layer 4 the server name that the client asks for, where TLS is passed through.
     pub host: &'a [u8],
     /// As received, without the query.
     pub path: &'a [u8],
@@ -200,6 +200,8 @@ impl<'a> DecisionRecord<'a> {
 pub struct HandshakeRefusedRecord<'a> {
     /// See [`next_connection_id`].
     pub conn_id: u64,
+    /// The caller was let in all the same, as nobody: the identity mode is `observe`.
+    pub is_observed: bool,
     /// The socket's other end.
     pub src_addr: SocketAddr,
     /// The identity that was presented and not believed, if any could be read.
@@ -409,6 +411,8 @@ impl Record for DecisionRecord<'_> {
             fields.bytes("method", "method_b64", self.method);
             fields.bytes("host", "host_b64", self.host);
             fields.bytes("path", "path_b64", self.path);
+        } else if !self.host.is_empty() {
+            fields.bytes("host", "host_b64", self.host);
         }
         fields.some_number("status", self.status);
         fields.text("outcome", outcome(self.allowed));
@@ -478,7 +482,8 @@ impl Record for HandshakeRefusedRecord<'_> {
             dst.some_text("spiffe_id", self.dst_spiffe_id);
             dst.number("port", self.dst_port);
         });
-        fields.text("outcome", "deny");
+        fields.text("outcome", outcome(self.is_observed));
+        fields.some_text("mode", self.is_observed.then_some("observe"));
         fields.text("reason", self.reason);
         fields.some_text("detail", self.detail);
     }

@@ -23,9 +23,11 @@ impl Settings {
             ingress.proxy_protocol.introductions()?;
             ingress.senders()?;
             ingress.edge()?;
+            ingress.passthrough_doors()?;
         }
         if let Some(sidecar) = &self.sidecar {
             sidecar.proxy_protocol.introductions()?;
+            sidecar.tcp_doors()?;
         }
         check_log(&self.log)?;
         if let Some(control_api) = &self.control_api {

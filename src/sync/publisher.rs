@@ -394,10 +394,7 @@ fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
 fn is_for_everybody(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::IdentityPolicies
-            | Kind::IdentityModes
-            | Kind::TrustDomains
-            | Kind::Revocations
+        Kind::IdentityPolicies | Kind::IdentityModes | Kind::TrustDomains | Kind::Revocations
     )
 }
 
