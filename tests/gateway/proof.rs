@@ -13,7 +13,7 @@ use wardgate::mtls::Alpn;
 
 use crate::http2::{Client, request};
 use crate::mesh::{End, RawApp, RawStream, Wire};
-use crate::world::{PATIENCE, Part, Peer, Process, World, allow, eventually, get, soon};
+use crate::world::{PATIENCE, Part, Peer, Process, World, allow_switching, eventually, get, soon};
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -93,7 +93,7 @@ fn billing<'w>(world: &'w World, app: &RawApp, settings: &Value) -> Part<'w> {
         .sidecar("/billing")
         .set("sidecar.app", &json!(app.url()))
         .set("proof", settings)
-        .resources(&policies(&[allow("p", &[&world.id("/billing")], &callers)]))
+        .resources(&policies(&[allow_switching("p", &[&world.id("/billing")], &callers)]))
 }
 
 fn policies(policies: &[Value]) -> Value {
@@ -296,7 +296,7 @@ async fn whom_the_deny_list_names_is_gone_and_nobody_else() {
     let admin = control.admin();
     let callers = [world.id("/shop"), world.id("/web")];
     let callers: Vec<&str> = callers.iter().map(String::as_str).collect();
-    let policy = allow("p", &[&world.id("/billing")], &callers);
+    let policy = allow_switching("p", &[&world.id("/billing")], &callers);
     let revision = admin.put("/identity_policies/p", &policy).await;
     let billing = world
         .sidecar("/billing")
