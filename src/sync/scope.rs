@@ -757,6 +757,7 @@ pub(super) mod tests {
         let allow = |workloads: Value| json!({"action": "allow", "selector": {"workloads": workloads}, "rules": [{}]});
         world.put("identity_policies/cart", allow(json!([CART])));
         world.put("identity_policies/all", allow(json!([])));
+        world.put("identity_modes/cart", json!({"mode": "permissive", "workloads": [CART]}));
         world
     }
 
@@ -784,6 +785,7 @@ pub(super) mod tests {
             [
                 "consumer_groups/gold",
                 "consumers/bob",
+                "identity_modes/cart",
                 "identity_policies/all",
                 "identity_policies/cart",
                 "plugin_configs/limits",

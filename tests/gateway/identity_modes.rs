@@ -182,7 +182,7 @@ async fn a_mode_that_makes_no_sense_is_refused_and_one_that_cannot_be_read_means
         (json!({ "mode": "lax" }), "mode"),
         (json!({ "mode": "observe", "port": 1 }), "port"),
         (json!({ "mode": "observe", "ports": { "0": "observe" } }), "ports"),
-        (json!({ "mode": "observe", "ports": { "65536": "observe" } }), "ports"),
+        (json!({ "mode": "observe", "ports": { "65536": "observe" } }), "65536"),
         (json!({ "mode": "observe", "workloads": ["billing"] }), "workloads"),
         (json!({}), "mode"),
     ] {

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use wardgate::mtls::Alpn;
 
 use crate::mesh::RawApp;
@@ -34,7 +35,7 @@ fn policy(rules: Value) -> Value {
     json!({ "identity_policies": [{ "id": "p", "action": "allow", "rules": rules }] })
 }
 
-async fn opened(world: &World, who: &str, billing: &Process) -> impl TcpLike {
+async fn opened(world: &World, who: &str, billing: &Process) -> TlsStream<TcpStream> {
     let address = billing.address("tcp:db");
     world.peer(who).stream_to(address, &billing.id, Alpn::Http1).await.unwrap()
 }
@@ -237,7 +238,7 @@ async fn tls_is_passed_through_byte_by_byte_to_the_server_that_policy_admits() {
     }
     ingress.write_resources(&only_db);
     let denied =
-        ingress.record("the refusal of what is open", |record| record["outcome"] == "deny");
+        ingress.record("the refusal of what is open", |record| record["type"] == "decision" && record["outcome"] == "deny");
     assert_eq!(
         (&denied["host"], &denied["protocol"], &denied["reason"]),
         (&json!("web.shop.test"), &json!("tcp"), &json!("no_rule"))

@@ -48,9 +48,6 @@ impl Try {
         self
     }
 
-    fn by(self, method: &'static str) -> Self {
-        Self { method, ..self }
-    }
 }
 
 use Expected::{Kept, Malformed, Passes, Refused};

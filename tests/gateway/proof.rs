@@ -262,10 +262,11 @@ async fn policy_ends_what_it_refuses_by_now_and_leaves_the_rest_of_the_connectio
     let (never, _) = waiting.open(request("GET", "/never", &[]), true).await.unwrap();
 
     // Other words for the same.
-    declare(json!([rule("/web", &["/**"]), all("/shop")]));
+    let switch = |who: &str| json!({ "from": { "principals": [world.id(who)] }, "to": { "upgrades": ["websocket"] } });
+    declare(json!([rule("/web", &["/**"]), all("/shop"), switch("/web"), switch("/shop")]));
     applied(2);
     // /web may still ask for something.
-    declare(json!([rule("/web", &["/"]), all("/shop")]));
+    declare(json!([rule("/web", &["/"]), all("/shop"), switch("/shop")]));
     let answer = soon("a refusal", never).await.unwrap();
     assert_eq!(answer.status().as_u16(), 403);
     let denial = answer.headers()["x-wardgate-denial"].to_str().unwrap();
@@ -283,7 +284,7 @@ async fn policy_ends_what_it_refuses_by_now_and_leaves_the_rest_of_the_connectio
     billing.record("the refused tunnel", refused);
 
     // Nothing any more: the connection may ask once why, and ends.
-    declare(json!([all("/shop")]));
+    declare(json!([all("/shop"), switch("/shop")]));
     assert_eq!(web_held.idle.end().await, End::Clean);
     ended(&billing, "policy_changed", 6);
     shop_held.stand().await;
