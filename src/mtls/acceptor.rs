@@ -42,16 +42,18 @@ pub struct Accepted<S> {
 
 impl Acceptor {
     /// Accepts as whoever `identity` says at each handshake; what is spoken is HTTP.
+    #[expect(clippy::needless_pass_by_value, reason = "it is kept")]
     pub fn new(identity: Live<Identity>) -> Self {
-        Self::speaking(identity, &[b"h2", b"http/1.1"])
+        Self::speaking(&identity, &[b"h2", b"http/1.1"])
     }
 
     /// The same where nobody reads what is spoken: no protocol is agreed on.
+    #[expect(clippy::needless_pass_by_value, reason = "it is kept")]
     pub fn of_bytes(identity: Live<Identity>) -> Self {
-        Self::speaking(identity, &[])
+        Self::speaking(&identity, &[])
     }
 
-    fn speaking(identity: Live<Identity>, protocols: &'static [&'static [u8]]) -> Self {
+    fn speaking(identity: &Live<Identity>, protocols: &'static [&'static [u8]]) -> Self {
         let prepared = || Prepared::new(identity.clone());
         Self { prepared: prepared(), if_any: prepared(), nothing: prepared(), protocols }
     }

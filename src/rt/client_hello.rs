@@ -127,9 +127,9 @@ impl<'a> Reader<'a> {
     }
 
     /// A part that says in two bytes how long it is.
-    fn part(&mut self) -> Result<Reader<'a>, Malformed> {
+    fn part(&mut self) -> Result<Self, Malformed> {
         let length = usize::from(self.short()?);
-        self.take(length).map(Reader)
+        self.take(length).map(Self)
     }
 }
 

@@ -31,7 +31,7 @@ fn billing<'w>(world: &'w World, app: &RawApp, port: u16) -> Part<'w> {
         .set("status", &json!("127.0.0.1:0"))
 }
 
-fn policy(rules: Value) -> Value {
+fn policy(rules: &Value) -> Value {
     json!({ "identity_policies": [{ "id": "p", "action": "allow", "rules": rules }] })
 }
 
@@ -62,7 +62,7 @@ async fn rest(stream: &mut impl TcpLike) -> Vec<u8> {
 async fn a_tcp_application_is_reached_by_whom_a_rule_admits_to_its_port_and_by_nobody_else() {
     let (world, app, port) = (World::new(), loud(), free_port());
     let billing = billing(&world, &app, port)
-        .resources(&policy(json!([
+        .resources(&policy(&json!([
             { "name": "db", "from": { "principals": [world.id("/shop")] }, "to": { "ports": [port] } },
             { "name": "other", "from": { "principals": [world.id("/other")] }, "to": { "not_ports": [port] } },
             { "name": "web", "from": { "principals": [world.id("/web")] }, "to": { "paths": ["/**"] } },
@@ -112,7 +112,7 @@ async fn a_relayed_connection_ends_when_policy_refuses_it_and_drains_with_the_pr
     let (world, app, port) = (World::new(), loud(), free_port());
     let (shop, web) = (world.id("/shop"), world.id("/web"));
     let rules = |port: u16| {
-        policy(json!([
+        policy(&json!([
             { "name": "db", "from": { "principals": [shop] }, "to": { "ports": [port] } },
             { "name": "web", "from": { "principals": [web] } },
         ]))
@@ -237,8 +237,9 @@ async fn tls_is_passed_through_byte_by_byte_to_the_server_that_policy_admits() {
         soon("the echo", stream.read_exact(&mut seen)).await.unwrap();
     }
     ingress.write_resources(&only_db);
-    let denied =
-        ingress.record("the refusal of what is open", |record| record["type"] == "decision" && record["outcome"] == "deny");
+    let denied = ingress.record("the refusal of what is open", |record| {
+        record["type"] == "decision" && record["outcome"] == "deny"
+    });
     assert_eq!(
         (&denied["host"], &denied["protocol"], &denied["reason"]),
         (&json!("web.shop.test"), &json!("tcp"), &json!("no_rule"))
@@ -272,7 +273,7 @@ fn settings_of_layer_4_that_make_no_sense_are_refused_by_name() {
 #[tokio::test]
 async fn connections_of_layer_4_are_counted_and_limited_as_all_are() {
     let (world, app, port) = (World::new(), loud(), free_port());
-    let rules = policy(json!([{ "from": { "principals": [world.id("/shop")] } }]));
+    let rules = policy(&json!([{ "from": { "principals": [world.id("/shop")] } }]));
     let limits = json!({ "connections_per_listener": 1 });
     let billing = billing(&world, &app, port).set("limits", &limits).resources(&rules).start();
     let mut first = opened(&world, "/shop", &billing).await;

@@ -47,7 +47,6 @@ impl Try {
         self.headers.push((name, value.to_owned()));
         self
     }
-
 }
 
 use Expected::{Kept, Malformed, Passes, Refused};
@@ -134,18 +133,18 @@ fn everybody() -> Value {
     json!([{ "name": "all" }])
 }
 
-fn to(target: Value) -> Value {
+fn to(target: &Value) -> Value {
     json!([{ "name": "r", "to": target }])
 }
 
-fn when(circumstances: Value) -> Value {
+fn when(circumstances: &Value) -> Value {
     json!([{ "name": "r", "when": circumstances }])
 }
 
 #[tokio::test]
 async fn rows_45_to_52_no_spelling_of_a_path_or_a_host_gets_around_a_rule() {
     let it = Target::new();
-    let no_admin = || Some(to(json!({ "paths": ["/admin/**"] })));
+    let no_admin = || Some(to(&json!({ "paths": ["/admin/**"] })));
     it.row(
         45,
         everybody(),
@@ -177,7 +176,7 @@ async fn rows_45_to_52_no_spelling_of_a_path_or_a_host_gets_around_a_rule() {
     .await;
     it.row(
         46,
-        to(json!({ "paths": ["/files/**"] })),
+        to(&json!({ "paths": ["/files/**"] })),
         None,
         &[
             get("/files/a", Passes),
@@ -205,9 +204,9 @@ async fn rows_45_to_52_no_spelling_of_a_path_or_a_host_gets_around_a_rule() {
     let answer = peer.raw(&it.billing, line.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "row 48: {answer}");
     it.row(48, everybody(), no_admin(), &[get("/admin%23x", DENIED)]).await;
-    it.row(49, everybody(), Some(to(json!({ "paths": ["/admin/**"] }))), &[get("/Admin", Passes)])
+    it.row(49, everybody(), Some(to(&json!({ "paths": ["/admin/**"] }))), &[get("/Admin", Passes)])
         .await;
-    let folded = to(json!({ "paths": ["/admin/**"], "ignore_case": true }));
+    let folded = to(&json!({ "paths": ["/admin/**"], "ignore_case": true }));
     it.row(
         49,
         everybody(),
@@ -233,7 +232,7 @@ async fn rows_45_to_52_no_spelling_of_a_path_or_a_host_gets_around_a_rule() {
         ],
     )
     .await;
-    let no_host = || Some(to(json!({ "hosts": ["admin.example.com"] })));
+    let no_host = || Some(to(&json!({ "hosts": ["admin.example.com"] })));
     let host = |host: &str, expected| get("/", expected).with("host", host);
     it.row(
         51,
@@ -249,7 +248,7 @@ async fn rows_45_to_52_no_spelling_of_a_path_or_a_host_gets_around_a_rule() {
         ],
     )
     .await;
-    let wildcard = to(json!({ "hosts": ["*.example.com"] }));
+    let wildcard = to(&json!({ "hosts": ["*.example.com"] }));
     it.row(
         52,
         wildcard,
@@ -277,7 +276,7 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
             .with("x-http-method", "DELETE")
             .with("x_http_method_override", "DELETE")
     };
-    it.policies(to(json!({ "methods": ["GET"] })), None).await;
+    it.policies(to(&json!({ "methods": ["GET"] })), None).await;
     let seen = it.seen(53, overrides()).await;
     let names: Vec<&String> = seen["headers"].as_object().unwrap().keys().collect();
     assert!(!names.iter().any(|name| name.contains("method")), "row 53: {names:?}");
@@ -290,7 +289,7 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
         values.iter().fold(get("/", expected), |one, value| one.with("x-role", value))
     };
     let is = |value: &str| {
-        when(json!({ "headers": [{ "name": "X-Role", "values": [value], "present": true }] }))
+        when(&json!({ "headers": [{ "name": "X-Role", "values": [value], "present": true }] }))
     };
     it.row(
         54,
@@ -323,7 +322,7 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
         if let Some(present) = present {
             entry["present"] = json!(present);
         }
-        when(json!({ "headers": [entry] }))
+        when(&json!({ "headers": [entry] }))
     };
     it.row(
         55,
@@ -358,14 +357,14 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
     .await;
     it.row(
         55,
-        when(json!({ "headers": [{ "name": "x-role", "present": false }] })),
+        when(&json!({ "headers": [{ "name": "x-role", "present": false }] })),
         None,
         &[role(&[], Passes), role(&["user"], NO_RULE)],
     )
     .await;
     // 58
     let a_is = |value: &str| {
-        when(json!({ "query": [{ "name": "a", "values": [value], "present": true }] }))
+        when(&json!({ "query": [{ "name": "a", "values": [value], "present": true }] }))
     };
     it.row(
         58,
@@ -401,8 +400,8 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
     it.admin.put("/routes/old", &route).await;
     it.row(
         59,
-        to(json!({ "paths": ["/old/**"] })),
-        Some(to(json!({ "paths": ["/admin/**"] }))),
+        to(&json!({ "paths": ["/old/**"] })),
+        Some(to(&json!({ "paths": ["/admin/**"] }))),
         &[
             get("/old/x", Passes),
             get("/old/admin", DENIED),
@@ -435,7 +434,7 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
     .await;
     it.row(
         60,
-        to(json!({ "upgrades": ["websocket"] })),
+        to(&json!({ "upgrades": ["websocket"] })),
         None,
         &[
             // The application answers without a switch.
@@ -447,7 +446,7 @@ async fn rows_53_to_60_no_field_no_query_no_rewrite_and_no_switch_gets_around_a_
     it.row(
         60,
         json!([{}, { "to": { "upgrades": ["*"] } }]),
-        Some(to(json!({ "paths": ["/chat"] }))),
+        Some(to(&json!({ "paths": ["/chat"] }))),
         &[switch("websocket", DENIED)],
     )
     .await;

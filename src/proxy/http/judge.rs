@@ -76,7 +76,10 @@ pub(in crate::proxy) const fn lot(connection: u64) -> u8 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^= mixed >> 31;
-    ((mixed >> 32) * 100 >> 32) as u8
+    let lot = ((mixed >> 32) * 100) >> 32;
+    #[expect(clippy::cast_possible_truncation, reason = "it is below 100")]
+    let lot = lot as u8;
+    lot
 }
 
 /// The facts that do not depend on what is asked for.
