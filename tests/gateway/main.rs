@@ -32,6 +32,7 @@ mod issuer;
 mod jwt_svid;
 mod keys;
 mod layer4;
+mod learn;
 mod life;
 mod limits;
 mod load;
