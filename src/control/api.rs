@@ -61,7 +61,7 @@ const fn row(kind: Kind, schema: &'static str, id: IdRule, post: bool, patch: bo
     Row { kind, name: kind.singular(), schema, id, post, patch }
 }
 
-const TABLE: [Row; 14] = [
+const TABLE: [Row; 15] = [
     row(Kind::Routes, "route", IdRule::Generic, true, true),
     row(Kind::Services, "service", IdRule::Generic, true, true),
     row(Kind::Upstreams, "upstream", IdRule::Generic, true, true),
@@ -73,6 +73,7 @@ const TABLE: [Row; 14] = [
     row(Kind::PluginMetadata, "plugin_metadata", IdRule::Plugin, false, false),
     row(Kind::Ssls, "ssl", IdRule::Generic, true, true),
     row(Kind::IdentityPolicies, "identity_policy", IdRule::Generic, true, true),
+    row(Kind::IdentityModes, "identity_mode", IdRule::Generic, true, true),
     row(Kind::Workloads, "workload", IdRule::Generic, true, true),
     row(Kind::TrustDomains, "trust_domain", IdRule::TrustDomain, false, true),
     row(Kind::Revocations, "revocation", IdRule::Generic, true, true),

@@ -22,6 +22,8 @@ pub(super) fn millis(unix_seconds: i64) -> u64 {
 pub struct HandshakeRefusedRecord<'a> {
     /// See [`next_connection_id`].
     pub conn_id: u64,
+    /// The caller was let in all the same, as nobody: the identity mode is `observe`.
+    pub is_observed: bool,
     /// The socket's other end.
     pub src_addr: SocketAddr,
     /// The identity that was presented and not believed, if any could be read.
@@ -250,7 +252,8 @@ impl Record for HandshakeRefusedRecord<'_> {
             dst.number("port", self.dst_port);
         });
         redaction.write_key(None, fields);
-        fields.text("outcome", "deny");
+        fields.text("outcome", outcome(self.is_observed));
+        fields.some_text("mode", self.is_observed.then_some("observe"));
         fields.text("reason", self.reason);
         redaction.sentence(fields, self.detail);
     }

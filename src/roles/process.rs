@@ -198,6 +198,8 @@ pub(super) fn enrolled_file(settings: &Settings, part: &str) -> PathBuf {
 pub struct Running {
     /// Where the doors of its data planes listen.
     pub doors: Vec<(Listeners, SocketAddr)>,
+    /// Where the doors of its data planes listen whose bytes are passed on unread, by name.
+    pub relays: Vec<(String, SocketAddr)>,
     /// Where its status port listens.
     pub status: Option<SocketAddr>,
     /// Where its control API listens.
@@ -276,6 +278,7 @@ impl Running {
         let (warnings, warned) = Publisher::new(settings.warnings.clone());
         let mut running = Self {
             doors: Vec::new(),
+            relays: Vec::new(),
             status: None,
             control_api: None,
             admin: None,
@@ -541,6 +544,7 @@ impl Running {
                 plan.stapling = ingress.stapling();
                 plan.introductions = ingress.proxy_protocol.introductions()?;
                 plan.senders = ingress.senders()?;
+                plan.passthrough = ingress.passthrough_doors()?;
                 plan.tls = Arc::new(ingress.edge()?);
                 plan.acme =
                     ingress.acme.clone().map(|acme| (acme, settings.state_dir.join("acme")));
@@ -554,6 +558,7 @@ impl Running {
                 plan.inbound = Some(sidecar.inbound);
                 plan.outbound = Some(sidecar.outbound);
                 plan.app.clone_from(&sidecar.app);
+                plan.tcp = sidecar.tcp_doors()?;
                 plan.introductions = sidecar.proxy_protocol.introductions()?;
             }
         }
@@ -574,9 +579,21 @@ impl Running {
             };
             self.shared.facts.listens(name, address);
         }
+        for (name, address) in role.relays() {
+            self.shared.facts.listens(name, address);
+        }
+        self.relays.extend_from_slice(role.relays());
+        let mesh_ports = role.mesh_ports();
         let (configuration, keeper) = (role.configuration(), role.keeper());
         let (roster, discovery) = (role.roster().clone(), role.discovery().clone());
-        self.shared.facts.has_plane(Plane { part, configuration, keeper, roster, discovery });
+        self.shared.facts.has_plane(Plane {
+            part,
+            configuration,
+            keeper,
+            roster,
+            discovery,
+            mesh_ports,
+        });
         self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())

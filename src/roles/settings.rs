@@ -22,8 +22,8 @@ use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
 use crate::observe::{DecisionLogSettings, LogSettings};
 use crate::proxy::{
-    Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
-    Senders,
+    Introductions, InvalidLimit, LimitSettings, PassthroughDoor, PassthroughSettings, ProofLimits,
+    ProxyProtocolSettings, RealIpSettings, Senders, TcpDoor, TcpSettings,
 };
 use crate::snapshot::RouterSettings;
 use crate::store;
@@ -249,6 +249,9 @@ pub struct SidecarSettings {
     /// Where the PROXY protocol is spoken to us; nowhere when not given.
     #[serde(default)]
     pub proxy_protocol: SidecarProxyProtocol,
+    /// TCP applications beside the one that speaks HTTP.
+    #[serde(default)]
+    pub tcp: Vec<TcpSettings>,
 }
 
 /// The PROXY protocol at a sidecar's doors. It tells for whom a connection is, and never who it is: that is the handshake's.
@@ -354,6 +357,9 @@ pub struct IngressSettings {
     /// Where the PROXY protocol is spoken to us; nowhere when not given.
     #[serde(default)]
     pub proxy_protocol: IngressProxyProtocol,
+    /// Where TLS is passed through to servers that terminate it themselves.
+    #[serde(default)]
+    pub passthrough: Vec<PassthroughSettings>,
     /// Addresses and networks of the proxies before us whose `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` and `Forwarded` are
     /// believed; what anybody else says there is taken off. When not given, nobody's `-Proto`, `-Host`, `-Port` and `Forwarded`
     /// are, and `X-Forwarded-For` is continued whoever began it.
@@ -364,7 +370,29 @@ pub struct IngressSettings {
     pub real_ip: Option<RealIpSettings>,
 }
 
+impl SidecarSettings {
+    /// The TCP applications.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn tcp_doors(&self) -> Result<Vec<TcpDoor>, Error> {
+        TcpSettings::parse(&self.tcp)
+            .map_err(|error| Error::Setting { field: "sidecar.tcp", problem: error.to_string() })
+    }
+}
+
 impl IngressSettings {
+    /// Where TLS is passed through.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn passthrough_doors(&self) -> Result<Vec<PassthroughDoor>, Error> {
+        PassthroughSettings::parse(&self.passthrough).map_err(|error| Error::Setting {
+            field: "ingress.passthrough",
+            problem: error.to_string(),
+        })
+    }
+
     /// Who may speak for others.
     ///
     /// # Errors

@@ -24,9 +24,11 @@ impl Settings {
             ingress.proxy_protocol.introductions()?;
             ingress.senders()?;
             ingress.edge()?;
+            ingress.passthrough_doors()?;
         }
         if let Some(sidecar) = &self.sidecar {
             sidecar.proxy_protocol.introductions()?;
+            sidecar.tcp_doors()?;
         }
         check_log(&self.log)?;
         OutputSettings::check_all(&self.audit.outputs)?;

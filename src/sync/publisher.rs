@@ -392,7 +392,10 @@ fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
 
 /// Kinds that every data plane must know of, readable or not, so that it keeps closed what they might have closed.
 fn is_for_everybody(kind: Kind) -> bool {
-    matches!(kind, Kind::IdentityPolicies | Kind::TrustDomains | Kind::Revocations)
+    matches!(
+        kind,
+        Kind::IdentityPolicies | Kind::IdentityModes | Kind::TrustDomains | Kind::Revocations
+    )
 }
 
 fn json_text(value: &Value) -> Bytes {
