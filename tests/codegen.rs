@@ -63,6 +63,16 @@ const ALL: &[Generated] = &[
         transport: false,
     },
     Generated {
+        proto: "records.proto",
+        package: "wardgate.records.v1",
+        out: "audit/generated/records.rs",
+        client: true,
+        server: true,
+        without_debug: &[],
+        shared_bytes: &[".wardgate.records.v1"],
+        transport: false,
+    },
+    Generated {
         proto: "workload.proto",
         package: "",
         out: "identity/generated/workload.rs",

@@ -2,10 +2,17 @@
 //!
 //! `observe` writes the log; this room only reads it. It is a door: it defines nothing itself.
 
+mod collection;
 mod destination;
+mod generated;
 mod record;
 mod seen;
 
+pub use collection::{
+    Alarm, Archive, ArchiveError, ArchiveFinding, ArchiveSettings, Archived, Callers, ChainFacts,
+    ChainReport, Collector, Cursor, Dial, FILTERS, Filter, MayShip, Order, Origin, OwnLog, Page,
+    Reach, ShippedBy, Shipping, Taken, WhoDid, duration, names, records_service,
+};
 pub use destination::{Destination, Line, Undelivered};
-pub use record::{Nearest, Record, Source, Target, WouldBe, unix_millis};
+pub use record::{Nearest, Record, Source, Target, WouldBe, time_text, unix_millis};
 pub use seen::{Lines, Outcome, Seen};

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::chain::{self, Link};
+use super::collected::CollectionRecord;
+use super::countersign::CountersignedRecord;
 use super::error::Error;
 use super::heir::{Orders, Output};
 use super::json::{self, Fields};
@@ -207,6 +209,22 @@ impl AuditLane {
     /// # Errors
     /// There is no room even in the reserved part.
     pub fn config(&self, record: &ConfigRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records that somebody countersigned a seal of this log. Dropped and counted when there is no room.
+    ///
+    /// # Errors
+    /// As [`AuditLane::decision`], if the log is required.
+    pub fn countersigned(&self, record: &CountersignedRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records what was found about a collected log.
+    ///
+    /// # Errors
+    /// There is no room even in the reserved part.
+    pub fn collection(&self, record: &CollectionRecord<'_>) -> Result<(), Full> {
         self.record(record)
     }
 
@@ -450,7 +468,11 @@ impl Writer {
         self.link = Link { seq: self.link.seq + 1, hash };
         self.records += 1;
         self.unsealed += 1;
-        self.unsealed_since.get_or_insert_with(Instant::now);
+        // What tells of a seal's countersignature waits for a seal of its own until there is something else to seal: otherwise
+        // the two would make each other for ever.
+        if kind != Type::Countersigned {
+            self.unsealed_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Signs for everything up to here, when it is time for that and there is somebody to sign.

@@ -6,6 +6,8 @@
 mod access;
 mod audit;
 mod chain;
+mod collected;
+mod countersign;
 mod denial;
 mod error;
 mod health;
@@ -25,6 +27,10 @@ pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
 pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
 pub use chain::{
     Acknowledged, Expected, FileReport, Finding, VerifyReport, find_denial, log_files, verify,
+};
+pub use collected::CollectionRecord;
+pub use countersign::{
+    ChainLine, Countersignature, Countersigned, CountersignedRecord, Countersigner, GoodSeal, Seals,
 };
 pub use denial::DenialId;
 pub use error::Error;
