@@ -51,8 +51,8 @@ pub mod answer {
 /// Everything up to this record is on the control plane's disk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Stored {
-    #[prost(uint64, tag = "1")]
-    pub seq: u64,
+    #[prost(uint32, tag = "1")]
+    pub lines: u32,
     /// The newest seal among them, countersigned; none when there was no seal, or when the control plane has nothing to sign with.
     #[prost(message, optional, tag = "2")]
     pub countersignature: ::core::option::Option<Countersignature>,
@@ -60,8 +60,8 @@ pub struct Stored {
 /// This record will never be taken; those before it in the batch are stored.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
-    #[prost(uint64, tag = "1")]
-    pub seq: u64,
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
     /// A sentence for people.
     #[prost(string, tag = "2")]
     pub why: ::prost::alloc::string::String,
