@@ -5,6 +5,7 @@
 mod collection;
 mod destination;
 mod generated;
+pub mod learn;
 mod record;
 mod seen;
 

@@ -10,6 +10,7 @@ mod dev;
 mod explain;
 mod identity;
 mod paint;
+mod policy;
 mod run;
 mod status;
 mod text;

@@ -533,6 +533,26 @@ pub(super) fn rotated_name(log: &Path, number: u64) -> PathBuf {
     log.with_file_name(format!("{stem}-{number:06}{}", extension.unwrap_or_default()))
 }
 
+/// The number of the file that this one continues, as its first record names it.
+pub(super) fn continued(log: &Path) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct First {
+        continues: String,
+    }
+    let mut line = Vec::new();
+    BufReader::new(File::open(log).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
+    let First { continues } = serde_json::from_slice(&line).ok()?;
+    number_of(log, &log.with_file_name(continues))
+}
+
+/// The number of a file that was rotated from this log.
+fn number_of(log: &Path, rotated: &Path) -> Option<u64> {
+    let stem = log.file_stem()?.to_str()?;
+    let name = rotated.file_stem()?.to_str()?;
+    let number: u64 = name.strip_prefix(stem)?.strip_prefix('-')?.parse().ok()?;
+    (rotated_name(log, number) == rotated).then_some(number)
+}
+
 /// The files of a log from the oldest to the newest: those that were rotated from it, and the log itself.
 pub fn log_files(log: &Path) -> Vec<PathBuf> {
     let older = rotated(log).into_iter().map(|(_, path)| path);
@@ -546,13 +566,10 @@ pub(super) fn rotated(log: &Path) -> Vec<(u64, PathBuf)> {
         _ => Path::new("."),
     };
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let stem = log.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
             let path = log.with_file_name(entry.ok()?.file_name());
-            let name = path.file_stem()?.to_str()?;
-            let number: u64 = name.strip_prefix(&stem)?.parse().ok()?;
-            (rotated_name(log, number) == path).then_some((number, path))
+            Some((number_of(log, &path)?, path))
         })
         .collect();
     found.sort();

@@ -17,6 +17,7 @@ mod lane;
 mod log_file;
 mod logging;
 mod metrics;
+mod progress;
 mod record;
 mod seal;
 
@@ -38,6 +39,7 @@ pub use health::{Gate, Readiness, router, status_router};
 pub use lane::{Full, Stalled};
 pub use logging::{LogFormat, LogSettings, start as start_logging};
 pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
+pub use progress::{Hold, Progress};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,
     HandshakeRefusedRecord, IdentityRecord, IssuerRecord, Nearest, TokenFacts, WouldBe,

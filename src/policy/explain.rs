@@ -114,6 +114,7 @@ impl Policy {
             Clause::Hosts => (texts(&rule.to.hosts), http(|http| http.host.to_string())),
             Clause::Paths => (texts(&rule.to.paths), http(|http| http.path.to_string())),
             Clause::NotPaths => (texts(&rule.to.not_paths), http(|http| http.path.to_string())),
+            _ => (Vec::new(), String::new()),
         };
         Failure { clause, wanted, found }
     }

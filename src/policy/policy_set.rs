@@ -49,6 +49,18 @@ pub struct Policy {
     /// policy, share theirs.
     standings: Mutex<HashMap<SpiffeId, Arc<Met>>>,
     nobody: Arc<Met>,
+    asks: Asks,
+}
+
+/// Which facts the rules look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asks {
+    fields: bool,
+    query: bool,
+    token: bool,
+    time: bool,
+    lot: bool,
+    method: bool,
 }
 
 /// What is kept of a policy beside its rules.
@@ -215,9 +227,40 @@ impl Policy {
             broken_allow: broken_allow.into(),
             standings: Mutex::default(),
             nobody: Arc::default(),
+            asks: Asks::default(),
         };
         policy.nobody = Arc::new(policy.meet(None));
         (policy, rejected)
+    }
+
+    /// Does a rule look at header fields? Where none does, an action needs none.
+    pub fn asks_fields(&self) -> bool {
+        self.asks.fields
+    }
+
+    /// Does a rule look at the query?
+    pub fn asks_query(&self) -> bool {
+        self.asks.query
+    }
+
+    /// Does a rule look at the caller's token? Where none does, no decision awaits one.
+    pub fn asks_token(&self) -> bool {
+        self.asks.token
+    }
+
+    /// Does a rule look at the time?
+    pub fn asks_time(&self) -> bool {
+        self.asks.time
+    }
+
+    /// Is a rule in canary mode? Where none is, the connection's lot decides nothing.
+    pub fn asks_lot(&self) -> bool {
+        self.asks.lot
+    }
+
+    /// Does a rule look at the method? Then fields that would override it behind us must go.
+    pub fn asks_method(&self) -> bool {
+        self.asks.method
     }
 
     /// How many rules select this workload.
@@ -286,6 +329,7 @@ impl Policy {
         Decision {
             outcome,
             would_be: self.would_be(met, standing.caller.as_ref(), &facts, outcome),
+            awaits_token: false,
         }
     }
 
@@ -297,7 +341,7 @@ impl Policy {
         }
         let outcome = Outcome::Allow(None);
         if !self.watched.selects(&facts, &self.policies) {
-            return Decision { outcome, would_be: None };
+            return Decision { outcome, would_be: None, awaits_token: false };
         }
         let mut anew = None;
         let met = self.current(standing, &mut anew);
@@ -309,7 +353,7 @@ impl Policy {
                 None => Some(Outcome::Deny(Reason::NoRule, None)),
             },
         };
-        Decision { outcome, would_be }
+        Decision { outcome, would_be, awaits_token: false }
     }
 
     /// Does an enforced policy select this route? Public routes that none selects are open.
