@@ -79,6 +79,8 @@ pub(super) struct Head {
     /// The first record of a file says so.
     #[serde(default)]
     opens: bool,
+    #[serde(default)]
+    outcome: Option<String>,
 }
 
 pub(super) struct Line {
@@ -107,6 +109,35 @@ pub(super) fn parse(line: &[u8]) -> Result<Line, String> {
     }
     let holds = hash(&prev, &line[..at]) == stored && head.hash == hex::encode(stored);
     Ok(Line { head, prev, hash: stored, holds })
+}
+
+/// What one line of a log says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineFacts {
+    /// Its number in the chain.
+    pub seq: u64,
+    /// The record's type, as `decision`.
+    pub kind: String,
+    /// When it happened, RFC 3339.
+    pub time: String,
+    /// `allow` or `deny`, if the record has an outcome.
+    pub outcome: Option<String>,
+    /// The hash of the record before, 64 digits.
+    pub prev: String,
+    /// Its own hash, 64 digits.
+    pub hash: String,
+    /// The hash fits the content.
+    pub holds: bool,
+}
+
+/// Reads one line of a log by itself, without its line end.
+///
+/// # Errors
+/// The line is no record; the sentence says why.
+pub fn read_line(line: &[u8]) -> Result<LineFacts, String> {
+    let Line { head, holds, .. } = parse(line)?;
+    let Head { seq, kind, time, outcome, prev, hash, .. } = head;
+    Ok(LineFacts { seq, kind, time, outcome, prev, hash, holds })
 }
 
 /// Where a chain stands: the last record's number and hash.

@@ -27,7 +27,8 @@ mod proof;
 pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
 pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
 pub use chain::{
-    Acknowledged, Expected, FileReport, Finding, VerifyReport, find_denial, log_files, verify,
+    Acknowledged, Expected, FileReport, Finding, LineFacts, VerifyReport, find_denial, log_files,
+    read_line, verify,
 };
 pub use collected::CollectionRecord;
 pub use countersign::{
@@ -43,5 +44,5 @@ pub use progress::{Hold, Progress};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,
     HandshakeRefusedRecord, IdentityRecord, IssuerRecord, Nearest, TokenFacts, WouldBe,
-    next_connection_id,
+    next_connection_id, record_types,
 };
