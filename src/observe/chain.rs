@@ -17,7 +17,7 @@ use crate::identity::TrustBundle;
 use crate::rt::crypto::digest::{Context, SHA256};
 
 /// A hash, or what stands in its place before the first record.
-pub type Hash = [u8; 32];
+pub(super) type Hash = [u8; 32];
 
 /// How a line ends: `,"hash":"<64 digits>"}`.
 const HASH_KEY: &[u8] = b",\"hash\":\"";

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::chain::{self, Hash};
+use super::chain;
 use super::json::{self, Fields};
 use super::record::{Record, Type};
 use super::seal::{Place, Seal, SealJudge, Sealer, check_signature, vouched};
@@ -298,9 +298,9 @@ pub struct ChainLine {
     /// The process that wrote it.
     pub boot_id: String,
     /// The hash of the record before; zeros begin a chain.
-    pub prev: Hash,
+    pub prev: [u8; 32],
     /// Its own hash.
-    pub hash: Hash,
+    pub hash: [u8; 32],
 }
 
 impl ChainLine {

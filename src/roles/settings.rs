@@ -13,6 +13,7 @@ use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
+use crate::audit::ArchiveSettings;
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
@@ -422,6 +423,9 @@ pub struct ControlSettings {
     /// `spiffe://<trust domain>/wardgate/ingress` when not given.
     #[serde(default)]
     pub ingress_ids: Vec<String>,
+    /// The archive of all decision logs.
+    #[serde(default)]
+    pub audit: ArchiveSettings,
 }
 
 fn default_admin() -> SocketAddr {
@@ -430,6 +434,17 @@ fn default_admin() -> SocketAddr {
 
 fn default_feed() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 9185))
+}
+
+/// Whether a process hands its decision log to the control plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShipSetting {
+    /// When there is a control plane: `control_plane`, or role control in the same process.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Settings of role issuer.
@@ -578,6 +593,9 @@ pub struct AuditSettings {
     /// Writes every record to standard output as well.
     #[serde(default)]
     pub stdout: bool,
+    /// Whether records go to the control plane's archive (docs/audit-collection.md).
+    #[serde(default)]
+    pub ship: ShipSetting,
 }
 
 impl Settings {

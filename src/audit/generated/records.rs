@@ -48,9 +48,10 @@ pub mod answer {
         Refused(super::Refused),
     }
 }
-/// Everything up to this record is on the control plane's disk.
+/// The whole batch is on the control plane's disk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Stored {
+    /// How many lines it had.
     #[prost(uint32, tag = "1")]
     pub lines: u32,
     /// The newest seal among them, countersigned; none when there was no seal, or when the control plane has nothing to sign with.
@@ -60,6 +61,7 @@ pub struct Stored {
 /// This record will never be taken; those before it in the batch are stored.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
+    /// Its place in the batch, from 0.
     #[prost(uint32, tag = "1")]
     pub index: u32,
     /// A sentence for people.
