@@ -1,6 +1,8 @@
 //! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
+mod archive;
 mod audit;
+mod central;
 mod check;
 mod client;
 mod command;
@@ -13,6 +15,8 @@ mod paint;
 mod policy;
 mod run;
 mod status;
+mod tap;
 mod text;
+mod who_did;
 
 pub use command::main;

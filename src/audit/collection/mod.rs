@@ -13,6 +13,8 @@ mod service;
 mod settings;
 mod shipping;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use archive::Archive;
