@@ -1,5 +1,6 @@
 //! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
+mod admin;
 mod archive;
 mod audit;
 mod central;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use wardgate::rt::crypto::digest::{SHA256, digest};
 
 use crate::world::{
-    Admin, App, Ended, Process, World, allow, eventually, eventually_async, run, wardgate,
+    Admin, App, Ended, Process, World, eventually, eventually_async, run, wardgate,
 };
 
 /// A control plane, and its sidecars /billing and /cart, which let /shop read.
@@ -22,7 +22,8 @@ struct Mesh {
 async fn mesh(world: &World, app: &App) -> Mesh {
     let control = world.control().start();
     let admin = control.admin();
-    let policy = allow("read", &["GET"], &[&world.id("/shop")]);
+    let rule = json!({ "name": "read", "from": { "principals": [world.id("/shop")] }, "to": { "methods": ["GET"] } });
+    let policy = json!({ "id": "read", "action": "allow", "rules": [rule] });
     admin.put("/identity_policies/read", &policy).await;
     let start = |path: &str| world.sidecar(path).app(app).fed_by(&control).start();
     let (billing, cart) = (start("/billing"), start("/cart"));
@@ -112,13 +113,17 @@ async fn what_data_planes_decide_is_at_the_control_plane_and_answers_questions()
     let local = run(["who-did", "billing", "--log", billing.audit_file().to_str().unwrap()]).good();
     assert!(local.contains(&shop_id), "{local}");
     let why = ask(&admin, &["explain", "denial", &denied]).good();
-    assert!(why.contains(&denied) && why.contains("the archive") && why.contains(&billing_id), "{why}");
+    assert!(
+        why.contains(&denied) && why.contains("the archive") && why.contains(&billing_id),
+        "{why}"
+    );
     let tail = ask(&admin, &["audit", "tail", "-n", "50", "--denied"]).good();
     assert!(tail.contains(&denied) && tail.contains(&stolen), "{tail}");
 
     // What is asked stands on record, and is collected itself.
     eventually_async("the question is on record", || async {
-        let found = admin.get("/audit/records?type=admin&path_prefix=/apisix/admin/audit/who-did").await;
+        let found =
+            admin.get("/audit/records?type=admin&path_prefix=/apisix/admin/audit/who-did").await;
         found["records"].as_array().filter(|found| !found.is_empty()).map(|_| ())
     })
     .await;
@@ -213,7 +218,7 @@ async fn a_control_plane_that_is_killed_again_and_again_loses_nothing() {
 async fn a_log_that_was_changed_or_cut_after_it_was_shipped_is_found_out() {
     let world = World::new();
     let app = App::echo("app");
-    let Mesh { control: _control, mut billing, cart: _cart, admin } = mesh(&world, &app).await;
+    let Mesh { control, mut billing, cart: _cart, admin } = mesh(&world, &app).await;
     let thief = world.peer("/thief");
     let mut denials = Vec::new();
     for _ in 0..5 {
@@ -239,7 +244,11 @@ async fn a_log_that_was_changed_or_cut_after_it_was_shipped_is_found_out() {
     let last = lines.iter().position(|line| line.contains(&denials[4])).unwrap();
     let (alone, compared) = verify(&(lines[..last].join("\n") + "\n"));
     assert_eq!((alone, compared.code), (Some(0), Some(1)), "{}", compared.out);
-    assert!(compared.out.contains("[cut_off]") && compared.out.contains("its end was cut off"), "{}", compared.out);
+    assert!(
+        compared.out.contains("[cut_off]") && compared.out.contains("its end was cut off"),
+        "{}",
+        compared.out
+    );
 
     // A refusal becomes an allowed request, and everything behind it is chained to that, without seals.
     let at = lines.iter().position(|line| line.contains(&denials[2])).unwrap();
@@ -255,17 +264,17 @@ async fn a_log_that_was_changed_or_cut_after_it_was_shipped_is_found_out() {
     // The data plane comes back with that log: it is not taken for the one that was stored.
     std::fs::write(&file, &forged).unwrap();
     forget_cursors(&billing.state);
-    let again = world.sidecar("/billing").app(&app).set(
-        "control_plane",
-        &json!({ "address": _control.address("feed").to_string() }),
-    );
+    let again = world
+        .sidecar("/billing")
+        .app(&app)
+        .set("control_plane", &json!({ "address": control.address("feed").to_string() }));
     let again = again.start();
     eventually_async("an alarm", || async {
         let alarms = admin.get("/audit/alarms").await["alarms"].as_array().unwrap().clone();
         alarms.into_iter().find(|alarm| alarm["code"] == "rewritten")
     })
     .await;
-    let alarm = _control.record_with("/alarm", &json!("rewritten"));
+    let alarm = control.record_with("/alarm", &json!("rewritten"));
     assert_eq!((&alarm["type"], &alarm["origin"]), (&json!("loss"), &json!(world.id("/billing"))));
     has(&admin, &denials).await;
     assert_eq!(ask(&admin, &["audit", "verify"]).code, Some(1), "the alarm stays");
@@ -275,7 +284,9 @@ async fn a_log_that_was_changed_or_cut_after_it_was_shipped_is_found_out() {
 /// The lines with the one at `at` saying another outcome, each behind it chained to it, and no seal behind it.
 fn chained_anew(lines: &[&str], at: usize) -> String {
     let mut out: Vec<String> = lines[..at].iter().map(|line| (*line).to_owned()).collect();
-    let hash_of = |line: &str| serde_json::from_str::<Value>(line).unwrap()["hash"].as_str().unwrap().to_owned();
+    let hash_of = |line: &str| {
+        serde_json::from_str::<Value>(line).unwrap()["hash"].as_str().unwrap().to_owned()
+    };
     let mut prev = hash_of(&out[at - 1]);
     let mut seq = at as u64 + 1;
     for (number, line) in lines.iter().enumerate().skip(at) {
@@ -284,7 +295,8 @@ fn chained_anew(lines: &[&str], at: usize) -> String {
             continue;
         }
         let mut open = line.split(",\"prev\":\"").next().unwrap().to_owned();
-        open = open.replacen(&format!("{{\"seq\":{}", record["seq"]), &format!("{{\"seq\":{seq}"), 1);
+        open =
+            open.replacen(&format!("{{\"seq\":{}", record["seq"]), &format!("{{\"seq\":{seq}"), 1);
         if number == at {
             open = open.replace("\"outcome\":\"deny\"", "\"outcome\":\"allow\"");
         }

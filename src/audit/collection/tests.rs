@@ -326,7 +326,8 @@ async fn a_gap_is_told_and_what_is_no_record_is_refused() {
     assert_eq!((&*alarms[0].code, alarms[0].seq, alarms[0].to_seq), ("gap", 3, 4));
     assert!(archive.verify(1, 0, 1000).unwrap().findings.is_empty(), "it was told when it came");
 
-    let changed = String::from_utf8(lines[2].to_vec()).unwrap().replace("\"time\":\"20", "\"time\":\"21");
+    let changed =
+        String::from_utf8(lines[2].to_vec()).unwrap().replace("\"time\":\"20", "\"time\":\"21");
     let taken = collector.take(origin(), vec![Bytes::from(changed)]).await.unwrap();
     assert!(taken.refused.unwrap().contains("does not fit its hash"));
     let taken = collector.take(origin(), vec![Bytes::from_static(b"{}")]).await.unwrap();

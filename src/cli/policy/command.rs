@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::validate;
+use super::{coverage, history, replay, suggest, validate};
 
 /// Work on policies in files and at the control plane.
 #[derive(Args, Debug)]
@@ -18,6 +18,16 @@ pub(in crate::cli) struct PolicyArgs {
 enum PolicyCommand {
     /// Read policy files as strictly as the Admin API does
     Validate(validate::ValidateArgs),
+    /// What would other policies have decided about what really happened?
+    Replay(replay::ReplayArgs),
+    /// Write the least rules that allow what was allowed, with the evidence
+    Suggest(suggest::SuggestArgs),
+    /// Which rules, and which entries of them, were used?
+    Coverage(coverage::CoverageArgs),
+    /// Who changed which policy when
+    History(history::HistoryArgs),
+    /// Put policies back to what they were
+    Rollback(history::RollbackArgs),
 }
 
 /// Runs `wardgate policy`.
@@ -30,5 +40,10 @@ pub(in crate::cli) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match &args.command {
         PolicyCommand::Validate(args) => validate::run(args, out),
+        PolicyCommand::Replay(args) => replay::run(args, out).await,
+        PolicyCommand::Suggest(args) => suggest::run(args, out),
+        PolicyCommand::Coverage(args) => coverage::run(args, out).await,
+        PolicyCommand::History(args) => history::history(args, out).await,
+        PolicyCommand::Rollback(args) => history::rollback(args, out).await,
     }
 }
