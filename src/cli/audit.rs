@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::archive::{self, Compared, QueryArgs};
-use super::central;
+use super::central::{self, usual_log};
 use super::client::Admin;
 use super::identity::{read_bundle, trust_domain};
 use super::text::{field, safe};
@@ -44,8 +44,8 @@ enum AuditCommand {
 
 #[derive(Args, Debug)]
 struct VerifyArgs {
-    /// The log's files, oldest first [default: .wardgate/audit.jsonl; with --admin none]
-    #[arg(env = "WARDGATE_AUDIT", value_name = "FILE")]
+    /// The log's files, oldest first [default without --admin: the environment's WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The Admin API of a control plane. Without files its archive is verified, chain by chain; with files, that they have all that it
     /// has countersigned: http://127.0.0.1:9180
@@ -77,8 +77,8 @@ struct VerifyArgs {
 
 #[derive(Args, Debug)]
 struct TailArgs {
-    /// The log [default: .wardgate/audit.jsonl]
-    #[arg(env = "WARDGATE_AUDIT", value_name = "FILE")]
+    /// The log [default without --admin: the environment's WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The Admin API of a control plane, whose archive is shown when no log is named: http://127.0.0.1:9180
     #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
@@ -129,7 +129,7 @@ async fn run_verify(args: &VerifyArgs, out: &mut (dyn Write + Send)) -> anyhow::
         return archive::verify_archive(admin, args.origin.as_deref(), args.output, out).await;
     }
     let named = match &*args.files {
-        [] => vec![DEFAULT_LOG.into()],
+        [] => vec![usual_log()],
         files => files.to_vec(),
     };
     let files: Vec<PathBuf> = match args.rotated {
@@ -268,7 +268,7 @@ async fn run_tail(args: &TailArgs, out: &mut (dyn Write + Send)) -> anyhow::Resu
         let admin = Admin::new(url, args.key.as_deref().unwrap_or_default())?;
         return tail_archive(&admin, args, out).await;
     }
-    let file = args.file.clone().unwrap_or_else(|| DEFAULT_LOG.into());
+    let file = args.file.clone().unwrap_or_else(usual_log);
     let open = || File::open(&file).with_context(|| format!("cannot read {}", file.display()));
     let mut reader = BufReader::new(open()?);
     let mut last = std::collections::VecDeque::new();

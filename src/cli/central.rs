@@ -15,27 +15,33 @@ use crate::rt::unix_millis;
 #[derive(Args, Debug)]
 pub(super) struct Where {
     /// The Admin API of a control plane, whose archive is asked: http://127.0.0.1:9180. Without it the local log is read.
-    #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL", conflicts_with = "log")]
+    #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
     pub(super) admin: Option<String>,
     /// The Admin API's key.
     #[arg(long, env = "WARDGATE_KEY", hide_env_values = true, value_name = "KEY")]
     pub(super) key: Option<String>,
-    /// The local log; files that were rotated from it are read as well [default: .wardgate/audit.jsonl]
-    #[arg(long, env = "WARDGATE_AUDIT", value_name = "FILE")]
+    /// A local log, whatever else is set; files that were rotated from it are read as well [default without --admin: the environment's
+    /// WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    #[arg(long, value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
 }
 
 impl Where {
     /// The control plane, if it is to be asked.
     pub(super) fn central(&self) -> anyhow::Result<Option<Admin>> {
-        let Some(url) = &self.admin else { return Ok(None) };
+        let Some(url) = self.admin.as_ref().filter(|_| self.log.is_none()) else { return Ok(None) };
         Ok(Some(Admin::new(url, self.key.as_deref().unwrap_or_default())?))
     }
 
     /// The local log.
     pub(super) fn log(&self) -> PathBuf {
-        self.log.clone().unwrap_or_else(|| DEFAULT_LOG.into())
+        self.log.clone().unwrap_or_else(usual_log)
     }
+}
+
+/// The log when none is named.
+pub(super) fn usual_log() -> PathBuf {
+    std::env::var_os("WARDGATE_AUDIT").map_or_else(|| DEFAULT_LOG.into(), PathBuf::from)
 }
 
 /// Which records.

@@ -15,11 +15,11 @@ use super::feed::FeedConnect;
 use super::process::{Running, Shared, control_id};
 use super::settings::{ControlSettings, Settings, ShipSetting};
 use crate::audit::{
-    Archive, ArchiveError, Batch, Collector, Destination, Dial, Follower, Following, MayShip,
-    Origin, OutputBoard, OwnLog, Selection, ShippedBy, Shipping, records_service,
+    Archive, ArchiveError, Batch, Collector, Destination, Dial, Follower, Following, Line, MayShip,
+    Origin, OutputBoard, OwnLog, Selection, ShippedBy, Shipping, Undelivered, records_service,
 };
 use crate::identity::Identity;
-use crate::observe::Countersigner;
+use crate::observe::{AuditLog, Countersigner, Hold};
 use crate::rt::{DrainGuard, Live, Tasks};
 use crate::sync::publisher::VerifiedPeer;
 use crate::sync::subscriber;
@@ -87,12 +87,49 @@ pub(super) fn routes(
     Routes::new(InterceptedService::new(service, named))
 }
 
+/// A destination whose records are not deleted before it has them.
+struct Held<D> {
+    destination: D,
+    hold: Option<Hold>,
+}
+
+#[async_trait]
+impl<D: Destination> Destination for Held<D> {
+    fn name(&self) -> &str {
+        self.destination.name()
+    }
+
+    async fn deliver(&mut self, records: &[Line]) -> Result<(), Undelivered> {
+        let delivered = self.destination.deliver(records).await;
+        let behind = match &delivered {
+            Ok(()) | Err(Undelivered::Partly { .. }) => records.last().map(|line| line.seq),
+            Err(Undelivered::Never { seq, .. }) => Some(*seq),
+            Err(_) => None,
+        };
+        if let (Some(hold), Some(seq)) = (&self.hold, behind) {
+            hold.delivered(seq);
+        }
+        delivered
+    }
+}
+
+impl<D> Drop for Held<D> {
+    fn drop(&mut self) {
+        // The log is about to be another process', whose follower holds it then; or the process ends.
+        if let Some(hold) = self.hold.take() {
+            hold.release();
+        }
+    }
+}
+
 /// Hands a log on from where its cursor is.
 fn follow(
     settings: &Settings,
     destination: impl Destination + 'static,
+    log: &AuditLog,
     board: &OutputBoard,
 ) -> Follower {
+    let destination = Held { destination, hold: Some(log.hold(0)) };
     let following = Following {
         log: settings.audit_file(),
         cursors: settings.state_dir.join("audit-cursors"),
@@ -108,10 +145,11 @@ pub(super) fn follow_own(
     settings: &Settings,
     collector: &Collector,
     identity: &Live<Identity>,
+    log: &AuditLog,
 ) -> Follower {
     let spiffe_id = identity.load().id().as_str().to_owned();
     let origin = Origin { spiffe_id, node: settings.node_name() };
-    follow(settings, OwnLog::new(collector.clone(), origin), &OutputBoard::default())
+    follow(settings, OwnLog::new(collector.clone(), origin), log, &OutputBoard::default())
 }
 
 /// Who hands a data plane's log to the control plane: the first identity that has a feed.
@@ -139,13 +177,15 @@ impl Running {
         }
         let collector = self.control.as_ref().and_then(|control| control.collector());
         if let (Some(collector), Some(trust)) = (collector, &self.control_trust) {
-            self.collecting = Some(follow_own(&self.settings, collector, &trust.identity()));
+            self.collecting =
+                Some(follow_own(&self.settings, collector, &trust.identity(), &self.shared.audit));
         } else if let (None, Some(shipper)) = (&self.control, &self.shipper) {
             let Shipper { identity, address, expected } = shipper;
             let connect = FeedConnect::new(address, identity.clone(), expected);
             let lane = self.shared.audit.control().clone();
             let shipping = Shipping::new(connect, self.settings.node_name(), lane);
-            self.collecting = Some(follow(&self.settings, shipping, &OutputBoard::default()));
+            self.collecting =
+                Some(follow(&self.settings, shipping, &self.shared.audit, &OutputBoard::default()));
         }
     }
 

@@ -96,8 +96,9 @@ impl Embedded {
         tasks.add(super::warnings::watch(Live::fixed(settings.warnings.clone()), shared.clone()));
         let collector = control.collector();
         let identity = own.identity();
-        let collecting = collector
-            .map(|collector| super::collection::follow_own(&settings, collector, &identity));
+        let collecting = collector.map(|collector| {
+            super::collection::follow_own(&settings, collector, &identity, &shared.audit)
+        });
         let mut status = None;
         if let Some(port) = world.status_port {
             let (listener, bound) = listen(&shared.sockets, "status", loopback(port))?;

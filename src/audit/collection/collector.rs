@@ -13,7 +13,7 @@ use crate::identity::Identity;
 use crate::rt::{Live, Tasks, unix_millis};
 
 /// Batches that wait for the disk; who comes on top waits with its batch in hand.
-const WAITING: usize = 32;
+const WAITING: usize = 16;
 /// How often it is looked for what need not be kept any more.
 const RETIRE_EVERY: Duration = Duration::from_secs(60);
 

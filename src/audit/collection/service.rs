@@ -20,7 +20,7 @@ use crate::observe::Countersignature;
 use crate::rt::DrainGuard;
 
 /// The longest message that a data plane may send: one batch.
-const MAX_MESSAGE_BYTES: usize = 20 << 20;
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// The most lines of a batch.
 const MAX_LINES: usize = 16_384;
 /// How long a new stream may take to say Hello.
