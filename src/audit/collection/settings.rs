@@ -13,8 +13,8 @@ pub struct ArchiveSettings {
     pub enabled: bool,
     /// The file; `audit-archive.redb` in `state_dir` when not given.
     pub path: Option<PathBuf>,
-    /// Bytes of records, their index included, that are kept; then the oldest go. At least 1 MiB. The file itself may be half as large
-    /// again.
+    /// Bytes of records, their index included, that are kept; then the oldest go. At least 1 MiB. The file is larger by what its pages
+    /// leave free.
     #[schemars(range(min = 1_048_576))]
     pub retain_bytes: u64,
     /// Days that records are kept; 0: as long as there is room.
