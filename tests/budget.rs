@@ -8,7 +8,8 @@ use std::time::Duration;
 use wardgate::identity::SpiffeId;
 use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Labels, Resource};
 use wardgate::observe::{
-    AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Nearest, Posture, Registry,
+    AuditLane, AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Nearest, Posture,
+    Registry,
 };
 use wardgate::policy::{Action, Policy, RouteFacts};
 use wardgate::snapshot::{Keeper, RouterKind, RouterSettings};
@@ -98,22 +99,43 @@ fn a_decision_and_its_record_allocate_nothing() {
     assert_eq!(count, 0, "decisions");
 
     let folder = std::env::temp_dir().join(format!("wardgate-budget-{}", std::process::id()));
-    let settings =
-        AuditSettings { path: Some(folder.join("audit.jsonl")), ..AuditSettings::default() };
+    let settings = AuditSettings {
+        path: Some(folder.join("audit.jsonl")),
+        single_denies: u32::MAX,
+        ..AuditSettings::default()
+    };
     let audit = AuditLog::open(settings, &Posture::default()).unwrap();
     let lane = audit.lane();
-    let ends = Ends::new(&EndsFacts {
-        conn_id: 1,
+    let ends = lane.ends(&EndsFacts {
         src_spiffe_id: Some(caller.as_str()),
         src_serial: Some("0a1b2c"),
         src_spki_sha256: Some("ff"),
         src_not_after: Some(1_795_262_400),
-        src_addr: "127.0.0.1:40000".parse().unwrap(),
-        src_via: None,
         dst_spiffe_id: Some(me.as_str()),
-        dst_port: 15006,
+        ..EndsFacts::of(1, "127.0.0.1:40000".parse().unwrap(), 15006)
     });
-    let record = |lane: &wardgate::observe::AuditLane, count: usize| {
+    let allow = |lane: &AuditLane, number: usize| {
+        // Each path is another one, and all have one shape.
+        let mut path = *b"/invoices/000000";
+        path[10..].iter_mut().rev().fold(number, |left, digit| {
+            *digit = b'0' + (left % 10) as u8;
+            left / 10
+        });
+        let record = DecisionRecord {
+            method: b"GET",
+            host: b"billing.internal:80",
+            path: &path,
+            policy_id: Some("allow"),
+            rule: Some("9877"),
+            ..DecisionRecord::of(&ends, true)
+        };
+        lane.decision(&record).unwrap();
+    };
+    allow(&lane, 0);
+    allow(&lane, 1);
+    let count = allocations(|| (0..1000).for_each(|number| allow(&lane, number)));
+    assert_eq!(count, 0, "decisions that are counted");
+    let record = |lane: &AuditLane, count: usize| {
         for _ in 0..count {
             lane.decision(&DecisionRecord {
                 method: b"DELETE",

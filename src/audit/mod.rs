@@ -38,7 +38,7 @@ pub use collection::{
     Reach, ShippedBy, Shipping, Taken, WhoDid, duration, names, records_service,
 };
 pub use destination::{Destination, Line, Undelivered};
-pub use follower::{Batch, Follower, Following};
+pub use follower::{Batch, Follower, Following, Kept};
 pub use mapping::{Format, Here, Severity};
 pub use outputs::{OutputPlace, Outputs};
 pub use record::{Nearest, Record, Source, Target, WouldBe, time_text, unix_millis};

@@ -11,6 +11,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::archive::{self, Compared, QueryArgs};
+use super::audit_export::ExportArgs;
+use super::audit_match::{self, MatchArgs};
 use super::central::{self, usual_log};
 use super::client::Admin;
 use super::identity::{read_bundle, trust_domain};
@@ -40,6 +42,16 @@ enum AuditCommand {
     /// Print the last records for people, and follow new ones.
     Tail(TailArgs),
     Query(Box<QueryArgs>),
+    /// Print a log in the words of OCSF or ECS.
+    Export(ExportArgs),
+    /// Find what somebody claims in a redacted log, by its HMAC.
+    ///
+    /// Settings may leave paths, addresses and principals out of the decision log (decision_log.redact). What was left out
+    /// leaves its HMAC. Who has the key can check whether a value stands there, and nobody else can.
+    ///
+    ///     wardgate audit match --key audit.key --value /patients/4711 .wardgate/audit.jsonl
+    #[command(verbatim_doc_comment)]
+    Match(MatchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -119,6 +131,8 @@ pub(super) async fn run(
         AuditCommand::Verify(args) => run_verify(args, out).await,
         AuditCommand::Tail(args) => run_tail(args, out).await,
         AuditCommand::Query(args) => archive::query(args, out).await,
+        AuditCommand::Export(args) => super::audit_export::run(args, out),
+        AuditCommand::Match(args) => audit_match::run(args, out),
     }
 }
 
@@ -207,6 +221,15 @@ fn print_report(
             known.by_seq
         )?;
     }
+    for retired in &report.retired {
+        writeln!(
+            out,
+            "note: {} with {} records was deleted by the settings; record {} tells of it",
+            super::text::safe(&retired.file),
+            retired.records,
+            retired.by_seq
+        )?;
+    }
     if report.lost > 0 {
         writeln!(
             out,
@@ -224,11 +247,11 @@ fn print_report(
     if let Some(first) =
         report.files.iter().find_map(|file| file.first.as_ref()).filter(|first| first.0 > 1)
     {
-        writeln!(
-            out,
-            "note: records 1 to {} are in earlier files, which were not checked",
-            first.0 - 1
-        )?;
+        let what = match report.begins_behind_retired {
+            true => "were in files that were deleted by the settings, and the log says so",
+            false => "are in earlier files, which were not checked",
+        };
+        writeln!(out, "note: records 1 to {} {what}", first.0 - 1)?;
     }
     if report.seals > 0 {
         let by: Vec<&str> = report.sealed_by.iter().map(String::as_str).collect();
@@ -401,15 +424,27 @@ pub(super) fn summary(line: &str, only_denied: bool) -> Option<String> {
             text.push_str(&part);
         }
     };
+    let hidden = |pointer: &str| {
+        let start = get(pointer)?.chars().take(8).collect::<String>();
+        Some(format!("hmac:{start}"))
+    };
     let src = get("/src/spiffe_id")
+        .or_else(|| {
+            let domain = get("/src/trust_domain")?;
+            Some(format!("{} of {domain}", hidden("/src/spiffe_id_hmac")?))
+        })
         .or_else(|| get("/src/presented_id").map(|id| format!("claims {id}")))
-        .or_else(|| get("/src/addr"));
+        .or_else(|| get("/src/addr"))
+        .or_else(|| get("/src/addr_prefix"))
+        .or_else(|| hidden("/src/addr_hmac"));
     let dst = get("/dst/spiffe_id").or_else(|| get("/dst/port").map(|port| format!("port {port}")));
     add(match (src, dst) {
         (Some(src), Some(dst)) => Some(format!("{src} -> {dst}")),
         (src, dst) => src.or(dst),
     });
-    add(get("/method").map(|method| format!("{method} {}", get("/path").unwrap_or_default())));
+    let path = get("/path").or_else(|| get("/template")).or_else(|| hidden("/path_hmac"));
+    add(get("/method").map(|method| format!("{method} {}", path.unwrap_or_default())));
+    add(get("/count").map(|count| format!("{count} times")));
     for pointer in [
         "/status",
         "/event",
@@ -435,9 +470,7 @@ pub(super) fn summary(line: &str, only_denied: bool) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{
-        AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Posture,
-    };
+    use crate::observe::{AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture};
     use clap::Parser;
 
     #[derive(Parser)]
@@ -465,16 +498,10 @@ mod tests {
         let path = folder.join("audit.jsonl");
         let settings = AuditSettings { path: Some(path.clone()), ..AuditSettings::default() };
         let audit = AuditLog::open(settings, &Posture::default()).unwrap();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: 1,
+        let ends = audit.control().ends(&EndsFacts {
             src_spiffe_id: Some("spiffe://shop/web"),
-            src_serial: None,
-            src_spki_sha256: None,
-            src_not_after: None,
-            src_addr: "127.0.0.1:1".parse().unwrap(),
-            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
-            dst_port: 15006,
+            ..EndsFacts::of(1, "127.0.0.1:1".parse().unwrap(), 15006)
         });
         for allowed in [true, false] {
             let denial_id = (!allowed).then(DenialId::new);

@@ -200,8 +200,12 @@ impl<'r> Denial<'r> {
             get("/denial_id").unwrap_or_default(),
             get("/time").unwrap_or_default()
         )?;
-        let who =
-            get("/src/spiffe_id").or_else(|| Some("nobody: no certificate was presented".into()));
+        let hidden = get("/src/spiffe_id_hmac").map(|proof| {
+            format!("left out by the settings; wardgate audit match tells whether it is whom you think (hmac {proof})")
+        });
+        let who = get("/src/spiffe_id")
+            .or(hidden)
+            .or_else(|| Some("nobody: no certificate was presented".into()));
         writeln!(
             out,
             "  who      {}",
@@ -222,8 +226,9 @@ impl<'r> Denial<'r> {
                 named("upstream", "/upstream"),
             ])
         )?;
-        let what =
-            get("/method").map(|method| format!("{method} {}", get("/path").unwrap_or_default()));
+        let path = get("/path").or_else(|| get("/template"));
+        let path = path.unwrap_or_else(|| "(path left out by the settings)".to_owned());
+        let what = get("/method").map(|method| format!("{method} {path}"));
         writeln!(
             out,
             "  what     {}",
@@ -234,6 +239,14 @@ impl<'r> Denial<'r> {
                 named("answered", "/status"),
             ])
         )?;
+        if let Some(count) = get("/count") {
+            let (first, last) =
+                (get("/first").unwrap_or_default(), get("/last").unwrap_or_default());
+            writeln!(
+                out,
+                "  how often  {count} times, {first} to {last}; this is the last one's id"
+            )?;
+        }
         writeln!(out, "  why      {}: {}", safe(self.reason), sentence(self.reason))?;
         if let Some((policy, rule)) = self.by {
             let revision = named("revision", "/policy_revision");

@@ -3,6 +3,8 @@
 mod admin;
 mod archive;
 mod audit;
+mod audit_export;
+mod audit_match;
 mod central;
 mod check;
 mod client;

@@ -15,14 +15,17 @@ use super::feed::FeedConnect;
 use super::process::{Running, Shared, control_id};
 use super::settings::{ControlSettings, Settings, ShipSetting};
 use crate::audit::{
-    Archive, ArchiveError, Batch, Collector, Destination, Dial, Follower, Following, Line, MayShip,
-    Origin, OutputBoard, OwnLog, Selection, ShippedBy, Shipping, Undelivered, records_service,
+    Archive, ArchiveError, Batch, Collector, Destination, Dial, Follower, Following, Kept, MayShip,
+    Origin, OutputBoard, OwnLog, Selection, ShippedBy, Shipping, records_service,
 };
 use crate::identity::Identity;
-use crate::observe::{AuditLog, Countersigner, Hold};
+use crate::observe::{AuditLog, Countersigner};
 use crate::rt::{DrainGuard, Live, Tasks};
 use crate::sync::publisher::VerifiedPeer;
 use crate::sync::subscriber;
+
+/// The names under which the archive stands among the outputs.
+pub(super) const NAMES: [&str; 2] = ["archive", "control-plane"];
 
 /// Who follows the log may take so long to hand over what is left, at an end.
 const FINISH_WITHIN: Duration = Duration::from_secs(3);
@@ -87,41 +90,6 @@ pub(super) fn routes(
     Routes::new(InterceptedService::new(service, named))
 }
 
-/// A destination whose records are not deleted before it has them.
-struct Held<D> {
-    destination: D,
-    hold: Option<Hold>,
-}
-
-#[async_trait]
-impl<D: Destination> Destination for Held<D> {
-    fn name(&self) -> &str {
-        self.destination.name()
-    }
-
-    async fn deliver(&mut self, records: &[Line]) -> Result<(), Undelivered> {
-        let delivered = self.destination.deliver(records).await;
-        let behind = match &delivered {
-            Ok(()) | Err(Undelivered::Partly { .. }) => records.last().map(|line| line.seq),
-            Err(Undelivered::Never { seq, .. }) => Some(*seq),
-            Err(_) => None,
-        };
-        if let (Some(hold), Some(seq)) = (&self.hold, behind) {
-            hold.delivered(seq);
-        }
-        delivered
-    }
-}
-
-impl<D> Drop for Held<D> {
-    fn drop(&mut self) {
-        // The log is about to be another process', whose follower holds it then; or the process ends.
-        if let Some(hold) = self.hold.take() {
-            hold.release();
-        }
-    }
-}
-
 /// Hands a log on from where its cursor is.
 fn follow(
     settings: &Settings,
@@ -129,7 +97,6 @@ fn follow(
     log: &AuditLog,
     board: &OutputBoard,
 ) -> Follower {
-    let destination = Held { destination, hold: Some(log.hold(0)) };
     let following = Following {
         log: settings.audit_file(),
         cursors: settings.state_dir.join("audit-cursors"),
@@ -137,7 +104,7 @@ fn follow(
         selection: Selection::default(),
         from_now: false,
     };
-    Follower::start(Box::new(destination), following, board)
+    Follower::start_with(log, Box::new(destination), following, board)
 }
 
 /// Hands the control plane's own log to its archive.
@@ -145,11 +112,11 @@ pub(super) fn follow_own(
     settings: &Settings,
     collector: &Collector,
     identity: &Live<Identity>,
-    log: &AuditLog,
+    shared: &Shared,
 ) -> Follower {
     let spiffe_id = identity.load().id().as_str().to_owned();
     let origin = Origin { spiffe_id, node: settings.node_name() };
-    follow(settings, OwnLog::new(collector.clone(), origin), log, &OutputBoard::default())
+    follow(settings, OwnLog::new(collector.clone(), origin), &shared.audit, &shared.outputs)
 }
 
 /// Who hands a data plane's log to the control plane: the first identity that has a feed.
@@ -190,9 +157,10 @@ impl Running {
     }
 
     /// Hands over what is left, as far as the other side takes it at once. What is left then is the next process' business.
-    pub(super) async fn stop_collecting(&mut self) {
-        if let Some(follower) = self.collecting.take() {
-            follower.finish(FINISH_WITHIN).await;
+    pub(super) async fn stop_collecting(&mut self) -> Kept {
+        match self.collecting.take() {
+            Some(follower) => follower.finish(FINISH_WITHIN).await,
+            None => Kept::default(),
         }
     }
 }

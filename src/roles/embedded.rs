@@ -97,7 +97,7 @@ impl Embedded {
         let collector = control.collector();
         let identity = own.identity();
         let collecting = collector.map(|collector| {
-            super::collection::follow_own(&settings, collector, &identity, &shared.audit)
+            super::collection::follow_own(&settings, collector, &identity, &shared)
         });
         let mut status = None;
         if let Some(port) = world.status_port {

@@ -14,6 +14,7 @@ mod identities;
 mod inspection;
 mod issuer;
 mod keeper;
+mod outputs;
 mod process;
 mod proved;
 mod reload;

@@ -14,7 +14,7 @@ use super::tables::{
     Alarm, CHAINS, COUNTERS, COUNTERSIGNATURES, ChainFacts, FINDINGS, IndexKey, Names, RecordRow,
     SEGMENTS, Segment, TOLD, Value, key, values,
 };
-use crate::audit::record::{Record, time_text};
+use crate::audit::record::{Record, time_text, unix_millis as unix_millis_of};
 use crate::identity::Trust;
 use crate::observe::{ChainLine, CollectionRecord, Countersignature, GoodSeal, Seals};
 use crate::rt::unix_millis;
@@ -92,10 +92,8 @@ impl Inner {
             Ok(link) => link,
             Err(why) => return Prepared::Bad(format!("it is no record of a chain: {why}")),
         };
+        // A newer version may write what this one cannot read: it is kept all the same.
         let record = std::str::from_utf8(&line).ok().and_then(Record::parse);
-        let Some(record) = record else {
-            return Prepared::Bad("it is no record that can be read".into());
-        };
         let seal = link.is_seal().then(|| {
             if let Some(sha256) = Seals::names_certificate(&line)
                 && let Some(chain) = self.certificates(&sha256)
@@ -108,7 +106,8 @@ impl Inner {
             }
             Ok(good)
         });
-        let (time, values) = (record.unix_millis(), values(&origin.spiffe_id, &record));
+        let time = unix_millis_of(&link.time).unwrap_or_default();
+        let values = values(&origin.spiffe_id, &link.kind, record.as_ref());
         Prepared::Good(Box::new(Good { line, link, time, values, seal }))
     }
 

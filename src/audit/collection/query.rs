@@ -335,13 +335,17 @@ impl<'a> Reading<'a> {
         number: u64,
     ) -> Result<Option<Archived>, ArchiveError> {
         let Some((chain, _, line)) = self.record(segment, number)? else { return Ok(None) };
-        let Some(record) = Record::parse(&line) else { return Ok(None) };
+        let record = Record::parse(&line);
         let (origin, node) = {
             let state = self.inner.state.lock();
             let facts = state.chains.get(&chain);
             facts.map_or_else(Default::default, |facts| (facts.origin.clone(), facts.node.clone()))
         };
-        let fits = filter.takes(Some((&origin, &node)), &record);
+        let fits = match &record {
+            Some(record) => filter.takes(Some((&origin, &node)), record),
+            // What this version cannot read is shown to whoever asks for everything.
+            None => *filter == Filter::default(),
+        };
         Ok(fits.then_some(Archived { number, chain, origin, node, line }))
     }
 

@@ -148,9 +148,13 @@ pub(super) fn place(key: &IndexKey) -> (u64, u64) {
     (number(9), number(17))
 }
 
-/// What a record of this origin is found by.
-pub(super) fn values(origin: &str, record: &Record) -> Vec<Value> {
+/// What a record of this origin and type is found by.
+pub(super) fn values(origin: &str, kind: &str, record: Option<&Record>) -> Vec<Value> {
     let mut values = vec![value(Field::Time, ""), value(Field::Origin, origin)];
+    if kind != "decision" {
+        values.push(value(Field::Kind, kind));
+    }
+    let Some(record) = record else { return values };
     let mut add = |field, text: Option<&str>| {
         if let Some(text) = text {
             values.push(value(field, text));
@@ -161,7 +165,6 @@ pub(super) fn values(origin: &str, record: &Record) -> Vec<Value> {
     add(Field::Denial, record.denial_id.as_deref());
     add(Field::Route, record.route_id.as_deref());
     add(Field::Reason, record.reason.as_deref());
-    add(Field::Kind, Some(&*record.kind).filter(|kind| *kind != "decision"));
     add(Field::Denied, record.outcome.as_deref().filter(|outcome| *outcome == "deny").map(|_| ""));
     values
 }

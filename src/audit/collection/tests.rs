@@ -13,7 +13,7 @@ use crate::audit::Outcome;
 use crate::identity::Identity;
 use crate::identity::forge::Forge;
 use crate::observe::{
-    AuditLog, AuditSettings, CountersignedRecord, Countersigner, DecisionRecord, DenialId, Ends,
+    AuditLog, AuditSettings, CountersignedRecord, Countersigner, DecisionRecord, DenialId,
     EndsFacts, Expected, Posture, Registry, verify,
 };
 use crate::rt::{Live, Tasks};
@@ -101,16 +101,10 @@ impl Drop for World {
 }
 
 fn decide(log: &AuditLog, src: &str, path: &str, allowed: bool) -> Option<DenialId> {
-    let ends = Ends::new(&EndsFacts {
-        conn_id: 1,
+    let ends = log.control().ends(&EndsFacts {
         src_spiffe_id: Some(src),
-        src_serial: None,
-        src_spki_sha256: None,
-        src_not_after: None,
-        src_addr: "127.0.0.1:9".parse().unwrap(),
-        src_via: None,
         dst_spiffe_id: Some("spiffe://shop/billing"),
-        dst_port: 15006,
+        ..EndsFacts::of(1, "127.0.0.1:9".parse().unwrap(), 15006)
     });
     let denial_id = (!allowed).then(DenialId::new);
     let record = DecisionRecord {
