@@ -225,7 +225,7 @@ fn print_report(
         writeln!(
             out,
             "note: {} with {} records was deleted by the settings; record {} tells of it",
-            super::text::safe(&retired.file),
+            safe(&retired.file),
             retired.records,
             retired.by_seq
         )?;

@@ -2,6 +2,7 @@
 
 use super::json::Fields;
 use super::record::{Record, Type};
+use super::redact::Redaction;
 
 /// Something about a collected log, or about the archive that it lies in.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +30,7 @@ impl Record for CollectionRecord<'_> {
         true
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, _: &Redaction) {
         fields.text("event", self.event);
         fields.some_text("alarm", self.code);
         fields.some_text("origin", self.origin);

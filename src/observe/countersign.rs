@@ -16,6 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use super::chain;
 use super::json::{self, Fields};
 use super::record::{Record, Type};
+use super::redact::Redaction;
 use super::seal::{Place, Seal, SealJudge, Sealer, check_signature, vouched};
 use crate::identity::{Identity, Revocations, Rules, Trust, TrustBundle, TrustBundles};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -152,7 +153,7 @@ impl Record for CountersignedRecord<'_> {
         false
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, _: &Redaction) {
         let made = self.countersignature;
         fields.text("event", EVENT);
         fields.object("countersigned", |fields| {
