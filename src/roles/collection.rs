@@ -145,7 +145,7 @@ impl Running {
         let collector = self.control.as_ref().and_then(|control| control.collector());
         if let (Some(collector), Some(trust)) = (collector, &self.control_trust) {
             self.collecting =
-                Some(follow_own(&self.settings, collector, &trust.identity(), &self.shared.audit));
+                Some(follow_own(&self.settings, collector, &trust.identity(), &self.shared));
         } else if let (None, Some(shipper)) = (&self.control, &self.shipper) {
             let Shipper { identity, address, expected } = shipper;
             let connect = FeedConnect::new(address, identity.clone(), expected);
