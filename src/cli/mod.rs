@@ -17,6 +17,7 @@ mod identity;
 mod paint;
 mod policy;
 mod run;
+mod schema;
 mod status;
 mod tap;
 mod text;

@@ -16,10 +16,10 @@ use super::process::{Running, Shared, control_id};
 use super::settings::{ControlSettings, Settings, ShipSetting};
 use crate::audit::{
     Archive, ArchiveError, Batch, Collector, Destination, Dial, Follower, Following, Kept, MayShip,
-    Origin, OutputBoard, OwnLog, Selection, ShippedBy, Shipping, records_service,
+    Origin, OwnLog, Selection, ShippedBy, Shipping, records_service,
 };
 use crate::identity::Identity;
-use crate::observe::{AuditLog, Countersigner};
+use crate::observe::Countersigner;
 use crate::rt::{DrainGuard, Live, Tasks};
 use crate::sync::publisher::VerifiedPeer;
 use crate::sync::subscriber;
@@ -94,8 +94,7 @@ pub(super) fn routes(
 fn follow(
     settings: &Settings,
     destination: impl Destination + 'static,
-    log: &AuditLog,
-    board: &OutputBoard,
+    shared: &Shared,
 ) -> Follower {
     let following = Following {
         log: settings.audit_file(),
@@ -104,7 +103,7 @@ fn follow(
         selection: Selection::default(),
         from_now: false,
     };
-    Follower::start_with(log, Box::new(destination), following, board)
+    Follower::start_with(&shared.audit, Box::new(destination), following, &shared.outputs)
 }
 
 /// Hands the control plane's own log to its archive.
@@ -116,7 +115,7 @@ pub(super) fn follow_own(
 ) -> Follower {
     let spiffe_id = identity.load().id().as_str().to_owned();
     let origin = Origin { spiffe_id, node: settings.node_name() };
-    follow(settings, OwnLog::new(collector.clone(), origin), &shared.audit, &shared.outputs)
+    follow(settings, OwnLog::new(collector.clone(), origin), shared)
 }
 
 /// Who hands a data plane's log to the control plane: the first identity that has a feed.
@@ -151,8 +150,7 @@ impl Running {
             let connect = FeedConnect::new(address, identity.clone(), expected);
             let lane = self.shared.audit.control().clone();
             let shipping = Shipping::new(connect, self.settings.node_name(), lane);
-            self.collecting =
-                Some(follow(&self.settings, shipping, &self.shared.audit, &OutputBoard::default()));
+            self.collecting = Some(follow(&self.settings, shipping, &self.shared));
         }
     }
 

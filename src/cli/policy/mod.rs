@@ -2,11 +2,14 @@
 
 mod command;
 mod coverage;
+mod export;
 mod files;
 mod history;
+mod import;
 mod past;
 mod replay;
 mod suggest;
+mod test;
 mod validate;
 
 pub(super) use command::{PolicyArgs, run};
