@@ -19,7 +19,7 @@ use super::answer::Answer;
 use super::auth::{Principal, Role};
 use super::history::Author;
 use super::listing::{self, Query};
-use super::{AdminRecord, ControlPlane, PluginPart, patch};
+use super::{AdminRecord, ControlPlane, PluginPart, patch, records};
 use crate::identity::TrustDomain;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -142,7 +142,7 @@ async fn enter(
             }
         },
     };
-    if !matches!(method, Method::GET | Method::HEAD) {
+    if !matches!(method, Method::GET | Method::HEAD) || records::is_question(&path, &query) {
         plane.audit.admin(&AdminRecord {
             principal: principal.as_ref().map(|known| known.name.as_str()),
             client,
@@ -265,6 +265,9 @@ impl ControlPlane {
         query: &Query,
     ) -> Option<Result<Answer, Answer>> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
+        if let (["audit", what @ ..], &Method::GET) = (segments, method) {
+            return Some(self.answer_records(what, query).await);
+        }
         let answer = match (segments, method) {
             (["plugins", "reload"], &Method::PUT) => Answer::json(StatusCode::OK, "done".into()),
             (["plugins", "reload"], _) => {

@@ -173,10 +173,12 @@ pub(super) enum Type {
     Loss,
     Issuer,
     Seal,
+    /// Somebody else's signature over a seal of ours.
+    Countersigned,
 }
 
 impl Type {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -187,6 +189,7 @@ impl Type {
         Self::Loss,
         Self::Issuer,
         Self::Seal,
+        Self::Countersigned,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -204,7 +207,7 @@ impl Type {
             Self::Posture => "posture",
             Self::Loss => "loss",
             Self::Issuer => "issuer",
-            Self::Seal => "seal",
+            Self::Seal | Self::Countersigned => "seal",
         }
     }
 }

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::collection::Shipper;
 use super::connections::Connections;
 use super::control_api;
 use super::control_plane::{ControlPlaneRole, listen};
@@ -18,12 +19,12 @@ use super::facts::{self, Facts, Plane, Source};
 use super::feed::FeedConnect;
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
-use super::settings::{self, IdentitySettings, Role, Settings};
+use super::settings::{self, ControlPlaneSettings, IdentitySettings, Role, Settings};
 use super::settings_file::SettingsFile;
 use super::trust::federation;
 use super::warnings::WarningSettings;
 use crate::acme::Reports;
-use crate::audit::{OutputBoard, Outputs};
+use crate::audit::{Follower, OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -226,6 +227,10 @@ pub struct Running {
     /// Whose identity the control plane has.
     pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
+    /// As whom the decision log goes to a control plane.
+    pub(super) shipper: Option<Shipper>,
+    /// Hands the decision log to the archive.
+    pub(super) collecting: Option<Follower>,
     connections: Connections,
     /// The identity that came first, which outputs of the decision log present.
     pub(super) own: Option<Live<crate::identity::Identity>>,
@@ -253,6 +258,7 @@ impl Running {
         }
         running.start_data_planes(authority.as_ref()).await?;
         running.start_outputs()?;
+        running.start_collecting();
         running.forget_unused_sockets();
         running.has_begun();
         Ok(running)
@@ -296,6 +302,8 @@ impl Running {
             control: None,
             control_trust: None,
             issuer: None,
+            shipper: None,
+            collecting: None,
             connections: Connections::default(),
             own: None,
             outputs: Outputs::default(),
@@ -392,6 +400,7 @@ impl Running {
             Some(_) => {
                 self.shared.identities.watch(trust.identity());
                 let identity = trust.identity();
+                self.ships_as(&identity)?;
                 Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity), &self.shared)?)
             }
             None => None,
@@ -569,6 +578,9 @@ impl Running {
         };
         let identity = trust.as_ref().map(Federation::identity);
         let feed = feed(settings, feed_role, part, identity.as_ref(), &self.shared)?;
+        if let Some(identity) = &identity {
+            self.ships_as(identity)?;
+        }
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
         for (door, address) in role.addresses() {
@@ -616,13 +628,17 @@ impl Running {
 
     /// Lets everything finish, data planes first, and writes what is left of the decision log. `false` when something was
     /// cut off. The data planes have the time of the settings, and what comes after them what is left of it, but some seconds.
-    pub async fn drain(self) -> bool {
+    pub async fn drain(mut self) -> bool {
         self.leave("the process was asked to end");
         self.shared.sockets.release();
         let until = Instant::now() + Duration::from_secs(self.settings.drain_seconds);
         let left = || until.saturating_duration_since(Instant::now());
-        let planes = self.data_planes.into_iter().map(|plane| plane.drain(left()));
+        let planes = std::mem::take(&mut self.data_planes);
+        let planes = planes.into_iter().map(|plane| plane.drain(left()));
         let mut clean = join_all(planes).await.into_iter().all(|clean| clean);
+        let audit = self.shared.audit.clone();
+        let _ = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        let _ = self.stop_collecting().await;
         if let Some(control) = self.control {
             clean &= control.drain(left().max(LAST_SECONDS)).await;
         }
@@ -666,7 +682,7 @@ fn log_name(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
 }
 
-fn missing(field: &'static str, problem: &str) -> settings::Error {
+pub(super) fn missing(field: &'static str, problem: &str) -> settings::Error {
     settings::Error::Setting { field, problem: problem.to_owned() }
 }
 
@@ -697,12 +713,7 @@ fn feed(
                     missing("identity", "missing; the feed is mTLS and needs an identity").into()
                 );
             };
-            let expected = match &control.spiffe_id {
-                None => settings.own_id("control")?,
-                Some(text) => text.parse().map_err(|error| {
-                    missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))
-                })?,
-            };
+            let expected = control_id(settings, control)?;
             let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
             let last_good = last_good(settings, part, &shared.pen);
             let told = subscriber::Settings::new(role, settings.node_name());
@@ -711,6 +722,19 @@ fn feed(
             shared.facts.is_fed(part, source);
             Ok(Box::new(subscriber))
         }
+    }
+}
+
+/// Whom we expect as control plane.
+pub(super) fn control_id(
+    settings: &Settings,
+    control: &ControlPlaneSettings,
+) -> Result<crate::identity::SpiffeId, settings::Error> {
+    match &control.spiffe_id {
+        None => settings.own_id("control"),
+        Some(text) => text
+            .parse()
+            .map_err(|error| missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))),
     }
 }
 

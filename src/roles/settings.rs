@@ -13,7 +13,7 @@ use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
-use crate::audit::{InvalidOutput, OutputSettings};
+use crate::audit::{ArchiveSettings, InvalidOutput, OutputSettings};
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
@@ -460,6 +460,9 @@ pub struct ControlSettings {
     /// `spiffe://<trust domain>/wardgate/ingress` when not given.
     #[serde(default)]
     pub ingress_ids: Vec<String>,
+    /// The archive of all decision logs.
+    #[serde(default)]
+    pub audit: ArchiveSettings,
 }
 
 fn default_admin() -> SocketAddr {
@@ -468,6 +471,17 @@ fn default_admin() -> SocketAddr {
 
 fn default_feed() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 9185))
+}
+
+/// Whether a process hands its decision log to the control plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShipSetting {
+    /// When there is a control plane: `control_plane`, or role control in the same process.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Settings of role issuer.
@@ -619,6 +633,9 @@ pub struct AuditSettings {
     /// Where records are handed on to. They are taken from the file, which is there in any case (docs/audit-outputs.md).
     #[serde(default)]
     pub outputs: Vec<OutputSettings>,
+    /// Whether records go to the control plane's archive (docs/audit-collection.md).
+    #[serde(default)]
+    pub ship: ShipSetting,
 }
 
 impl Settings {

@@ -113,6 +113,8 @@ impl Settings {
                 let control = self.control.as_ref().ok_or_else(|| {
                     missing("control", "missing; role control needs its settings")
                 })?;
+                let audit = control.audit.check();
+                audit.map_err(|(field, problem)| Error::Setting { field, problem })?;
                 FeedRules::of(self, control).map(drop)
             }
             Role::Issuer => {

@@ -12,6 +12,7 @@ mod authority;
 mod bad_input;
 mod cli;
 mod client_certificates;
+mod collection;
 mod conformance;
 mod control;
 mod crypto;
