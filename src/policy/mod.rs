@@ -11,6 +11,7 @@ mod host;
 mod index;
 mod path;
 mod policy_set;
+pub mod questions;
 mod rule;
 
 #[cfg(test)]

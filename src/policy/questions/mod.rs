@@ -1,0 +1,23 @@
+//! Questions about policies, answered by the rules that are enforced: who can, what can, can it, what differs, what is odd.
+//! No I/O. A door: it defines nothing itself.
+
+mod callers;
+mod can_i;
+mod conditions;
+mod engine;
+mod overlap;
+mod parts;
+mod policies;
+mod shape;
+mod target;
+mod what_can;
+mod who_can;
+
+#[cfg(test)]
+mod properties;
+
+pub use can_i::{CanI, Failed, Tried, Verdict, WouldBe};
+pub use policies::{Policies, Stated, Via};
+pub use target::{Target, TargetRoute};
+pub use what_can::{Abilities, Permit, WhatCan};
+pub use who_can::{Allowed, Broken, Denial, Grant, Watched, WhoCan};
