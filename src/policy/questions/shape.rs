@@ -544,3 +544,32 @@ fn visit(
         name.segments.pop();
     }
 }
+
+impl Shape {
+    /// As a path template.
+    pub(super) fn path_text(&self) -> String {
+        let mut text = String::new();
+        for segment in &self.segments {
+            text.push('/');
+            match segment {
+                Segment::Any => text.push('*'),
+                Segment::Exactly(one) | Segment::Folded(one) => {
+                    text.extend(percent_encoding::utf8_percent_encode(one, UNSAFE));
+                }
+                Segment::Like { prefix, suffix } => {
+                    text.push_str(prefix);
+                    text.push('*');
+                    text.push_str(suffix);
+                }
+            }
+        }
+        match self.end {
+            End::Closed => {}
+            End::Slash => text.push('/'),
+            End::Either if self.segments.is_empty() => text.push('/'),
+            End::Either => text.push_str("[/]"),
+            End::Some | End::Rest => text.push_str("/**"),
+        }
+        text
+    }
+}
