@@ -35,16 +35,25 @@ pub enum Reason {
     NoIdentity,
     /// A policy whose text is not valid stands in the way.
     BrokenPolicy,
+    /// The caller has no token that was verified, and a rule asks for one.
+    NoToken,
+    /// A rule would allow the request, if it did not want to switch its connection to another protocol.
+    UpgradeNotAllowed,
+    /// A deny rule asks for what cannot be told: a query that is not properly encoded, a condition without an answer.
+    UnclearInput,
 }
 
 impl Reason {
     /// All reasons, in the order of [`Reason::index`].
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::NoRule,
         Self::DeniedByRule,
         Self::AmbiguousPath,
         Self::NoIdentity,
         Self::BrokenPolicy,
+        Self::NoToken,
+        Self::UpgradeNotAllowed,
+        Self::UnclearInput,
     ];
 
     /// The stable code.
@@ -55,6 +64,9 @@ impl Reason {
             Self::AmbiguousPath => "ambiguous_path",
             Self::NoIdentity => "no_identity",
             Self::BrokenPolicy => "broken_policy",
+            Self::NoToken => "no_token",
+            Self::UpgradeNotAllowed => "upgrade_not_allowed",
+            Self::UnclearInput => "unclear_input",
         }
     }
 
@@ -71,6 +83,9 @@ impl Reason {
             Self::AmbiguousPath => "the path can be read in more than one way",
             Self::NoIdentity => "the caller has no identity",
             Self::BrokenPolicy => "a policy that is not valid stands in the way",
+            Self::NoToken => "the caller has no verified token",
+            Self::UpgradeNotAllowed => "no rule allows to switch the protocol",
+            Self::UnclearInput => "a deny rule asks for what cannot be told of this request",
         }
     }
 }
@@ -112,17 +127,22 @@ impl Outcome {
     }
 }
 
-/// What was decided, and what would have been if policies in mode `observe` decided as well.
+/// What was decided, and what would have been if everything that is only watched decided as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// What holds.
     pub outcome: Outcome,
-    /// What would hold with the observed policies enforced; only when that is the opposite.
+    /// What would hold with the watched rules enforced; only when that is the opposite. One answer for all of them together.
     pub would_be: Option<Outcome>,
+    /// The action is allowed for now, and has to be decided once more when its token is known: a rule that asks for claims was
+    /// met whose other parts hold, and it can change the outcome or what would be.
+    ///
+    /// Only while the token is [`Token::Awaited`](super::Token::Awaited), and never of a refusal, which is final.
+    pub awaits_token: bool,
 }
 
 impl Decision {
-    /// May the action happen?
+    /// May the action happen? While [`Decision::awaits_token`]: for now.
     pub const fn is_allowed(self) -> bool {
         self.outcome.is_allowed()
     }
@@ -137,14 +157,36 @@ pub enum Clause {
     Principals,
     TrustDomains,
     NotPrincipals,
+    NotTrustDomains,
+    Namespaces,
+    NotNamespaces,
+    ServiceAccounts,
+    NotServiceAccounts,
+    IpBlocks,
+    NotIpBlocks,
+    RemoteIpBlocks,
+    NotRemoteIpBlocks,
+    Claims,
     /// The policy's selector: route ids or labels.
     Selector,
     Ports,
+    NotPorts,
     Methods,
     NotMethods,
     Hosts,
+    NotHosts,
     Paths,
     NotPaths,
+    /// A name in braces that is not the same text wherever it stands.
+    Captures,
+    Grpc,
+    NotGrpc,
+    Upgrades,
+    Headers,
+    Query,
+    Times,
+    NotTimes,
+    Cel,
 }
 
 impl Clause {
@@ -154,25 +196,67 @@ impl Clause {
             Self::Principals => "principals",
             Self::TrustDomains => "trust_domains",
             Self::NotPrincipals => "not_principals",
+            Self::NotTrustDomains => "not_trust_domains",
+            Self::Namespaces => "namespaces",
+            Self::NotNamespaces => "not_namespaces",
+            Self::ServiceAccounts => "service_accounts",
+            Self::NotServiceAccounts => "not_service_accounts",
+            Self::IpBlocks => "ip_blocks",
+            Self::NotIpBlocks => "not_ip_blocks",
+            Self::RemoteIpBlocks => "remote_ip_blocks",
+            Self::NotRemoteIpBlocks => "not_remote_ip_blocks",
+            Self::Claims => "claims",
             Self::Selector => "selector",
             Self::Ports => "ports",
+            Self::NotPorts => "not_ports",
             Self::Methods => "methods",
             Self::NotMethods => "not_methods",
             Self::Hosts => "hosts",
+            Self::NotHosts => "not_hosts",
             Self::Paths => "paths",
             Self::NotPaths => "not_paths",
+            Self::Captures => "captures",
+            Self::Grpc => "grpc",
+            Self::NotGrpc => "not_grpc",
+            Self::Upgrades => "upgrades",
+            Self::Headers => "headers",
+            Self::Query => "query",
+            Self::Times => "times",
+            Self::NotTimes => "not_times",
+            Self::Cel => "cel",
         }
     }
 
-    /// How far a rule is from allowing when this part fails: who and where weigh more than how.
+    /// How far a rule is from allowing when this part fails: who and where weigh more than how and when.
     pub(super) const fn weight(self) -> u32 {
         match self {
-            Self::Principals | Self::TrustDomains | Self::NotPrincipals => 32,
+            Self::Principals
+            | Self::TrustDomains
+            | Self::NotPrincipals
+            | Self::NotTrustDomains
+            | Self::Namespaces
+            | Self::NotNamespaces
+            | Self::ServiceAccounts
+            | Self::NotServiceAccounts => 32,
             Self::Selector => 16,
-            Self::Hosts => 8,
-            Self::Ports => 4,
-            Self::Paths | Self::NotPaths => 2,
-            Self::Methods | Self::NotMethods => 1,
+            Self::Hosts | Self::NotHosts => 8,
+            Self::Ports
+            | Self::NotPorts
+            | Self::IpBlocks
+            | Self::NotIpBlocks
+            | Self::RemoteIpBlocks
+            | Self::NotRemoteIpBlocks
+            | Self::Captures => 4,
+            Self::Paths | Self::NotPaths | Self::Grpc | Self::NotGrpc => 2,
+            Self::Methods
+            | Self::NotMethods
+            | Self::Upgrades
+            | Self::Claims
+            | Self::Headers
+            | Self::Query
+            | Self::Times
+            | Self::NotTimes
+            | Self::Cel => 1,
         }
     }
 }

@@ -3,16 +3,25 @@
 //! Deny wins; what no rule allows is denied. This room does no I/O. It is a door: it defines nothing itself.
 
 mod action;
-#[expect(dead_code, reason = "rules do not end with conditions yet")]
+mod callers;
+mod captures;
+mod circumstances;
+mod claims;
 mod condition;
 mod decision;
 mod explain;
 mod host;
 mod index;
+mod networks;
 mod path;
 mod policy_set;
+mod query;
 pub mod questions;
 mod rule;
+mod selector;
+mod targets;
+mod times;
+mod values;
 
 #[cfg(test)]
 mod reference;

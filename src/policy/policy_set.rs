@@ -1,17 +1,19 @@
 //! `Policy`: all policies of one workload, compiled; `Standing`: what one caller can meet of it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::action::{Action, Facts, RouteFacts};
+use super::action::{Action, Facts, RouteFacts, Token};
 use super::decision::{Clause, Decision, Near, Outcome, Reason, RuleName, RuleRef};
 use super::index::{ByCaller, ByRoute, Group};
 use super::path::Readings;
-use super::rule::{Rule, Selector, parse_pattern};
-use crate::identity::{Peer, SpiffeId};
+use super::rule::{Frame, Holding, LOTS, Rule, check_mode, decides_below, parse_pattern};
+use super::selector::Selector;
+use crate::identity::{Peer, SpiffeId, TrustDomain};
 use crate::model::{Id, IdentityPolicy, Invalid, Kind, Mode, PolicyAction, Rejected, Revision};
 
 /// The policies that one workload enforces, compiled. Immutable; replaced as a whole.
@@ -40,15 +42,59 @@ pub struct Policy {
     pub(super) policies: Box<[Stated]>,
     pub(super) rules: Box<[Rule]>,
     by_caller: ByCaller,
-    /// The enforced policies, and the watched ones.
-    enforced: ByRoute,
-    watched: ByRoute,
+    by_route: ByRoute,
     /// Enforced allow policies that are broken: they admit nobody, and are named when nobody else admits.
     broken_allow: Box<[RuleRef]>,
     /// The standings of callers that were here already. Peers that connect again, and all of them at a new revision of the
     /// policy, share theirs.
     standings: Mutex<HashMap<SpiffeId, Arc<Met>>>,
     nobody: Arc<Met>,
+    asks: Asks,
+}
+
+/// Which facts the rules look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asks {
+    fields: bool,
+    query: bool,
+    token: bool,
+    time: bool,
+    lot: bool,
+    method: bool,
+}
+
+impl Asks {
+    fn of(rules: &[Rule]) -> Self {
+        let when = || rules.iter().filter_map(|rule| rule.when.as_deref());
+        Self {
+            fields: when().any(|when| when.asks_fields())
+                || rules.iter().any(|rule| rule.to.asks_fields()),
+            query: when().any(|when| when.asks_query()),
+            token: when().any(|when| when.asks_token()),
+            time: when().any(|when| when.asks_time()),
+            lot: rules.iter().any(|rule| matches!(rule.mode, Mode::Canary(_))),
+            method: rules.iter().any(|rule| {
+                rule.to.asks_method()
+                    || rule.when.as_ref().is_some_and(|when| when.condition.is_some())
+            }),
+        }
+    }
+}
+
+/// Which of its two sides a rule shows, by the connection's lot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Deciding,
+    Watched,
+}
+
+/// What was found among the rules of a group.
+#[derive(Default)]
+struct Scan {
+    /// The first that holds.
+    certain: Option<u32>,
+    /// The first of which only the token is missing; sought no further than `certain`.
+    pending: Option<u32>,
 }
 
 /// What is kept of a policy beside its rules.
@@ -56,13 +102,16 @@ pub struct Policy {
 pub(super) struct Stated {
     pub(super) id: Id,
     pub(super) revision: Revision,
-    pub(super) mode: Mode,
     pub(super) selector: Selector,
+    /// One of its rules decides for lots below.
+    pub(super) decides_below: u8,
+    /// One of its rules is only watched for lots from here on.
+    pub(super) watched_from: u8,
     /// The policy's text is not valid; its one rule stands for all of it.
     pub(super) broken: bool,
 }
 
-/// The rules that one caller can meet.
+/// The rules that one caller can meet. A rule in canary mode stands among those that decide and among the watched.
 #[derive(Debug, Default)]
 struct Met {
     deny: Group,
@@ -104,7 +153,7 @@ const WHOLE: &str = "(the whole policy)";
 /// The sentence names the field and what was expected.
 pub fn check(policy: &IdentityPolicy) -> Result<(), Invalid> {
     selects(policy, None)?;
-    rules(0, policy).map(drop)
+    rules(0, policy, None).map(drop)
 }
 
 /// Is the policy about this workload? `None` only checks the patterns.
@@ -119,17 +168,20 @@ fn selects(policy: &IdentityPolicy, me: Option<&SpiffeId>) -> Result<bool, Inval
     Ok(found)
 }
 
-fn rules(policy: u32, text: &IdentityPolicy) -> Result<Vec<Rule>, Invalid> {
+fn rules(
+    policy: u32,
+    text: &IdentityPolicy,
+    own: Option<&TrustDomain>,
+) -> Result<Vec<Rule>, Invalid> {
     if text.rules.is_empty() {
         return Err(Invalid::new("rules: at least one rule is expected"));
     }
-    if let Mode::Canary(_) = text.mode {
-        return Err(Invalid::new("mode: canary is not supported yet"));
-    }
+    check_mode(text.mode).map_err(|why| Invalid(format!("mode: {why}")))?;
+    let frame = Frame { policy, action: text.action, mode: text.mode, own };
     let mut rules: Vec<Rule> = Vec::with_capacity(text.rules.len());
     let mut names = std::collections::HashSet::new();
     for (at, rule) in text.rules.iter().enumerate() {
-        let rule = Rule::compile(policy, at, text.action, rule)?;
+        let rule = Rule::compile(frame, at, rule)?;
         if !names.insert(rule.name.clone()) {
             return Err(Invalid(format!(
                 "rules[{at}].name: \"{}\" names another rule of this policy already",
@@ -139,6 +191,13 @@ fn rules(policy: u32, text: &IdentityPolicy) -> Result<Vec<Rule>, Invalid> {
         rules.push(rule);
     }
     Ok(rules)
+}
+
+/// The mode of a policy that is broken as a whole: the strictest that it may have been meant to have.
+fn strictest(text: &IdentityPolicy) -> Mode {
+    let modes = text.rules.iter().filter_map(|rule| rule.mode).chain([text.mode]);
+    let modes = modes.map(|mode| if check_mode(mode).is_ok() { mode } else { Mode::Enforce });
+    modes.max_by_key(|mode| decides_below(*mode)).unwrap_or_default()
 }
 
 impl Policy {
@@ -156,16 +215,18 @@ impl Policy {
         // The order decides which of several matching rules is named, and must not depend on the caller.
         sorted.sort_by_key(|(id, ..)| *id);
 
+        let own = me.trust_domain();
         let mut rejected = Vec::new();
         let (mut stated, mut all, mut broken_allow) = (Vec::new(), Vec::new(), Vec::new());
         for (id, revision, text) in sorted {
             let policy = index(stated.len());
             let compiled = match selects(text, Some(me)) {
-                Ok(false) => rules(policy, text).map(|_| None),
-                Ok(true) => rules(policy, text).map(Some),
+                Ok(false) => rules(policy, text, Some(&own)).map(|_| None),
+                Ok(true) => rules(policy, text, Some(&own)).map(Some),
                 Err(error) => Err(error),
             };
             let broken = compiled.is_err();
+            let first = all.len();
             match compiled {
                 Ok(None) => continue,
                 Ok(Some(mut rules)) => all.append(&mut rules),
@@ -175,20 +236,23 @@ impl Policy {
                     if selects(text, Some(me)) == Ok(false) {
                         continue;
                     }
-                    if text.action == PolicyAction::Allow && text.mode == Mode::Enforce {
+                    let mode = strictest(text);
+                    if text.action == PolicyAction::Allow && mode != Mode::Observe {
                         broken_allow.push(RuleRef(index(all.len())));
                     }
-                    all.push(Rule {
-                        policy,
-                        name: WHOLE.into(),
-                        action: text.action,
-                        from: Default::default(),
-                        to: Default::default(),
-                    });
+                    let frame = Frame { policy, action: text.action, mode, own: None };
+                    all.push(Rule::whole(frame, WHOLE));
                 }
             }
-            let selector = Selector::of(&text.selector);
-            stated.push(Stated { id: id.clone(), revision, mode: text.mode, selector, broken });
+            let bounds = all[first..].iter().map(|rule: &Rule| decides_below(rule.mode));
+            stated.push(Stated {
+                id: id.clone(),
+                revision,
+                selector: Selector::of(&text.selector),
+                decides_below: bounds.clone().max().unwrap_or(0),
+                watched_from: bounds.min().unwrap_or(LOTS),
+                broken,
+            });
         }
 
         let mut by_caller = ByCaller::default();
@@ -198,26 +262,54 @@ impl Policy {
                 by_caller.add(index(at), rule);
             }
         }
-        let (mut enforced, mut watched) = (ByRoute::default(), ByRoute::default());
+        let mut by_route = ByRoute::default();
         for (at, stated) in stated.iter().enumerate() {
-            match stated.mode {
-                Mode::Enforce => enforced.add(index(at), &stated.selector),
-                Mode::Observe | Mode::Canary(_) => watched.add(index(at), &stated.selector),
-            }
+            by_route.add(index(at), stated);
         }
+        let asks = Asks::of(&all);
         let mut policy = Self {
             version: VERSION.fetch_add(1, Ordering::Relaxed),
             policies: stated.into(),
             rules: all.into(),
             by_caller,
-            enforced,
-            watched,
+            by_route,
             broken_allow: broken_allow.into(),
             standings: Mutex::default(),
             nobody: Arc::default(),
+            asks,
         };
         policy.nobody = Arc::new(policy.meet(None));
         (policy, rejected)
+    }
+
+    /// Does a rule look at header fields? Where none does, an action needs none.
+    pub fn asks_fields(&self) -> bool {
+        self.asks.fields
+    }
+
+    /// Does a rule look at the query?
+    pub fn asks_query(&self) -> bool {
+        self.asks.query
+    }
+
+    /// Does a rule look at the caller's token? Where none does, no decision awaits one.
+    pub fn asks_token(&self) -> bool {
+        self.asks.token
+    }
+
+    /// Does a rule look at the time?
+    pub fn asks_time(&self) -> bool {
+        self.asks.time
+    }
+
+    /// Is a rule in canary mode? Where none is, the connection's lot decides nothing.
+    pub fn asks_lot(&self) -> bool {
+        self.asks.lot
+    }
+
+    /// Does a rule look at the method? Then fields that would override it behind us must go.
+    pub fn asks_method(&self) -> bool {
+        self.asks.method
     }
 
     /// How many rules select this workload.
@@ -257,11 +349,15 @@ impl Policy {
             if rule.from.fails(caller, rule.action).is_some() {
                 continue;
             }
-            match (self.stated(rule).mode, rule.action) {
-                (Mode::Enforce, PolicyAction::Deny) => deny.push(at),
-                (Mode::Enforce, PolicyAction::Allow) => allow.push(at),
-                (Mode::Observe | Mode::Canary(_), PolicyAction::Deny) => watched_deny.push(at),
-                (Mode::Observe | Mode::Canary(_), PolicyAction::Allow) => watched_allow.push(at),
+            let (deciding, watched) = match rule.action {
+                PolicyAction::Deny => (&mut deny, &mut watched_deny),
+                PolicyAction::Allow => (&mut allow, &mut watched_allow),
+            };
+            if rule.mode != Mode::Observe {
+                deciding.push(at);
+            }
+            if rule.mode != Mode::Enforce {
+                watched.push(at);
             }
         }
         let group = |list| Group::new(list, &self.rules, &self.policies);
@@ -281,41 +377,42 @@ impl Policy {
     pub fn decide(&self, standing: &Standing, action: &Action<'_>) -> Decision {
         let mut anew = None;
         let met = self.current(standing, &mut anew);
-        let facts = Facts::of(action);
-        let outcome = self.outcome(met, standing.caller.as_ref(), &facts);
-        Decision {
-            outcome,
-            would_be: self.would_be(met, standing.caller.as_ref(), &facts, outcome),
-        }
+        let facts = Facts::of(action, standing.caller.as_ref());
+        self.decided(met, &facts)
     }
 
     /// Decides at a public door: a request is refused only where a policy selects its route and no rule allows it.
     pub fn decide_public(&self, standing: &Standing, action: &Action<'_>) -> Decision {
-        let facts = Facts::of(action);
-        if self.enforced.selects(&facts, &self.policies) {
-            return self.decide(standing, action);
-        }
-        let outcome = Outcome::Allow(None);
-        if !self.watched.selects(&facts, &self.policies) {
-            return Decision { outcome, would_be: None };
+        let facts = Facts::of(action, standing.caller.as_ref());
+        let open = Decision { outcome: Outcome::Allow(None), would_be: None, awaits_token: false };
+        let is_governed = self.by_route.governs(&facts, &self.policies);
+        if !is_governed && !self.by_route.watches(&facts, &self.policies) {
+            return open;
         }
         let mut anew = None;
         let met = self.current(standing, &mut anew);
-        let caller = standing.caller.as_ref();
-        let would_be = match self.first(&met.watched_deny, &facts, PolicyAction::Deny) {
-            Some(rule) => Some(self.refused_by(rule, caller, &facts)),
-            None => match self.first(&met.watched_allow, &facts, PolicyAction::Allow) {
-                Some(_) => None,
-                None => Some(Outcome::Deny(Reason::NoRule, None)),
-            },
+        if is_governed {
+            return self.decided(met, &facts);
+        }
+        let deny = self.scan(&met.watched_deny, &facts, Side::Watched);
+        if let Some(rule) = deny.certain {
+            return Decision { would_be: Some(self.refused_by(rule, &facts)), ..open };
+        }
+        let allow = self.scan(&met.watched_allow, &facts, Side::Watched);
+        let would_be = match allow.certain.or(allow.pending) {
+            Some(_) => None,
+            None => Some(Outcome::Deny(Reason::NoRule, None)),
         };
-        Decision { outcome, would_be }
+        let only_pending = allow.certain.is_none() && allow.pending.is_some();
+        let awaits_token = would_be.is_none() && (deny.pending.is_some() || only_pending);
+        Decision { would_be, awaits_token, ..open }
     }
 
-    /// Does an enforced policy select this route? Public routes that none selects are open.
+    /// Does a policy that decides for all connections select this route? Public routes that none selects are open.
     pub fn governs(&self, route: RouteFacts<'_>) -> bool {
         let action = Action::http(0, "", "", "").on_route(Some(route));
-        self.enforced.selects(&Facts::of(&action), &self.policies)
+        let action = Action { lot: LOTS - 1, ..action };
+        self.by_route.governs(&Facts::of(&action, None), &self.policies)
     }
 
     /// The standing's rules, worked out anew when it is of another compilation.
@@ -326,60 +423,81 @@ impl Policy {
         anew.insert(self.met(standing.caller.as_ref()))
     }
 
-    fn outcome(&self, met: &Met, caller: Option<&SpiffeId>, facts: &Facts<'_>) -> Outcome {
-        if let Some(rule) = self.first(&met.deny, facts, PolicyAction::Deny) {
-            return self.refused_by(rule, caller, facts);
+    fn decided(&self, met: &Met, facts: &Facts<'_>) -> Decision {
+        let deny = self.scan(&met.deny, facts, Side::Deciding);
+        if let Some(rule) = deny.certain {
+            // What a deny rule refused stays refused, whatever is allowed beside it.
+            let outcome = self.refused_by(rule, facts);
+            return Decision { outcome, would_be: None, awaits_token: false };
         }
-        if let Some(rule) = self.first(&met.allow, facts, PolicyAction::Allow) {
-            return Outcome::Allow(Some(RuleRef(rule)));
-        }
-        self.refused(met, caller, facts)
-    }
-
-    fn would_be(
-        &self,
-        met: &Met,
-        caller: Option<&SpiffeId>,
-        facts: &Facts<'_>,
-        outcome: Outcome,
-    ) -> Option<Outcome> {
+        let allow = self.scan(&met.allow, facts, Side::Deciding);
+        let (outcome, awaits_token) = match (allow.certain, allow.pending) {
+            (Some(rule), _) => (Outcome::Allow(Some(RuleRef(rule))), deny.pending.is_some()),
+            (None, Some(rule)) => (Outcome::Allow(Some(RuleRef(rule))), true),
+            (None, None) => (self.refused(met, facts), false),
+        };
+        let decision = Decision { outcome, would_be: None, awaits_token };
         if met.watched_deny.is_empty() && met.watched_allow.is_empty() {
-            return None;
+            return decision;
         }
-        let refused = || self.first(&met.watched_deny, facts, PolicyAction::Deny);
-        if outcome.is_allowed() {
-            return refused().map(|rule| self.refused_by(rule, caller, facts));
+        let deny = self.scan(&met.watched_deny, facts, Side::Watched);
+        match (outcome.is_allowed(), deny.certain) {
+            (true, Some(rule)) => {
+                Decision { would_be: Some(self.refused_by(rule, facts)), ..decision }
+            }
+            (true, None) => {
+                Decision { awaits_token: awaits_token || deny.pending.is_some(), ..decision }
+            }
+            (false, Some(_)) => decision,
+            (false, None) => {
+                let allow = self.scan(&met.watched_allow, facts, Side::Watched);
+                let rule = allow.certain.or(allow.pending);
+                Decision { would_be: rule.map(|at| Outcome::Allow(Some(RuleRef(at)))), ..decision }
+            }
         }
-        // What a deny rule refused stays refused, whatever is allowed beside it.
-        if self.first(&met.deny, facts, PolicyAction::Deny).is_some() || refused().is_some() {
-            return None;
-        }
-        let allowed = self.first(&met.watched_allow, facts, PolicyAction::Allow)?;
-        Some(Outcome::Allow(Some(RuleRef(allowed))))
     }
 
-    /// The first rule of the group that holds.
-    fn first(&self, group: &Group, facts: &Facts<'_>, action: PolicyAction) -> Option<u32> {
+    /// The first rule of the group that holds, on this side of its mode.
+    fn scan(&self, group: &Group, facts: &Facts<'_>, side: Side) -> Scan {
         if group.is_empty() {
-            return None;
+            return Scan::default();
         }
-        group.first(facts, |at| {
+        let pending = Cell::new(None);
+        let certain = group.first(facts, |at| {
             let rule = &self.rules[at as usize];
-            self.stated(rule).selector.selects(facts, action)
-                && rule.to.fails(facts, action).is_none()
-        })
+            if rule.decides(facts.lot) != (side == Side::Deciding)
+                || !self.stated(rule).selector.selects(facts, rule.action)
+            {
+                return false;
+            }
+            match rule.holds(facts) {
+                Holding::Yes => true,
+                Holding::No => false,
+                Holding::Pending => {
+                    pending.set(pending.get().into_iter().chain([at]).min());
+                    false
+                }
+            }
+        });
+        Scan { certain, pending: pending.get() }
     }
 
     /// A deny rule held: why?
-    fn refused_by(&self, rule: u32, caller: Option<&SpiffeId>, facts: &Facts<'_>) -> Outcome {
+    fn refused_by(&self, rule: u32, facts: &Facts<'_>) -> Outcome {
         let found = &self.rules[rule as usize];
-        let unclear = || matches!(facts.readings(), Readings::Unclear);
+        let is_http = facts.http.is_some();
+        let unclear_path = || matches!(facts.readings(), Readings::Unclear);
+        let claims = found.when.as_ref().is_some_and(|when| !when.claims.is_empty());
         let reason = if self.stated(found).broken {
             Reason::BrokenPolicy
-        } else if caller.is_none() && found.from.asks_identity() {
+        } else if facts.caller.is_none() && found.from.asks_identity() {
             Reason::NoIdentity
-        } else if found.to.asks_path() && facts.http.is_some() && unclear() {
+        } else if found.to.asks_path() && is_http && unclear_path() {
             Reason::AmbiguousPath
+        } else if claims && is_http && matches!(facts.token(), Token::Absent) {
+            Reason::NoToken
+        } else if found.when.as_ref().is_some_and(|when| when.is_unclear(facts)) {
+            Reason::UnclearInput
         } else {
             Reason::DeniedByRule
         };
@@ -388,30 +506,49 @@ impl Policy {
 
     /// Nothing refused and nothing allowed: why?
     #[cold]
-    fn refused(&self, met: &Met, caller: Option<&SpiffeId>, facts: &Facts<'_>) -> Outcome {
+    fn refused(&self, met: &Met, facts: &Facts<'_>) -> Outcome {
         let about = |rule: &Rule| self.stated(rule).selector.selects(facts, PolicyAction::Allow);
-        let broken = self.broken_allow.iter().find(|rule| about(&self.rules[rule.0 as usize]));
+        let broken = self.broken_allow.iter().find(|rule| {
+            let rule = &self.rules[rule.0 as usize];
+            rule.decides(facts.lot) && about(rule)
+        });
         if let Some(rule) = broken {
             return Outcome::Deny(Reason::BrokenPolicy, Some(*rule));
         }
-        if caller.is_none() && met.allow.is_empty() {
+        if facts.caller.is_none() && met.allow.is_empty() {
             return Outcome::Deny(Reason::NoIdentity, None);
         }
-        // A rule that would hold for one reading of the path, but not for all.
         let split = facts.http.is_some() && facts.plain_path().is_none();
-        let holds_for_one = |at: &u32| {
-            let rule = &self.rules[*at as usize];
-            rule.to.asks_path()
-                && rule.to.fails_beside_paths(facts, PolicyAction::Allow).is_none()
-                && rule.to.fails_by_path(facts, PolicyAction::Deny).is_none()
-                && about(rule)
-        };
-        let ambiguous =
-            split.then(|| met.allow.all().iter().take(NEAR).find(|at| holds_for_one(at)));
-        match ambiguous.flatten() {
-            Some(rule) => Outcome::Deny(Reason::AmbiguousPath, Some(RuleRef(*rule))),
-            None => Outcome::Deny(Reason::NoRule, None),
+        let upgrade = facts.http.is_some_and(|http| http.upgrade.is_some());
+        let no_token = self.asks.token && matches!(facts.token(), Token::Absent);
+        if !(split || upgrade || no_token) {
+            return Outcome::Deny(Reason::NoRule, None);
         }
+        // A rule that would hold but for this one thing.
+        let one_thing = |at: &u32| {
+            let rule = &self.rules[*at as usize];
+            if !(rule.decides(facts.lot) && about(rule)) {
+                return None;
+            }
+            let reason = match rule.failed(facts).as_slice() {
+                [Clause::Claims] if no_token => Reason::NoToken,
+                [Clause::Upgrades] if upgrade => Reason::UpgradeNotAllowed,
+                // It would hold for one reading of the path, but not for all.
+                [Clause::Paths | Clause::NotPaths | Clause::Grpc | Clause::NotGrpc]
+                    if split
+                        && rule
+                            .to
+                            .fails_by_path(facts, PolicyAction::Deny, rule.captures.as_deref())
+                            .is_none() =>
+                {
+                    Reason::AmbiguousPath
+                }
+                _ => return None,
+            };
+            Some(Outcome::Deny(reason, Some(RuleRef(*at))))
+        };
+        let found = met.allow.all().iter().take(NEAR).find_map(one_thing);
+        found.unwrap_or(Outcome::Deny(Reason::NoRule, None))
     }
 
     /// The name of a rule that this policy's decision pointed at.
@@ -427,25 +564,23 @@ impl Policy {
     pub fn nearest(&self, standing: &Standing, action: &Action<'_>) -> Option<Near> {
         let mut anew = None;
         let met = self.current(standing, &mut anew);
-        let facts = Facts::of(action);
-        let caller = standing.caller.as_ref();
-        let near = self.nearest_of(met.allow.all().iter().copied(), caller, &facts);
-        near.or_else(|| self.nearest_of(0..index(self.rules.len()), caller, &facts))
+        let facts = Facts::of(action, standing.caller.as_ref());
+        let near = self.nearest_of(met.allow.all().iter().copied(), &facts);
+        near.or_else(|| self.nearest_of(0..index(self.rules.len()), &facts))
     }
 
     fn nearest_of(
         &self,
         rules: impl Iterator<Item = u32>,
-        caller: Option<&SpiffeId>,
         facts: &Facts<'_>,
     ) -> Option<Near> {
         let allows = |at: &u32| {
             let rule = &self.rules[*at as usize];
-            let stated = self.stated(rule);
-            rule.action == PolicyAction::Allow && stated.mode == Mode::Enforce && !stated.broken
+            let is_broken = self.stated(rule).broken;
+            rule.action == PolicyAction::Allow && rule.decides(facts.lot) && !is_broken
         };
         let near = rules.filter(allows).take(NEAR).filter_map(|at| {
-            let failed = self.failed(&self.rules[at as usize], caller, facts);
+            let failed = self.failed(&self.rules[at as usize], facts);
             let first = *failed.first()?;
             let distance: u32 = failed.iter().map(|clause| clause.weight()).sum();
             Some((distance, Near { rule: RuleRef(at), clause: first }))
@@ -453,20 +588,17 @@ impl Policy {
         near.min_by_key(|(distance, near)| (*distance, near.rule)).map(|(_, near)| near)
     }
 
-    /// All parts of a rule that do not hold, in the order of their weight for this caller: who, where, what.
+    /// All parts of a rule that do not hold, the most telling first: who, where, what, when.
     pub(super) fn failed(
         &self,
         rule: &Rule,
-        caller: Option<&SpiffeId>,
         facts: &Facts<'_>,
-    ) -> smallvec::SmallVec<[Clause; 4]> {
-        let mut failed = smallvec::SmallVec::new();
-        failed.extend(rule.from.fails(caller, rule.action));
+    ) -> smallvec::SmallVec<[Clause; 8]> {
+        let mut failed = rule.failed(facts);
         if !self.stated(rule).selector.selects(facts, rule.action) {
             failed.push(Clause::Selector);
         }
-        failed.extend(rule.to.fails_beside_paths(facts, rule.action));
-        failed.extend(rule.to.fails_by_path(facts, rule.action));
+        failed.sort_by_key(|clause| std::cmp::Reverse(clause.weight()));
         failed
     }
 }
