@@ -25,8 +25,19 @@ impl Callers {
     /// Whom a rule's `from` means, at a workload of the trust domain `own`. Claims and networks are not about identities.
     pub(super) fn of(from: Option<&From>, action: PolicyAction, own: &str) -> Self {
         let Some(from) = from else { return Self::everybody() };
+        let principals = from.principals.iter().map(|text| Shape::of_text(text)).collect();
+        Self::within(principals, from, action, own)
+    }
+
+    /// The same, with these in the place of `from.principals`; none: everybody.
+    pub(super) fn within(
+        principals: Vec<Shape>,
+        from: &From,
+        action: PolicyAction,
+        own: &str,
+    ) -> Self {
         let mut any_of = vec![Shape::all()];
-        narrow(&mut any_of, from.principals.iter().map(|text| Shape::of_text(text)));
+        narrow(&mut any_of, principals);
         narrow(&mut any_of, from.trust_domains.iter().map(|name| Shape::of_domain(name)));
         let domains = match &*from.trust_domains {
             [] => vec![own],
@@ -53,13 +64,6 @@ impl Callers {
         let name = Name::of_id(id);
         self.any_of.iter().any(|shape| shape.holds(&name))
             && !self.but.iter().any(|shape| shape.holds(&name))
-    }
-
-    /// Removes what is excluded anyway, and exclusions of what is not meant.
-    pub(super) fn tidy(&mut self) {
-        let but: Vec<&Shape> = self.but.iter().collect();
-        self.any_of.retain(|shape| left_over(Space::Ids, shape, &but).is_some());
-        self.but.retain(|out| self.any_of.iter().any(|shape| shape.meet(out).is_some()));
     }
 
     /// Somebody whom this means and the others do not.

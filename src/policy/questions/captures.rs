@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::shape::{Name, Shape};
+use crate::identity::SpiffeId;
 use crate::model::{From, PolicyRule, To};
 
 /// The names that a rule compares: those that a principal or a host binds and that stand in another list as well.
@@ -36,6 +38,28 @@ pub(super) fn with(rule: &PolicyRule, name: &str, text: &str) -> PolicyRule {
         ..to.clone()
     });
     PolicyRule { from, to, ..rule.clone() }
+}
+
+/// The rule as it is for this caller: for each principal that means it, with the caller's own texts in the place of names.
+pub(super) fn bound_by(rule: &PolicyRule, caller: &SpiffeId) -> Vec<PolicyRule> {
+    let principals = rule.from.as_ref().map(|from| from.principals.clone()).unwrap_or_default();
+    if principals.is_empty() || compared(rule).is_empty() {
+        return vec![rule.clone()];
+    }
+    let name = Name::of_id(caller);
+    let meant = principals.iter().filter(|text| Shape::of_text(text).holds(&name));
+    let bind = |principal: &String| {
+        let from = rule.from.clone().unwrap_or_default();
+        let from = From { principals: vec![principal.clone()], ..from };
+        let mut rule = PolicyRule { from: Some(from), ..rule.clone() };
+        for (part, text) in principal.split('/').skip(3).zip(&name.segments) {
+            for captured in names_of(part) {
+                rule = with(&rule, captured, text);
+            }
+        }
+        rule
+    };
+    meant.map(bind).collect()
 }
 
 /// Can it stand in a SPIFFE ID?

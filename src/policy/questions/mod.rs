@@ -3,13 +3,16 @@
 
 mod callers;
 mod can_i;
+mod captures;
 mod conditions;
+mod difference;
 mod engine;
 mod overlap;
 mod parts;
 mod policies;
 mod shape;
 mod target;
+mod variants;
 mod what_can;
 mod who_can;
 
@@ -17,6 +20,7 @@ mod who_can;
 mod properties;
 
 pub use can_i::{CanI, Failed, Tried, Verdict, WouldBe};
+pub use difference::{Change, Decided, Difference, Example};
 pub use policies::{Policies, Stated, Via};
 pub use target::{Target, TargetRoute};
 pub use what_can::{Abilities, Permit, WhatCan};

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::policy_set::strictest;
 use super::super::{Policy, check};
 use crate::identity::{SpiffeId, SpiffePattern};
-use crate::model::{Id, IdentityPolicy, Invalid, Mode, PolicyAction, Revision};
+use crate::model::{Id, IdentityPolicy, Invalid, Mode, PolicyAction, PolicySelector, Revision};
 
 /// One policy.
 #[derive(Clone, Debug)]
@@ -59,7 +60,17 @@ impl Stated {
 
     /// A policy that is broken as a whole, as answers name it.
     pub(super) fn whole(&self) -> Via {
-        Via { rule: "(the whole policy)".into(), mode: self.text.mode, ..self.rule(usize::MAX) }
+        let mode = strictest(&self.text);
+        Via { rule: "(the whole policy)".into(), mode, ..self.rule(usize::MAX) }
+    }
+
+    /// The selector, as far as it can be read: what cannot be read selects everything.
+    pub(super) fn readable_selector(&self) -> PolicySelector {
+        let selector = self.text.selector.clone();
+        match self.workloads {
+            Some(_) => selector,
+            None => PolicySelector { workloads: Vec::new(), ..selector },
+        }
     }
 }
 

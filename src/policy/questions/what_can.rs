@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::callers::Callers;
+use super::captures::bound_by;
 use super::conditions::conditions;
 use super::overlap::{may_overlap, selectors_meet, share_a_workload};
 use super::policies::{Policies, Stated, Via};
@@ -83,7 +84,8 @@ impl Policies {
                     (_, PolicyAction::Allow) => &mut allows,
                     (_, PolicyAction::Deny) => &mut denies,
                 };
-                list.extend(about(stated, rule, via, identity));
+                let bound = bound_by(rule, identity);
+                list.extend(bound.iter().filter_map(|rule| about(stated, rule, &via, identity)));
             }
         }
         for allow in &mut allows {
@@ -103,7 +105,7 @@ impl Policies {
 fn about<'a>(
     stated: &'a Stated,
     rule: &PolicyRule,
-    via: Via,
+    via: &Via,
     identity: &SpiffeId,
 ) -> Option<About<'a>> {
     let own = identity.trust_domain_name();
@@ -131,7 +133,7 @@ fn about<'a>(
         workloads: selector.workloads.clone(),
         to: without.to.clone(),
         conditions,
-        via,
+        via: via.clone(),
         except: Vec::new(),
     };
     Some(About { stated, rule: without, at_own, permit })

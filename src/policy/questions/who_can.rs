@@ -7,11 +7,12 @@ use super::super::Policy;
 use super::callers::{ByShape, Callers};
 use super::conditions::conditions;
 use super::parts::{Parts, take_apart, take_selector_apart};
+use super::variants::{Variant, variants};
 use super::policies::{Policies, Stated, Via};
 use super::shape::Shape;
 use super::target::Target;
 use crate::identity::SpiffeId;
-use crate::model::{IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector};
+use crate::model::{Id, IdentityPolicy, Mode, PolicyAction, PolicyRule};
 
 /// The question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,8 +109,6 @@ pub(super) struct Candidate<'a> {
     /// The rule's place in its policy.
     pub(super) at: usize,
     pub(super) mode: Mode,
-    pub(super) selector: PolicySelector,
-    pub(super) open: PolicyRule,
     pub(super) callers: Callers,
     pub(super) conditions: Vec<String>,
 }
@@ -131,7 +130,10 @@ impl Policies {
                 (_, PolicyAction::Deny) => denies.push(candidate),
             }
         }
-        let refuses_all = |broken: &&Stated| broken.text.action == PolicyAction::Deny && broken.text.mode != Mode::Observe;
+        let refuses_all = |broken: &Stated| {
+            let via = broken.whole();
+            via.action == PolicyAction::Deny && via.mode != Mode::Observe
+        };
         let mut answer = Allowed {
             workload: workload.to_string(),
             target: target.clone(),
@@ -141,7 +143,7 @@ impl Policies {
             watched,
             broken: broken.iter().map(|stated| stated.as_broken()).collect(),
         };
-        if broken.iter().any(|broken| refuses_all(&broken)) {
+        if broken.iter().any(|broken| refuses_all(broken)) {
             answer.overruled = allows.iter().map(|one| one.stated.rule(one.at)).collect();
             return answer;
         }
@@ -169,14 +171,18 @@ impl Policies {
                 if surely_fails(text.action, rule, target) {
                     continue;
                 }
-                let Parts { settled, open } = take_apart(rule, known);
-                rules.push(PolicyRule { name: Some((at + 1).to_string()), ..settled });
                 let own = workload.trust_domain_name();
-                let callers = Callers::of(rule.from.as_ref(), text.action, own);
                 let mode = rule.mode.unwrap_or(text.mode);
-                let conditions = conditions(&open_selector, &open, mode);
-                let selector = open_selector.clone();
-                found.push(Candidate { stated, at, mode, selector, open, callers, conditions });
+                for variant in variants(rule, text.action, target, own) {
+                    let Variant { rule, known, callers, besides } = variant;
+                    let Parts { settled, open } = take_apart(&rule, known);
+                    // Names only have to differ.
+                    let name = Some((rules.len() + 1).to_string());
+                    rules.push(PolicyRule { name, ..settled });
+                    let mut conditions = conditions(&open_selector, &open, mode);
+                    conditions.extend(besides);
+                    found.push(Candidate { stated, at, mode, callers, conditions });
+                }
             }
             if !rules.is_empty() {
                 let settled_text = IdentityPolicy {
@@ -209,7 +215,7 @@ impl Stated {
 }
 
 /// Which of the rules hold for what is known: the engine says so.
-fn held(settled: &[(&crate::model::Id, IdentityPolicy)], workload: &SpiffeId, target: &Target) -> Vec<bool> {
+fn held(settled: &[(&Id, IdentityPolicy)], workload: &SpiffeId, target: &Target) -> Vec<bool> {
     let (engine, rejected) =
         Policy::compile(settled.iter().map(|(id, text)| (*id, 0, text)), workload);
     debug_assert!(rejected.is_empty(), "a part of a valid rule is valid: {rejected:?}");

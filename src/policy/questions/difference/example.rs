@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value as Json};
 
 use super::super::super::{Outcome, Policy};
+use super::super::engine::is_within;
 use super::super::policies::Policies;
 use super::super::target::Target;
 use super::space::{Value, set};
@@ -256,17 +257,13 @@ fn address_of(block: &str) -> Option<IpAddr> {
     net.hosts().next().or(Some(net.addr()))
 }
 
-fn holds_at(span: &TimeWindow, moment: i64) -> bool {
-    super::super::times::holds(span, moment)
-}
-
 /// A moment in the span, the next from now on.
 fn moment_in(span: &TimeWindow, now: i64) -> Option<i64> {
-    moments(span, now).into_iter().find(|moment| holds_at(span, *moment))
+    moments(span, now).into_iter().find(|moment| is_within(span, *moment))
 }
 
 fn moment_outside(span: &TimeWindow, now: i64) -> Option<i64> {
-    moments(span, now).into_iter().find(|moment| !holds_at(span, *moment))
+    moments(span, now).into_iter().find(|moment| !is_within(span, *moment))
 }
 
 /// Moments at which a span may begin or end: now, its bounds, and each quarter of an hour of a week after them.
