@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::policies::{Policies, Via};
 use super::target::Target;
-use super::super::{Outcome, Policy};
+use super::super::{Outcome, Policy, TriedRule};
 use crate::identity::SpiffeId;
 use crate::model::{Mode, PolicyAction, Revision};
 
@@ -154,9 +154,9 @@ impl Policies {
     }
 }
 
-impl std::convert::From<super::super::TriedRule> for Tried {
-    fn from(tried: super::super::TriedRule) -> Self {
-        let super::super::TriedRule { policy, rule, revision, action, mode, failed } = tried;
+impl From<TriedRule> for Tried {
+    fn from(tried: TriedRule) -> Self {
+        let TriedRule { policy, rule, revision, action, mode, failed } = tried;
         let failed = failed.map(|failure| Failed {
             clause: failure.clause.name().to_owned(),
             wanted: failure.wanted,

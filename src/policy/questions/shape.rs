@@ -84,7 +84,8 @@ impl fmt::Display for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any => f.write_char('*'),
-            Self::Exactly(text) | Self::Folded(text) => f.write_str(text),
+            Self::Exactly(text) => f.write_str(text),
+            Self::Folded(text) => write!(f, "[{text} in any case]"),
             Self::Like { prefix, suffix } => write!(f, "{prefix}*{suffix}"),
         }
     }

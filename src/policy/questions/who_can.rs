@@ -111,6 +111,9 @@ pub(super) struct Candidate<'a> {
     pub(super) mode: Mode,
     pub(super) callers: Callers,
     pub(super) conditions: Vec<String>,
+    /// What the conditions say, as the engine judges it.
+    #[cfg(test)]
+    pub(super) open: (crate::model::PolicySelector, PolicyRule),
 }
 
 impl Policies {
@@ -181,7 +184,15 @@ impl Policies {
                     rules.push(PolicyRule { name, ..settled });
                     let mut conditions = conditions(&open_selector, &open, mode);
                     conditions.extend(besides);
-                    found.push(Candidate { stated, at, mode, callers, conditions });
+                    found.push(Candidate {
+                        stated,
+                        at,
+                        mode,
+                        callers,
+                        conditions,
+                        #[cfg(test)]
+                        open: (open_selector.clone(), open),
+                    });
                 }
             }
             if !rules.is_empty() {

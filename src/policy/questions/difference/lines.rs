@@ -6,7 +6,7 @@ use super::super::callers::Callers;
 use super::super::captures::{compared, is_segment, names_of, with};
 use super::super::overlap::hosts_meet;
 use super::super::policies::{Policies, Via};
-use super::super::shape::{Segment, Shape};
+use super::super::shape::Shape;
 use crate::model::{
     From, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To, ValueMatch, When,
 };
@@ -377,13 +377,4 @@ pub(super) fn may_meet(one: &Line, other: &Line) -> bool {
 /// A name in braces that is left over binds nothing: any text.
 pub(super) fn is_free(text: &str) -> bool {
     names_of(text).next().is_some()
-}
-
-/// The literal texts of shapes.
-pub(super) fn literals<'a>(shapes: impl Iterator<Item = &'a Shape>) -> BTreeSet<String> {
-    let texts = shapes.flat_map(|shape| &shape.segments).filter_map(|segment| match segment {
-        Segment::Exactly(text) => Some(text.to_string()),
-        _ => None,
-    });
-    texts.collect()
 }

@@ -46,8 +46,6 @@ pub(super) struct Dimension {
     pub(super) patterns: Vec<String>,
     /// For each line, the atoms for which it can hold; `None` for all.
     pub(super) by_line: Vec<Option<Vec<u32>>>,
-    /// What patterns mean, where they are made of segments.
-    pub(super) shapes: Vec<Shape>,
 }
 
 /// All of them, in the order in which they are looked at.
@@ -107,7 +105,7 @@ impl Space {
             Names::Paths => shape.path_text(),
         };
         let patterns = shapes.iter().map(text).collect();
-        let dimension = Dimension { what, atoms: kept, patterns, by_line: Vec::new(), shapes };
+        let dimension = Dimension { what, atoms: kept, patterns, by_line: Vec::new() };
         (dimension, means)
     }
 
@@ -154,7 +152,6 @@ impl Space {
             atoms: vec![atom(false), atom(true)],
             patterns: vec!["HTTP requests".into(), "connections (layer 4)".into()],
             by_line: lines.iter().map(|line| Some(vec![u32::from(line.connection)])).collect(),
-            shapes: Vec::new(),
         });
     }
 
@@ -200,7 +197,6 @@ impl Space {
             atoms: atoms.collect(),
             patterns: routes.iter().map(text).collect(),
             by_line: by_line.collect(),
-            shapes: Vec::new(),
         };
         self.dimensions.push(dimension);
     }
@@ -320,8 +316,7 @@ impl Space {
                 atoms: vec![Atom { value: Value::Upgrade(None), met: Vec::new() }],
                 patterns: Vec::new(),
                 by_line: plain.collect(),
-                shapes: Vec::new(),
-            };
+                };
             self.dimensions.push(dimension);
             return;
         }
@@ -366,7 +361,6 @@ impl Space {
             atoms: atoms.collect(),
             patterns: limits.iter().map(|limit| format!("{limit} % of connections")).collect(),
             by_line: lines.iter().map(below).collect(),
-            shapes: Vec::new(),
         };
         self.dimensions.push(dimension);
     }
@@ -398,8 +392,7 @@ impl Space {
                 atoms: vec![atom(true), atom(false)],
                 patterns: vec![text.clone(), format!("not: {text}")],
                 by_line,
-                shapes: Vec::new(),
-            });
+                });
         }
     }
 
@@ -431,7 +424,7 @@ impl Space {
         let met = |value: usize| (0..patterns.len()).filter(|at| means(*at, value)).map(number).collect();
         let atoms = values.into_iter().enumerate().map(|(at, value)| Atom { value, met: met(at) });
         let atoms = atoms.collect();
-        self.dimensions.push(Dimension { what, atoms, patterns, by_line, shapes: Vec::new() });
+        self.dimensions.push(Dimension { what, atoms, patterns, by_line });
     }
 }
 

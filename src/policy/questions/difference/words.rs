@@ -39,7 +39,7 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
         }
         if atoms.iter().all(|atom| chosen.contains(atom)) && atoms.iter().any(|atom| left.contains(atom)) {
             words.any_of.push(dimension.patterns[*pattern].clone());
-            atoms.iter().for_each(|atom| drop(left.remove(atom)));
+            left.retain(|atom| !atoms.contains(atom));
         }
     }
     // What no pattern means alone: a wider one, without patterns that mean nothing of it.
@@ -48,7 +48,7 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
         let mut used = Vec::new();
         for (pattern, atoms) in &apart {
             if atoms.iter().any(|atom| wrong.contains(atom)) {
-                atoms.iter().for_each(|atom| drop(wrong.remove(atom)));
+                wrong.retain(|atom| !atoms.contains(atom));
                 used.push(*pattern);
             }
         }
@@ -61,7 +61,7 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
         if let Some(used) = without(atoms) {
             words.any_of.push(dimension.patterns[*pattern].clone());
             out.extend(used);
-            atoms.iter().for_each(|atom| drop(left.remove(atom)));
+            left.retain(|atom| !atoms.contains(atom));
         }
     }
     if !left.is_empty() {
