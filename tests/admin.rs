@@ -6,6 +6,8 @@
 mod admin;
 #[path = "support/etcd.rs"]
 mod etcd_server;
+#[path = "admin_api/history.rs"]
+mod history;
 
 use std::sync::Arc;
 use std::time::Duration;

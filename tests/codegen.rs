@@ -63,6 +63,16 @@ const ALL: &[Generated] = &[
         transport: false,
     },
     Generated {
+        proto: "otlp.proto",
+        package: "opentelemetry.proto.collector.logs.v1",
+        out: "audit/generated/otlp.rs",
+        client: true,
+        server: true,
+        without_debug: &[],
+        shared_bytes: &[],
+        transport: false,
+    },
+    Generated {
         proto: "workload.proto",
         package: "",
         out: "identity/generated/workload.rs",

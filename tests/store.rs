@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use wardgate::store::embedded::Embedded;
 use wardgate::store::etcd::{Etcd, Settings};
 use wardgate::store::memory::Memory;
-use wardgate::store::{Error, Event, Expect, Listing, Store, Watch};
+use wardgate::store::{Error, Event, Expect, Listing, Store, Watch, Write, Written};
 
 use etcd_server::{EtcdServer, new_folder};
 
@@ -38,6 +38,7 @@ async fn conforms<F: Future<Output = ()>>(store: &dyn Store, compact: impl Fn() 
     lists_by_prefix(store).await;
     watches_in_order(store).await;
     watches_from_a_revision_and_from_nothing(store).await;
+    commits_all_or_nothing(store).await;
     lets_entries_end(store).await;
     resets_a_reader_whose_past_is_forgotten(store, compact).await;
 }
@@ -131,6 +132,58 @@ async fn watches_from_a_revision_and_from_nothing(store: &dyn Store) {
     let mut ahead = store.watch("/from/", stored.modified + 1_000_000);
     let Event::Reset(listing) = next(&mut ahead).await else { panic!("a reset") };
     assert_eq!(listing.entries.len(), 3);
+}
+
+async fn commits_all_or_nothing(store: &dyn Store) {
+    let put = |key: &str, value: i64, expect| Write {
+        key: key.to_owned(),
+        value: Some(json!(value)),
+        expect,
+        ttl: None,
+    };
+    let remove =
+        |key: &str| Write { key: key.to_owned(), value: None, expect: Expect::Anything, ttl: None };
+    let old = write(store, "/all/old", json!(0)).await;
+    let mut watch = store.watch("/all/", old);
+    let commit = store
+        .commit(vec![
+            put("/all/1", 1, Expect::Absent),
+            put("/all/2", 2, Expect::Anything),
+            remove("/all/old"),
+            remove("/all/none"),
+        ])
+        .await
+        .unwrap();
+    let [Written::Put(one), Written::Put(two), Written::Removed, Written::WasAbsent] =
+        &commit.written[..]
+    else {
+        panic!("{commit:?}")
+    };
+    assert_eq!(one, &store.get("/all/1").await.unwrap().unwrap());
+    for stored in [one, two] {
+        assert_eq!((stored.created, stored.modified), (commit.revision, commit.revision));
+    }
+    assert_eq!(keys(&store.list("/all/").await.unwrap()), ["/all/1", "/all/2"]);
+    for _ in 0..3 {
+        assert_eq!(next(&mut watch).await.revision(), commit.revision);
+    }
+
+    // One expectation that does not hold, and nothing happens.
+    let refused = store
+        .commit(vec![
+            put("/all/1", 7, Expect::Revision(commit.revision)),
+            put("/all/2", 7, Expect::Absent),
+            put("/all/3", 7, Expect::Absent),
+        ])
+        .await;
+    assert!(matches!(refused, Err(Error::Conflict)), "{refused:?}");
+    assert_eq!(keys(&store.list("/all/").await.unwrap()), ["/all/1", "/all/2"]);
+    assert_eq!(store.get("/all/1").await.unwrap().unwrap().value, json!(1));
+    let again = store.commit(vec![put("/all/1", 2, Expect::Revision(commit.revision))]).await;
+    let [Written::Put(stored)] = &again.unwrap().written[..] else { panic!("a put") };
+    assert_eq!(stored.created, commit.revision);
+    let nothing = store.commit(vec![remove("/all/none")]).await.unwrap();
+    assert_eq!(nothing.revision, store.list("/all/").await.unwrap().revision);
 }
 
 async fn lets_entries_end(store: &dyn Store) {

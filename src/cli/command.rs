@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, run, status};
+use super::{audit, check, conformance, demo, dev, explain, identity, policy, run, status};
 use crate::observe::{LogFormat, start_logging};
 use crate::roles::Settings;
 use crate::rt::{Sockets, memory, systemd};
@@ -59,6 +59,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Explain a decision
     Explain(explain::ExplainArgs),
+    /// Policies: read files strictly, test them, bring them in from elsewhere, hand them on
+    Policy(policy::PolicyArgs),
     /// Check a decision log, look at its end
     Audit(audit::AuditArgs),
     /// Make an authority, issue identities from it, look into certificates
@@ -132,6 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.block_on(check::run(&args, out))
         }
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
+        Command::Policy(args) => runtime.block_on(policy::run(&args, out)),
         Command::Audit(args) => audit::run(&args, out),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {

@@ -1,5 +1,6 @@
 //! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
+mod admin;
 mod audit;
 mod check;
 mod client;
@@ -10,6 +11,7 @@ mod dev;
 mod explain;
 mod identity;
 mod paint;
+mod policy;
 mod run;
 mod status;
 mod text;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::auth::{Principal, Role};
+use super::history::Author;
 use super::listing::{self, Query};
 use super::{AdminRecord, ControlPlane, PluginPart, patch};
 use crate::identity::TrustDomain;
@@ -96,6 +97,8 @@ struct Call<'a> {
     query: &'a Query,
     body: Option<Value>,
     wait: Option<Duration>,
+    /// Who calls.
+    author: Author<'a>,
 }
 
 impl ControlPlane {
@@ -133,7 +136,8 @@ async fn enter(
             Err(refusal) => refusal,
             Ok(known) => {
                 principal = Some(known.clone());
-                plane.answer(&method, &path, &query, body).await.unwrap_or_else(|answer| answer)
+                let answer = plane.answer(&method, &path, &query, body, &known.name).await;
+                answer.unwrap_or_else(|answer| answer)
             }
         },
     };
@@ -219,6 +223,7 @@ impl ControlPlane {
         path: &str,
         query: &Query,
         body: Body,
+        author: &str,
     ) -> Result<Answer, Answer> {
         let path = path.strip_prefix("/apisix/admin").unwrap_or_default();
         let segments: Vec<String> = path
@@ -234,6 +239,10 @@ impl ControlPlane {
             let value = read_body(body).await?;
             return self.validate_only(method, name, value);
         }
+        if let ["history", ref rest @ ..] = segments[..] {
+            let body = read_body(body).await?;
+            return self.answer_history(method, rest, query, body, author).await;
+        }
         let target = target(&segments).ok_or_else(|| {
             let name = segments.first().copied().unwrap_or_default();
             Answer::error(StatusCode::NOT_FOUND, format!("Unsupported resource type: {name}"))
@@ -242,7 +251,8 @@ impl ControlPlane {
             Method::POST | Method::PUT | Method::PATCH => read_body(body).await?,
             _ => None,
         };
-        let call = Call { method, query, body, wait: wait(query)? };
+        let author = Author { name: author, rollback_to: None };
+        let call = Call { method, query, body, wait: wait(query)?, author };
         self.serve_resource(target, call).await
     }
 
@@ -445,8 +455,8 @@ impl ControlPlane {
         fields.insert("id".into(), json!(id.as_str()));
         stamp(&mut fields, None, self.clock.now());
         let value = Value::Object(fields);
-        let key = self.key(target.row.kind, &id);
-        let stored = self.store.put(&key, &value, Expect::Absent, ttl).await?;
+        let place = (target.row.kind, &id);
+        let stored = self.store_put(place, &value, Expect::Absent, ttl, call.author).await?;
         Ok(self.written(target.row.kind, StatusCode::CREATED, stored))
     }
 
@@ -489,7 +499,8 @@ impl ControlPlane {
             if kind != Kind::PluginMetadata {
                 stamp(&mut fields, before.as_ref(), self.clock.now());
             }
-            match self.store.put(&key, &Value::Object(fields), expect, ttl).await {
+            let value = Value::Object(fields);
+            match self.store_put((kind, &id), &value, expect, ttl, call.author).await {
                 Err(store::Error::Conflict) => {}
                 stored => {
                     let status =
@@ -546,7 +557,8 @@ impl ControlPlane {
         }
         let value = Value::Object(fields);
         self.judge(kind, &id, &value).await?;
-        let stored = self.store.put(&key, &value, Expect::Revision(before.modified), ttl).await?;
+        let expect = Expect::Revision(before.modified);
+        let stored = self.store_put((kind, &id), &value, expect, ttl, call.author).await?;
         Ok(self.written(kind, StatusCode::OK, stored))
     }
 
@@ -568,16 +580,21 @@ impl ControlPlane {
                 self.store.delete(&credential.key, Expect::Anything).await?;
             }
         }
-        let removed = self.store.delete(&key, Expect::Anything).await?;
+        let removed = self.store_delete((kind, &id), call.author).await?;
         let revision = removed.ok_or_else(Answer::key_not_found)?;
-        self.written.fetch_max(revision, Ordering::AcqRel);
+        self.has_written(revision);
         let mut answer = Answer::ok(json!({"deleted": "1", "key": key}));
         answer.revision = Some(revision);
         Ok(answer)
     }
 
+    /// The index must see this revision before it is asked again.
+    pub(super) fn has_written(&self, revision: Revision) {
+        self.written.fetch_max(revision, Ordering::AcqRel);
+    }
+
     fn written(&self, kind: Kind, status: StatusCode, stored: Stored) -> Answer {
-        self.written.fetch_max(stored.modified, Ordering::AcqRel);
+        self.has_written(stored.modified);
         let json = stored.value.to_string();
         let body = json!({"key": stored.key, "value": listing::shown(kind, stored.value)});
         let mut answer = Answer::json(status, body);

@@ -7,6 +7,7 @@ mod answer;
 mod api;
 pub mod auth;
 mod certificates;
+mod history;
 mod index;
 mod listing;
 mod patch;
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{Invalid, Rejected, Resource, Revision};
-use crate::rt::Clock;
+use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
 use auth::AdminKeys;
@@ -192,6 +193,8 @@ pub struct ControlPlane {
     written: AtomicU64,
     /// From the check of references to the write nobody else writes here. It is held across the store's answer on purpose.
     writes: tokio::sync::Mutex<()>,
+    /// Completes the history of what is written past the Admin API.
+    _historians: Tasks,
 }
 
 /// Why a control plane cannot start.
@@ -216,6 +219,11 @@ impl ControlPlane {
     /// A schema cannot be used.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Error> {
         let index = Index::follow(parts.store.clone(), &parts.prefix);
+        let mut historians = Tasks::new();
+        for kind in history::KEPT {
+            let (store, prefix) = (parts.store.clone(), parts.prefix.clone());
+            historians.add(history::follow(store, prefix, kind, parts.clock.clone()));
+        }
         Ok(Arc::new(Self {
             plugins: Plugins::new(parts.catalog)?,
             shapes: Shapes::new()?,
@@ -230,6 +238,7 @@ impl ControlPlane {
             clock: parts.clock,
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),
+            _historians: historians,
         }))
     }
 }

@@ -260,3 +260,21 @@ pub struct IdentityPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_time: Option<i64>,
 }
+
+impl IdentityPolicy {
+    /// A policy without name and times, in force for everybody.
+    pub fn of(action: PolicyAction, rules: Vec<PolicyRule>) -> Self {
+        Self {
+            id: None,
+            name: None,
+            desc: None,
+            labels: Labels::new(),
+            selector: PolicySelector::default(),
+            action,
+            mode: Mode::Enforce,
+            rules,
+            create_time: None,
+            update_time: None,
+        }
+    }
+}

@@ -15,8 +15,9 @@ use tokio_rustls::{TlsConnector, client};
 use zeroize::Zeroizing;
 
 use super::certificates::{AnyServer, system_roots};
-use super::provider::{certified, provider};
+use super::provider::{certified, certified_svid, provider};
 use super::{Alpn, Error};
+use crate::identity::Svid;
 
 /// Sessions that one kind of connection remembers, over all servers.
 const SESSIONS: usize = 1024;
@@ -103,12 +104,21 @@ impl ClientCertificate {
         key.keys_match().map_err(|error| wrong(format!("key and certificate: {error}")))?;
         Ok(Self(key))
     }
+
+    /// Our SVID, for servers that know our trust domain and have none themselves.
+    ///
+    /// # Errors
+    /// Its key cannot be used.
+    pub fn of(svid: &Svid) -> Result<Self, Error> {
+        certified_svid(svid).map(Self)
+    }
 }
 
 /// Connects to upstreams of the public world in one way. TLS 1.3 and 1.2; sessions are resumed among the connections that one
 /// `OriginConnector` makes, so that it should live as long as its setting does.
 #[derive(Debug)]
 pub struct OriginConnector {
+    nameless: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     is_verifying: bool,
@@ -149,8 +159,9 @@ impl OriginConnector {
             config.resumption = Resumption::in_memory_sessions(SESSIONS);
             Ok(Arc::new(config))
         };
-        let (http1, http2) = (config(Alpn::Http1)?, config(Alpn::Http2)?);
-        Ok(Self { http1, http2, is_verifying: roots.is_some() })
+        let (nameless, http1, http2) =
+            (config(Alpn::None)?, config(Alpn::Http1)?, config(Alpn::Http2)?);
+        Ok(Self { nameless, http1, http2, is_verifying: roots.is_some() })
     }
 
     /// Is the server's certificate verified?
@@ -172,7 +183,8 @@ impl OriginConnector {
         let name = ServerName::try_from(name.to_owned())
             .map_err(|error| Error::Network(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let config = match alpn {
-            Alpn::None | Alpn::Http1 => &self.http1,
+            Alpn::None => &self.nameless,
+            Alpn::Http1 => &self.http1,
             Alpn::Http2 => &self.http2,
         };
         TlsConnector::from(config.clone()).connect(name, tcp).await.map_err(Error::Network)

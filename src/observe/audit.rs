@@ -15,14 +15,15 @@ use super::error::Error;
 use super::heir::{Orders, Output};
 use super::json::{self, Fields};
 use super::lane::{Frame, Full, Lane, Lanes, Lost, Room, Sink, Stalled, push_frame};
-use super::log_file::{Damage, LogFile, create, open_file, put_aside};
+use super::log_file::{Damage, LogFile, create, next_number, open_file, put_aside};
+use super::progress::{Hold, Holds, Progress};
 use super::record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, HandshakeRefusedRecord,
     IdentityRecord, IssuerRecord, Record, Type,
 };
 use super::seal::{Place, Sealer};
 use crate::identity::Identity;
-use crate::rt::{Live, unix_millis};
+use crate::rt::{Live, Publisher, unix_millis};
 
 /// Where the log goes and how much of it may wait.
 #[derive(Clone, Debug)]
@@ -116,12 +117,25 @@ pub struct AuditLane {
     required: bool,
 }
 
-#[derive(Default)]
 struct State {
     written: AtomicU64,
     failing: AtomicBool,
+    progress: Publisher<Progress>,
+    holds: Holds,
     /// Whose seals it bears, once that is known.
     sealed_by: OnceLock<Live<Identity>>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            written: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
+            progress: Publisher::new(Progress::default()).0,
+            holds: Holds::default(),
+            sealed_by: OnceLock::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for State {
@@ -285,6 +299,19 @@ impl AuditLog {
         self.state.written.load(Ordering::Relaxed)
     }
 
+    /// How far the file is written: wakes whoever follows it, once a batch.
+    ///
+    /// While another process has the file ([`AuditLog::open_later`], [`AuditLog::bequeath`]) nothing is published here.
+    pub fn progress(&self) -> Live<Progress> {
+        self.state.progress.live()
+    }
+
+    /// Keeps rotated files whose records somebody still has to take; `delivered` is the last one that it has by now, 0 when
+    /// it has none.
+    pub fn hold(&self, delivered: u64) -> Hold {
+        self.state.holds.hold(delivered)
+    }
+
     /// Records dropped since the start, for `wardgate_audit_lost_total`.
     pub fn lost(&self) -> u64 {
         self.lanes.lost()
@@ -320,6 +347,8 @@ pub(super) struct Writer {
     stdout_closed: bool,
     looked: Instant,
     dirty: bool,
+    /// The number of the current file, once it is put aside.
+    number: u64,
     sealer: Option<Sealer>,
     /// Records since the last seal, and since when.
     unsealed: u64,
@@ -343,6 +372,7 @@ impl Writer {
             stdout_closed: false,
             looked: Instant::now(),
             dirty: false,
+            number: 0,
             sealer: None,
             unsealed: 0,
             unsealed_since: None,
@@ -357,6 +387,7 @@ impl Writer {
             let found = open_file(&path)?;
             self.link = found.link;
             self.file = Some(found.file);
+            self.number = next_number(&path);
             if let Some(damage) = &found.damage {
                 tracing::error!(file = %damage.file, why = %damage.why, "the audit log was damaged; it was put aside");
                 self.damaged(damage);
@@ -545,7 +576,8 @@ impl Writer {
         }
         let open = |source| Error::Open { path: log.path.clone(), source };
         log.file.sync_data().map_err(open)?;
-        let aside = put_aside(&log.path)?;
+        let aside = put_aside(&log.path, self.number)?;
+        self.number += 1;
         self.begin(&aside.file_name().unwrap_or_default().to_string_lossy(), "rotated")
     }
 
@@ -664,6 +696,10 @@ impl Writer {
         self.state.written.fetch_add(std::mem::take(&mut self.records), Ordering::Relaxed);
         self.batch.clear();
         (self.in_file, self.in_stdout) = (0, 0);
+        let progress = Progress { seq: self.link.seq, file: self.number };
+        if matches!(self.output, Output::Own) && *self.state.progress.live().load() != progress {
+            self.state.progress.set(progress);
+        }
     }
 }
 

@@ -76,6 +76,8 @@ struct Head {
     /// The first record of a file says so.
     #[serde(default)]
     opens: bool,
+    #[serde(default)]
+    outcome: Option<String>,
 }
 
 struct Line {
@@ -104,6 +106,35 @@ fn parse(line: &[u8]) -> Result<Line, String> {
     }
     let holds = hash(&prev, &line[..at]) == stored && head.hash == hex::encode(stored);
     Ok(Line { head, prev, hash: stored, holds })
+}
+
+/// What one line of a log says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineFacts {
+    /// Its number in the chain.
+    pub seq: u64,
+    /// The record's type, as `decision`.
+    pub kind: String,
+    /// When it happened, RFC 3339.
+    pub time: String,
+    /// `allow` or `deny`, if the record has an outcome.
+    pub outcome: Option<String>,
+    /// The hash of the record before, 64 digits.
+    pub prev: String,
+    /// Its own hash, 64 digits.
+    pub hash: String,
+    /// The hash fits the content.
+    pub holds: bool,
+}
+
+/// Reads one line of a log by itself, without its line end.
+///
+/// # Errors
+/// The line is no record; the sentence says why.
+pub fn read_line(line: &[u8]) -> Result<LineFacts, String> {
+    let Line { head, holds, .. } = parse(line)?;
+    let Head { seq, kind, time, outcome, prev, hash, .. } = head;
+    Ok(LineFacts { seq, kind, time, outcome, prev, hash, holds })
 }
 
 /// Where a chain stands: the last record's number and hash.
@@ -518,6 +549,26 @@ pub(super) fn rotated_name(log: &Path, number: u64) -> PathBuf {
     log.with_file_name(format!("{stem}-{number:06}{}", extension.unwrap_or_default()))
 }
 
+/// The number of the file that this one continues, as its first record names it.
+pub(super) fn continued(log: &Path) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct First {
+        continues: String,
+    }
+    let mut line = Vec::new();
+    BufReader::new(File::open(log).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
+    let First { continues } = serde_json::from_slice(&line).ok()?;
+    number_of(log, &log.with_file_name(continues))
+}
+
+/// The number of a file that was rotated from this log.
+fn number_of(log: &Path, rotated: &Path) -> Option<u64> {
+    let stem = log.file_stem()?.to_str()?;
+    let name = rotated.file_stem()?.to_str()?;
+    let number: u64 = name.strip_prefix(stem)?.strip_prefix('-')?.parse().ok()?;
+    (rotated_name(log, number) == rotated).then_some(number)
+}
+
 /// The files of a log from the oldest to the newest: those that were rotated from it, and the log itself.
 pub fn log_files(log: &Path) -> Vec<PathBuf> {
     let older = rotated(log).into_iter().map(|(_, path)| path);
@@ -531,13 +582,10 @@ pub(super) fn rotated(log: &Path) -> Vec<(u64, PathBuf)> {
         _ => Path::new("."),
     };
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let stem = log.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
             let path = log.with_file_name(entry.ok()?.file_name());
-            let name = path.file_stem()?.to_str()?;
-            let number: u64 = name.strip_prefix(&stem)?.parse().ok()?;
-            (rotated_name(log, number) == path).then_some((number, path))
+            Some((number_of(log, &path)?, path))
         })
         .collect();
     found.sort();

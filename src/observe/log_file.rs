@@ -59,7 +59,7 @@ pub(super) fn open_file(path: &Path) -> Result<Opened, Error> {
         }
         (Tail::Damaged { last, bytes, why }, Some(damaged)) => {
             // Never written to and never cut: it is evidence. The lock is held until the new file has its own.
-            let aside = put_aside(path)?;
+            let aside = put_aside(path, next_number(path))?;
             let file = LogFile { path: path.to_path_buf(), file: create(path)?, bytes: 0 };
             drop(damaged);
             let damage = Damage { file: name_of(&aside), bytes, why };
@@ -107,11 +107,21 @@ fn lock(file: &File, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Renames the log to the next free number.
-pub(super) fn put_aside(path: &Path) -> Result<PathBuf, Error> {
-    let number = chain::rotated(path).last().map_or(1, |(number, _)| number + 1);
+/// Renames the log: from here on it bears this number.
+pub(super) fn put_aside(path: &Path, number: u64) -> Result<PathBuf, Error> {
+    // Somebody else's file of that name is not written over.
+    let taken = |number: &u64| chain::rotated_name(path, *number).exists();
+    let number = (number..).find(|number| !taken(number)).unwrap_or(number);
     let aside = chain::rotated_name(path, number);
     std::fs::rename(path, &aside)
         .map_err(|source| Error::Open { path: path.to_path_buf(), source })?;
     Ok(aside)
+}
+
+/// The number that the log's current file gets when it is put aside: one more than that of the file before it, also when that
+/// one was retired.
+pub(super) fn next_number(path: &Path) -> u64 {
+    let kept = chain::rotated(path).last().map_or(0, |(number, _)| *number);
+    let continued = chain::continued(path).unwrap_or_default();
+    kept.max(continued) + 1
 }

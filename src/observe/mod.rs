@@ -15,6 +15,7 @@ mod lane;
 mod log_file;
 mod logging;
 mod metrics;
+mod progress;
 mod record;
 mod seal;
 
@@ -24,7 +25,8 @@ mod proof;
 pub use access::{AccessLane, AccessLog, AccessRecord, AccessTarget};
 pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
 pub use chain::{
-    Acknowledged, Expected, FileReport, Finding, VerifyReport, find_denial, log_files, verify,
+    Acknowledged, Expected, FileReport, Finding, LineFacts, VerifyReport, find_denial, log_files,
+    read_line, verify,
 };
 pub use denial::DenialId;
 pub use error::Error;
@@ -32,8 +34,9 @@ pub use health::{Gate, Readiness, router, status_router};
 pub use lane::{Full, Stalled};
 pub use logging::{LogFormat, LogSettings, start as start_logging};
 pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetrics};
+pub use progress::{Hold, Progress};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, DecisionRecord, Ends, EndsFacts,
     HandshakeRefusedRecord, IdentityRecord, IssuerRecord, Nearest, TokenFacts, WouldBe,
-    next_connection_id,
+    next_connection_id, record_types,
 };

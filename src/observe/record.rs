@@ -385,6 +385,11 @@ impl Type {
     }
 }
 
+/// The names of all types of records, as their field `type` has them.
+pub fn record_types() -> impl Iterator<Item = &'static str> {
+    Type::ALL.into_iter().map(Type::name)
+}
+
 /// Something that can be written into the log.
 pub(super) trait Record {
     const TYPE: Type;

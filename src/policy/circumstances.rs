@@ -45,8 +45,7 @@ impl Sources {
         let source = facts.action.source;
         let remote = facts.action.remote.or(source);
         let within = |list: &Networks, address: Option<std::net::IpAddr>, wanted: bool| {
-            list.is_empty()
-                || address.map_or(unknown, |address| list.contain(address) == wanted)
+            list.is_empty() || address.map_or(unknown, |address| list.contain(address) == wanted)
         };
         [
             (Clause::IpBlocks, within(&self.ip_blocks, source, true)),
@@ -149,11 +148,7 @@ impl Circumstances {
     }
 
     /// Do the claims and the condition hold? The first that does not.
-    pub(super) fn hold(
-        &self,
-        facts: &Facts<'_>,
-        action: PolicyAction,
-    ) -> Result<Holding, Clause> {
+    pub(super) fn hold(&self, facts: &Facts<'_>, action: PolicyAction) -> Result<Holding, Clause> {
         let unknown = action == PolicyAction::Deny;
         let mut holding = Holding::Yes;
         if !self.claims.is_empty() {
@@ -198,12 +193,11 @@ impl Circumstances {
     /// Does a part ask for what cannot be told of this action?
     pub(super) fn is_unclear(&self, facts: &Facts<'_>) -> bool {
         let condition = || {
-            self.condition.as_ref().is_some_and(|(_, condition)| {
-                condition.holds(facts.caller, facts.action).is_none()
-            })
+            self.condition
+                .as_ref()
+                .is_some_and(|(_, condition)| condition.holds(facts.caller, facts.action).is_none())
         };
-        facts.http.is_some()
-            && ((!self.query.is_empty() && facts.query().is_none()) || condition())
+        facts.http.is_some() && ((!self.query.is_empty() && facts.query().is_none()) || condition())
     }
 }
 

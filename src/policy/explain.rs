@@ -135,16 +135,16 @@ impl Policy {
                 let names = rule.captures.as_ref().map_or(&[][..], |captures| captures.names());
                 names.iter().map(|name| format!("{{{name}}} is the same everywhere")).collect()
             }
-            Clause::Claims => when(|when| {
-                when.claims.iter().map(|claim| claim.wanted.to_string()).collect()
-            }),
+            Clause::Claims => {
+                when(|when| when.claims.iter().map(|claim| claim.wanted.to_string()).collect())
+            }
             Clause::Headers => when(|when| texts(&when.headers)),
             Clause::Query => when(|when| texts(&when.query)),
             Clause::Times => when(|when| texts(&when.times)),
             Clause::NotTimes => when(|when| texts(&when.not_times)),
-            Clause::Cel => when(|when| {
-                when.condition.iter().map(|(text, _)| text.to_string()).collect()
-            }),
+            Clause::Cel => {
+                when(|when| when.condition.iter().map(|(text, _)| text.to_string()).collect())
+            }
         }
     }
 }
@@ -157,9 +157,8 @@ fn found(rule: &Rule, clause: Clause, facts: &Facts<'_>) -> String {
     let names = |wanted: &[Wanted]| {
         wanted.iter().map(|wanted| &*wanted.name).collect::<Vec<_>>().join(", ")
     };
-    let when = |of: &dyn Fn(&Circumstances) -> String| {
-        rule.when.as_deref().map_or_else(String::new, of)
-    };
+    let when =
+        |of: &dyn Fn(&Circumstances) -> String| rule.when.as_deref().map_or_else(String::new, of);
     let address = |address: Option<std::net::IpAddr>| {
         address.map_or_else(|| "unknown".to_string(), |address| address.to_canonical().to_string())
     };

@@ -185,7 +185,23 @@ mod tests {
 
     #[test]
     fn patterns_that_cannot_be_meant_are_refused() {
-        for bad in ["*", "a.*.b", "*a.b", "**.a", "a.b:80", "", "a..b", "*.", "a b", "{a}", "{}.b", "{1}.b", "a.{b}.c", "x{a}.b", "{a}.{b}.c"] {
+        for bad in [
+            "*",
+            "a.*.b",
+            "*a.b",
+            "**.a",
+            "a.b:80",
+            "",
+            "a..b",
+            "*.",
+            "a b",
+            "{a}",
+            "{}.b",
+            "{1}.b",
+            "a.{b}.c",
+            "x{a}.b",
+            "{a}.{b}.c",
+        ] {
             assert!(HostPattern::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -5,11 +5,13 @@
 mod action;
 mod callers;
 mod captures;
+mod cases;
 mod circumstances;
 mod claims;
 mod condition;
 mod decision;
 mod explain;
+mod files;
 mod host;
 mod index;
 mod networks;
@@ -29,6 +31,8 @@ mod reference;
 mod tables;
 
 pub use action::{Action, Content, Fields, NoFields, Request, RouteFacts, Token};
+pub use cases::{Case, Expected, PolicyTest, Trial, TrialReport, UnreachedRule, try_cases};
 pub use decision::{Clause, Decision, Near, Outcome, Reason, RuleName, RuleRef};
 pub use explain::{Explanation, Failure, TriedRule};
+pub use files::{Declared, Flaw, Place, Placed};
 pub use policy_set::{Policy, Standing, check};

@@ -382,14 +382,10 @@ impl Template {
 /// Compares without case. Programs differ in what case is beyond ASCII: to refuse, any will do.
 fn is_same(literal: &str, segment: &str, look: Look) -> bool {
     let lower = |text: &str, other: &str| {
-        text.chars()
-            .flat_map(char::to_lowercase)
-            .eq(other.chars().flat_map(char::to_lowercase))
+        text.chars().flat_map(char::to_lowercase).eq(other.chars().flat_map(char::to_lowercase))
     };
     let upper = |text: &str, other: &str| {
-        text.chars()
-            .flat_map(char::to_uppercase)
-            .eq(other.chars().flat_map(char::to_uppercase))
+        text.chars().flat_map(char::to_uppercase).eq(other.chars().flat_map(char::to_uppercase))
     };
     literal.eq_ignore_ascii_case(segment)
         || (look == Look::Wide && (lower(literal, segment) || upper(literal, segment)))

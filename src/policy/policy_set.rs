@@ -569,11 +569,7 @@ impl Policy {
         near.or_else(|| self.nearest_of(0..index(self.rules.len()), &facts))
     }
 
-    fn nearest_of(
-        &self,
-        rules: impl Iterator<Item = u32>,
-        facts: &Facts<'_>,
-    ) -> Option<Near> {
+    fn nearest_of(&self, rules: impl Iterator<Item = u32>, facts: &Facts<'_>) -> Option<Near> {
         let allows = |at: &u32| {
             let rule = &self.rules[*at as usize];
             let is_broken = self.stated(rule).broken;
@@ -589,11 +585,7 @@ impl Policy {
     }
 
     /// All parts of a rule that do not hold, the most telling first: who, where, what, when.
-    pub(super) fn failed(
-        &self,
-        rule: &Rule,
-        facts: &Facts<'_>,
-    ) -> smallvec::SmallVec<[Clause; 8]> {
+    pub(super) fn failed(&self, rule: &Rule, facts: &Facts<'_>) -> smallvec::SmallVec<[Clause; 8]> {
         let mut failed = rule.failed(facts);
         if !self.stated(rule).selector.selects(facts, rule.action) {
             failed.push(Clause::Selector);

@@ -75,7 +75,8 @@ impl Rule {
         };
         let to = rule.to.as_ref().map_or(Ok(Targets::default()), Targets::compile)?;
         let when = Circumstances::compile(rule.from.as_ref(), rule.when.as_ref())?;
-        let captures = Captures::of(&from, &to).map_err(|why| Wrong::new("from.principals", why))?;
+        let captures =
+            Captures::of(&from, &to).map_err(|why| Wrong::new("from.principals", why))?;
         Ok(Self {
             policy: frame.policy,
             name,

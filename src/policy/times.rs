@@ -91,15 +91,7 @@ impl Window {
         };
         let text = serde_json::to_string(window).unwrap_or_default().into();
         let (from, until) = (start, end);
-        Ok(Self {
-            days: mask,
-            from,
-            until,
-            zone,
-            not_before: earliest,
-            not_after: latest,
-            text,
-        })
+        Ok(Self { days: mask, from, until, zone, not_before: earliest, not_after: latest, text })
     }
 
     /// Is this moment within? `None` for a moment that no calendar has.
@@ -192,7 +184,8 @@ mod tests {
     fn a_window_has_days_times_of_day_and_moments() {
         let office = serde_json::json!({"days": ["mon", "fri"], "from": "09:00", "until": "17:30"});
         let night = serde_json::json!({"days": ["fri"], "from": "22:00", "until": "06:00"});
-        let berlin = serde_json::json!({"from": "09:00", "until": "10:00", "zone": "Europe/Berlin"});
+        let berlin =
+            serde_json::json!({"from": "09:00", "until": "10:00", "zone": "Europe/Berlin"});
         let east = serde_json::json!({"days": ["tue"], "zone": "+05:30"});
         let evening = serde_json::json!({"from": "18:00"});
         let year = serde_json::json!({"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-12-31T23:00:00+01:00"});
@@ -248,9 +241,15 @@ mod tests {
             (json!({"days": ["mon"], "zone": "+15:00"}), "w.zone: \"+15:00\" is no offset"),
             (json!({"days": ["mon"], "zone": "+2"}), "w.zone: \"+2\" is no offset"),
             (json!({"days": ["mon"], "zone": "CEST"}), "w.zone: \"CEST\" is no time zone: UTC,"),
-            (json!({"days": ["mon"], "zone": "europe/berlin"}), "w.zone: \"europe/berlin\" is written Europe/Berlin"),
+            (
+                json!({"days": ["mon"], "zone": "europe/berlin"}),
+                "w.zone: \"europe/berlin\" is written Europe/Berlin",
+            ),
             (json!({"not_before": "2026-03-01"}), "w.not_before: \"2026-03-01\" is no moment"),
-            (json!({"not_after": "2026-03-01T00:00:00.5Z"}), "w.not_after: \"2026-03-01T00:00:00.5Z\" has parts"),
+            (
+                json!({"not_after": "2026-03-01T00:00:00.5Z"}),
+                "w.not_after: \"2026-03-01T00:00:00.5Z\" has parts",
+            ),
             (
                 json!({"not_before": "2026-03-01T00:00:00Z", "not_after": "2026-03-01T00:00:00Z"}),
                 "w.not_after: is not after not_before",

@@ -35,7 +35,9 @@ impl Text {
             (None, None) => Self::Exactly(text.into()),
             (None, Some(prefix)) => Self::Prefix(prefix.into()),
             (Some(suffix), None) => Self::Suffix(suffix.into()),
-            (Some(_), Some(_)) => return wrong("a star stands at the start or at the end, not both"),
+            (Some(_), Some(_)) => {
+                return wrong("a star stands at the start or at the end, not both");
+            }
         };
         let (Self::Exactly(rest) | Self::Prefix(rest) | Self::Suffix(rest)) = &parsed else {
             return Ok(parsed);
@@ -90,7 +92,8 @@ impl Wanted {
                 return Err(Wrong::new(field, what));
             }
             Some(false) if asks_value => {
-                let what = "false asks that it is absent, and what is absent has no values to compare";
+                let what =
+                    "false asks that it is absent, and what is absent has no values to compare";
                 return Err(Wrong::new(format!("{field}.present"), what));
             }
             _ => {}
@@ -115,7 +118,6 @@ impl Wanted {
             one_excluded: false,
         }
     }
-
 }
 
 impl std::fmt::Display for Wanted {

@@ -14,11 +14,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::history::{self, History, Remembers};
-use super::{Error, Event, Expect, Listing, MAX_TTL, Store, Stored, Watch};
+use super::{Commit, Error, Event, Expect, Listing, MAX_TTL, Store, Stored, Watch, Write, Written};
 use crate::model::Revision;
 use crate::rt::{self, Tasks};
 
@@ -153,62 +152,71 @@ impl Inner {
         Ok(Stored { key: key.to_owned(), value, created, modified })
     }
 
-    /// One write: `value` or, without one, a removal. Tells what stands there now, and the revision if anything changed.
-    fn write(
-        &self,
-        key: &str,
-        value: Option<&Value>,
-        expect: Expect,
-        until: Option<u64>,
-    ) -> Result<(Option<Stored>, Option<Revision>), Error> {
+    fn commit(&self, writes: &[Write]) -> Result<Commit, Error> {
         // Held to the end: changes reach the history in the order of their revisions.
         let mut deadlines = self.deadlines.lock();
         let transaction = self.database.begin_write().map_err(|e| self.failed(e))?;
-        let (stored, before, revision) = {
+        let mut written = Vec::with_capacity(writes.len());
+        let mut ends = Vec::with_capacity(writes.len());
+        let revision = {
             let mut table = transaction.open_table(ENTRIES).map_err(|e| self.failed(e))?;
             let mut counters = transaction.open_table(COUNTERS).map_err(|e| self.failed(e))?;
-            let before = table
-                .get(key)
-                .map_err(|e| self.failed(e))?
-                .map(|entry| (entry.value().0, entry.value().1, entry.value().2));
-            if !expect.holds(before.map(|(_, modified, _)| modified)) {
-                return Err(Error::Conflict);
-            }
-            if value.is_none() && before.is_none() {
-                return Ok((None, None));
-            }
             let newest = counters.get("revision").map_err(|e| self.failed(e))?;
-            let revision = newest.map_or(1, |newest| newest.value()) + 1;
+            let newest = newest.map_or(1, |newest| newest.value());
+            let revision = newest + 1;
+            for Write { key, value, expect, ttl } in writes {
+                let before = table.get(key.as_str()).map_err(|e| self.failed(e))?;
+                let before =
+                    before.map(|entry| (entry.value().0, entry.value().1, entry.value().2));
+                if !expect.holds(before.map(|(_, modified, _)| modified)) {
+                    return Err(Error::Conflict);
+                }
+                let until = value.as_ref().and(*ttl).map(end_of);
+                written.push(match (value, before) {
+                    (Some(value), _) => {
+                        let created = before.map_or(revision, |(created, ..)| created);
+                        let json = value.to_string();
+                        let entry = (created, revision, until.unwrap_or(0), json.as_bytes());
+                        table.insert(key.as_str(), entry).map_err(|e| self.failed(e))?;
+                        let (key, value) = (key.clone(), value.clone());
+                        Written::Put(Stored { key, value, created, modified: revision })
+                    }
+                    (None, Some(_)) => {
+                        table.remove(key.as_str()).map_err(|e| self.failed(e))?;
+                        Written::Removed
+                    }
+                    (None, None) => Written::WasAbsent,
+                });
+                ends.push((key, before.map(|(_, _, until)| until), until));
+            }
+            if written.iter().all(|written| *written == Written::WasAbsent) {
+                return Ok(Commit { revision: newest, written });
+            }
             counters.insert("revision", revision).map_err(|e| self.failed(e))?;
-            let stored = match value {
-                Some(value) => {
-                    let created = before.map_or(revision, |(created, ..)| created);
-                    let json = value.to_string();
-                    let entry = (created, revision, until.unwrap_or(0), json.as_bytes());
-                    table.insert(key, entry).map_err(|e| self.failed(e))?;
-                    let (key, value) = (key.to_owned(), value.clone());
-                    Some(Stored { key, value, created, modified: revision })
-                }
-                None => {
-                    table.remove(key).map_err(|e| self.failed(e))?;
-                    None
-                }
-            };
-            (stored, before, revision)
+            revision
         };
         transaction.commit().map_err(|e| self.failed(e))?;
-        if let Some((_, _, old)) = before {
-            deadlines.remove(&(old, key.to_owned()));
+        for (key, before, until) in ends {
+            if let Some(before) = before {
+                deadlines.remove(&(before, key.clone()));
+            }
+            if let Some(until) = until {
+                deadlines.insert((until, key.clone()));
+                self.changed.notify_one();
+            }
         }
-        if let (Some(until), Some(_)) = (until, &stored) {
-            deadlines.insert((until, key.to_owned()));
-            self.changed.notify_one();
+        // One lock for all: a reader sees the whole of a revision.
+        let mut history = self.history.lock();
+        for (write, written) in writes.iter().zip(&written) {
+            match written {
+                Written::Put(stored) => history.push(Event::Put(stored.clone())),
+                Written::Removed => {
+                    history.push(Event::Delete { key: write.key.clone(), revision });
+                }
+                Written::WasAbsent => {}
+            }
         }
-        self.history.lock().push(match &stored {
-            Some(stored) => Event::Put(stored.clone()),
-            None => Event::Delete { key: key.to_owned(), revision },
-        });
-        Ok((stored, Some(revision)))
+        Ok(Commit { revision, written })
     }
 
     /// Removes what is over and tells in how many milliseconds the next entry will be.
@@ -224,7 +232,8 @@ impl Inner {
             // Only as it was when its time was over: somebody may just have written it anew.
             match self.get(&key)? {
                 Some(stored) if self.deadlines.lock().contains(&(until, key.clone())) => {
-                    match self.write(&key, None, Expect::Revision(stored.modified), None) {
+                    let expect = Expect::Revision(stored.modified);
+                    match self.commit(&[Write { key, value: None, expect, ttl: None }]) {
                         Ok(_) | Err(Error::Conflict) => {}
                         Err(error) => return Err(error),
                     }
@@ -236,6 +245,12 @@ impl Inner {
             }
         }
     }
+}
+
+/// When an entry that lives so many seconds from now vanishes, in milliseconds since 1970.
+fn end_of(ttl: u64) -> u64 {
+    let ttl = Duration::from_secs(ttl).min(MAX_TTL).as_millis();
+    rt::unix_millis().saturating_add(u64::try_from(ttl).unwrap_or(u64::MAX))
 }
 
 /// Ends when the store is gone; it does not keep the store alive.
@@ -387,26 +402,9 @@ impl Store for Embedded {
         self.inner.clone().everything(prefix).await
     }
 
-    async fn put(
-        &self,
-        key: &str,
-        value: &Value,
-        expect: Expect,
-        ttl: Option<u64>,
-    ) -> Result<Stored, Error> {
-        let until = ttl.map(|ttl| {
-            let ttl = Duration::from_secs(ttl).min(MAX_TTL).as_millis();
-            rt::unix_millis().saturating_add(u64::try_from(ttl).unwrap_or(u64::MAX))
-        });
-        let (inner, key, value) = (self.inner.clone(), key.to_owned(), value.clone());
-        let (stored, _) = blocking(move || inner.write(&key, Some(&value), expect, until)).await?;
-        stored.ok_or(Error::Conflict)
-    }
-
-    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
-        let (inner, key) = (self.inner.clone(), key.to_owned());
-        let (_, revision) = blocking(move || inner.write(&key, None, expect, None)).await?;
-        Ok(revision)
+    async fn commit(&self, writes: Vec<Write>) -> Result<Commit, Error> {
+        let inner = self.inner.clone();
+        blocking(move || inner.commit(&writes)).await
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

@@ -17,7 +17,6 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
@@ -28,7 +27,7 @@ use tonic::{Code, Request, Status};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
-use super::{Error, Event, Expect, Listing, Store, Stored, Watch};
+use super::{Commit, Error, Event, Expect, Listing, Store, Stored, Watch, Write, Written};
 use crate::model::{Redacted, Revision};
 use crate::rt::Backoff;
 use crate::rt::crypto::{tls_provider, tls_signing_key};
@@ -430,27 +429,28 @@ impl Client {
         .await
     }
 
-    async fn transact(
+    async fn transact<'k>(
         &self,
-        key: &str,
-        expect: Expect,
+        expected: impl Iterator<Item = (&'k str, Expect)>,
         success: Vec<Operation>,
     ) -> Result<generated::TxnResponse, Error> {
-        let compare = match expect {
-            Expect::Anything => None,
-            Expect::Absent => Some((CompareTarget::Create, TargetUnion::CreateRevision(0))),
-            Expect::Revision(revision) => {
-                Some((CompareTarget::Mod, TargetUnion::ModRevision(signed(revision))))
-            }
-        };
-        let compare = compare.map(|(target, union)| generated::Compare {
-            result: CompareResult::Equal.into(),
-            target: target.into(),
-            key: key.into(),
-            target_union: Some(union),
+        let compare = expected.filter_map(|(key, expect)| {
+            let (target, union) = match expect {
+                Expect::Anything => return None,
+                Expect::Absent => (CompareTarget::Create, TargetUnion::CreateRevision(0)),
+                Expect::Revision(revision) => {
+                    (CompareTarget::Mod, TargetUnion::ModRevision(signed(revision)))
+                }
+            };
+            Some(generated::Compare {
+                result: CompareResult::Equal.into(),
+                target: target.into(),
+                key: key.into(),
+                target_union: Some(union),
+            })
         });
         let request = generated::TxnRequest {
-            compare: compare.into_iter().collect(),
+            compare: compare.collect(),
             success: success
                 .into_iter()
                 .map(|operation| generated::RequestOp { request: Some(operation) })
@@ -789,6 +789,19 @@ fn meaning(status: &Status) -> Error {
     }
 }
 
+impl Etcd {
+    /// A new lease of so many seconds; 0 where none is asked for.
+    async fn lease(&self, ttl: Option<u64>) -> Result<i64, Error> {
+        let Some(ttl) = ttl else { return Ok(0) };
+        let request = generated::LeaseGrantRequest { ttl: signed(ttl.max(1)), id: 0 };
+        let grant = self.client.ask(Again::IfUnsent, |connected| async move {
+            let mut client = LeaseClient::new(connected.channel.clone());
+            client.lease_grant(connected.with_token(request)).await
+        });
+        Ok(grant.await?.id)
+    }
+}
+
 #[async_trait]
 impl Store for Etcd {
     async fn get(&self, key: &str) -> Result<Option<Stored>, Error> {
@@ -800,55 +813,41 @@ impl Store for Etcd {
         self.client.list(prefix).await.map(|(listing, _)| listing)
     }
 
-    async fn put(
-        &self,
-        key: &str,
-        value: &Value,
-        expect: Expect,
-        ttl: Option<u64>,
-    ) -> Result<Stored, Error> {
-        let lease = match ttl {
-            None => 0,
-            Some(ttl) => {
-                let request = generated::LeaseGrantRequest { ttl: signed(ttl.max(1)), id: 0 };
-                let grant = self.client.ask(Again::IfUnsent, |connected| async move {
-                    let mut client = LeaseClient::new(connected.channel.clone());
-                    client.lease_grant(connected.with_token(request)).await
-                });
-                grant.await?.id
-            }
-        };
-        let put = generated::PutRequest {
-            key: key.into(),
-            value: value.to_string().into(),
-            lease,
-            ..generated::PutRequest::default()
-        };
-        let read = range_of(key.into(), Vec::new(), 0);
-        let operations = vec![Operation::RequestPut(put), Operation::RequestRange(read)];
-        let answer = self.client.transact(key, expect, operations).await?;
-        let written = answer.responses.into_iter().find_map(|response| match response.response {
-            Some(Outcome::ResponseRange(range)) => range.kvs.into_iter().next(),
-            _ => None,
-        });
-        let entry = written
-            .ok_or_else(|| Error::Refused("etcd did not return what it had written".into()))?;
-        let (created, modified) = (unsigned(entry.create_revision), unsigned(entry.mod_revision));
-        Ok(Stored { key: key.to_owned(), value: value.clone(), created, modified })
-    }
-
-    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
-        let delete = generated::DeleteRangeRequest {
-            key: key.into(),
-            ..generated::DeleteRangeRequest::default()
-        };
-        let operations = vec![Operation::RequestDeleteRange(delete)];
-        let answer = self.client.transact(key, expect, operations).await?;
+    async fn commit(&self, writes: Vec<Write>) -> Result<Commit, Error> {
+        let mut operations = Vec::with_capacity(writes.len());
+        for Write { key, value, ttl, .. } in &writes {
+            let key = key.as_str().into();
+            operations.push(match value {
+                Some(value) => Operation::RequestPut(generated::PutRequest {
+                    key,
+                    value: value.to_string().into(),
+                    lease: self.lease(*ttl).await?,
+                    // It tells since when the key is there.
+                    prev_kv: true,
+                    ..generated::PutRequest::default()
+                }),
+                None => Operation::RequestDeleteRange(generated::DeleteRangeRequest {
+                    key,
+                    ..generated::DeleteRangeRequest::default()
+                }),
+            });
+        }
+        let expected = writes.iter().map(|write| (write.key.as_str(), write.expect));
+        let answer = self.client.transact(expected, operations).await?;
         let revision = unsigned(header(answer.header.as_ref()).revision);
-        let gone = answer.responses.iter().any(|response| {
-            matches!(&response.response, Some(Outcome::ResponseDeleteRange(gone)) if gone.deleted > 0)
+        let outcomes = answer.responses.into_iter().map(|response| response.response);
+        let written = writes.into_iter().zip(outcomes).map(|(write, outcome)| match outcome {
+            Some(Outcome::ResponsePut(put)) => {
+                let created = put.prev_kv.map_or(revision, |entry| unsigned(entry.create_revision));
+                let (key, value) = (write.key, write.value.unwrap_or_default());
+                Ok(Written::Put(Stored { key, value, created, modified: revision }))
+            }
+            Some(Outcome::ResponseDeleteRange(gone)) if gone.deleted > 0 => Ok(Written::Removed),
+            Some(Outcome::ResponseDeleteRange(_)) => Ok(Written::WasAbsent),
+            _ => Err(Error::Refused("etcd did not say what it had written".into())),
         });
-        Ok(gone.then_some(revision))
+        let written = written.collect::<Result<_, Error>>()?;
+        Ok(Commit { revision, written })
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

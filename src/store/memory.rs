@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::history::{self, History, Remembers};
-use super::{Error, Event, Expect, Listing, MAX_TTL, Store, Stored, Watch};
+use super::{Commit, Error, Event, Listing, MAX_TTL, Store, Stored, Watch, Write, Written};
 use crate::model::Revision;
 use crate::rt::Tasks;
 
@@ -57,6 +56,42 @@ impl Memory {
 }
 
 impl Inner {
+    fn commit(&self, writes: Vec<Write>) -> Result<Commit, Error> {
+        let mut state = self.state.lock();
+        let modified_of =
+            |state: &State, key: &str| state.entries.get(key).map(|(stored, _)| stored.modified);
+        if writes.iter().any(|write| !write.expect.holds(modified_of(&state, &write.key))) {
+            return Err(Error::Conflict);
+        }
+        let revision = state.revision + 1;
+        // One lock for all: a reader sees the whole of a revision.
+        let mut history = self.history.lock();
+        let mut written = Vec::with_capacity(writes.len());
+        for Write { key, value, ttl, .. } in writes {
+            let before = state.entries.remove(&key);
+            let Some(value) = value else {
+                written.push(match before {
+                    Some(_) => {
+                        history.push(Event::Delete { key, revision });
+                        Written::Removed
+                    }
+                    None => Written::WasAbsent,
+                });
+                continue;
+            };
+            let created = before.map_or(revision, |(stored, _)| stored.created);
+            let stored = Stored { key: key.clone(), value, created, modified: revision };
+            let until = ttl.map(|ttl| Instant::now() + Duration::from_secs(ttl).min(MAX_TTL));
+            state.entries.insert(key, (stored.clone(), until));
+            history.push(Event::Put(stored.clone()));
+            written.push(Written::Put(stored));
+        }
+        if written.iter().any(|written| *written != Written::WasAbsent) {
+            state.revision = revision;
+        }
+        Ok(Commit { revision: state.revision, written })
+    }
+
     fn remove(&self, state: &mut State, key: &str) {
         state.revision += 1;
         state.entries.remove(key);
@@ -121,29 +156,10 @@ impl Store for Memory {
         self.inner.clone().everything(prefix).await
     }
 
-    async fn put(
-        &self,
-        key: &str,
-        value: &Value,
-        expect: Expect,
-        ttl: Option<u64>,
-    ) -> Result<Stored, Error> {
-        let stored = {
-            let mut state = self.inner.state.lock();
-            let present = state.entries.get(key).map(|(stored, _)| stored);
-            if !expect.holds(present.map(|stored| stored.modified)) {
-                return Err(Error::Conflict);
-            }
-            let modified = state.revision + 1;
-            let created = present.map_or(modified, |stored| stored.created);
-            state.revision = modified;
-            let stored = Stored { key: key.to_owned(), value: value.clone(), created, modified };
-            let until = ttl.map(|ttl| Instant::now() + Duration::from_secs(ttl).min(MAX_TTL));
-            state.entries.insert(key.to_owned(), (stored.clone(), until));
-            self.inner.history.lock().push(Event::Put(stored.clone()));
-            stored
-        };
-        if ttl.is_some() {
+    async fn commit(&self, writes: Vec<Write>) -> Result<Commit, Error> {
+        let has_deadline = writes.iter().any(|write| write.ttl.is_some());
+        let commit = self.inner.commit(writes)?;
+        if has_deadline {
             self.sweeper.lock().get_or_insert_with(|| {
                 let mut tasks = Tasks::new();
                 tasks.add(self.inner.clone().sweep_for_ever());
@@ -151,20 +167,7 @@ impl Store for Memory {
             });
             self.inner.deadlines.notify_one();
         }
-        Ok(stored)
-    }
-
-    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
-        let mut state = self.inner.state.lock();
-        let present = state.entries.get(key).map(|(stored, _)| stored.modified);
-        if !expect.holds(present) {
-            return Err(Error::Conflict);
-        }
-        if present.is_none() {
-            return Ok(None);
-        }
-        self.inner.remove(&mut state, key);
-        Ok(Some(state.revision))
+        Ok(commit)
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

@@ -71,6 +71,39 @@ impl Expect {
     }
 }
 
+/// One write of a [`Store::commit`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// The whole key.
+    pub key: String,
+    /// What is written; `None` removes the entry.
+    pub value: Option<Value>,
+    /// What must hold before.
+    pub expect: Expect,
+    /// After so many seconds the entry vanishes.
+    pub ttl: Option<u64>,
+}
+
+/// What a [`Store::commit`] has done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    /// The revision that it made; the one before it when there was nothing to do.
+    pub revision: Revision,
+    /// One for each write, in their order.
+    pub written: Vec<Written>,
+}
+
+/// What became of one write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Written {
+    /// The entry as it stands now.
+    Put(Stored),
+    /// The entry is gone.
+    Removed,
+    /// There was none to remove.
+    WasAbsent,
+}
+
 /// One change, as a [`Watch`] tells it. Who applies them in order has the store's state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -162,23 +195,39 @@ pub trait Store: Send + Sync {
     /// The store is unreachable or damaged.
     async fn list(&self, prefix: &str) -> Result<Listing, Error>;
 
+    /// Makes all writes in one revision, or none of them. No two of them are about the same key.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when an expectation does not hold; or the store is unreachable, or refuses.
+    async fn commit(&self, writes: Vec<Write>) -> Result<Commit, Error>;
+
     /// Writes the entry if the expectation holds. With `ttl`, it vanishes that many seconds later.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when the expectation does not hold; or the store is unreachable, or refuses.
+    /// As [`Store::commit`].
     async fn put(
         &self,
         key: &str,
         value: &Value,
         expect: Expect,
         ttl: Option<u64>,
-    ) -> Result<Stored, Error>;
+    ) -> Result<Stored, Error> {
+        let write = Write { key: key.to_owned(), value: Some(value.clone()), expect, ttl };
+        match self.commit(vec![write]).await?.written.pop() {
+            Some(Written::Put(stored)) => Ok(stored),
+            _ => Err(Error::Refused("the store did not say what it had written".into())),
+        }
+    }
 
     /// Removes the entry if the expectation holds; tells the revision that removed it, and `None` when there was none.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when the expectation does not hold; or the store is unreachable, or refuses.
-    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error>;
+    /// As [`Store::commit`].
+    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
+        let write = Write { key: key.to_owned(), value: None, expect, ttl: None };
+        let commit = self.commit(vec![write]).await?;
+        Ok(matches!(commit.written[..], [Written::Removed]).then_some(commit.revision))
+    }
 
     /// Tells every change below `prefix` after the revision `from`, without end; `from` is what [`Store::list`] returned.
     ///

@@ -5,7 +5,7 @@
 //! for one resource opens for no other. Values that somebody wrote in clear stay readable and are sealed at their next write.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{Error, Event, Expect, Listing, Store, Stored, Watch};
+use super::{Commit, Error, Event, Listing, Store, Stored, Watch, Write, Written};
 use crate::model::{Kind, Revision};
 use crate::rt::crypto::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
@@ -206,20 +206,19 @@ impl Store for Sealed {
         Ok(self.lock.unseal_all(self.inner.list(prefix).await?))
     }
 
-    async fn put(
-        &self,
-        key: &str,
-        value: &Value,
-        expect: Expect,
-        ttl: Option<u64>,
-    ) -> Result<Stored, Error> {
-        let sealed = self.lock.seal(key, value)?;
-        let stored = self.inner.put(key, &sealed, expect, ttl).await?;
-        Ok(Stored { value: value.clone(), ..stored })
-    }
-
-    async fn delete(&self, key: &str, expect: Expect) -> Result<Option<Revision>, Error> {
-        self.inner.delete(key, expect).await
+    async fn commit(&self, mut writes: Vec<Write>) -> Result<Commit, Error> {
+        for write in &mut writes {
+            if let Some(value) = &mut write.value {
+                *value = self.lock.seal(&write.key, value)?;
+            }
+        }
+        let mut commit = self.inner.commit(writes).await?;
+        for written in &mut commit.written {
+            if let Written::Put(stored) = written {
+                *stored = self.lock.unseal(stored.clone());
+            }
+        }
+        Ok(commit)
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {
@@ -245,6 +244,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::store::Expect;
     use crate::store::memory::Memory;
 
     #[tokio::test]

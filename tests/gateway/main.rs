@@ -30,6 +30,7 @@ mod http2;
 mod issuer;
 mod jwt_svid;
 mod keys;
+mod learn;
 mod life;
 mod limits;
 mod load;

@@ -1,0 +1,49 @@
+//! The commands of `wardgate policy`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{coverage, history, replay, suggest, validate};
+
+/// Work on policies in files and at the control plane.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct PolicyArgs {
+    #[command(subcommand)]
+    command: PolicyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Read policy files as strictly as the Admin API does
+    Validate(validate::ValidateArgs),
+    /// What would other policies have decided about what really happened?
+    Replay(replay::ReplayArgs),
+    /// Write the least rules that allow what was allowed, with the evidence
+    Suggest(suggest::SuggestArgs),
+    /// Which rules, and which entries of them, were used?
+    Coverage(coverage::CoverageArgs),
+    /// Who changed which policy when
+    History(history::HistoryArgs),
+    /// Put policies back to what they were
+    Rollback(history::RollbackArgs),
+}
+
+/// Runs `wardgate policy`.
+///
+/// # Errors
+/// A file or a server cannot be read, or `out` cannot be written.
+pub(in crate::cli) async fn run(
+    args: &PolicyArgs,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        PolicyCommand::Validate(args) => validate::run(args, out),
+        PolicyCommand::Replay(args) => replay::run(args, out).await,
+        PolicyCommand::Suggest(args) => suggest::run(args, out),
+        PolicyCommand::Coverage(args) => coverage::run(args, out).await,
+        PolicyCommand::History(args) => history::history(args, out).await,
+        PolicyCommand::Rollback(args) => history::rollback(args, out).await,
+    }
+}

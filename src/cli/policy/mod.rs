@@ -1,0 +1,12 @@
+//! `wardgate policy`: policies as files: checked, tested, brought in from elsewhere, handed on. A door: it defines nothing itself.
+
+mod command;
+mod coverage;
+mod files;
+mod history;
+mod past;
+mod replay;
+mod suggest;
+mod validate;
+
+pub(super) use command::{PolicyArgs, run};

@@ -1,0 +1,621 @@
+//! Every revision of what decides who may do what, with its author and time: listed, read as of then, and rolled back.
+//!
+//! Each write of such a resource and the entry that remembers it are one revision of the store. What is written past the
+//! Admin API is remembered as soon as the control plane sees it, without an author. The entries lie beside the resources'
+//! prefix (`/apisix-history/`), so that nobody who follows the resources reads them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::ControlPlane;
+use super::answer::Answer;
+use super::listing::{Query, shown};
+use crate::model::{Id, Kind, Revision};
+use crate::rt::Clock;
+use crate::store::{self, Commit, Event, Expect, Listing, Store, Stored, Write, Written};
+
+/// The kinds whose past is kept.
+pub(super) const KEPT: [Kind; 1] = [Kind::IdentityPolicies];
+
+/// So many resources are put back in one revision of the store: etcd takes 128 operations at once, and each needs two.
+const AT_ONCE: usize = 60;
+
+/// How often a write is tried when somebody else writes the same resource.
+const ATTEMPTS: usize = 10;
+
+/// Is the kind's past kept?
+pub(super) fn is_kept(kind: Kind) -> bool {
+    KEPT.contains(&kind)
+}
+
+/// What an entry says, as it is stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    kind: String,
+    id: String,
+    /// Whose key it was; absent when it was written past the Admin API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    author: Option<String>,
+    /// Seconds since 1970.
+    time: i64,
+    /// The revision of a write that was seen afterwards; otherwise the entry's own is the write's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revision: Option<Revision>,
+    /// The revision whose state was put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollback_to: Option<Revision>,
+    /// What the resource said from then on; `None`: it was gone.
+    value: Option<Value>,
+}
+
+/// One remembered revision of a resource.
+#[derive(Clone, Debug)]
+struct Remembered {
+    revision: Revision,
+    entry: Entry,
+}
+
+impl Remembered {
+    fn read(stored: Stored) -> Option<Self> {
+        let entry = Entry::deserialize(&stored.value).ok()?;
+        Some(Self { revision: entry.revision.unwrap_or(stored.modified), entry })
+    }
+
+    fn shown(&self, kind: Kind, whole: bool) -> Value {
+        let Entry { id, author, time, rollback_to, value, .. } = &self.entry;
+        let action = if value.is_some() { "put" } else { "delete" };
+        let mut shown = json!({
+            "revision": self.revision, "id": id, "action": action, "time": time, "author": author,
+        });
+        if let Some(to) = rollback_to {
+            shown["rollback_to"] = json!(to);
+        }
+        if let (true, Some(value)) = (whole, value) {
+            shown["value"] = self::shown(kind, value.clone());
+        }
+        shown
+    }
+}
+
+/// A moment of the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    /// When the store was at this revision.
+    Revision(Revision),
+    /// At this time, seconds since 1970.
+    Time(i64),
+}
+
+impl At {
+    /// Reads `1234` as a revision, and a date and time of RFC 3339 as a time.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(revision) = text.parse() {
+            return Ok(Self::Revision(revision));
+        }
+        let format = &time::format_description::well_known::Rfc3339;
+        match time::OffsetDateTime::parse(text, format) {
+            Ok(time) => Ok(Self::Time(time.unix_timestamp())),
+            Err(_) => Err(format!(
+                "{text:?} is neither a revision (a number) nor a time (RFC 3339, as 2026-11-21T10:00:00Z)"
+            )),
+        }
+    }
+
+    fn reaches(self, remembered: &Remembered) -> bool {
+        match self {
+            Self::Revision(revision) => remembered.revision <= revision,
+            Self::Time(time) => remembered.entry.time <= time,
+        }
+    }
+}
+
+/// Where the entries of a kind lie; of one resource, when `id` is given.
+fn folder(prefix: &str, kind: Kind, id: Option<&Id>) -> String {
+    let kind = kind.name();
+    match id {
+        Some(id) => format!("{prefix}-history/{kind}/{id}/"),
+        None => format!("{prefix}-history/{kind}/"),
+    }
+}
+
+/// Who writes, and why.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Author<'a> {
+    pub(super) name: &'a str,
+    pub(super) rollback_to: Option<Revision>,
+}
+
+impl ControlPlane {
+    /// The write that remembers a write.
+    fn remembering(&self, kind: Kind, id: &Id, value: Option<&Value>, author: Author<'_>) -> Write {
+        let entry = Entry {
+            kind: kind.name().to_owned(),
+            id: id.to_string(),
+            author: Some(author.name.to_owned()),
+            time: self.clock.now(),
+            revision: None,
+            rollback_to: author.rollback_to,
+            value: value.cloned(),
+        };
+        let key = format!("{}{}", folder(&self.prefix, kind, Some(id)), uuid::Uuid::now_v7());
+        Write { key, value: Some(json!(entry)), expect: Expect::Absent, ttl: None }
+    }
+
+    /// Writes a resource, and remembers it where its kind's past is kept.
+    pub(super) async fn store_put(
+        &self,
+        (kind, id): (Kind, &Id),
+        value: &Value,
+        expect: Expect,
+        ttl: Option<u64>,
+        author: Author<'_>,
+    ) -> Result<Stored, store::Error> {
+        let key = self.key(kind, id);
+        if !is_kept(kind) {
+            return self.store.put(&key, value, expect, ttl).await;
+        }
+        let write = Write { key, value: Some(value.clone()), expect, ttl };
+        let remembering = self.remembering(kind, id, Some(value), author);
+        let Commit { written, .. } = self.store.commit(vec![write, remembering]).await?;
+        match written.into_iter().next() {
+            Some(Written::Put(stored)) => Ok(stored),
+            _ => Err(store::Error::Refused("the store did not say what it had written".into())),
+        }
+    }
+
+    /// Removes a resource, and remembers it where its kind's past is kept; `None` when there was none.
+    pub(super) async fn store_delete(
+        &self,
+        (kind, id): (Kind, &Id),
+        author: Author<'_>,
+    ) -> Result<Option<Revision>, store::Error> {
+        let key = self.key(kind, id);
+        if !is_kept(kind) {
+            return self.store.delete(&key, Expect::Anything).await;
+        }
+        for _ in 0..ATTEMPTS {
+            let expect = match self.store.get(&key).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(before)) => Expect::Revision(before.modified),
+                // Whatever it is, the operator wants it gone.
+                Err(store::Error::NotJson { .. }) => Expect::Anything,
+                Err(error) => return Err(error),
+            };
+            let write = Write { key: key.clone(), value: None, expect, ttl: None };
+            let remembering = self.remembering(kind, id, None, author);
+            match self.store.commit(vec![write, remembering]).await {
+                Err(store::Error::Conflict) => {}
+                done => return done.map(|commit| Some(commit.revision)),
+            }
+        }
+        Err(store::Error::Conflict)
+    }
+
+    /// All that is remembered of a kind or of one resource, newest first.
+    async fn remembered(
+        &self,
+        kind: Kind,
+        id: Option<&Id>,
+    ) -> Result<Vec<Remembered>, store::Error> {
+        let entries = self.store.list(&folder(&self.prefix, kind, id)).await?.entries;
+        let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
+        all.sort_by(|a, b| b.revision.cmp(&a.revision).then_with(|| a.entry.id.cmp(&b.entry.id)));
+        Ok(all)
+    }
+
+    /// The resources of a kind as they stood at some moment, with the revisions that wrote them. A resource of which nothing
+    /// older is remembered was not there.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) async fn state_at(
+        &self,
+        kind: Kind,
+        at: At,
+    ) -> Result<BTreeMap<Id, (Revision, Value)>, store::Error> {
+        let all = self.remembered(kind, None).await?;
+        Ok(state_at(&all, at)
+            .into_iter()
+            .filter_map(|(id, newest)| Some((id, (newest.revision, newest.entry.value.clone()?))))
+            .collect())
+    }
+
+    /// `/apisix/admin/history/...`
+    pub(super) async fn answer_history(
+        &self,
+        method: &Method,
+        segments: &[&str],
+        query: &Query,
+        body: Option<Value>,
+        author: &str,
+    ) -> Result<Answer, Answer> {
+        let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
+        let (name, rest) = segments.split_first().ok_or_else(not_found)?;
+        let kind = Kind::named(name).filter(|kind| is_kept(*kind)).ok_or_else(|| {
+            let kept: Vec<&str> = KEPT.iter().map(|kind| kind.name()).collect();
+            let text = format!("no history is kept of {name}; it is kept of {}", kept.join(", "));
+            Answer::error(StatusCode::NOT_FOUND, text)
+        })?;
+        let id = |text: &str| Id::parse(text).map_err(|_| Answer::key_not_found());
+        match (method, rest) {
+            (&Method::GET, []) => self.list_history(kind, None, query).await,
+            (&Method::GET, [one]) => self.list_history(kind, Some(id(one)?), query).await,
+            (&Method::GET, [one, at]) => {
+                let at = At::parse(at).map_err(Answer::bad)?;
+                let all = self.remembered(kind, Some(&id(one)?)).await?;
+                let found = all.iter().find(|remembered| at.reaches(remembered));
+                let found = found.ok_or_else(Answer::key_not_found)?;
+                Ok(Answer::ok(found.shown(kind, true)))
+            }
+            (&Method::POST, ["rollback"]) => self.roll_back(kind, None, body, author).await,
+            (&Method::POST, [one, "rollback"]) => {
+                self.roll_back(kind, Some(id(one)?), body, author).await
+            }
+            _ => Err(not_found()),
+        }
+    }
+
+    async fn list_history(
+        &self,
+        kind: Kind,
+        id: Option<Id>,
+        query: &Query,
+    ) -> Result<Answer, Answer> {
+        if let (Some(at), None) = (query.find("at"), &id) {
+            let at = At::parse(at).map_err(Answer::bad)?;
+            let state = self.state_at(kind, at).await?;
+            let list: Vec<Value> = state
+                .into_iter()
+                .map(|(id, (revision, value))| {
+                    json!({"id": id, "revision": revision, "value": shown(kind, value)})
+                })
+                .collect();
+            return Ok(Answer::ok(json!({"total": list.len(), "list": list})));
+        }
+        let limit = match query.find("limit").map(str::parse::<usize>) {
+            None => usize::MAX,
+            Some(Ok(limit)) => limit,
+            Some(Err(_)) => return Err(Answer::bad("invalid argument limit: should be a number")),
+        };
+        let all = self.remembered(kind, id.as_ref()).await?;
+        if id.is_some() && all.is_empty() {
+            return Err(Answer::key_not_found());
+        }
+        let whole = id.is_some();
+        let list: Vec<Value> = all.iter().take(limit).map(|one| one.shown(kind, whole)).collect();
+        Ok(Answer::ok(json!({"total": all.len(), "list": list})))
+    }
+
+    /// Puts one resource, or all of a kind, back to what they were. What would change is judged as any write.
+    async fn roll_back(
+        &self,
+        kind: Kind,
+        only: Option<Id>,
+        body: Option<Value>,
+        author: &str,
+    ) -> Result<Answer, Answer> {
+        let (at, dry_run) = asked(body)?;
+        let _alone = self.writes.lock().await;
+        let all = self.remembered(kind, only.as_ref()).await?;
+        let then = state_at(&all, at);
+        if then.is_empty() {
+            let text = "nothing is remembered of that time: the history begins later";
+            return Err(Answer::error(StatusCode::NOT_FOUND, text));
+        }
+        let prefix = format!("{}/{}/", self.prefix, kind.name());
+        let mut now: HashMap<Id, Stored> = HashMap::new();
+        for stored in self.store.list(&prefix).await?.entries {
+            let key = stored.key.strip_prefix(self.prefix.as_str()).and_then(Kind::split_key);
+            if let Some((_, id)) = key.filter(|(found, _)| *found == kind) {
+                now.insert(id, stored);
+            }
+        }
+        // Of all: what has come since goes.
+        let come_since = now.keys().filter(|id| only.is_none() && !then.contains_key(*id));
+        let mut wanted: BTreeMap<Id, Option<&Remembered>> =
+            come_since.map(|id| (id.clone(), None)).collect();
+        wanted.extend(then.iter().map(|(id, newest)| (id.clone(), Some(*newest))));
+
+        let mut changes = Vec::new();
+        for (id, newest) in &wanted {
+            let value = newest.and_then(|newest| newest.entry.value.as_ref());
+            let before = now.get(id);
+            if before.map(|stored| unstamped(&stored.value)) == value.map(unstamped) {
+                continue;
+            }
+            let value = value.map(|value| restamped(value, self.clock.now()));
+            if let Some(value) = &value {
+                self.judge(kind, id, value).await.map_err(|answer| {
+                    tracing::warn!(%id, "a rollback would not stand");
+                    answer
+                })?;
+            }
+            let to = newest.map_or(0, |newest| newest.revision);
+            changes.push((id.clone(), before.map(|stored| stored.modified), value, to));
+        }
+        let told: Vec<Value> = changes
+            .iter()
+            .map(|(id, before, value, to)| {
+                let action = match (before, value) {
+                    (_, None) => "delete",
+                    (None, Some(_)) => "create",
+                    (Some(_), Some(_)) => "replace",
+                };
+                json!({"id": id, "action": action, "from": before, "to": to})
+            })
+            .collect();
+        let mut answer = json!({"dry_run": dry_run, "changes": told});
+        if dry_run || changes.is_empty() {
+            return Ok(Answer::ok(answer));
+        }
+        let mut revision = 0;
+        for chunk in changes.chunks(AT_ONCE) {
+            let mut writes = Vec::with_capacity(2 * chunk.len());
+            for (id, before, value, to) in chunk {
+                let expect = before.map_or(Expect::Absent, Expect::Revision);
+                let key = self.key(kind, id);
+                writes.push(Write { key, value: value.clone(), expect, ttl: None });
+                let author = Author { name: author, rollback_to: Some(*to) };
+                writes.push(self.remembering(kind, id, value.as_ref(), author));
+            }
+            revision = self.store.commit(writes).await?.revision;
+        }
+        self.has_written(revision);
+        answer["revision"] = json!(revision);
+        answer["commits"] = json!(changes.chunks(AT_ONCE).len());
+        let mut answer = Answer::ok(answer);
+        answer.revision = Some(revision);
+        Ok(answer)
+    }
+}
+
+/// The newest entry of each resource that some moment has seen.
+fn state_at(newest_first: &[Remembered], at: At) -> BTreeMap<Id, &Remembered> {
+    let mut state = BTreeMap::new();
+    for remembered in newest_first.iter().filter(|remembered| at.reaches(remembered)) {
+        if let Ok(id) = Id::parse(&remembered.entry.id) {
+            state.entry(id).or_insert(remembered);
+        }
+    }
+    state
+}
+
+/// A value without the times that the server writes.
+fn unstamped(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.shift_remove("create_time");
+        fields.shift_remove("update_time");
+    }
+    value
+}
+
+fn restamped(value: &Value, now: i64) -> Value {
+    let mut value = value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("update_time".into(), json!(now));
+    }
+    value
+}
+
+/// `{"to": REVISION or TIME, "dry_run": false}`.
+fn asked(body: Option<Value>) -> Result<(At, bool), Answer> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        to: Value,
+        #[serde(default)]
+        dry_run: bool,
+    }
+    let body = body.ok_or_else(|| {
+        Answer::bad("missing body: expected {\"to\": <revision or time>, \"dry_run\": false}")
+    })?;
+    let Asked { to, dry_run } = Asked::deserialize(&body)
+        .map_err(|error| Answer::bad(format!("invalid request body: {error}")))?;
+    let to = super::index::id_text(&to)
+        .ok_or_else(|| Answer::bad("invalid argument to: should be a revision or a time"))?;
+    Ok((At::parse(&to).map_err(Answer::bad)?, dry_run))
+}
+
+/// Follows what is written and remembers what came past the Admin API. Runs as long as its control plane.
+pub(super) async fn follow(store: Arc<dyn Store>, prefix: String, kind: Kind, clock: Clock) {
+    let mut watch = store.watch(&format!("{prefix}/{}/", kind.name()), 0);
+    let observer = Observer { store, prefix, kind, clock };
+    while let Some(event) = watch.next().await {
+        // The resource is there in any case; its past is completed as soon as the store takes it.
+        while let Err(error) = observer.observe(&event).await {
+            tracing::warn!(%error, "the history of policies cannot be completed; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+struct Observer {
+    store: Arc<dyn Store>,
+    prefix: String,
+    kind: Kind,
+    clock: Clock,
+}
+
+impl Observer {
+    async fn observe(&self, event: &Event) -> Result<(), store::Error> {
+        match event {
+            Event::Put(stored) => {
+                let Some(id) = self.id_of(&stored.key) else { return Ok(()) };
+                self.complete(&id, stored.modified, Some(&stored.value)).await
+            }
+            Event::Delete { key, revision } => {
+                let Some(id) = self.id_of(key) else { return Ok(()) };
+                self.complete(&id, *revision, None).await
+            }
+            Event::Reset(listing) => self.compare(listing).await,
+        }
+    }
+
+    fn id_of(&self, key: &str) -> Option<Id> {
+        let (kind, id) = key.strip_prefix(self.prefix.as_str()).and_then(Kind::split_key)?;
+        (kind == self.kind).then_some(id)
+    }
+
+    /// Nobody told what happened in between: what stands now must be the newest that is remembered.
+    async fn compare(&self, listing: &Listing) -> Result<(), store::Error> {
+        let entries = self.store.list(&folder(&self.prefix, self.kind, None)).await?.entries;
+        let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
+        all.sort_by_key(|remembered| std::cmp::Reverse(remembered.revision));
+        let newest = state_at(&all, At::Revision(Revision::MAX));
+        let mut there = BTreeMap::new();
+        for stored in &listing.entries {
+            if let Some(id) = self.id_of(&stored.key) {
+                there.insert(id, stored);
+            }
+        }
+        for (id, stored) in &there {
+            let known = newest.get(id).is_some_and(|known| known.revision >= stored.modified);
+            if !known {
+                self.note(id, stored.modified, Some(&stored.value)).await?;
+            }
+        }
+        for (id, known) in newest {
+            if known.entry.value.is_some() && !there.contains_key(&id) {
+                self.note(&id, listing.revision.max(known.revision + 1), None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn complete(
+        &self,
+        id: &Id,
+        revision: Revision,
+        value: Option<&Value>,
+    ) -> Result<(), store::Error> {
+        let entries = self.store.list(&folder(&self.prefix, self.kind, Some(id))).await?.entries;
+        let known = entries.into_iter().filter_map(Remembered::read);
+        if known.into_iter().any(|known| known.revision == revision) {
+            return Ok(());
+        }
+        self.note(id, revision, value).await
+    }
+
+    async fn note(
+        &self,
+        id: &Id,
+        revision: Revision,
+        value: Option<&Value>,
+    ) -> Result<(), store::Error> {
+        let entry = Entry {
+            kind: self.kind.name().to_owned(),
+            id: id.to_string(),
+            author: None,
+            time: self.clock.now(),
+            revision: Some(revision),
+            rollback_to: None,
+            value: value.cloned(),
+        };
+        // The same key for all control planes: one of them writes it.
+        let folder = folder(&self.prefix, self.kind, Some(id));
+        let key = format!("{folder}seen-{revision:020}");
+        match self.store.put(&key, &json!(entry), Expect::Absent, None).await {
+            Ok(_) | Err(store::Error::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::Memory;
+
+    async fn remembered(store: &Memory) -> Vec<(Revision, Option<String>, bool)> {
+        let entries = store.list("/apisix-history/").await.unwrap().entries;
+        let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
+        all.sort_by_key(|one| one.revision);
+        all.into_iter()
+            .map(|one| (one.revision, one.entry.author, one.entry.value.is_some()))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_written_past_the_admin_api_is_remembered_once_by_all_control_planes() {
+        let store = Arc::new(Memory::new());
+        let key = "/apisix/identity_policies/p";
+        let put = async |text: &str| {
+            let value = json!({"action": "allow", "desc": text, "rules": [{}]});
+            store.put(key, &value, Expect::Anything, None).await.unwrap().modified
+        };
+        let first = put("before anybody looked").await;
+        let mut tasks = crate::rt::Tasks::new();
+        for _ in 0..2 {
+            let store: Arc<dyn Store> = store.clone();
+            let kind = Kind::IdentityPolicies;
+            tasks.add(follow(store, "/apisix".into(), kind, Clock::fixed(7)));
+        }
+        let until = async |count: usize| {
+            for _ in 0..1000 {
+                if remembered(&store).await.len() == count {
+                    return remembered(&store).await;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("never {count}: {:?}", remembered(&store).await)
+        };
+        assert_eq!(until(1).await, [(first, None, true)]);
+        let second = put("while they look").await;
+        assert_eq!(until(2).await[1], (second, None, true));
+        let third = store.delete(key, Expect::Anything).await.unwrap().unwrap();
+        assert_eq!(until(3).await[2], (third, None, false));
+        drop(tasks);
+
+        // What went while nobody looked is seen at the next start.
+        let fourth = put("gone before they look again").await;
+        store.delete(key, Expect::Anything).await.unwrap();
+        put("and back").await;
+        let mut tasks = crate::rt::Tasks::new();
+        let again: Arc<dyn Store> = store.clone();
+        tasks.add(follow(again, "/apisix".into(), Kind::IdentityPolicies, Clock::fixed(8)));
+        let all = until(4).await;
+        assert!(all[3].0 > fourth && all[3].2);
+    }
+
+    #[test]
+    fn a_moment_is_a_revision_or_a_time() {
+        assert_eq!(At::parse("42"), Ok(At::Revision(42)));
+        assert_eq!(At::parse("1970-01-01T00:01:00Z"), Ok(At::Time(60)));
+        assert!(At::parse("yesterday").unwrap_err().contains("RFC 3339"));
+    }
+
+    #[test]
+    fn the_state_at_a_moment_is_the_newest_that_it_has_seen() {
+        let one = |revision, id: &str, time, value: Option<Value>| Remembered {
+            revision,
+            entry: Entry {
+                kind: "identity_policies".into(),
+                id: id.into(),
+                author: None,
+                time,
+                revision: None,
+                rollback_to: None,
+                value,
+            },
+        };
+        let all = [
+            one(9, "a", 90, None),
+            one(7, "b", 70, Some(json!(2))),
+            one(5, "a", 50, Some(json!(1))),
+        ];
+        let ids = |at| -> Vec<(String, u64)> {
+            let state = state_at(&all, at);
+            state.into_iter().map(|(id, one)| (id.to_string(), one.revision)).collect()
+        };
+        assert!(ids(At::Revision(4)).is_empty());
+        assert_eq!(ids(At::Revision(6)), [("a".into(), 5)]);
+        assert_eq!(ids(At::Time(70)), [("a".into(), 5), ("b".into(), 7)]);
+        assert_eq!(ids(At::Revision(9)), [("a".into(), 9), ("b".into(), 7)]);
+    }
+}
