@@ -1,22 +1,23 @@
 //! `difference`: what callers gain and lose when one set of policies takes another's place; each claim with a request that both
 //! engines have decided.
 //!
-//! Both sets become boxes ([`lines`]), the values of each kind that rules tell apart become a few that stand for all
+//! Both sets become boxes (`lines.rs`), the values of each kind that rules tell apart become a few that stand for all
 //! ([`space`]), and a decision diagram over both ([`diagram`]) has only what they decide differently.
 
 mod diagram;
 mod example;
-mod lines;
 mod space;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use serde::{Deserialize, Serialize};
 
 use self::diagram::{Diagram, Node};
 use self::example::Engines;
-use self::lines::{EACH, Line, lines, may_meet};
 use self::space::{Space, Value};
 use self::words::{Words, describe};
+use super::lines::{EACH, Line, lines, may_meet};
 use super::policies::{Policies, Via};
 use super::target::{Target, TargetRoute};
 

@@ -7,6 +7,8 @@ mod captures;
 mod conditions;
 mod difference;
 mod engine;
+mod lines;
+mod lint;
 mod overlap;
 mod parts;
 mod policies;
@@ -21,6 +23,7 @@ mod properties;
 
 pub use can_i::{CanI, Failed, Tried, Verdict, WouldBe};
 pub use difference::{Change, Decided, Difference, Example};
+pub use lint::{Finding, Severity, Surroundings};
 pub use policies::{Policies, Stated, Via};
 pub use target::{Target, TargetRoute};
 pub use what_can::{Abilities, Permit, WhatCan};

@@ -245,7 +245,8 @@ pub(super) fn policies(most: usize) -> impl Strategy<Value = Policies> {
 }
 
 /// A target of which everything is known.
-pub(super) fn target(paths: &'static [&'static str]) -> impl Strategy<Value = Target> {
+pub(super) fn target(paths: &[&'static str]) -> impl Strategy<Value = Target> + Clone + use<> {
+    let paths = paths.to_vec();
     let pairs = |name: &str| {
         let pair = |value: &str| (name.to_owned(), value.to_owned());
         vec![vec![], vec![pair("one")], vec![pair("two")], vec![pair("one"), pair("three")]]
@@ -278,6 +279,7 @@ pub(super) fn target(paths: &'static [&'static str]) -> impl Strategy<Value = Ta
         query: Some(fields.1.into()),
         headers: Some(fields.0),
         claims: Some(found.0),
+        no_route: found.1.is_none(),
         route: found.1,
         source: Some(source.parse().unwrap()),
         remote: None,
@@ -303,7 +305,7 @@ pub(super) const ODD: [&str; 16] = [
     "/", "/a", "/a/", "/a/b", "/a/b/", "/a//b", "/b/../a/b", "/c/b", "/b/%2e", "/%zz", "/A", "/x", "/web/b", "/WEB/b", "/p.S/M", "/p.S/N",
 ];
 
-fn run<T: std::fmt::Debug>(
+pub(super) fn run<T: std::fmt::Debug>(
     cases: u32,
     strategy: impl Strategy<Value = T>,
     test: impl Fn(T) -> Result<(), TestCaseError>,
@@ -396,6 +398,7 @@ fn what_is_not_said_stays_a_condition() {
             headers: full.headers.clone().filter(|_| keep(5)),
             claims: full.claims.clone().filter(|_| keep(6)),
             route: full.route.clone().filter(|_| keep(7)),
+            no_route: full.no_route && keep(7),
             source: full.source.filter(|_| keep(8)),
             unix_seconds: full.unix_seconds.filter(|_| keep(8)),
             lot: None,

@@ -53,6 +53,9 @@ pub struct Target {
     /// The route that the request matched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<TargetRoute>,
+    /// It matches no route.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_route: bool,
     /// The connection's other end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
@@ -97,7 +100,7 @@ impl Target {
             headers: l4 || self.headers.is_some(),
             upgrade: true,
             claims: l4 || self.claims.is_some(),
-            route: l4 || self.route.is_some(),
+            route: l4 || self.no_route || self.route.is_some(),
             source: self.source.is_some(),
             remote: self.remote.is_some() || self.source.is_some(),
             time: self.unix_seconds.is_some(),

@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 use super::super::Policy;
 use super::callers::Callers;
 use super::captures::{compared, is_segment, names_of};
-use super::engine::segments;
+use super::engine::{alone, segments};
 use super::shape::{Name, Segment, Shape, Space, left_over};
 use super::target::{Known, Target};
 use crate::identity::SpiffeId;
-use crate::model::{
-    From, Id, IdentityPolicy, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, To,
-};
+use crate::model::{From, PolicyAction, PolicyRule, To};
 
 /// A rule, or the part of it that one of its principals has.
 pub(super) struct Variant {
@@ -194,18 +192,5 @@ fn engine(principal: Option<&String>, to: &To, action: PolicyAction) -> Policy {
         to: Some(To { hosts, not_hosts, paths, not_paths, ignore_case, ..To::default() }),
         ..PolicyRule::default()
     };
-    let policy = IdentityPolicy {
-        id: None,
-        name: None,
-        desc: None,
-        labels: Labels::default(),
-        selector: PolicySelector::default(),
-        action,
-        mode: Mode::Enforce,
-        rules: vec![rule],
-        create_time: None,
-        update_time: None,
-    };
-    let me = crate::identity::TrustDomain::id(&"asked".parse().expect("it is a trust domain's name"));
-    Policy::compile([(&Id::from(0), 0, &policy)], &me).0
+    alone(rule, action)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::lines::Line;
+use super::super::lines::Line;
 use super::space::Space;
 use crate::model::PolicyAction;
 

@@ -9,7 +9,7 @@ use super::super::super::{Outcome, Policy};
 use super::super::engine::is_within;
 use super::super::policies::Policies;
 use super::super::target::Target;
-use super::space::{Value, set};
+use super::space::{Standing, Value, set};
 use super::{Decided, Example};
 use crate::identity::SpiffeId;
 use crate::model::{From, PolicyRule, TimeWindow, To, ValueMatch, When};
@@ -38,16 +38,12 @@ impl<'a> Engines<'a> {
             Value::Caller(id) => Some(id.as_ref()),
             _ => None,
         })?;
-        // What must not hold is absent first; where its absence does not suffice, it is there and another.
-        for present in [false, true] {
-            let target = put_together(values, present, self.now)?;
-            let (old, new) = self.decide(workload, caller, &target);
-            if (old.allowed, new.allowed) == (!gained, gained) {
-                let (workload, identity) = (workload.to_string(), caller.map(ToString::to_string));
-                return Some(Example { workload, identity, target, old, new });
-            }
-        }
-        None
+        let target = put_together(values, self.now)?;
+        let (old, new) = self.decide(workload, caller, &target);
+        ((old.allowed, new.allowed) == (!gained, gained)).then(|| {
+            let (workload, identity) = (workload.to_string(), caller.map(ToString::to_string));
+            Example { workload, identity, target, old, new }
+        })
     }
 
     pub(super) fn decide(
@@ -78,7 +74,7 @@ impl<'a> Engines<'a> {
 }
 
 /// A whole target; `None` when conditions contradict each other.
-fn put_together(values: &[&Value], present: bool, now: i64) -> Option<Target> {
+fn put_together(values: &[&Value], now: i64) -> Option<Target> {
     let mut target = Target {
         method: Some("GET".into()),
         host: Some("some.test".into()),
@@ -95,13 +91,13 @@ fn put_together(values: &[&Value], present: bool, now: i64) -> Option<Target> {
         set(&mut target, value);
     }
     for value in values {
-        if let Value::Condition(rule, true) = value {
+        if let Value::Condition(rule, Standing::Holds) = value {
             satisfy(rule, &mut target)?;
         }
     }
     for value in values {
-        if let Value::Condition(rule, false) = value {
-            refute(rule, &mut target, present)?;
+        if let Value::Condition(rule, Standing::Fails) = value {
+            refute(rule, &mut target)?;
         }
     }
     if target.connection {
@@ -140,7 +136,7 @@ fn satisfy(rule: &PolicyRule, target: &mut Target) -> Option<()> {
     if let Some(When { headers, query, times, .. }) = &rule.when {
         for header in headers {
             if let Some(value) = fitting(header) {
-                target.headers.get_or_insert_default().push((header.name.clone(), value));
+                add_header(target, &header.name, value);
             }
         }
         for parameter in query {
@@ -156,7 +152,7 @@ fn satisfy(rule: &PolicyRule, target: &mut Target) -> Option<()> {
 }
 
 /// Makes a part of a rule not hold.
-fn refute(rule: &PolicyRule, target: &mut Target, present: bool) -> Option<()> {
+fn refute(rule: &PolicyRule, target: &mut Target) -> Option<()> {
     if let Some(From { ip_blocks, remote_ip_blocks, claims, .. }) = &rule.from {
         let inside = |blocks: &[String], address: Option<IpAddr>| {
             let nets = blocks.iter().filter_map(|block| network(block));
@@ -170,29 +166,32 @@ fn refute(rule: &PolicyRule, target: &mut Target, present: bool) -> Option<()> {
         if !ip_blocks.is_empty() && inside(ip_blocks, target.source) {
             target.source = Some(outside(ip_blocks)?);
         }
-        if !remote_ip_blocks.is_empty() && (present || inside(remote_ip_blocks, target.remote.or(target.source))) {
+        if !remote_ip_blocks.is_empty() && inside(remote_ip_blocks, target.remote.or(target.source)) {
             target.remote = Some(outside(remote_ip_blocks)?);
         }
         for claim in claims {
             let claims = target.claims.get_or_insert_default();
-            if let Some(value) = unfit(claim, present) {
+            if let Some(value) = unfit(claim).filter(|_| !claims.contains_key(&claim.name)) {
                 put_claim(claims, &claim.name, value)?;
             }
         }
     }
     if let Some(When { headers, query, times, .. }) = &rule.when {
         for header in headers {
-            if let Some(value) = unfit(header, present) {
-                target.headers.get_or_insert_default().push((header.name.clone(), value));
+            if let Some(value) = unfit(header) {
+                add_header(target, &header.name, value);
             }
         }
         for parameter in query {
-            if let Some(value) = unfit(parameter, present) {
+            if let Some(value) = unfit(parameter) {
                 add_parameter(target, &parameter.name, &value);
             }
         }
-        if present && let Some(span) = times.first() {
-            target.unix_seconds = moment_outside(span, target.unix_seconds.unwrap_or_default());
+        let now = target.unix_seconds.unwrap_or_default();
+        if times.iter().any(|span| is_within(span, now)) {
+            let all = times.iter().flat_map(|span| moments(span, now));
+            let outside = |moment: &i64| !times.iter().any(|span| is_within(span, *moment));
+            target.unix_seconds = Some(all.into_iter().find(outside)?);
         }
     }
     Some(())
@@ -213,12 +212,20 @@ fn fitting(entry: &ValueMatch) -> Option<String> {
 }
 
 /// A value for which the entry does not hold; nothing where its absence does.
-fn unfit(entry: &ValueMatch, present: bool) -> Option<String> {
+fn unfit(entry: &ValueMatch) -> Option<String> {
     match (entry.present, entry.not_values.first()) {
         (Some(false), _) => Some("any".to_owned()),
-        (_, Some(pattern)) => Some(meant_by(pattern)),
-        _ if present && !entry.values.is_empty() => Some("some-other-value".to_owned()),
-        _ => None,
+        (Some(true), _) => None,
+        (None, Some(pattern)) => Some(meant_by(pattern)),
+        (None, None) => Some("some-other-value".to_owned()),
+    }
+}
+
+/// Adds a header field; what is there already stays alone.
+fn add_header(target: &mut Target, name: &str, value: String) {
+    let headers = target.headers.get_or_insert_default();
+    if !headers.iter().any(|(found, _)| found.eq_ignore_ascii_case(name)) {
+        headers.push((name.to_owned(), value));
     }
 }
 
@@ -227,6 +234,10 @@ fn add_parameter(target: &mut Target, name: &str, value: &str) {
         percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
     };
     let query = target.query.get_or_insert_default();
+    let name_is = encode(name);
+    if query.split('&').any(|pair| pair.split('=').next() == Some(&name_is)) {
+        return;
+    }
     if !query.is_empty() {
         query.push('&');
     }
@@ -260,10 +271,6 @@ fn address_of(block: &str) -> Option<IpAddr> {
 /// A moment in the span, the next from now on.
 fn moment_in(span: &TimeWindow, now: i64) -> Option<i64> {
     moments(span, now).into_iter().find(|moment| is_within(span, *moment))
-}
-
-fn moment_outside(span: &TimeWindow, now: i64) -> Option<i64> {
-    moments(span, now).into_iter().find(|moment| !is_within(span, *moment))
 }
 
 /// Moments at which a span may begin or end: now, its bounds, and each quarter of an hour of a week after them.

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::super::super::Policy;
+use super::super::engine::alone;
 use super::super::callers::{Callers, NOBODY};
 use super::super::shape::{Name, Shape, Space as Names, atoms};
 use super::super::target::{Target, TargetRoute};
-use super::lines::{Line, is_free};
+use super::super::lines::{Line, is_free};
 use crate::identity::SpiffeId;
-use crate::model::{Id, IdentityPolicy, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+use crate::model::{Id, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, To};
 
 /// So many values of a kind are told apart.
 const ATOMS: usize = 20_000;
@@ -26,8 +26,19 @@ pub(super) enum Value {
     Path(String),
     Upgrade(Option<String>),
     Lot(u8),
-    /// A rule's part that holds, or does not.
-    Condition(Box<PolicyRule>, bool),
+    /// A rule's part, and how it stands with it.
+    Condition(Box<PolicyRule>, Standing),
+}
+
+/// How it stands with a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It holds.
+    Holds,
+    /// It does not.
+    Fails,
+    /// What it asks for is absent: it does not hold to allow, and does to refuse.
+    Absent,
 }
 
 #[derive(Clone, Debug)]
@@ -371,28 +382,30 @@ impl Space {
             for (rule, holds) in &line.conditions {
                 let key = serde_json::json!(rule).to_string();
                 let entry = all.entry(key).or_insert_with(|| (rule.clone(), vec![None; lines.len()]));
-                let wanted = u32::from(!*holds);
-                let before = entry.1[at].take();
+                let wanted = match (holds, line.action) {
+                    (false, _) => vec![1],
+                    (true, PolicyAction::Allow) => vec![0],
+                    (true, PolicyAction::Deny) if may_be_absent(rule) => vec![0, 2],
+                    (true, PolicyAction::Deny) => vec![0],
+                };
                 // Asked to hold and not to hold: it never does.
-                entry.1[at] = Some(match before {
-                    Some(before) if before != [wanted] => Vec::new(),
-                    _ => vec![wanted],
-                });
+                let before = entry.1[at].take().unwrap_or_else(|| vec![0, 1, 2]);
+                entry.1[at] = Some(before.into_iter().filter(|one| wanted.contains(one)).collect());
             }
         }
         for (rule, by_line) in all.into_values() {
-            let atom = |holds: bool| Atom {
-                value: Value::Condition(Box::new(rule.clone()), holds),
-                met: vec![u32::from(!holds)],
-            };
+            let standings = [Standing::Holds, Standing::Fails, Standing::Absent];
+            let count = if may_be_absent(&rule) { 3 } else { 2 };
+            let atoms = standings.iter().take(count).enumerate().map(|(at, standing)| Atom {
+                value: Value::Condition(Box::new(rule.clone()), *standing),
+                met: vec![number(at)],
+            });
+            let atoms = atoms.collect();
             let text = super::super::conditions::conditions(&PolicySelector::default(), &rule, Mode::Enforce);
             let text = text.join(", ");
-            self.dimensions.push(Dimension {
-                what: "",
-                atoms: vec![atom(true), atom(false)],
-                patterns: vec![text.clone(), format!("not: {text}")],
-                by_line,
-                });
+            let absent = format!("absent or unclear: {text}");
+            let patterns = vec![text.clone(), format!("not: {text}"), absent];
+            self.dimensions.push(Dimension { what: "", atoms, patterns, by_line });
         }
     }
 
@@ -426,6 +439,16 @@ impl Space {
         let atoms = atoms.collect();
         self.dimensions.push(Dimension { what, atoms, patterns, by_line });
     }
+}
+
+/// Can what the part asks for be absent, so that it neither allows nor exempts from refusal?
+fn may_be_absent(rule: &PolicyRule) -> bool {
+    let claims = rule.from.iter().flat_map(|from| &from.claims);
+    let when = rule.when.iter();
+    let named = claims.chain(when.flat_map(|when| when.headers.iter().chain(&when.query)));
+    let mut named = named;
+    named.any(|entry| entry.present.is_none())
+        || rule.when.as_ref().is_some_and(|when| when.cel.is_some())
 }
 
 /// The id of a route that no policy names.
@@ -476,25 +499,12 @@ fn among(any_of: &[Shape], but: &[Shape], means: &HashMap<Shape, Vec<u32>>, coun
 }
 
 /// For which values a rule with this part alone holds.
-fn judge(part: &To, action: PolicyAction, values: &[Value]) -> Vec<bool> {
-    let rule = PolicyRule { to: Some(part.clone()), ..PolicyRule::default() };
-    let policy = IdentityPolicy {
-        id: None,
-        name: None,
-        desc: None,
-        labels: Labels::default(),
-        selector: PolicySelector::default(),
-        action,
-        mode: Mode::Enforce,
-        rules: vec![rule],
-        create_time: None,
-        update_time: None,
-    };
-    let id = Id::from(0);
-    let Ok(me) = "spiffe://workload/asked".parse::<SpiffeId>() else { return Vec::new() };
-    let (engine, _) = Policy::compile([(&id, 0, &policy)], &me);
+pub(super) fn judge(part: &To, action: PolicyAction, values: &[Value]) -> Vec<bool> {
+    let engine = alone(PolicyRule { to: Some(part.clone()), ..PolicyRule::default() }, action);
     let held = |value: &Value| {
-        let mut target = Target { method: Some("GET".into()), host: Some("host.test".into()), path: Some("/".into()), ..Target::default() };
+        let text = |text: &str| Some(text.to_owned());
+        let mut target =
+            Target { method: text("GET"), host: text("host.test"), path: text("/"), ..Target::default() };
         set(&mut target, value);
         let fields = target.fields();
         engine.held(None, &target.action(&fields)).first() == Some(&true)

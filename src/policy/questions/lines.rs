@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::callers::Callers;
-use super::super::captures::{compared, is_segment, names_of, with};
-use super::super::overlap::hosts_meet;
-use super::super::policies::{Policies, Via};
-use super::super::shape::Shape;
+use super::callers::Callers;
+use super::captures::{compared, is_segment, names_of, with};
+use super::overlap::hosts_meet;
+use super::policies::{Policies, Via};
+use super::shape::Shape;
 use crate::model::{
     From, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To, ValueMatch, When,
 };
