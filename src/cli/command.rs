@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, policy, run, status};
+use super::{audit, check, conformance, demo, dev, explain, identity, policy, questions, run, status};
 use crate::observe::{LogFormat, start_logging};
 use crate::roles::Settings;
 use crate::rt::{Sockets, memory, systemd};
@@ -59,6 +59,12 @@ enum Command {
     Check(check::CheckArgs),
     /// Explain a decision
     Explain(explain::ExplainArgs),
+    /// Who may do something at a workload: all identities, with the rules that admit them
+    WhoCan(questions::WhoCanArgs),
+    /// Everything that an identity may do, everywhere
+    WhatCan(questions::WhatCanArgs),
+    /// May an identity do something? Exit code 3: no
+    CanI(questions::CanIArgs),
     /// Policies: read files strictly, test them, bring them in from elsewhere, hand them on
     Policy(policy::PolicyArgs),
     /// Check a decision log, look at its end
@@ -134,6 +140,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.block_on(check::run(&args, out))
         }
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
+        Command::WhoCan(args) => runtime.block_on(questions::who_can(&args, out)),
+        Command::WhatCan(args) => runtime.block_on(questions::what_can(&args, out)),
+        Command::CanI(args) => runtime.block_on(questions::can_i(&args, out)),
         Command::Policy(args) => runtime.block_on(policy::run(&args, out)),
         Command::Audit(args) => audit::run(&args, out),
         Command::Identity(args) => identity::run(args),

@@ -12,6 +12,7 @@ mod explain;
 mod identity;
 mod paint;
 mod policy;
+mod questions;
 mod run;
 mod status;
 mod text;

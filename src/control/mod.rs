@@ -12,6 +12,7 @@ mod index;
 mod listing;
 mod patch;
 mod plugins;
+mod questions;
 pub mod serve;
 mod validate;
 mod wording;
@@ -24,6 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::identity::SpiffeId;
 use crate::model::{Invalid, Rejected, Resource, Revision};
 use crate::rt::{Clock, Tasks};
 use crate::store::Store;
@@ -32,6 +34,8 @@ use auth::AdminKeys;
 use index::Index;
 use plugins::Plugins;
 use validate::Shapes;
+
+pub use questions::{Supposed, Walked, ask, scene};
 
 /// What an operator sets about the Admin API.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -108,6 +112,16 @@ pub trait Trial: Send + Sync {
     /// # Errors
     /// A data plane would refuse the candidate; the sentence says why.
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid>;
+
+    /// What a supposed request at this workload would meet among these resources; `None` where there is no router.
+    fn walk(
+        &self,
+        _resources: &[Resource],
+        _workload: &SpiffeId,
+        _supposed: &Supposed,
+    ) -> Option<Walked> {
+        None
+    }
 }
 
 /// One request that changes something, or wanted to.

@@ -15,6 +15,7 @@ mod issuer;
 mod keeper;
 mod process;
 mod proved;
+mod questions;
 mod reload;
 mod settings;
 mod settings_file;
@@ -39,6 +40,7 @@ pub use identities::Identities;
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use keeper::stay;
+pub use questions::walk;
 pub use process::{Running, Shared, identity_source};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,

@@ -2,11 +2,14 @@
 
 mod command;
 mod coverage;
+mod diff;
 mod files;
 mod history;
+mod lint;
 mod past;
 mod replay;
 mod suggest;
 mod validate;
 
 pub(super) use command::{PolicyArgs, run};
+pub(super) use files::{read_policies, read_texts, sound_policies};

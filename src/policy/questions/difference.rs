@@ -130,8 +130,32 @@ impl Policies {
             }
         }
         found.not_compared.dedup();
+        found.gained = without_instances(found.gained);
+        found.lost = without_instances(found.lost);
         found
     }
+}
+
+/// The place of a name in braces, in the words of a claim.
+const ANY: &str = "{any}";
+
+/// Leaves out what a claim for any text in the place of a name in braces says already.
+fn without_instances(changes: Vec<Change>) -> Vec<Change> {
+    let words = |change: &Change| {
+        let Change { workloads, workloads_but, who, who_but, what, example: _ } = change;
+        [workloads, workloads_but, who, who_but, what].map(|list| list.join("\n")).join("\n\n")
+    };
+    let all: Vec<String> = changes.iter().map(words).collect();
+    let is_instance = |general: &String, one: &String| {
+        let Some((before, after)) = general.split_once(ANY) else { return false };
+        let Some(rest) = one.strip_prefix(before) else { return false };
+        let end = after.chars().next().and_then(|next| rest.find(next)).unwrap_or(rest.len());
+        general != one && general.replace(ANY, &rest[..end]) == *one
+    };
+    let kept = changes.into_iter().zip(&all);
+    kept.filter(|(_, one)| !all.iter().any(|general| is_instance(general, one)))
+        .map(|(change, _)| change)
+        .collect()
 }
 
 /// The rules that changed, and those that may hold where one of them does.
@@ -204,7 +228,7 @@ fn show(
         let dimension = &space.dimensions[*at];
         let Words { any_of, but } = describe(dimension, atoms);
         let named = |texts: Vec<String>| -> Vec<String> {
-            texts.into_iter().map(|text| text.replace(EACH, "{any}")).collect()
+            texts.into_iter().map(|text| text.replace(EACH, ANY)).collect()
         };
         let (any_of, but) = (named(any_of), named(but));
         match dimension.atoms.first().map(|atom| &atom.value) {

@@ -228,9 +228,9 @@ fn captures(policies: &Policies) -> bool {
 
 #[test]
 fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_true() {
-    let points = proptest::collection::vec((target(&PLAIN), proptest::sample::select(universe())), 40);
+    let points = proptest::collection::vec((target(&PLAIN), proptest::sample::select(universe())), 12);
     let sets = (policies(3), policies(2), proptest::bool::ANY);
-    run(1500, (sets, points), |((one, other, extend), points)| {
+    run(200, (sets, points), |((one, other, extend), points)| {
         prop_assume!(!captures(&one) && !captures(&other));
         prop_assume!(one.iter().chain(other.iter()).all(|stated| stated.broken.is_none()));
         // Either two sets that have little in common, or one with policies added.
@@ -256,7 +256,12 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
         let mut walk = Walk { nodes: &diagram.nodes, path: Vec::new(), regions: Vec::new(), unknown: false };
         walk.visit(root);
         prop_assert!(!walk.unknown);
-        for (target, caller) in points.iter().filter(|(target, _)| is_plain(target)) {
+        let switches = |target: &Target| {
+            let upgrade = space.dimensions.iter().find(|one| matches!(one.atoms[0].value, Value::Upgrade(_)));
+            // Where no rule admits a protocol, both sets refuse it, and claims are about other requests.
+            target.upgrade.is_some() && upgrade.is_none_or(|one| one.atoms.len() == 1)
+        };
+        for (target, caller) in points.iter().filter(|(target, _)| is_plain(target) && !switches(target)) {
             for me in ["spiffe://a/me", "spiffe://b/me", "spiffe://b/other"] {
                 let me: SpiffeId = me.parse().unwrap();
                 for caller in [Some(caller), None] {
