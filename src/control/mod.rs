@@ -27,6 +27,7 @@ use serde_json::Value;
 
 use crate::identity::SpiffeId;
 use crate::model::{Invalid, Rejected, Resource, Revision};
+use crate::policy::questions::{Supposed, Walked};
 use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
@@ -34,8 +35,6 @@ use auth::AdminKeys;
 use index::Index;
 use plugins::Plugins;
 use validate::Shapes;
-
-pub use questions::{Supposed, Walked, ask, scene};
 
 /// What an operator sets about the Admin API.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

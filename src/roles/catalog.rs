@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::control::{PluginCatalog, PluginFacts, PluginPart, Supposed, Trial, Walked};
+use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain};
 use crate::issuer::RegistrationEntry;
 use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
+use crate::policy::questions::{Supposed, Walked};
 use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::scope::{Pattern, Rules};
 
@@ -97,7 +98,7 @@ impl Trial for KeeperTrial {
         workload: &SpiffeId,
         supposed: &Supposed,
     ) -> Option<Walked> {
-        Some(super::questions::walk(self.table, self.router, resources, workload, supposed))
+        Some(super::questions::walk_with(self.table, self.router, resources, workload, supposed))
     }
 }
 

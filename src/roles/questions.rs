@@ -3,18 +3,22 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::control::{Supposed, Walked};
 use crate::identity::SpiffeId;
 use crate::model::{Change, Listeners, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Client, Entry, Exchange, Head};
 use crate::policy::RouteFacts;
-use crate::policy::questions::TargetRoute;
+use crate::policy::questions::{Supposed, TargetRoute, Walked};
 use crate::snapshot::{Keeper, RouterSettings};
 
 /// Walks a supposed request through the resources. Conditions of routes that look at what is only known at run time (a
 /// consumer, a cookie that the question does not have) hold or fail as for a request without it.
-pub fn walk(
+pub fn walk(resources: &[Resource], workload: &SpiffeId, supposed: &Supposed) -> Walked {
+    walk_with(crate::plugins::ALL, RouterSettings::default(), resources, workload, supposed)
+}
+
+/// The same with another table of plugins, or another kind of router.
+pub(super) fn walk_with(
     table: &'static [Entry],
     router: RouterSettings,
     resources: &[Resource],

@@ -39,6 +39,7 @@ mod origin;
 mod plugins;
 mod policy;
 mod proof;
+mod questions;
 mod registries;
 mod repeats;
 mod revocation;

@@ -6,8 +6,7 @@ use serde_json::Value;
 
 use crate::cli::audit::Output;
 use crate::cli::text::safe;
-use crate::control::Walked;
-use crate::policy::questions::{Abilities, Allowed, Broken, Denial, Permit, Tried, Verdict};
+use crate::policy::questions::{Abilities, Allowed, Broken, Denial, Permit, Tried, Verdict, Walked};
 
 /// Prints for programs, if that was asked for.
 pub(super) fn as_json(output: &Output, answer: &Value, out: &mut dyn Write) -> anyhow::Result<bool> {

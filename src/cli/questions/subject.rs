@@ -8,13 +8,11 @@ use serde_json::Value;
 
 use crate::cli::admin::{AdminArgs, ask};
 use crate::cli::policy::{read_texts, sound_policies};
-use crate::control::{self, Supposed, Walked};
 use crate::identity::SpiffeId;
 use crate::model::{Body, Id, Kind, Resource};
-use crate::policy::questions::{Policies, Scene};
+use crate::policy::questions::{self, Policies, Scene, Supposed, Walked};
 use crate::roles::walk;
 use crate::rt::Clock;
-use crate::snapshot::RouterSettings;
 
 /// Which policies are asked about.
 #[derive(Args, Debug)]
@@ -32,10 +30,6 @@ pub(in crate::cli) struct SubjectArgs {
 impl SubjectArgs {
     pub(in crate::cli) fn files(&self) -> &[PathBuf] {
         &self.files
-    }
-
-    pub(in crate::cli) fn admin(&self) -> &AdminArgs {
-        &self.admin
     }
 
     /// Asks; the answer as the Admin API gives it.
@@ -59,9 +53,9 @@ impl SubjectArgs {
         }
         let (scene, resources) = declared_scene(&self.files)?;
         let routed = |workload: &SpiffeId, supposed: &Supposed| -> Walked {
-            walk(crate::plugins::table(), RouterSettings::default(), &resources, workload, supposed)
+            walk(&resources, workload, supposed)
         };
-        match control::ask(question, body, &scene, &routed) {
+        match questions::ask(question, body, &scene, &routed) {
             Some(answer) => answer.map_err(|why| anyhow!(why)),
             None => bail!("there is no question {question}"),
         }
@@ -102,7 +96,7 @@ pub(in crate::cli) fn declared_scene(files: &[PathBuf]) -> anyhow::Result<(Scene
         let id = placed.id.clone();
         resources.push(Resource { kind: Kind::IdentityPolicies, id, revision: 0, body });
     }
-    let mut scene = control::scene(&resources, Clock::system().now());
+    let mut scene = questions::scene(&resources, Clock::system().now());
     if !resources.iter().any(|one| one.kind == Kind::Routes) {
         // Files of policies alone say nothing of routes.
         scene.around.routes = None;

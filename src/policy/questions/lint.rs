@@ -2,6 +2,8 @@
 
 mod coverage;
 mod single;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

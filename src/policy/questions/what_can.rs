@@ -56,6 +56,7 @@ pub(super) struct About<'a> {
     /// The rule without who calls.
     pub(super) rule: PolicyRule,
     /// Only at workloads of the caller's trust domain, or only at others.
+    #[cfg(test)]
     pub(super) at_own: Option<bool>,
     pub(super) permit: Permit,
 }
@@ -136,7 +137,13 @@ fn about<'a>(
         via: via.clone(),
         except: Vec::new(),
     };
-    Some(About { stated, rule: without, at_own, permit })
+    Some(About {
+        stated,
+        rule: without,
+        #[cfg(test)]
+        at_own,
+        permit,
+    })
 }
 
 /// What of `from` is not about an identity.
