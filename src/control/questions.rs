@@ -44,14 +44,19 @@ impl ControlPlane {
             return self.answer_difference(body).await;
         }
         let resources = self.declared(at).await?;
-        let scene = scene(&resources, self.clock.now());
-        let walk = |workload: &SpiffeId, supposed: &Supposed| {
-            self.trial.walk(&resources, workload, supposed).unwrap_or_else(|| Walked {
-                fault: Some("this control plane finds no routes".into()),
-                ..Walked::default()
-            })
-        };
-        match ask(question, &body, &scene, &walk) {
+        let (trial, now) = (self.trial.clone(), self.clock.now());
+        let question = (*question).to_owned();
+        let answer = aside(move || {
+            let scene = scene(&resources, now);
+            let walk = |workload: &SpiffeId, supposed: &Supposed| {
+                trial.walk(&resources, workload, supposed).unwrap_or_else(|| Walked {
+                    fault: Some("this control plane finds no routes".into()),
+                    ..Walked::default()
+                })
+            };
+            ask(&question, &body, &scene, &walk)
+        });
+        match answer.await? {
             None => Err(not_found()),
             Some(Ok(answer)) => Ok(Answer::ok(answer)),
             Some(Err(why)) => Err(Answer::bad(why)),
@@ -65,7 +70,8 @@ impl ControlPlane {
         let (old, old_routes) = self.side(asked.old, asked.old_at).await?;
         let (new, new_routes) = self.side(asked.new, asked.new_at).await?;
         let routes = new_routes.or(old_routes);
-        let difference = old.difference(&new, routes.as_deref(), self.clock.now());
+        let now = self.clock.now();
+        let difference = aside(move || old.difference(&new, routes.as_deref(), now)).await?;
         let answer = serde_json::to_value(difference)
             .map_err(|error| Answer::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         Ok(Answer::ok(answer))
@@ -124,6 +130,12 @@ impl ControlPlane {
         }
         Ok(found)
     }
+}
+
+/// Works where nobody else waits: a question may take a while.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Answer> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Answer::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 /// The question `diff`.
