@@ -70,6 +70,11 @@ impl OutputBoard {
         self.rows.lock().iter().map(|(name, progress)| progress.report(name)).collect()
     }
 
+    /// Forgets all but these: the settings have no others any more.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.rows.lock().retain(|name, _| keep(name));
+    }
+
     /// The row of an output, which goes on where it was when there was one before.
     pub(super) fn row(&self, name: &str) -> Arc<Progress> {
         self.rows.lock().entry(name.to_owned()).or_default().clone()

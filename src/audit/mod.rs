@@ -31,7 +31,7 @@ mod otlp_proto;
 
 pub use board::{OutputBoard, OutputReport};
 pub use destination::{Destination, Line, Undelivered};
-pub use follower::{Batch, Follower, Following};
+pub use follower::{Batch, Follower, Following, Kept};
 pub use mapping::{Format, Here, Severity};
 pub use outputs::{OutputPlace, Outputs};
 pub use record::{Nearest, Record, Source, Target, WouldBe, unix_millis};

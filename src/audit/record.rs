@@ -100,8 +100,18 @@ pub struct Source {
     #[serde(default)]
     pub presented_id: Option<String>,
     /// The socket's other end.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "socket_or_host")]
     pub addr: Option<SocketAddr>,
+}
+
+/// A record of many requests names the host alone: several connections carried them. Its port is 0 then.
+fn socket_or_host<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    let Some(text) = Option::<Cow<'de, str>>::deserialize(deserializer)? else { return Ok(None) };
+    let host = || Some(SocketAddr::new(text.parse::<IpAddr>().ok()?, 0));
+    let address = text.parse().ok().or_else(host);
+    address.map(Some).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no address")))
 }
 
 /// Who was called.

@@ -10,6 +10,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::audit_export::ExportArgs;
+use super::audit_match::{self, MatchArgs};
 use super::identity::{read_bundle, trust_domain};
 use super::text::field;
 use crate::identity::TrustDomain;
@@ -35,6 +37,16 @@ enum AuditCommand {
     Verify(VerifyArgs),
     /// Print the last records for people, and follow new ones.
     Tail(TailArgs),
+    /// Print a log in the words of OCSF or ECS.
+    Export(ExportArgs),
+    /// Find what somebody claims in a redacted log, by its HMAC.
+    ///
+    /// Settings may leave paths, addresses and principals out of the decision log (decision_log.redact). What was left out
+    /// leaves its HMAC. Who has the key can check whether a value stands there, and nobody else can.
+    ///
+    ///     wardgate audit match --key audit.key --value /patients/4711 .wardgate/audit.jsonl
+    #[command(verbatim_doc_comment)]
+    Match(MatchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -94,6 +106,8 @@ pub(super) fn run(args: &AuditArgs, out: &mut dyn Write) -> anyhow::Result<ExitC
     match &args.command {
         AuditCommand::Verify(args) => run_verify(args, out),
         AuditCommand::Tail(args) => run_tail(args, out),
+        AuditCommand::Export(args) => super::audit_export::run(args, out),
+        AuditCommand::Match(args) => audit_match::run(args, out),
     }
 }
 
@@ -152,6 +166,15 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
             known.by_seq
         )?;
     }
+    for retired in &report.retired {
+        writeln!(
+            out,
+            "note: {} with {} records was deleted by the settings; record {} tells of it",
+            super::text::safe(&retired.file),
+            retired.records,
+            retired.by_seq
+        )?;
+    }
     if report.lost > 0 {
         writeln!(
             out,
@@ -165,11 +188,11 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
     if let Some(first) =
         report.files.iter().find_map(|file| file.first.as_ref()).filter(|first| first.0 > 1)
     {
-        writeln!(
-            out,
-            "note: records 1 to {} are in earlier files, which were not checked",
-            first.0 - 1
-        )?;
+        let what = match report.begins_behind_retired {
+            true => "were in files that were deleted by the settings, and the log says so",
+            false => "are in earlier files, which were not checked",
+        };
+        writeln!(out, "note: records 1 to {} {what}", first.0 - 1)?;
     }
     if report.seals > 0 {
         let by: Vec<&str> = report.sealed_by.iter().map(String::as_str).collect();
@@ -263,15 +286,27 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
             text.push_str(&part);
         }
     };
+    let hidden = |pointer: &str| {
+        let start = get(pointer)?.chars().take(8).collect::<String>();
+        Some(format!("hmac:{start}"))
+    };
     let src = get("/src/spiffe_id")
+        .or_else(|| {
+            let domain = get("/src/trust_domain")?;
+            Some(format!("{} of {domain}", hidden("/src/spiffe_id_hmac")?))
+        })
         .or_else(|| get("/src/presented_id").map(|id| format!("claims {id}")))
-        .or_else(|| get("/src/addr"));
+        .or_else(|| get("/src/addr"))
+        .or_else(|| get("/src/addr_prefix"))
+        .or_else(|| hidden("/src/addr_hmac"));
     let dst = get("/dst/spiffe_id").or_else(|| get("/dst/port").map(|port| format!("port {port}")));
     add(match (src, dst) {
         (Some(src), Some(dst)) => Some(format!("{src} -> {dst}")),
         (src, dst) => src.or(dst),
     });
-    add(get("/method").map(|method| format!("{method} {}", get("/path").unwrap_or_default())));
+    let path = get("/path").or_else(|| get("/template")).or_else(|| hidden("/path_hmac"));
+    add(get("/method").map(|method| format!("{method} {}", path.unwrap_or_default())));
+    add(get("/count").map(|count| format!("{count} times")));
     for pointer in [
         "/status",
         "/event",
@@ -297,9 +332,7 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{
-        AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Posture,
-    };
+    use crate::observe::{AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture};
     use clap::Parser;
 
     #[derive(Parser)]
@@ -322,16 +355,10 @@ mod tests {
         let path = folder.join("audit.jsonl");
         let settings = AuditSettings { path: Some(path.clone()), ..AuditSettings::default() };
         let audit = AuditLog::open(settings, &Posture::default()).unwrap();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: 1,
+        let ends = audit.control().ends(&EndsFacts {
             src_spiffe_id: Some("spiffe://shop/web"),
-            src_serial: None,
-            src_spki_sha256: None,
-            src_not_after: None,
-            src_addr: "127.0.0.1:1".parse().unwrap(),
-            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
-            dst_port: 15006,
+            ..EndsFacts::of(1, "127.0.0.1:1".parse().unwrap(), 15006)
         });
         for allowed in [true, false] {
             let denial_id = (!allowed).then(DenialId::new);

@@ -2,6 +2,8 @@
 
 mod admin;
 mod audit;
+mod audit_export;
+mod audit_match;
 mod check;
 mod client;
 mod command;
@@ -14,6 +16,7 @@ mod paint;
 mod policy;
 mod questions;
 mod run;
+mod schema;
 mod status;
 mod text;
 

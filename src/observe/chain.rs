@@ -78,6 +78,31 @@ struct Head {
     opens: bool,
     #[serde(default)]
     outcome: Option<String>,
+    /// A file that was deleted because its time was over.
+    #[serde(default)]
+    retired: Option<RetiredFile>,
+}
+
+#[derive(Deserialize)]
+struct RetiredFile {
+    file: String,
+    #[serde(default)]
+    records: u64,
+    #[serde(default)]
+    last_hash: String,
+}
+
+/// A file that the log deleted by its own settings, and says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Retired {
+    /// Its name.
+    pub file: String,
+    /// How many records stood in it.
+    pub records: u64,
+    /// The hash of its last one.
+    pub last_hash: String,
+    /// The record that tells.
+    pub by_seq: u64,
 }
 
 struct Line {
@@ -253,6 +278,10 @@ pub struct VerifyReport {
     pub more_findings: u64,
     /// Torn ends that the log itself tells about.
     pub acknowledged: Vec<Acknowledged>,
+    /// Files that the log itself says were deleted.
+    pub retired: Vec<Retired>,
+    /// The first file goes on where a retired one ended: what is missing before it was deleted knowingly.
+    pub begins_behind_retired: bool,
     /// Records that the log itself says were dropped.
     pub lost: u64,
     /// Seals that hold.
@@ -308,6 +337,9 @@ pub fn verify(files: &[PathBuf], expected: Expected<'_>) -> Result<VerifyReport,
     if let Some(torn) = at.torn.take() {
         report.find(torn);
     }
+    let first_prev = report.files.first().and_then(|file| file.first_prev.as_deref());
+    report.begins_behind_retired =
+        report.retired.iter().any(|retired| Some(retired.last_hash.as_str()) == first_prev);
     let mut missing = Vec::new();
     if let (false, Some(hash)) = (at.expected_found, hash) {
         let what = format!("no record has the hash {hash}: the log was cut off or begun anew");
@@ -435,6 +467,11 @@ fn verify_file(
         at.expected_found |= found.holds && expected == Some(found.head.hash.as_str());
         of_file.records += 1;
         report.lost += found.head.lost.unwrap_or_default();
+        if let Some(RetiredFile { file, records, last_hash }) =
+            found.head.retired.filter(|_| found.holds)
+        {
+            report.retired.push(Retired { file, records, last_hash, by_seq: seq });
+        }
         of_file.first.get_or_insert_with(|| (seq, found.head.time.clone()));
         of_file.first_prev.get_or_insert(found.head.prev);
         of_file.last = Some((seq, found.head.time));
@@ -553,12 +590,25 @@ pub(super) fn rotated_name(log: &Path, number: u64) -> PathBuf {
 pub(super) fn continued(log: &Path) -> Option<u64> {
     #[derive(Deserialize)]
     struct First {
-        continues: String,
+        continues: Option<String>,
+        damaged: Option<Broken>,
+    }
+    #[derive(Deserialize)]
+    struct Broken {
+        file: String,
     }
     let mut line = Vec::new();
     BufReader::new(File::open(log).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
-    let First { continues } = serde_json::from_slice(&line).ok()?;
-    number_of(log, &log.with_file_name(continues))
+    let First { continues, damaged } = serde_json::from_slice(&line).ok()?;
+    let before = continues.or(damaged.map(|damaged| damaged.file))?;
+    number_of(log, &log.with_file_name(before))
+}
+
+/// The number of a file's first record.
+pub(super) fn first_seq(path: &Path) -> Option<u64> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(path).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
+    Some(parse(line.strip_suffix(b"\n")?).ok()?.head.seq)
 }
 
 /// The number of a file that was rotated from this log.

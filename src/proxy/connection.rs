@@ -18,7 +18,7 @@ use super::sources::Seat;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
 use crate::mtls::{self, Acceptor, EdgeAcceptor, EdgeSession, Lapse, Proof};
-use crate::observe::{ConnectionRecord, HandshakeRefusedRecord};
+use crate::observe::{ConnectionRecord, HandshakeRefusedRecord, TlsFacts};
 use crate::pipeline::{Client, Introduced};
 use crate::rt::Live;
 use crate::rt::proxy_protocol::Header;
@@ -52,12 +52,26 @@ struct Shaken {
     /// What a public handshake has settled.
     edge: Option<Arc<EdgeSession>>,
     http2: bool,
-    /// The key exchange of the handshake.
-    group: Option<&'static str>,
+    /// What its handshake settled.
+    tls: Option<TlsFacts<'static>>,
 }
 
-fn group(session: &rustls::ServerConnection) -> Option<&'static str> {
-    session.negotiated_key_exchange_group()?.name().as_str()
+fn settled(session: &rustls::ServerConnection) -> TlsFacts<'static> {
+    TlsFacts {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => Some("1.3"),
+            Some(rustls::ProtocolVersion::TLSv1_2) => Some("1.2"),
+            _ => None,
+        },
+        suite: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()),
+        group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()),
+        sni: None,
+        alpn: match session.alpn_protocol() {
+            Some(b"h2") => Some("h2"),
+            Some(b"http/1.1") => Some("http/1.1"),
+            _ => None,
+        },
+    }
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -123,7 +137,7 @@ pub(in crate::proxy) async fn run(
             return;
         }
     };
-    if let Some(group) = shaken.group {
+    if let Some(group) = shaken.tls.and_then(|tls| tls.group) {
         worker.metrics.handshake(group);
     }
     let proof = worker.watch.accepted(
@@ -145,7 +159,14 @@ pub(in crate::proxy) async fn run(
         tls: !matches!(listener.security, DoorSecurity::Plain),
         sni: shaken.edge.as_ref().and_then(|edge| edge.name.clone().filter(|_| edge.is_named)),
     });
-    let standing = ConnectionStanding::new(&client, &worker.senders, shaken.edge);
+    let standing = ConnectionStanding::new(&client, worker, shaken.edge, shaken.tls);
+    if worker.lane.records_connections() {
+        // What is lost is counted in the log itself.
+        let _ = worker.lane.connection(&ConnectionRecord {
+            side: Some(proof.begun.opening.name()),
+            ..ConnectionRecord::of(standing.ends(), "open")
+        });
+    }
     let mut served = Served::default();
     {
         let (stream, standing, served) = (shaken.stream, standing.clone(), &mut served);
@@ -167,29 +188,32 @@ pub(in crate::proxy) async fn run(
         .await;
     }
     worker.metrics.served(served);
-    if let Some(lapse) = proof.lapse().or(served.ended) {
+    let lapse = proof.lapse().or(served.ended);
+    if lapse.is_some() || worker.lane.records_connections() {
         note_end(worker, &proof, &standing, lapse, &served, begun, shaken.http2);
     }
 }
 
-/// The record of a connection that ended because it lost its proof.
+/// The record of a connection that ended: because it lost its proof, or where all have one.
 fn note_end(
     worker: &Worker,
     proof: &Proof,
     standing: &ConnectionStanding,
-    lapse: Lapse,
+    lapse: Option<Lapse>,
     served: &Served,
     begun: Instant,
     is_http2: bool,
 ) {
-    worker.metrics.ended(proof.begun.opening, lapse);
+    if let Some(lapse) = lapse {
+        worker.metrics.ended(proof.begun.opening, lapse);
+    }
     let is_forced = proof.is_cut() || served.ended.is_some();
     let event = if is_forced { "forced_close" } else { "close" };
     // What is lost is counted in the log itself.
     let _ = worker.lane.connection(&ConnectionRecord {
         side: Some(proof.begun.opening.name()),
         peer_serial: proof.begun.peer.as_ref().map(|peer| peer.serial.as_str()),
-        reason: Some(lapse.code()),
+        reason: lapse.map(Lapse::code),
         protocol: Some(if is_http2 { "h2" } else { "http/1.1" }),
         requests: Some(served.requests),
         bytes_in: Some(served.bytes_in),
@@ -270,24 +294,24 @@ async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Option<S
         DoorSecurity::Plain => {
             let http2 = begins_with_preface(&tcp).await;
             let stream = Stream::Tcp(tcp);
-            Ok(Some(Shaken { stream, peer: None, edge: None, http2, group: None }))
+            Ok(Some(Shaken { stream, peer: None, edge: None, http2, tls: None }))
         }
         DoorSecurity::Mesh(acceptor) => {
             let (tls, peer) = acceptor.accept(tcp).await.map_err(Refused::from)?;
             let session = tls.get_ref().1;
-            let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
+            let (http2, tls_facts) = (session.alpn_protocol() == Some(b"h2"), settled(session));
             let stream = Stream::Terminated(Box::new(tls));
-            Ok(Some(Shaken { stream, peer: Some(peer), edge: None, http2, group }))
+            Ok(Some(Shaken { stream, peer: Some(peer), edge: None, http2, tls: Some(tls_facts) }))
         }
         DoorSecurity::Public(acceptor) => {
             let Some((tls, edge)) = acceptor.accept(tcp).await.map_err(Refused::from)? else {
                 return Ok(None);
             };
             let session = tls.get_ref().1;
-            let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
+            let (http2, tls_facts) = (session.alpn_protocol() == Some(b"h2"), settled(session));
             let stream = Stream::Terminated(Box::new(tls));
             let edge = Some(Arc::new(edge));
-            Ok(Some(Shaken { stream, peer: None, edge, http2, group }))
+            Ok(Some(Shaken { stream, peer: None, edge, http2, tls: Some(tls_facts) }))
         }
     }
 }

@@ -13,6 +13,7 @@ mod identities;
 mod inspection;
 mod issuer;
 mod keeper;
+mod outputs;
 mod process;
 mod proved;
 mod questions;

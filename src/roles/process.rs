@@ -23,6 +23,7 @@ use super::settings_file::SettingsFile;
 use super::trust::federation;
 use super::warnings::WarningSettings;
 use crate::acme::Reports;
+use crate::audit::{OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -60,6 +61,8 @@ pub struct Shared {
     pub acme: Reports,
     /// How it stands with declared trust domains.
     pub board: Board,
+    /// How it stands with the outputs of the decision log.
+    pub outputs: OutputBoard,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
     /// How requests find their routes.
@@ -81,11 +84,8 @@ impl Shared {
     /// # Errors
     /// The log's file cannot be used.
     pub fn open(settings: &Settings, role: &str, sockets: Sockets) -> Result<Self, Error> {
-        let audit = AuditSettings {
-            path: Some(settings.audit_file()),
-            stdout: settings.audit.stdout,
-            ..AuditSettings::default()
-        };
+        let (file, stdout) = (Some(settings.audit_file()), settings.audit.stdout);
+        let audit = AuditSettings::of(file, stdout, &settings.decision_log);
         let posture = Posture {
             role: role.to_owned(),
             spiffe_id: None,
@@ -93,6 +93,13 @@ impl Shared {
                 ("trust_domain", settings.trust_domain.clone()),
                 ("policy_default", "deny".to_owned()),
                 ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
+                (
+                    "svid_rules",
+                    if settings.verification.strict { "strict" } else { "lenient" }.to_owned(),
+                ),
+                ("allows", log_name(&settings.decision_log.allows)),
+                ("when_full", log_name(&settings.decision_log.when_full)),
+                ("redacted", settings.decision_log.redact.summary()),
             ],
         };
         let pen = Pen::default();
@@ -110,6 +117,7 @@ impl Shared {
             audit,
             acme: Reports::default(),
             board: Board::new(&registry),
+            outputs: OutputBoard::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
@@ -217,6 +225,10 @@ pub struct Running {
     pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
     connections: Connections,
+    /// The identity that came first, which outputs of the decision log present.
+    pub(super) own: Option<Live<crate::identity::Identity>>,
+    /// What follows the decision log while this process owns it.
+    pub(super) outputs: Outputs,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
 }
@@ -238,8 +250,17 @@ impl Running {
             running.start_control(authority.as_ref()).await?;
         }
         running.start_data_planes(authority.as_ref()).await?;
+        running.start_outputs()?;
         running.forget_unused_sockets();
+        running.has_begun();
         Ok(running)
+    }
+
+    /// Everything stands: the decision log says what listens where, and may delete what is too old by its settings.
+    pub(super) fn has_begun(&self) {
+        let listeners = self.shared.facts.listeners();
+        self.shared.audit.note_posture(vec![("listeners", listeners)]);
+        self.shared.audit.begin_retention();
     }
 
     /// All that is there before the first role.
@@ -273,10 +294,16 @@ impl Running {
             control_trust: None,
             issuer: None,
             connections: Connections::default(),
+            own: None,
+            outputs: Outputs::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
         };
         running._tasks.add(super::warnings::watch(warned, running.shared.clone()));
+        if running.shared.audit.is_required() {
+            let gate = running.shared.readiness.gate("audit", UNWRITTEN);
+            running._tasks.add(show_writing(running.shared.audit.writing(), gate));
+        }
         // First: a probe that asks early shall hear what is missing, not a refused connection.
         running.open_status(&names)?;
         running.open_control_api()?;
@@ -356,6 +383,7 @@ impl Running {
         let trust =
             federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
         self.shared.audit.seal_as(trust.identity());
+        self.own.get_or_insert_with(|| trust.identity());
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
@@ -435,6 +463,7 @@ impl Running {
         let mut identity = identity.clone();
         self.shared.identities.watch(identity.clone());
         self.shared.audit.seal_as(identity.clone());
+        self.own.get_or_insert_with(|| identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -585,6 +614,8 @@ impl Running {
         }
         let audit = self.shared.audit.clone();
         let flushed = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        // The files stay for the next start.
+        let _ = self.outputs.finish(LAST_SECONDS).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 
@@ -592,6 +623,30 @@ impl Running {
     pub fn log(&self) -> AuditLog {
         self.shared.audit.clone()
     }
+}
+
+/// Why a process that must record everything is not ready.
+const UNWRITTEN: &str = "the decision log cannot be written";
+
+/// Who has to refuse what cannot be recorded gets no traffic while that is so.
+async fn show_writing(mut writing: Live<bool>, gate: Gate) {
+    loop {
+        match *writing.load() {
+            true => gate.open(),
+            false => gate.shut(UNWRITTEN),
+        }
+        if !writing.changed().await {
+            return;
+        }
+    }
+}
+
+/// A setting's value, as its file has it.
+fn log_name(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|name| Some(name.as_str()?.to_owned()))
+        .unwrap_or_default()
 }
 
 fn missing(field: &'static str, problem: &str) -> settings::Error {

@@ -13,13 +13,14 @@ use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
+use crate::audit::{InvalidOutput, OutputSettings};
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
-use crate::observe::LogSettings;
+use crate::observe::{DecisionLogSettings, LogSettings};
 use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
     Senders,
@@ -148,6 +149,9 @@ pub struct Settings {
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// What the decision log says, how long it is kept, and what is left out of it.
+    #[serde(default)]
+    pub decision_log: DecisionLogSettings,
     /// When to warn that a certificate ends.
     #[serde(default)]
     pub warnings: WarningSettings,
@@ -302,6 +306,12 @@ fn introductions(
     parsed
         .map(|introductions| Some(Arc::new(introductions)))
         .map_err(|error| Error::Setting { field, problem: error.to_string() })
+}
+
+impl From<InvalidOutput> for Error {
+    fn from(error: InvalidOutput) -> Self {
+        Self::Setting { field: "audit.outputs", problem: error.to_string() }
+    }
 }
 
 impl From<InvalidLimit> for Error {
@@ -578,6 +588,9 @@ pub struct AuditSettings {
     /// Writes every record to standard output as well.
     #[serde(default)]
     pub stdout: bool,
+    /// Where records are handed on to. They are taken from the file, which is there in any case (docs/audit-outputs.md).
+    #[serde(default)]
+    pub outputs: Vec<OutputSettings>,
 }
 
 impl Settings {
@@ -609,6 +622,7 @@ impl Settings {
             control_api: None,
             log: LogSettings::default(),
             audit: AuditSettings::default(),
+            decision_log: DecisionLogSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,

@@ -25,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::outputs::OUTPUTS_WITHIN;
 use super::process::Running;
 use super::settings::{Role, Settings};
 use crate::rt::{Channel, Given, MOST_DESCRIPTORS, Sockets, causes};
@@ -205,11 +206,14 @@ impl Running {
             self.shared.sockets.ask_again("feed");
             control.drain(Duration::from_secs(5)).await;
         }
+        let kept = std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
         let let_go = move || {
             pen.lay_down();
             audit.let_go()
         };
-        blocking(let_go).await?.map_err(UpgradeError::Audit)?;
+        let gone = blocking(let_go).await;
+        kept.release();
+        gone?.map_err(UpgradeError::Audit)?;
         heir.channel.say(&Step::Released, &[]).map_err(UpgradeError::Channel)?;
         let mut descriptors = heir.hears(Step::is_taken).await?;
         let Some(stream) = descriptors.pop() else {
@@ -225,6 +229,11 @@ impl Running {
 
     /// Takes up again what was given up for a new process that failed.
     async fn resume(&mut self) {
+        // First: they keep files from being retired.
+        if let Err(error) = self.start_outputs() {
+            let error = causes(&error);
+            tracing::error!("the outputs of the decision log cannot be resumed: {error}");
+        }
         let audit = self.shared.audit.clone();
         let taken = blocking(move || audit.take("resumed")).await;
         let problem = match &taken {
@@ -449,6 +458,7 @@ impl Running {
             _ => tracing::warn!("the process before is gone; going on in its place"),
         }
         running.take_log().await?;
+        running.start_outputs()?;
         running.open_control().await?;
         let (ours, theirs) = UnixStream::pair().map_err(Error::Predecessor)?;
         running.shared.audit.inherit(ours)?;
@@ -458,6 +468,7 @@ impl Running {
         running.shared.pen.take_up();
         running.forget_unused_sockets();
         running.shared.sockets.open();
+        running.has_begun();
         Ok(running)
     }
 

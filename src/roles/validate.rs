@@ -5,6 +5,7 @@ use super::control_plane::FeedRules;
 use super::data_plane::app_route;
 use super::issuer::upkeep;
 use super::settings::{Error, IdentitySettings, Role, Settings};
+use crate::audit::OutputSettings;
 use crate::issuer::RegistrationEntry;
 use crate::observe::LogSettings;
 
@@ -28,6 +29,15 @@ impl Settings {
             sidecar.proxy_protocol.introductions()?;
         }
         check_log(&self.log)?;
+        OutputSettings::check_all(&self.audit.outputs)?;
+        if let Err(error) = self.decision_log.check() {
+            return Err(match error {
+                crate::observe::Error::Setting { field, problem } => {
+                    Error::Setting { field, problem }
+                }
+                other => Error::Setting { field: "decision_log", problem: other.to_string() },
+            });
+        }
         if let Some(control_api) = &self.control_api {
             control_api.check()?;
         }
@@ -161,6 +171,10 @@ mod tests {
             ),
             ("role: control\ncontrol: { ingress_ids: [x] }", "setting control.ingress_ids"),
             ("role: issuer\nissuer: { socket: /s, crl_seconds: 1 }", "setting issuer.crl_seconds"),
+            (
+                "role: ingress\ningress: {}\naudit: { outputs: [{ name: a, only: [x], http: { url: \"http://a/\" } }] }",
+                "setting audit.outputs: a: only: \"x\" is no type of record",
+            ),
         ] {
             let refused = check(text).unwrap_err();
             assert!(refused.starts_with(expected), "{text:?}: {refused}");

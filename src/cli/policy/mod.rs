@@ -3,12 +3,15 @@
 mod command;
 mod coverage;
 mod diff;
+mod export;
 mod files;
 mod history;
+mod import;
 mod lint;
 mod past;
 mod replay;
 mod suggest;
+mod test;
 mod validate;
 
 pub(super) use command::{PolicyArgs, run};

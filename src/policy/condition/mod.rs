@@ -18,7 +18,6 @@ use crate::identity::SpiffeId;
 /// An expression over the caller and the action.
 #[derive(Debug)]
 pub(super) struct Condition {
-    text: Box<str>,
     asks: Asks,
     #[cfg(feature = "cel")]
     code: code::Code,
@@ -33,8 +32,14 @@ pub(super) struct Asks {
     pub(super) http: bool,
     /// The request's path.
     pub(super) path: bool,
+    /// Header fields of the request.
+    pub(super) headers: bool,
+    /// The request's query.
+    pub(super) query: bool,
     /// The claims of a token.
     pub(super) claims: bool,
+    /// The time.
+    pub(super) time: bool,
 }
 
 /// The longest text, in bytes.
@@ -55,7 +60,7 @@ impl Condition {
         #[cfg(feature = "cel")]
         {
             let (code, asks) = lower::lower(&parse::parse(text)?)?;
-            Ok(Self { text: text.into(), asks, code })
+            Ok(Self { asks, code })
         }
         #[cfg(not(feature = "cel"))]
         Err("conditions in CEL need a build with the feature `cel`; this one is without it".into())
@@ -74,10 +79,5 @@ impl Condition {
     /// What it looks at.
     pub(super) const fn asks(&self) -> Asks {
         self.asks
-    }
-
-    /// The text, as written.
-    pub(super) fn text(&self) -> &str {
-        &self.text
     }
 }

@@ -8,10 +8,11 @@ use super::{grpc, headers};
 use crate::identity::SpiffeId;
 use crate::model::Listeners;
 use crate::mtls::EdgeSession;
-use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
-use crate::pipeline::{Client, Exchange, Reply, RouteInfo};
+use crate::observe::{
+    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, RequestHead, TlsFacts, WouldBe,
+};
+use crate::pipeline::{Client, Exchange, Head, Reply, RouteInfo};
 use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
-use crate::proxy::senders::Senders;
 use crate::proxy::worker::Worker;
 use crate::snapshot::Snapshot;
 
@@ -30,22 +31,22 @@ impl ConnectionStanding {
     /// For a connection whose handshake is over.
     pub(in crate::proxy) fn new(
         client: &Client,
-        senders: &Arc<Senders>,
+        worker: &Worker,
         edge: Option<Arc<EdgeSession>>,
+        tls: Option<TlsFacts<'_>>,
     ) -> Self {
         let peer = client.peer.as_deref();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: client.connection,
+        let ends = worker.lane.ends(&EndsFacts {
             src_spiffe_id: peer.map(|peer| peer.id.as_str()),
             src_serial: peer.map(|peer| peer.serial.as_str()),
             src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
             src_not_after: peer.map(|peer| peer.not_after),
-            src_addr: client.address,
             src_via: client.introduced.map(|introduced| introduced.by),
             dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
-            dst_port: client.local.port(),
+            tls: tls.map(|tls| TlsFacts { sni: client.sni.as_deref(), ..tls }),
+            ..EndsFacts::of(client.connection, client.address, client.local.port())
         });
-        let told = Arc::new(headers::Told::new(client, senders));
+        let told = Arc::new(headers::Told::new(client, &worker.senders));
         Self { ends: Arc::new(ends), told, standing: None, edge: edge.map(Edge::new) }
     }
 
@@ -70,6 +71,10 @@ pub(in crate::proxy) struct Asked<'a> {
     pub(in crate::proxy) method: &'a str,
     pub(in crate::proxy) host: &'a str,
     pub(in crate::proxy) path: &'a str,
+    /// The request's fields, while they are there.
+    pub(in crate::proxy) head: Option<&'a Head>,
+    /// Which of the route's paths matched.
+    pub(in crate::proxy) path_at: usize,
     pub(in crate::proxy) is_http2: bool,
     /// Whom a trusted sender named as the caller.
     pub(in crate::proxy) caller: Option<SocketAddr>,
@@ -83,9 +88,16 @@ impl<'a> Asked<'a> {
             method: exchange.request.method(),
             host: exchange.request.authority(),
             path: exchange.request.path(),
+            head: Some(&exchange.request),
+            path_at: exchange.matched_path,
             is_http2: exchange.is_http2,
             caller: exchange.caller,
         }
+    }
+
+    /// Must it be on record before it has effect?
+    pub(super) fn must_record(&self) -> bool {
+        self.route.is_some_and(|route| route.must_record)
     }
 
     fn action(&self) -> Action<'a> {
@@ -100,19 +112,21 @@ pub(in crate::proxy) struct Kept {
     method: Box<str>,
     host: Box<str>,
     path: Box<str>,
+    path_at: usize,
     is_http2: bool,
     caller: Option<SocketAddr>,
 }
 
 impl Kept {
     pub(super) fn of(exchange: &Exchange) -> Self {
-        let Asked { method, host, path, is_http2, caller, .. } = Asked::of(exchange);
+        let Asked { method, host, path, path_at, is_http2, caller, .. } = Asked::of(exchange);
         let route = exchange.route.clone();
         Self {
             route,
             method: method.into(),
             host: host.into(),
             path: path.into(),
+            path_at,
             is_http2,
             caller,
         }
@@ -125,6 +139,8 @@ impl Kept {
             method: &self.method,
             host: &self.host,
             path: &self.path,
+            head: None,
+            path_at: self.path_at,
             is_http2: self.is_http2,
             caller: self.caller,
         }
@@ -215,6 +231,11 @@ impl Judge<'_> {
         self.worker.metrics.decided(decision.outcome);
         self.worker.lane.decision(&DecisionRecord {
             route_id: asked.route.map(|route| route.id.as_str()),
+            service_id: asked.route.and_then(|route| Some(route.service.as_ref()?.as_str())),
+            upstream_id: asked.route.and_then(|route| Some(route.upstream.as_ref()?.as_str())),
+            template: asked.route.and_then(|route| Some(route.paths.get(asked.path_at)?.as_str())),
+            head: asked.head.map(|head| head as &dyn RequestHead),
+            must_stand: asked.must_record(),
             protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
             method: asked.method.as_bytes(),
             host: asked.host.as_bytes(),
@@ -230,6 +251,27 @@ impl Judge<'_> {
             config_revision: self.snapshot.revision,
             ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
         })
+    }
+}
+
+impl Judge<'_> {
+    /// The record of a request that was allowed and is not forwarded, because that could not be recorded in time.
+    pub(super) fn refuse_unrecorded(&self, asked: &Asked<'_>) {
+        // It waits where the record of the allowance waits, and stands behind it.
+        let _ = self.worker.lane.decision(&DecisionRecord {
+            route_id: asked.route.map(|route| route.id.as_str()),
+            protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
+            method: asked.method.as_bytes(),
+            host: asked.host.as_bytes(),
+            path: asked.path.as_bytes(),
+            head: asked.head.map(|head| head as &dyn RequestHead),
+            status: Some(503),
+            reason: Some("not_recorded"),
+            denial_id: Some(DenialId::new()),
+            caller: asked.caller,
+            config_revision: self.snapshot.revision,
+            ..DecisionRecord::of(&self.connection.ends, false)
+        });
     }
 }
 
