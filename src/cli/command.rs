@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema, status};
+use super::{
+    audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema, status,
+};
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
 

@@ -41,8 +41,8 @@ pub use identities::Identities;
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use keeper::stay;
-pub use questions::walk;
 pub use process::{Running, Shared, identity_source};
+pub use questions::walk;
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,

@@ -39,8 +39,10 @@ async fn answers_are_what_the_sidecar_then_does() {
     assert!(told.contains("nobody else"), "{told}");
     let told = ask(&["who-can", "GET", "billing/t/acme/x"]).good();
     assert!(told.contains(&world.id("/t/acme/app")), "{told}");
-    let answer: Value =
-        serde_json::from_str(&ask(&["who-can", "DELETE", "billing/invoices/7", "-o", "json"]).good()).unwrap();
+    let answer: Value = serde_json::from_str(
+        &ask(&["who-can", "DELETE", "billing/invoices/7", "-o", "json"]).good(),
+    )
+    .unwrap();
     assert_eq!(answer["grants"], json!([]));
 
     for (who, method, path) in [
@@ -56,7 +58,13 @@ async fn answers_are_what_the_sidecar_then_does() {
         let id = world.id(who);
         let ended = ask(&["can-i", method, path, "--as", &id, "--to", "billing"]);
         let expected = if status == 200 { 0 } else { 3 };
-        assert_eq!(ended.code, Some(expected), "{who} {method} {path} {status}: {}{}", ended.out, ended.err);
+        assert_eq!(
+            ended.code,
+            Some(expected),
+            "{who} {method} {path} {status}: {}{}",
+            ended.out,
+            ended.err
+        );
     }
 
     // The past: before the deny rule, the night's jobs could.
@@ -71,8 +79,22 @@ async fn answers_are_what_the_sidecar_then_does() {
     let told = ask(&["what-can", &world.id("/web")]).good();
     assert!(told.contains(&me) && told.contains("GET, /invoices/{id}"), "{told}");
 
-    let ended = ask(&["explain", "request", "GET", "http://billing/invoices/7", "--as", &world.id("/web"), "--to", "billing"]);
-    assert!(ended.out.contains("policy/read:readers") && ended.out.contains("route"), "{}{}", ended.out, ended.err);
+    let ended = ask(&[
+        "explain",
+        "request",
+        "GET",
+        "http://billing/invoices/7",
+        "--as",
+        &world.id("/web"),
+        "--to",
+        "billing",
+    ]);
+    assert!(
+        ended.out.contains("policy/read:readers") && ended.out.contains("route"),
+        "{}{}",
+        ended.out,
+        ended.err
+    );
 
     let ended = ask(&["policy", "lint"]);
     assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);

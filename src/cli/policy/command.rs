@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{
-    coverage, diff, export, history, import, lint, replay, suggest, test, validate,
-};
+use super::{coverage, diff, export, history, import, lint, replay, suggest, test, validate};
 
 /// Work on policies in files and at the control plane.
 #[derive(Args, Debug)]

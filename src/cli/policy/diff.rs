@@ -49,10 +49,7 @@ pub(super) struct DiffArgs {
 }
 
 /// Runs `wardgate policy diff`.
-pub(super) async fn run(
-    args: &DiffArgs,
-    out: &mut (dyn Write + Send),
-) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &DiffArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
     let difference: Difference = match (&args.one, &args.other, &args.against, &args.from) {
         (Some(old), Some(new), ..) => {
             let (old, _) = declared_scene(std::slice::from_ref(old))?;
@@ -67,7 +64,9 @@ pub(super) async fn run(
         (None, None, Some(_), Some(at)) => {
             serde_json::from_value(live(args, &json!({ "old_at": at })).await?)?
         }
-        _ => bail!("nothing to compare: give OLD and NEW, or NEW with --against live, or --from WHEN --against live"),
+        _ => bail!(
+            "nothing to compare: give OLD and NEW, or NEW with --against live, or --from WHEN --against live"
+        ),
     };
     match args.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&difference)?)?,
@@ -110,7 +109,8 @@ fn print_change(sign: &str, change: &Change, out: &mut dyn Write) -> std::io::Re
     let Change { workloads, workloads_but, who, who_but, what, example } = change;
     let set = |list: &[String], but: &[String], all: &str| {
         let list = if list.is_empty() { all.to_owned() } else { list.join(", ") };
-        let but = if but.is_empty() { String::new() } else { format!(" but not {}", but.join(", ")) };
+        let but =
+            if but.is_empty() { String::new() } else { format!(" but not {}", but.join(", ")) };
         safe(&format!("{list}{but}"))
     };
     writeln!(out, "{sign}: {}", set(who, who_but, "anybody"))?;

@@ -31,10 +31,7 @@ pub(super) struct LintArgs {
 }
 
 /// Runs `wardgate policy lint`.
-pub(super) async fn run(
-    args: &LintArgs,
-    out: &mut (dyn Write + Send),
-) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &LintArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
     let mut findings: Vec<Finding> = Vec::new();
     // Mistakes in files are findings as any other.
     let (_, flaws) = read_policies(args.subject.files())?;

@@ -5,5 +5,7 @@ mod print;
 mod request;
 mod subject;
 
-pub(super) use commands::{CanIArgs, RequestArgs, WhatCanArgs, WhoCanArgs, can_i, request, what_can, who_can};
+pub(super) use commands::{
+    CanIArgs, RequestArgs, WhatCanArgs, WhoCanArgs, can_i, request, what_can, who_can,
+};
 pub(super) use subject::{SubjectArgs, declared_scene};

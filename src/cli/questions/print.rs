@@ -6,10 +6,16 @@ use serde_json::Value;
 
 use crate::cli::audit::Output;
 use crate::cli::text::safe;
-use crate::policy::questions::{Abilities, Allowed, Broken, Denial, Permit, Tried, Verdict, Walked};
+use crate::policy::questions::{
+    Abilities, Allowed, Broken, Denial, Permit, Tried, Verdict, Walked,
+};
 
 /// Prints for programs, if that was asked for.
-pub(super) fn as_json(output: &Output, answer: &Value, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub(super) fn as_json(
+    output: &Output,
+    answer: &Value,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
     let wanted = matches!(output, Output::Json);
     if wanted {
         writeln!(out, "{}", serde_json::to_string_pretty(answer)?)?;
@@ -45,7 +51,11 @@ pub(super) fn who_can(answer: &Allowed, out: &mut dyn Write) -> io::Result<()> {
         for at in &grant.except {
             let Some(denial) = answer.denials.get(*at) else { continue };
             let Denial { who, but, via, conditions } = denial;
-            let but = if but.is_empty() { String::new() } else { format!(" (but not {})", but.join(", ")) };
+            let but = if but.is_empty() {
+                String::new()
+            } else {
+                format!(" (but not {})", but.join(", "))
+            };
             let conditions = safe(&conditions.join("; "));
             let who = safe(&format!("  except {}{but}", who.join(", ")));
             rows.push([who, safe(&via.to_string()), conditions]);
@@ -59,10 +69,19 @@ pub(super) fn who_can(answer: &Allowed, out: &mut dyn Write) -> io::Result<()> {
         false => writeln!(out, "(nobody else: default deny)")?,
     }
     for via in &answer.overruled {
-        writeln!(out, "overruled: {} would allow it, and deny rules leave nothing of it", safe(&via.to_string()))?;
+        writeln!(
+            out,
+            "overruled: {} would allow it, and deny rules leave nothing of it",
+            safe(&via.to_string())
+        )?;
     }
     for watched in &answer.watched {
-        writeln!(out, "only observed: {} ({})", safe(&watched.via.to_string()), safe(&watched.who.join(", ")))?;
+        writeln!(
+            out,
+            "only observed: {} ({})",
+            safe(&watched.via.to_string()),
+            safe(&watched.who.join(", "))
+        )?;
     }
     broken(&answer.broken, out)
 }
@@ -93,7 +112,13 @@ fn what(permit: &Permit) -> String {
     list("port ", &texts(&to.ports));
     list("not port ", &texts(&to.not_ports));
     list("upgrade ", &to.upgrades);
-    list("if ", &[permit.conditions.join("; ")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>());
+    list(
+        "if ",
+        &[permit.conditions.join("; ")]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .collect::<Vec<_>>(),
+    );
     if parts.is_empty() { "everything".to_owned() } else { parts.join(", ") }
 }
 
@@ -129,7 +154,12 @@ fn tried(one: &Tried) -> String {
     match &one.failed {
         None => format!("{name}  holds"),
         Some(failed) => {
-            format!("{name}  {}: {} wanted, {} found", failed.clause, failed.wanted.join(" or "), failed.found)
+            format!(
+                "{name}  {}: {} wanted, {} found",
+                failed.clause,
+                failed.wanted.join(" or "),
+                failed.found
+            )
         }
     }
 }
@@ -177,7 +207,8 @@ pub(super) fn request(answer: &Value, out: &mut dyn Write) -> anyhow::Result<()>
         }
         None => writeln!(out, " 2 route     none")?,
     }
-    let plugins = if walked.plugins.is_empty() { "none".into() } else { walked.plugins.join(" · ") };
+    let plugins =
+        if walked.plugins.is_empty() { "none".into() } else { walked.plugins.join(" · ") };
     writeln!(out, " 3 plugins   {}", safe(&plugins))?;
     match answer["open"] == true {
         true => writeln!(out, " 4 policy    open: no policy selects the route")?,
@@ -186,7 +217,11 @@ pub(super) fn request(answer: &Value, out: &mut dyn Write) -> anyhow::Result<()>
     for one in &verdict.tried {
         writeln!(out, "             {}", safe(&tried(one)))?;
     }
-    let nodes = if walked.nodes.is_empty() { String::new() } else { format!("  {}", walked.nodes.join(" ")) };
+    let nodes = if walked.nodes.is_empty() {
+        String::new()
+    } else {
+        format!("  {}", walked.nodes.join(" "))
+    };
     let upstream = walked.upstream.unwrap_or_else(|| "none".into());
     writeln!(out, " 5 upstream  {}", safe(&format!("{upstream}{nodes}")))?;
     if !verdict.not_said.is_empty() {

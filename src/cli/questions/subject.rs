@@ -75,7 +75,8 @@ pub(in crate::cli) fn declared_scene(files: &[PathBuf]) -> anyhow::Result<(Scene
             continue;
         };
         for (name, list) in document {
-            let Some(kind) = Kind::named(&name).filter(|kind| *kind != Kind::IdentityPolicies) else {
+            let Some(kind) = Kind::named(&name).filter(|kind| *kind != Kind::IdentityPolicies)
+            else {
                 continue;
             };
             for value in list.as_array().into_iter().flatten() {
@@ -84,7 +85,8 @@ pub(in crate::cli) fn declared_scene(files: &[PathBuf]) -> anyhow::Result<(Scene
                     Value::Number(number) => number.as_u64().map(Id::from),
                     _ => value["spiffe_id"].as_str().map(|_| Id::from(resources.len() as u64)),
                 };
-                let id = id.with_context(|| format!("{}: {name}: an id is missing", source.name))?;
+                let id =
+                    id.with_context(|| format!("{}: {name}: an id is missing", source.name))?;
                 let body = Body::parse(kind, value)
                     .map_err(|why| anyhow!("{}: {name}/{id}: {why}", source.name))?;
                 resources.push(Resource { kind, id, revision: 0, body });
@@ -101,7 +103,8 @@ pub(in crate::cli) fn declared_scene(files: &[PathBuf]) -> anyhow::Result<(Scene
         // Files of policies alone say nothing of routes.
         scene.around.routes = None;
     }
-    scene.around.modes = declared.modes.into_iter().map(|placed| (placed.id, placed.body)).collect();
+    scene.around.modes =
+        declared.modes.into_iter().map(|placed| (placed.id, placed.body)).collect();
     scene.policies = Policies::new(declared.policies.into_iter().map(|one| (one.id, 0, one.body)));
     Ok((scene, resources))
 }

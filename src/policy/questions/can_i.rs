@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::{Outcome, Policy, TriedRule};
 use super::policies::{Policies, Via};
 use super::target::Target;
-use super::super::{Outcome, Policy, TriedRule};
 use crate::identity::SpiffeId;
 use crate::model::{Mode, PolicyAction, Revision};
 
@@ -87,7 +87,12 @@ pub struct Failed {
 
 impl Policies {
     /// May this caller do this at the workload?
-    pub fn can_i(&self, workload: &SpiffeId, caller: Option<&SpiffeId>, target: &Target) -> Verdict {
+    pub fn can_i(
+        &self,
+        workload: &SpiffeId,
+        caller: Option<&SpiffeId>,
+        target: &Target,
+    ) -> Verdict {
         let engine = self.engine(workload);
         let fields = target.fields();
         let explained = engine.explain(caller, &target.action(&fields));
@@ -98,10 +103,10 @@ impl Policies {
             allowed: outcome.is_allowed(),
             reason: outcome.reason().map(|reason| reason.code().to_owned()),
             rule: via(outcome),
-            would_be: explained.decision.would_be.map(|would_be| WouldBe {
-                allowed: would_be.is_allowed(),
-                rule: via(would_be),
-            }),
+            would_be: explained
+                .decision
+                .would_be
+                .map(|would_be| WouldBe { allowed: would_be.is_allowed(), rule: via(would_be) }),
             nearest: explained.nearest.map(Into::into),
             tried,
             not_said: self.not_said(workload, target),
@@ -124,28 +129,50 @@ impl Policies {
             let mut rules = self.about(workload).flat_map(|stated| &stated.text.rules);
             rules.any(asks)
         };
-        let from = |look: fn(&crate::model::From) -> bool| move |rule: &crate::model::PolicyRule| {
-            rule.from.as_ref().is_some_and(look)
+        let from = |look: fn(&crate::model::From) -> bool| {
+            move |rule: &crate::model::PolicyRule| rule.from.as_ref().is_some_and(look)
         };
-        let to = |look: fn(&crate::model::To) -> bool| move |rule: &crate::model::PolicyRule| {
-            rule.to.as_ref().is_some_and(look)
+        let to = |look: fn(&crate::model::To) -> bool| {
+            move |rule: &crate::model::PolicyRule| rule.to.as_ref().is_some_and(look)
         };
-        let when = |look: fn(&crate::model::When) -> bool| move |rule: &crate::model::PolicyRule| {
-            rule.when.as_ref().is_some_and(look)
+        let when = |look: fn(&crate::model::When) -> bool| {
+            move |rule: &crate::model::PolicyRule| rule.when.as_ref().is_some_and(look)
         };
         let by_route = self.about(workload).any(|stated| {
             !(stated.text.selector.routes.is_empty() && stated.text.selector.labels.is_empty())
         });
         [
             ("the route", !known.route && by_route),
-            ("the listener's port", !known.port && asked(&to(|to| !(to.ports.is_empty() && to.not_ports.is_empty())))),
-            ("the host", !known.host && asked(&to(|to| !(to.hosts.is_empty() && to.not_hosts.is_empty())))),
-            ("the source address", !known.source && asked(&from(|from| !(from.ip_blocks.is_empty() && from.not_ip_blocks.is_empty())))),
-            ("the remote address", !known.remote && asked(&from(|from| !(from.remote_ip_blocks.is_empty() && from.not_remote_ip_blocks.is_empty())))),
+            (
+                "the listener's port",
+                !known.port && asked(&to(|to| !(to.ports.is_empty() && to.not_ports.is_empty()))),
+            ),
+            (
+                "the host",
+                !known.host && asked(&to(|to| !(to.hosts.is_empty() && to.not_hosts.is_empty()))),
+            ),
+            (
+                "the source address",
+                !known.source
+                    && asked(&from(|from| {
+                        !(from.ip_blocks.is_empty() && from.not_ip_blocks.is_empty())
+                    })),
+            ),
+            (
+                "the remote address",
+                !known.remote
+                    && asked(&from(|from| {
+                        !(from.remote_ip_blocks.is_empty() && from.not_remote_ip_blocks.is_empty())
+                    })),
+            ),
             ("claims", !known.claims && asked(&from(|from| !from.claims.is_empty()))),
             ("header fields", !known.headers && asked(&when(|when| !when.headers.is_empty()))),
             ("the query", !known.query && asked(&when(|when| !when.query.is_empty()))),
-            ("the time", !known.time && asked(&when(|when| !(when.times.is_empty() && when.not_times.is_empty())))),
+            (
+                "the time",
+                !known.time
+                    && asked(&when(|when| !(when.times.is_empty() && when.not_times.is_empty()))),
+            ),
         ]
         .into_iter()
         .filter(|(_, missing)| *missing)

@@ -29,7 +29,8 @@ pub(super) fn names_of(text: &str) -> impl Iterator<Item = &str> {
 pub(super) fn with(rule: &PolicyRule, name: &str, text: &str) -> PolicyRule {
     let braced = format!("{{{name}}}");
     let put = |list: &[String]| list.iter().map(|entry| entry.replace(&braced, text)).collect();
-    let from = rule.from.as_ref().map(|from| From { principals: put(&from.principals), ..from.clone() });
+    let from =
+        rule.from.as_ref().map(|from| From { principals: put(&from.principals), ..from.clone() });
     let to = rule.to.as_ref().map(|to| To {
         hosts: put(&to.hosts),
         not_hosts: put(&to.not_hosts),

@@ -111,13 +111,15 @@ impl Policies {
         not_compared.extend(space.not_compared.iter().cloned());
         let mut diagram = Diagram::new(&lines, &space);
         let root = diagram.root();
-        let mut walk = Walk { nodes: &diagram.nodes, path: Vec::new(), regions: Vec::new(), unknown: false };
+        let mut walk =
+            Walk { nodes: &diagram.nodes, path: Vec::new(), regions: Vec::new(), unknown: false };
         walk.visit(root);
         if walk.unknown {
             not_compared.push("some rules: together they tell too many cases apart".into());
         }
         if walk.regions.len() > CHANGES {
-            not_compared.push(format!("{} more regions than are told", walk.regions.len() - CHANGES));
+            not_compared
+                .push(format!("{} more regions than are told", walk.regions.len() - CHANGES));
             walk.regions.truncate(CHANGES);
         }
         let mut engines = Engines::new(self, new, now);
@@ -247,7 +249,9 @@ fn show(
                 let atom = match atoms {
                     Some(atoms) => atoms[attempt % atoms.len()] as usize,
                     // Whatever it is, it makes no difference: what is not asked for is best not there.
-                    None if matches!(dimension.atoms[0].value, Value::Condition(..)) => return None,
+                    None if matches!(dimension.atoms[0].value, Value::Condition(..)) => {
+                        return None;
+                    }
                     None => 0,
                 };
                 dimension.atoms.get(atom).map(|atom| &atom.value)

@@ -89,7 +89,8 @@ pub(super) fn lines(old: &Policies, new: &Policies) -> (Vec<Line>, Vec<String>) 
         if texts.len() > TEXTS && !compared(&rule.rule).is_empty() {
             let via = rule.old.as_ref().or(rule.new.as_ref());
             let via = via.map(ToString::to_string).unwrap_or_default();
-            not_compared.push(format!("{via}: names in braces, beyond {TEXTS} texts in their place"));
+            not_compared
+                .push(format!("{via}: names in braces, beyond {TEXTS} texts in their place"));
         }
         for one in concrete(&rule.rule, &texts) {
             add_lines(rule, &one, &domains, &mut lines);
@@ -127,7 +128,8 @@ fn texts(rules: &[Ruled]) -> BTreeSet<String> {
     }
     let mut texts = BTreeSet::new();
     for Ruled { rule, .. } in rules {
-        let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
+        let (from, to) =
+            (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
         let ids = from.principals.iter().chain(&from.not_principals);
         let ids = ids.flat_map(|text| text.split('/').skip(3));
         let paths = to.paths.iter().chain(&to.not_paths).flat_map(|text| text.split('/'));
@@ -192,7 +194,12 @@ fn domains(rules: &[Ruled]) -> BTreeSet<String> {
     named.chain(of_rules).collect()
 }
 
-fn add_lines(rule: &Ruled, concrete: &PolicyRule, domains: &BTreeSet<String>, lines: &mut Vec<Line>) {
+fn add_lines(
+    rule: &Ruled,
+    concrete: &PolicyRule,
+    domains: &BTreeSet<String>,
+    lines: &mut Vec<Line>,
+) {
     let from = concrete.from.clone().unwrap_or_default();
     let to = concrete.to.clone().unwrap_or_default();
     let when = concrete.when.clone().unwrap_or_default();
@@ -322,14 +329,18 @@ fn of_connections(from: &From, when: &When) -> Vec<(PolicyRule, bool)> {
         found.push((of_from(From { ip_blocks: from.ip_blocks.clone(), ..From::default() }), true));
     }
     if !from.not_ip_blocks.is_empty() {
-        found.push((of_from(From { ip_blocks: from.not_ip_blocks.clone(), ..From::default() }), false));
+        found.push((
+            of_from(From { ip_blocks: from.not_ip_blocks.clone(), ..From::default() }),
+            false,
+        ));
     }
     if !from.remote_ip_blocks.is_empty() {
         let remote = From { remote_ip_blocks: from.remote_ip_blocks.clone(), ..From::default() };
         found.push((of_from(remote), true));
     }
     if !from.not_remote_ip_blocks.is_empty() {
-        let remote = From { remote_ip_blocks: from.not_remote_ip_blocks.clone(), ..From::default() };
+        let remote =
+            From { remote_ip_blocks: from.not_remote_ip_blocks.clone(), ..From::default() };
         found.push((of_from(remote), false));
     }
     let times = |times: &[TimeWindow]| of_when(When { times: times.to_vec(), ..When::default() });
@@ -337,18 +348,23 @@ fn of_connections(from: &From, when: &When) -> Vec<(PolicyRule, bool)> {
         found.push((times(&when.times), true));
     }
     found.extend(when.not_times.iter().map(|span| (times(std::slice::from_ref(span)), false)));
-    found.extend(when.cel.iter().map(|text| {
-        (of_when(When { cel: Some(text.clone()), ..When::default() }), true)
-    }));
+    found.extend(
+        when.cel
+            .iter()
+            .map(|text| (of_when(When { cel: Some(text.clone()), ..When::default() }), true)),
+    );
     found
 }
 
 /// Conditions that only requests have.
 fn of_requests(from: &From, when: &When) -> Vec<(PolicyRule, bool)> {
     let one = |entry: &ValueMatch| vec![entry.clone()];
-    let claims = from.claims.iter().map(|claim| of_from(From { claims: one(claim), ..From::default() }));
-    let headers = when.headers.iter().map(|header| of_when(When { headers: one(header), ..When::default() }));
-    let query = when.query.iter().map(|value| of_when(When { query: one(value), ..When::default() }));
+    let claims =
+        from.claims.iter().map(|claim| of_from(From { claims: one(claim), ..From::default() }));
+    let headers =
+        when.headers.iter().map(|header| of_when(When { headers: one(header), ..When::default() }));
+    let query =
+        when.query.iter().map(|value| of_when(When { query: one(value), ..When::default() }));
     claims.chain(headers).chain(query).map(|rule| (rule, true)).collect()
 }
 
@@ -371,7 +387,11 @@ pub(super) fn may_meet(one: &Line, other: &Line) -> bool {
         && (one.to.ports.is_empty()
             || other.to.ports.is_empty()
             || one.to.ports.iter().any(|port| other.to.ports.contains(port)))
-        && one.paths.all_of.iter().all(|list| other.paths.all_of.iter().all(|found| shapes(list, found)))
+        && one
+            .paths
+            .all_of
+            .iter()
+            .all(|list| other.paths.all_of.iter().all(|found| shapes(list, found)))
 }
 
 /// A name in braces that is left over binds nothing: any text.

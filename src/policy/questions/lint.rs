@@ -60,7 +60,11 @@ pub struct Surroundings {
 
 /// The codes: what each means, how bad it is, and what to do.
 pub(super) const CODES: [(&str, Severity, &str); 12] = [
-    ("WG1001", Severity::Error, "correct the policy: until then it refuses everybody, or admits nobody"),
+    (
+        "WG1001",
+        Severity::Error,
+        "correct the policy: until then it refuses everybody, or admits nobody",
+    ),
     ("WG1002", Severity::Error, "remove the contradiction, or the rule"),
     ("WG1003", Severity::Warning, "remove the rule, or narrow the deny rule"),
     ("WG1004", Severity::Warning, "remove the rule: the other one says it already"),
@@ -103,7 +107,12 @@ impl Policies {
         let mut findings = Findings::default();
         for stated in self.iter() {
             if let Some(why) = &stated.broken {
-                findings.add("WG1001", Some(stated.id.as_str()), None, format!("is not valid: {why}"));
+                findings.add(
+                    "WG1001",
+                    Some(stated.id.as_str()),
+                    None,
+                    format!("is not valid: {why}"),
+                );
                 continue;
             }
             for (at, rule) in stated.text.rules.iter().enumerate() {
@@ -164,7 +173,8 @@ impl Policies {
                         .any(|at| stated.rule(at).mode != crate::model::Mode::Observe)
             };
             if !self.about(workload).any(allows) {
-                let sentence = format!("nobody may do anything at {workload}: no allow rule selects it");
+                let sentence =
+                    format!("nobody may do anything at {workload}: no allow rule selects it");
                 findings.add("WG1009", None, None, sentence);
             }
         }

@@ -41,9 +41,10 @@ impl Shape {
 pub(super) fn may_overlap(allow: &PolicyRule, deny: &PolicyRule) -> bool {
     let (Some(allow), Some(deny)) = (&allow.to, &deny.to) else { return true };
     let disjoint = |one: bool, other: bool, meet: bool| !one && !other && !meet;
-    let methods = allow.methods.iter().any(|one| {
-        deny.methods.iter().any(|other| one.eq_ignore_ascii_case(other))
-    });
+    let methods = allow
+        .methods
+        .iter()
+        .any(|one| deny.methods.iter().any(|other| one.eq_ignore_ascii_case(other)));
     let ports = allow.ports.iter().any(|port| deny.ports.contains(port));
     let hosts = allow.hosts.iter().any(|one| deny.hosts.iter().any(|other| hosts_meet(one, other)));
     let paths = paths_meet(allow, deny);

@@ -15,7 +15,8 @@ pub(super) struct Parts {
 /// Takes a rule apart. Every field is named here, so that none can be forgotten.
 pub(super) fn take_apart(rule: &PolicyRule, known: Known) -> Parts {
     let PolicyRule { name, mode, from, to, when } = rule.clone();
-    let (mut settled, mut open) = (PolicyRule::default(), PolicyRule { name, mode, ..PolicyRule::default() });
+    let (mut settled, mut open) =
+        (PolicyRule::default(), PolicyRule { name, mode, ..PolicyRule::default() });
     if let Some(from) = from {
         let From {
             principals,
@@ -47,7 +48,8 @@ pub(super) fn take_apart(rule: &PolicyRule, known: Known) -> Parts {
         let side = if known.source { &mut known_from } else { &mut open_from };
         (side.ip_blocks, side.not_ip_blocks) = (ip_blocks, not_ip_blocks);
         let side = if known.remote { &mut known_from } else { &mut open_from };
-        (side.remote_ip_blocks, side.not_remote_ip_blocks) = (remote_ip_blocks, not_remote_ip_blocks);
+        (side.remote_ip_blocks, side.not_remote_ip_blocks) =
+            (remote_ip_blocks, not_remote_ip_blocks);
         let side = if known.claims { &mut known_from } else { &mut open_from };
         side.claims = claims;
         settled.from = (known_from != From::default()).then_some(known_from);

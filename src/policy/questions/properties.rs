@@ -10,8 +10,8 @@ use super::who_can::Candidate;
 use super::{Allowed, Policies, Target, TargetRoute};
 use crate::identity::SpiffeId;
 use crate::model::{
-    From, Id, IdentityPolicy, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To,
-    ValueMatch, When,
+    From, Id, IdentityPolicy, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow,
+    To, ValueMatch, When,
 };
 
 pub(super) const PATTERNS: [&str; 14] = [
@@ -37,12 +37,14 @@ pub(super) fn universe() -> Vec<SpiffeId> {
     let mut paths = vec![String::new()];
     let mut layer = paths.clone();
     for words in words {
-        let longer = |path: &String| words.iter().map(|word| format!("{path}/{word}")).collect::<Vec<_>>();
+        let longer =
+            |path: &String| words.iter().map(|word| format!("{path}/{word}")).collect::<Vec<_>>();
         layer = layer.iter().flat_map(longer).collect();
         paths.extend(layer.iter().cloned());
     }
     let domains = ["a", "b", "c", "d"];
-    let ids = domains.iter().flat_map(|td| paths.iter().map(move |path| format!("spiffe://{td}{path}")));
+    let ids =
+        domains.iter().flat_map(|td| paths.iter().map(move |path| format!("spiffe://{td}{path}")));
     ids.map(|text| text.parse().unwrap()).collect()
 }
 
@@ -92,7 +94,10 @@ fn says(answer: &Allowed, lot: u8, caller: Option<&SpiffeId>) -> bool {
             let denial = &answer.denials[*at];
             holds(&denial.conditions) && among(&denial.who, caller) && !among(&denial.but, caller)
         });
-        holds(&grant.conditions) && among(&grant.who, caller) && !among(&grant.but, caller) && !denied
+        holds(&grant.conditions)
+            && among(&grant.who, caller)
+            && !among(&grant.but, caller)
+            && !denied
     })
 }
 
@@ -122,7 +127,8 @@ fn entry(name: &str) -> impl Strategy<Value = ValueMatch> + use<> {
     let values = (rarely(&["one", "t*", "*e"], 2), rarely(&["one", "two"], 1), present);
     values.prop_map(move |(values, not_values, present)| {
         // An entry that asks nothing is refused.
-        let present = present.or(if values.is_empty() && not_values.is_empty() { Some(true) } else { None });
+        let present =
+            present.or(if values.is_empty() && not_values.is_empty() { Some(true) } else { None });
         let values = if present == Some(false) { Vec::new() } else { values };
         let not_values = if present == Some(false) { Vec::new() } else { not_values };
         ValueMatch { name: name.clone(), values, not_values, present }
@@ -170,7 +176,8 @@ pub(super) fn from() -> impl Strategy<Value = Option<From>> {
 }
 
 pub(super) const PATHS: [&str; 12] = [
-    "/", "/a", "/a/", "/a/**", "/a/{id}", "/a/b", "/*/b", "/b/**", "/**", "/{t}", "/{t}/b", "/p.S/M",
+    "/", "/a", "/a/", "/a/**", "/a/{id}", "/a/b", "/*/b", "/b/**", "/**", "/{t}", "/{t}/b",
+    "/p.S/M",
 ];
 
 pub(super) fn to() -> impl Strategy<Value = Option<To>> {
@@ -202,10 +209,19 @@ pub(super) fn to() -> impl Strategy<Value = Option<To>> {
 }
 
 fn when() -> impl Strategy<Value = Option<When>> {
-    let span = |not_before: &str| TimeWindow { not_before: Some(not_before.into()), ..TimeWindow::default() };
+    let span = |not_before: &str| TimeWindow {
+        not_before: Some(not_before.into()),
+        ..TimeWindow::default()
+    };
     let spans = vec![span("2020-01-01T00:00:00Z"), span("2100-01-01T00:00:00Z")];
     let parts = (entries("x-h"), entries("q"), seldom(spans.clone(), 1), seldom(spans, 1));
-    let when = parts.prop_map(|(headers, query, times, not_times)| When { headers, query, times, not_times, cel: None });
+    let when = parts.prop_map(|(headers, query, times, not_times)| When {
+        headers,
+        query,
+        times,
+        not_times,
+        cel: None,
+    });
     proptest::option::weighted(0.2, when)
 }
 
@@ -256,37 +272,53 @@ pub(super) fn target(paths: &[&'static str]) -> impl Strategy<Value = Target> + 
     let claims = ["{}", r#"{"c":"one"}"#, r#"{"c":["one","three"]}"#];
     let claims: Vec<serde_json::Map<String, serde_json::Value>> =
         claims.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
-    let route = |id: u64, label: &str| {
-        TargetRoute { id: Id::from(id), labels: Labels::from([("l".to_owned(), label.to_owned())]) }
+    let route = |id: u64, label: &str| TargetRoute {
+        id: Id::from(id),
+        labels: Labels::from([("l".to_owned(), label.to_owned())]),
     };
     let routes = vec![None, Some(route(1, "v")), Some(route(3, "v")), Some(route(2, "w"))];
     let http = (
         proptest::sample::select(vec!["GET", "PUT", "get", "QUX", "POST"]),
         proptest::sample::select(paths),
-        proptest::sample::select(vec!["h.test", "H.test:80", "k", "a..b", "other", "web.test", "X.test"]),
+        proptest::sample::select(vec![
+            "h.test",
+            "H.test:80",
+            "k",
+            "a..b",
+            "other",
+            "web.test",
+            "X.test",
+        ]),
         proptest::sample::select(vec![80_u16, 443, 1]),
-        (proptest::sample::select(headers), proptest::sample::select(vec!["", "q=one", "q=two&q=one", "q=%zz"])),
+        (
+            proptest::sample::select(headers),
+            proptest::sample::select(vec!["", "q=one", "q=two&q=one", "q=%zz"]),
+        ),
         (proptest::sample::select(claims), proptest::sample::select(routes)),
         proptest::sample::select(vec![None, None, None, Some("websocket".to_owned())]),
-        (proptest::sample::select(vec!["10.0.0.1", "192.0.2.7"]), proptest::sample::select(vec![0_u8, 29, 30, 99])),
+        (
+            proptest::sample::select(vec!["10.0.0.1", "192.0.2.7"]),
+            proptest::sample::select(vec![0_u8, 29, 30, 99]),
+        ),
     );
-    let full = http.prop_map(|(method, path, host, port, fields, found, upgrade, (source, lot))| Target {
-        connection: false,
-        method: Some(method.into()),
-        path: Some(path.into()),
-        host: Some(host.into()),
-        port: Some(port),
-        query: Some(fields.1.into()),
-        headers: Some(fields.0),
-        claims: Some(found.0),
-        no_route: found.1.is_none(),
-        route: found.1,
-        source: Some(source.parse().unwrap()),
-        remote: None,
-        unix_seconds: Some(1_790_000_000),
-        upgrade,
-        lot: Some(lot),
-    });
+    let full =
+        http.prop_map(|(method, path, host, port, fields, found, upgrade, (source, lot))| Target {
+            connection: false,
+            method: Some(method.into()),
+            path: Some(path.into()),
+            host: Some(host.into()),
+            port: Some(port),
+            query: Some(fields.1.into()),
+            headers: Some(fields.0),
+            claims: Some(found.0),
+            no_route: found.1.is_none(),
+            route: found.1,
+            source: Some(source.parse().unwrap()),
+            remote: None,
+            unix_seconds: Some(1_790_000_000),
+            upgrade,
+            lot: Some(lot),
+        });
     prop_oneof![
         9 => full.clone(),
         1 => full.prop_map(|target| Target {
@@ -302,7 +334,22 @@ pub(super) fn target(paths: &[&'static str]) -> impl Strategy<Value = Target> + 
 }
 
 pub(super) const ODD: [&str; 16] = [
-    "/", "/a", "/a/", "/a/b", "/a/b/", "/a//b", "/b/../a/b", "/c/b", "/b/%2e", "/%zz", "/A", "/x", "/web/b", "/WEB/b", "/p.S/M", "/p.S/N",
+    "/",
+    "/a",
+    "/a/",
+    "/a/b",
+    "/a/b/",
+    "/a//b",
+    "/b/../a/b",
+    "/c/b",
+    "/b/%2e",
+    "/%zz",
+    "/A",
+    "/x",
+    "/web/b",
+    "/WEB/b",
+    "/p.S/M",
+    "/p.S/N",
 ];
 
 pub(super) fn run<T: std::fmt::Debug>(
@@ -315,7 +362,12 @@ pub(super) fn run<T: std::fmt::Debug>(
 }
 
 /// The same decision, from the answer's parts: an allow rule that holds, and no deny rule.
-fn decides(candidates: &[Candidate<'_>], me: &SpiffeId, caller: Option<&SpiffeId>, target: &Target) -> bool {
+fn decides(
+    candidates: &[Candidate<'_>],
+    me: &SpiffeId,
+    caller: Option<&SpiffeId>,
+    target: &Target,
+) -> bool {
     let holds = |candidate: &&Candidate<'_>| {
         let (selector, open) = &candidate.open;
         // Who calls is said by the callers.
@@ -377,7 +429,13 @@ fn who_can_names_exactly_those_whom_the_engine_admits() {
         let callers = universe.iter().map(Some).chain([None]);
         for caller in callers {
             let decided = engine.decide(&engine.standing_of(caller), &action).is_allowed();
-            prop_assert_eq!(says(&answer, target.lot.unwrap(), caller), decided, "{:?} {:#?}", caller, answer);
+            prop_assert_eq!(
+                says(&answer, target.lot.unwrap(), caller),
+                decided,
+                "{:?} {:#?}",
+                caller,
+                answer
+            );
         }
         Ok(())
     });
@@ -412,7 +470,9 @@ fn what_is_not_said_stays_a_condition() {
         let (candidates, broken) = policies.candidates(&me, &partial);
         prop_assume!(broken.is_empty());
         // A name in braces that is compared with the caller is for the callers and the engine together to say.
-        prop_assume!(candidates.iter().all(|one| !one.conditions.iter().any(|text| text.starts_with('{'))));
+        prop_assume!(
+            candidates.iter().all(|one| !one.conditions.iter().any(|text| text.starts_with('{')))
+        );
         for caller in [Some(&caller), None] {
             let decided = engine.decide(&engine.standing_of(caller), &action).is_allowed();
             prop_assert_eq!(decides(&candidates, &me, caller, &full), decided, "{:?}", caller);
@@ -423,16 +483,17 @@ fn what_is_not_said_stays_a_condition() {
 
 #[test]
 fn what_can_says_exactly_what_the_engine_allows() {
-    let ids = (proptest::sample::select(universe()), proptest::sample::select(vec!["spiffe://a/me", "spiffe://b/me", "spiffe://d/x"]));
+    let ids = (
+        proptest::sample::select(universe()),
+        proptest::sample::select(vec!["spiffe://a/me", "spiffe://b/me", "spiffe://d/x"]),
+    );
     run(1500, (policies(5), target(&ODD), ids), |(policies, target, (caller, me))| {
         let me: SpiffeId = me.parse().unwrap();
         prop_assume!(policies.iter().all(|stated| stated.broken.is_none()));
         let (allows, denies) = policies.about_caller(&caller);
         let holds = |about: &About<'_>| {
-            let text = IdentityPolicy {
-                rules: vec![about.rule.clone()],
-                ..(*about.stated.text).clone()
-            };
+            let text =
+                IdentityPolicy { rules: vec![about.rule.clone()], ..(*about.stated.text).clone() };
             let (engine, rejected) = super::super::Policy::compile([(&Id::from(1), 1, &text)], &me);
             assert_eq!(rejected, []);
             let same = me.trust_domain_name() == caller.trust_domain_name();
@@ -445,13 +506,21 @@ fn what_can_says_exactly_what_the_engine_allows() {
                 && about.at_own.is_none_or(|own| own == same)
                 && engine.held(None, &target.action(&fields)) == [true]
         };
-        let permitted = allows.iter().any(|allow| {
-            holds(allow) && !allow.permit.except.iter().any(|at| holds(&denies[*at]))
-        });
+        let permitted = allows
+            .iter()
+            .any(|allow| holds(allow) && !allow.permit.except.iter().any(|at| holds(&denies[*at])));
         let engine = policies.engine(&me);
         let fields = target.fields();
-        let decided = engine.decide(&engine.standing_of(Some(&caller)), &target.action(&fields)).is_allowed();
-        prop_assert_eq!(permitted, decided, "{} at {} {:#?}", caller, me, policies.what_can(&caller));
+        let decided =
+            engine.decide(&engine.standing_of(Some(&caller)), &target.action(&fields)).is_allowed();
+        prop_assert_eq!(
+            permitted,
+            decided,
+            "{} at {} {:#?}",
+            caller,
+            me,
+            policies.what_can(&caller)
+        );
         Ok(())
     });
 }

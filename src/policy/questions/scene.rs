@@ -62,10 +62,15 @@ impl Scene {
         known.retain(|id| id.path().ends_with(&end));
         match &*known {
             [one] => Ok(one.clone()),
-            [] => Err(format!("workload: no known workload's ID ends with {end}; give its whole SPIFFE ID")),
+            [] => Err(format!(
+                "workload: no known workload's ID ends with {end}; give its whole SPIFFE ID"
+            )),
             several => {
                 let several: Vec<String> = several.iter().map(ToString::to_string).collect();
-                Err(format!("workload: {text} may be {}; give the whole SPIFFE ID", several.join(" or ")))
+                Err(format!(
+                    "workload: {text} may be {}; give the whole SPIFFE ID",
+                    several.join(" or ")
+                ))
             }
         }
     }

@@ -47,7 +47,9 @@ impl Segment {
             Self::Any => true,
             Self::Exactly(one) => **one == *text,
             Self::Folded(one) => one.eq_ignore_ascii_case(text),
-            Self::Like { prefix, suffix } => text.starts_with(&**prefix) && text.ends_with(&**suffix),
+            Self::Like { prefix, suffix } => {
+                text.starts_with(&**prefix) && text.ends_with(&**suffix)
+            }
         }
     }
 
@@ -177,8 +179,16 @@ impl Name {
 }
 
 /// What a client encodes in a segment of a path.
-const UNSAFE: &percent_encoding::AsciiSet =
-    &percent_encoding::CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}').add(b'|').add(b'^');
+const UNSAFE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'<')
+    .add(b'>')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'|')
+    .add(b'^');
 
 impl Shape {
     /// All names.
@@ -377,11 +387,7 @@ impl<'a> Walk<'a> {
     }
 
     fn ended(&self, active: &[u32], count: usize, slash: bool) -> Vec<u32> {
-        active
-            .iter()
-            .copied()
-            .filter(|at| self.shapes[*at as usize].ends(count, slash))
-            .collect()
+        active.iter().copied().filter(|at| self.shapes[*at as usize].ends(count, slash)).collect()
     }
 
     /// The next segments that count, each with the shapes that are still met. The one that no shape names comes first.

@@ -127,7 +127,8 @@ impl Target {
         match &mut action.content {
             super::super::Content::Connection { server_name } => *server_name = text(&self.host),
             super::super::Content::Request(request) => {
-                let facts = |route: &'a TargetRoute| RouteFacts { id: &route.id, labels: &route.labels };
+                let facts =
+                    |route: &'a TargetRoute| RouteFacts { id: &route.id, labels: &route.labels };
                 *request = Request {
                     query: text(&self.query),
                     fields,

@@ -135,7 +135,9 @@ fn by_principal(
         }
         // Only what a wider one of those that hold would mean as well has to be excluded.
         but.retain(|out| any_of.iter().any(|shape: &Shape| shape.covers(out)));
-        any_of.retain(|shape| left_over(Space::Ids, shape, &but.iter().collect::<Vec<_>>()).is_some());
+        any_of.retain(|shape| {
+            left_over(Space::Ids, shape, &but.iter().collect::<Vec<_>>()).is_some()
+        });
         let wide = any_of.clone();
         any_of.retain(|shape| !wide.iter().any(|other| other != shape && other.covers(shape)));
         let mut callers = Callers::within(any_of.clone(), from, action, own);

@@ -7,10 +7,10 @@ use super::super::Policy;
 use super::callers::{ByShape, Callers};
 use super::conditions::conditions;
 use super::parts::{Parts, take_apart, take_selector_apart};
-use super::variants::{Variant, variants};
 use super::policies::{Policies, Stated, Via};
 use super::shape::Shape;
 use super::target::Target;
+use super::variants::{Variant, variants};
 use crate::identity::SpiffeId;
 use crate::model::{Id, IdentityPolicy, Mode, PolicyAction, PolicyRule};
 
@@ -261,7 +261,9 @@ fn is_simple(path: &str) -> bool {
     path.starts_with('/')
         && !first.is_empty()
         && first.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-        && path.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'/' | b'{' | b'}' | b'*'))
+        && path.bytes().all(|b| {
+            b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'/' | b'{' | b'}' | b'*')
+        })
         && !path.contains("//")
 }
 
@@ -276,7 +278,8 @@ fn subtract(allows: &[Candidate<'_>], denies: &[Candidate<'_>], answer: &mut All
         index.add(u32::try_from(at).unwrap_or(u32::MAX), &deny.callers);
     }
     // Whoever has no identity meets every deny rule.
-    let refuses_nobody: Vec<usize> = (0..denies.len()).filter(|at| denies[*at].callers.nobody).collect();
+    let refuses_nobody: Vec<usize> =
+        (0..denies.len()).filter(|at| denies[*at].callers.nobody).collect();
     let nobody_refused = refuses_nobody.iter().any(|at| denies[*at].conditions.is_empty());
     // Places in `denials` of the denies that take something away.
     let mut placed: Vec<Option<usize>> = vec![None; denies.len()];
@@ -285,7 +288,8 @@ fn subtract(allows: &[Candidate<'_>], denies: &[Candidate<'_>], answer: &mut All
         let mut met: Vec<usize> = Vec::new();
         let mut kept = Vec::new();
         for shape in std::mem::take(&mut callers.any_of) {
-            let alone = Callers { any_of: vec![shape.clone()], but: callers.but.clone(), nobody: false };
+            let alone =
+                Callers { any_of: vec![shape.clone()], but: callers.but.clone(), nobody: false };
             let near: Vec<usize> = index
                 .near(&shape)
                 .into_iter()

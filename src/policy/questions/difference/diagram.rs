@@ -90,7 +90,9 @@ impl<'a> Diagram<'a> {
         if !rules.iter().any(|at| action(at) == PolicyAction::Allow) {
             return Side::Denied;
         }
-        if let Some(allows) = rules.iter().copied().find(|at| action(at) == PolicyAction::Allow && done(at)) {
+        if let Some(allows) =
+            rules.iter().copied().find(|at| action(at) == PolicyAction::Allow && done(at))
+        {
             rules.retain(|at| action(at) == PolicyAction::Deny);
             if rules.is_empty() {
                 return Side::Allowed;
@@ -207,7 +209,9 @@ impl<'a> Diagram<'a> {
             };
             match atoms {
                 None => always.push(rule),
-                Some(atoms) => atoms.iter().for_each(|atom| by_atom.entry(*atom).or_default().push(rule)),
+                Some(atoms) => {
+                    atoms.iter().for_each(|atom| by_atom.entry(*atom).or_default().push(rule))
+                }
             }
         }
         (always, by_atom)

@@ -117,7 +117,10 @@ fn satisfy(rule: &PolicyRule, target: &mut Target) -> Option<()> {
     if let Some(To { grpc, .. }) = &rule.to
         && !grpc.is_empty()
     {
-        target.headers.get_or_insert_default().push(("content-type".into(), "application/grpc".into()));
+        target
+            .headers
+            .get_or_insert_default()
+            .push(("content-type".into(), "application/grpc".into()));
     }
     if let Some(From { ip_blocks, remote_ip_blocks, claims, .. }) = &rule.from {
         if let Some(block) = ip_blocks.first() {
@@ -166,7 +169,8 @@ fn refute(rule: &PolicyRule, target: &mut Target) -> Option<()> {
         if !ip_blocks.is_empty() && inside(ip_blocks, target.source) {
             target.source = Some(outside(ip_blocks)?);
         }
-        if !remote_ip_blocks.is_empty() && inside(remote_ip_blocks, target.remote.or(target.source)) {
+        if !remote_ip_blocks.is_empty() && inside(remote_ip_blocks, target.remote.or(target.source))
+        {
             target.remote = Some(outside(remote_ip_blocks)?);
         }
         for claim in claims {
@@ -247,13 +251,18 @@ fn add_parameter(target: &mut Target, name: &str, value: &str) {
 /// Puts a claim where its name points; through what is there already and is no object it cannot.
 fn put_claim(claims: &mut Map<String, Json>, name: &str, value: String) -> Option<()> {
     let way: Vec<String> = match name.strip_prefix('/') {
-        Some(rest) => rest.split('/').map(|part| part.replace("~1", "/").replace("~0", "~")).collect(),
+        Some(rest) => {
+            rest.split('/').map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
+        }
         None => vec![name.to_owned()],
     };
     let (last, before) = way.split_last()?;
     let mut place = claims;
     for step in before {
-        place = place.entry(step.clone()).or_insert_with(|| Json::Object(Map::new())).as_object_mut()?;
+        place = place
+            .entry(step.clone())
+            .or_insert_with(|| Json::Object(Map::new()))
+            .as_object_mut()?;
     }
     place.insert(last.clone(), Json::String(value));
     Some(())
@@ -280,7 +289,11 @@ fn moments(span: &TimeWindow, now: i64) -> Vec<i64> {
         let format = &time::format_description::well_known::Rfc3339;
         time::OffsetDateTime::parse(text, format).ok().map(|moment| moment.unix_timestamp())
     };
-    let bounds = [bound(&span.not_before), bound(&span.not_after).map(|end| end - 8 * 86_400), bound(&span.not_after)];
+    let bounds = [
+        bound(&span.not_before),
+        bound(&span.not_after).map(|end| end - 8 * 86_400),
+        bound(&span.not_after),
+    ];
     let starts = std::iter::once(now).chain(bounds.into_iter().flatten());
     let around = |start: i64| {
         [start - 1, start].into_iter().chain((0..7 * 96).map(move |quarter| start + 900 * quarter))

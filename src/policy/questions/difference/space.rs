@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::super::engine::alone;
 use super::super::callers::{Callers, NOBODY};
+use super::super::engine::alone;
+use super::super::lines::{Line, is_free};
 use super::super::shape::{Name, Shape, Space as Names, atoms};
 use super::super::target::{Target, TargetRoute};
-use super::super::lines::{Line, is_free};
 use crate::identity::SpiffeId;
 use crate::model::{Id, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, To};
 
@@ -124,12 +124,17 @@ impl Space {
         let shapes = lines.iter().flat_map(|line| line.workloads.clone());
         let id = |name: &Name| name.id().map(Value::Workload);
         let (mut dimension, means) = self.tell_apart("workload", Names::Ids, shapes, id);
-        dimension.by_line = lines.iter().map(|line| among(&line.workloads, &[], &means, dimension.atoms.len())).collect();
+        dimension.by_line = lines
+            .iter()
+            .map(|line| among(&line.workloads, &[], &means, dimension.atoms.len()))
+            .collect();
         self.dimensions.push(dimension);
     }
 
     fn callers(&mut self, lines: &[Line]) {
-        let both = |callers: &Callers| callers.any_of.iter().chain(&callers.but).cloned().collect::<Vec<_>>();
+        let both = |callers: &Callers| {
+            callers.any_of.iter().chain(&callers.but).cloned().collect::<Vec<_>>()
+        };
         let shapes = lines.iter().flat_map(|line| both(&line.callers)).chain([Shape::all()]);
         let id = |name: &Name| name.id().map(|id| Value::Caller(Some(id)));
         let (mut dimension, means) = self.tell_apart("caller", Names::Ids, shapes, id);
@@ -181,16 +186,21 @@ impl Space {
             None => false,
             Some(route) => {
                 (selector.routes.is_empty() || selector.routes.contains(&route.id))
-                    && selector.labels.iter().all(|(name, value)| route.labels.get(name) == Some(value))
+                    && selector
+                        .labels
+                        .iter()
+                        .all(|(name, value)| route.labels.get(name) == Some(value))
             }
         };
-        let atoms = routes.iter().enumerate().map(|(at, route)| Atom {
-            value: Value::Route(route.clone()),
-            met: vec![number(at)],
-        });
+        let atoms = routes
+            .iter()
+            .enumerate()
+            .map(|(at, route)| Atom { value: Value::Route(route.clone()), met: vec![number(at)] });
         let text = |route: &Option<TargetRoute>| match route {
             None => "none".to_owned(),
-            Some(route) if known.is_some() || route.id.as_str() != OTHER_ROUTE => route.id.to_string(),
+            Some(route) if known.is_some() || route.id.as_str() != OTHER_ROUTE => {
+                route.id.to_string()
+            }
             Some(route) if route.labels.is_empty() => "any other".to_owned(),
             Some(route) => {
                 let labels = route.labels.iter().map(|(name, value)| format!("{name}={value}"));
@@ -199,7 +209,8 @@ impl Space {
         };
         let by_line = lines.iter().map(|line| {
             asks(&line.selector).then(|| {
-                let chosen = routes.iter().enumerate().filter(|(_, route)| selects(&line.selector, route));
+                let chosen =
+                    routes.iter().enumerate().filter(|(_, route)| selects(&line.selector, route));
                 chosen.map(|(at, _)| number(at)).collect()
             })
         });
@@ -213,8 +224,11 @@ impl Space {
     }
 
     fn ports(&mut self, lines: &[Line]) {
-        let named: BTreeSet<u16> =
-            lines.iter().flat_map(|line| line.to.ports.iter().chain(&line.to.not_ports)).copied().collect();
+        let named: BTreeSet<u16> = lines
+            .iter()
+            .flat_map(|line| line.to.ports.iter().chain(&line.to.not_ports))
+            .copied()
+            .collect();
         if named.is_empty() {
             return;
         }
@@ -222,7 +236,11 @@ impl Space {
         let mut values: Vec<Value> = named.iter().copied().map(Value::Port).collect();
         values.push(Value::Port(fresh));
         let patterns = named.iter().map(ToString::to_string).collect();
-        let of = |to: &To| To { ports: to.ports.clone(), not_ports: to.not_ports.clone(), ..To::default() };
+        let of = |to: &To| To {
+            ports: to.ports.clone(),
+            not_ports: to.not_ports.clone(),
+            ..To::default()
+        };
         self.judged("port", values, patterns, lines, of, |at, value| value == at);
     }
 
@@ -251,14 +269,25 @@ impl Space {
         let patterns: Vec<String> = named.into_iter().collect();
         let means: Vec<Vec<bool>> = patterns
             .iter()
-            .map(|host| judge(&To { hosts: vec![host.clone()], ..To::default() }, PolicyAction::Allow, &values))
+            .map(|host| {
+                judge(
+                    &To { hosts: vec![host.clone()], ..To::default() },
+                    PolicyAction::Allow,
+                    &values,
+                )
+            })
             .collect();
-        let of = |to: &To| To { hosts: to.hosts.clone(), not_hosts: to.not_hosts.clone(), ..To::default() };
+        let of = |to: &To| To {
+            hosts: to.hosts.clone(),
+            not_hosts: to.not_hosts.clone(),
+            ..To::default()
+        };
         self.judged("host", values, patterns, lines, of, |pattern, value| means[pattern][value]);
     }
 
     fn methods(&mut self, lines: &[Line]) {
-        let listed = lines.iter().flat_map(|line| line.to.methods.iter().chain(&line.to.not_methods));
+        let listed =
+            lines.iter().flat_map(|line| line.to.methods.iter().chain(&line.to.not_methods));
         let mut named: BTreeSet<String> = listed.cloned().collect();
         if lines.iter().any(|line| line.is_call) {
             named.insert("POST".into());
@@ -266,18 +295,25 @@ impl Space {
         if named.is_empty() {
             return;
         }
-        let usual = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "OTHER", "ANOTHER"];
+        let usual =
+            ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "OTHER", "ANOTHER"];
         let known = |method: &&&str| named.iter().any(|one| one.eq_ignore_ascii_case(method));
         let fresh = usual.iter().find(|method| !known(method)).map_or("X-OTHER", |method| method);
         let mut values: Vec<Value> = named.iter().cloned().map(Value::Method).collect();
         values.push(Value::Method(fresh.to_owned()));
         let post = values.iter().position(|value| *value == Value::Method("POST".into()));
         let patterns = named.into_iter().collect();
-        let of = |to: &To| To { methods: to.methods.clone(), not_methods: to.not_methods.clone(), ..To::default() };
+        let of = |to: &To| To {
+            methods: to.methods.clone(),
+            not_methods: to.not_methods.clone(),
+            ..To::default()
+        };
         self.judged("method", values, patterns, lines, of, |at, value| value == at);
         let Some(dimension) = self.dimensions.last_mut() else { return };
         // A gRPC call is a POST.
-        for (line, holds) in lines.iter().zip(&mut dimension.by_line).filter(|(line, _)| line.is_call) {
+        for (line, holds) in
+            lines.iter().zip(&mut dimension.by_line).filter(|(line, _)| line.is_call)
+        {
             let Some(post) = post.map(number) else { continue };
             let fits = holds.as_ref().is_none_or(|found| found.contains(&post));
             *holds = Some(if fits && line.is_call { vec![post] } else { Vec::new() });
@@ -285,13 +321,16 @@ impl Space {
     }
 
     fn paths(&mut self, lines: &[Line]) {
-        let all = |line: &Line| line.paths.all_of.iter().flatten().chain(&line.paths.but).cloned().collect::<Vec<_>>();
+        let all = |line: &Line| {
+            line.paths.all_of.iter().flatten().chain(&line.paths.but).cloned().collect::<Vec<_>>()
+        };
         if lines.iter().all(|line| all(line).is_empty()) {
             return;
         }
         let path = |name: &Name| Some(Value::Path(name.path()));
         let shapes = lines.iter().flat_map(all).collect::<Vec<_>>();
-        let (mut dimension, means) = self.tell_apart("path", Names::Paths, shapes.into_iter(), path);
+        let (mut dimension, means) =
+            self.tell_apart("path", Names::Paths, shapes.into_iter(), path);
         let count = dimension.atoms.len();
         let holds = |line: &Line| {
             let mut found: Option<Vec<u32>> = None;
@@ -300,13 +339,16 @@ impl Space {
                 found = match (found, more) {
                     (None, more) => more,
                     (found, None) => found,
-                    (Some(found), Some(more)) => Some(found.into_iter().filter(|at| more.binary_search(at).is_ok()).collect()),
+                    (Some(found), Some(more)) => Some(
+                        found.into_iter().filter(|at| more.binary_search(at).is_ok()).collect(),
+                    ),
                 };
             }
             if line.paths.but.is_empty() {
                 return found;
             }
-            let out = among(&line.paths.but, &[], &means, count).unwrap_or_else(|| (0..number(count)).collect());
+            let out = among(&line.paths.but, &[], &means, count)
+                .unwrap_or_else(|| (0..number(count)).collect());
             let found = found.unwrap_or_else(|| (0..number(count)).collect());
             Some(found.into_iter().filter(|at| out.binary_search(at).is_err()).collect())
         };
@@ -316,7 +358,8 @@ impl Space {
 
     fn upgrades(&mut self, lines: &[Line]) {
         // Where no rule admits a protocol, both sets refuse to switch to any.
-        let admits = |line: &&Line| line.action == PolicyAction::Allow && !line.to.upgrades.is_empty();
+        let admits =
+            |line: &&Line| line.action == PolicyAction::Allow && !line.to.upgrades.is_empty();
         if !lines.iter().any(|line| admits(&line)) {
             let plain = lines.iter().map(|line| match line.to.upgrades.is_empty() {
                 true => None,
@@ -327,7 +370,7 @@ impl Space {
                 atoms: vec![Atom { value: Value::Upgrade(None), met: Vec::new() }],
                 patterns: Vec::new(),
                 by_line: plain.collect(),
-                };
+            };
             self.dimensions.push(dimension);
             return;
         }
@@ -354,14 +397,18 @@ impl Space {
     }
 
     fn lots(&mut self, lines: &[Line]) {
-        let limits: BTreeSet<u8> = lines.iter().map(|line| line.below).filter(|below| *below < 100).collect();
+        let limits: BTreeSet<u8> =
+            lines.iter().map(|line| line.below).filter(|below| *below < 100).collect();
         if limits.is_empty() {
             return;
         }
         let lots: Vec<u8> = std::iter::once(0).chain(limits.iter().copied()).collect();
         let atoms = lots.iter().map(|lot| Atom {
             value: Value::Lot(*lot),
-            met: (0..limits.len()).filter(|at| limits.iter().nth(*at).is_some_and(|limit| lot < limit)).map(number).collect(),
+            met: (0..limits.len())
+                .filter(|at| limits.iter().nth(*at).is_some_and(|limit| lot < limit))
+                .map(number)
+                .collect(),
         });
         let below = |line: &Line| {
             let found = lots.iter().enumerate().filter(|(_, lot)| **lot < line.below);
@@ -381,7 +428,8 @@ impl Space {
         for (at, line) in lines.iter().enumerate() {
             for (rule, holds) in &line.conditions {
                 let key = serde_json::json!(rule).to_string();
-                let entry = all.entry(key).or_insert_with(|| (rule.clone(), vec![None; lines.len()]));
+                let entry =
+                    all.entry(key).or_insert_with(|| (rule.clone(), vec![None; lines.len()]));
                 let wanted = match (holds, line.action) {
                     (false, _) => vec![1],
                     (true, PolicyAction::Allow) => vec![0],
@@ -401,7 +449,11 @@ impl Space {
                 met: vec![number(at)],
             });
             let atoms = atoms.collect();
-            let text = super::super::conditions::conditions(&PolicySelector::default(), &rule, Mode::Enforce);
+            let text = super::super::conditions::conditions(
+                &PolicySelector::default(),
+                &rule,
+                Mode::Enforce,
+            );
             let text = text.join(", ");
             let absent = format!("absent or unclear: {text}");
             let patterns = vec![text.clone(), format!("not: {text}"), absent];
@@ -434,7 +486,8 @@ impl Space {
             found.clone()
         });
         let by_line = by_line.collect();
-        let met = |value: usize| (0..patterns.len()).filter(|at| means(*at, value)).map(number).collect();
+        let met =
+            |value: usize| (0..patterns.len()).filter(|at| means(*at, value)).map(number).collect();
         let atoms = values.into_iter().enumerate().map(|(at, value)| Atom { value, met: met(at) });
         let atoms = atoms.collect();
         self.dimensions.push(Dimension { what, atoms, patterns, by_line });
@@ -457,7 +510,8 @@ const OTHER_ROUTE: &str = "other-route";
 /// Routes that selectors tell apart, where the real ones are not known.
 fn imagined(selectors: &[&PolicySelector]) -> Vec<TargetRoute> {
     let other = || Id::parse(OTHER_ROUTE).unwrap_or_else(|_| Id::from(0));
-    let ids: BTreeSet<Id> = selectors.iter().flat_map(|one| one.routes.iter().cloned()).chain([other()]).collect();
+    let ids: BTreeSet<Id> =
+        selectors.iter().flat_map(|one| one.routes.iter().cloned()).chain([other()]).collect();
     let mut labels: Vec<Labels> = vec![Labels::default()];
     for selector in selectors.iter().filter(|one| !one.labels.is_empty()) {
         if !labels.contains(&selector.labels) {
@@ -466,7 +520,10 @@ fn imagined(selectors: &[&PolicySelector]) -> Vec<TargetRoute> {
         // A route may bear what two selectors ask for.
         for at in 1..labels.len().min(64) {
             let mut both = labels[at].clone();
-            let clash = selector.labels.iter().any(|(name, value)| both.get(name).is_some_and(|found| found != value));
+            let clash = selector
+                .labels
+                .iter()
+                .any(|(name, value)| both.get(name).is_some_and(|found| found != value));
             both.extend(selector.labels.clone());
             if !clash && !labels.contains(&both) && labels.len() < 128 {
                 labels.push(both);
@@ -478,7 +535,12 @@ fn imagined(selectors: &[&PolicySelector]) -> Vec<TargetRoute> {
 }
 
 /// The atoms that one of these means and none of those; `None` for all.
-fn among(any_of: &[Shape], but: &[Shape], means: &HashMap<Shape, Vec<u32>>, count: usize) -> Option<Vec<u32>> {
+fn among(
+    any_of: &[Shape],
+    but: &[Shape],
+    means: &HashMap<Shape, Vec<u32>>,
+    count: usize,
+) -> Option<Vec<u32>> {
     if but.is_empty() && any_of.contains(&Shape::all()) {
         return None;
     }
@@ -503,8 +565,12 @@ pub(super) fn judge(part: &To, action: PolicyAction, values: &[Value]) -> Vec<bo
     let engine = alone(PolicyRule { to: Some(part.clone()), ..PolicyRule::default() }, action);
     let held = |value: &Value| {
         let text = |text: &str| Some(text.to_owned());
-        let mut target =
-            Target { method: text("GET"), host: text("host.test"), path: text("/"), ..Target::default() };
+        let mut target = Target {
+            method: text("GET"),
+            host: text("host.test"),
+            path: text("/"),
+            ..Target::default()
+        };
         set(&mut target, value);
         let fields = target.fields();
         engine.held(None, &target.action(&fields)).first() == Some(&true)

@@ -32,7 +32,8 @@ fn deny(rules: serde_json::Value) -> serde_json::Value {
 fn told(difference: &Difference) -> Vec<String> {
     let line = |sign: &str, change: &Change| {
         assert_eq!(change.workloads, ["spiffe://shop/billing"]);
-        let or_anybody = |who: &[String]| if who.is_empty() { "anybody".into() } else { who.join(", ") };
+        let or_anybody =
+            |who: &[String]| if who.is_empty() { "anybody".into() } else { who.join(", ") };
         let but = match &*change.who_but {
             [] => String::new(),
             but => format!(" but {}", but.join(", ")),
@@ -52,12 +53,16 @@ fn differ(old: &[(&str, serde_json::Value)], new: &[(&str, serde_json::Value)]) 
 #[test]
 fn what_says_the_same_in_other_words_is_no_difference() {
     let from = |list: serde_json::Value| json!({"principals": list});
-    let one = allow(json!([{"from": from(json!(["spiffe://shop/a", "spiffe://shop/b"])), "to": {"methods": ["GET", "PUT"]}}]));
+    let one = allow(
+        json!([{"from": from(json!(["spiffe://shop/a", "spiffe://shop/b"])), "to": {"methods": ["GET", "PUT"]}}]),
+    );
     let a = allow(json!([
         {"from": from(json!(["spiffe://shop/b"])), "to": {"methods": ["PUT", "GET"]}},
         {"from": from(json!(["spiffe://shop/a"])), "to": {"methods": ["GET"]}},
     ]));
-    let b = allow(json!([{"from": from(json!(["spiffe://shop/a"])), "to": {"methods": ["PUT"], "paths": ["/**"]}}]));
+    let b = allow(
+        json!([{"from": from(json!(["spiffe://shop/a"])), "to": {"methods": ["PUT"], "paths": ["/**"]}}]),
+    );
     assert_eq!(differ(&[("p", one.clone())], &[("p", a.clone()), ("q", b)]), Vec::<String>::new());
     let narrower = differ(&[("p", one)], &[("p", a)]);
     assert_eq!(narrower, ["- spiffe://shop/a: HTTP requests; method PUT"]);
@@ -80,13 +85,18 @@ fn who_gains_and_loses_is_told_in_the_words_of_the_policies() {
     );
     let opened = [("read", allow(json!([{"from": everybody}])))];
     let told = differ(&old, &opened);
-    assert!(told.iter().any(|line| line == "+ spiffe://shop/**: connections (layer 4)"), "{told:?}");
+    assert!(
+        told.iter().any(|line| line == "+ spiffe://shop/**: connections (layer 4)"),
+        "{told:?}"
+    );
     assert!(
         told.iter().any(|line| line == "+ spiffe://shop/**: HTTP requests; method not GET"),
         "{told:?}"
     );
     assert!(
-        told.iter().any(|line| line == "+ spiffe://shop/**: HTTP requests; method GET; path not /invoices/**"),
+        told.iter()
+            .any(|line| line
+                == "+ spiffe://shop/**: HTTP requests; method GET; path not /invoices/**"),
         "{told:?}"
     );
     assert_eq!(told.len(), 3);
@@ -98,11 +108,18 @@ fn conditions_modes_and_names_in_braces_are_told() {
     let get = json!({"methods": ["GET"]});
     let old = [("p", allow(json!([{"from": a, "to": get}])))];
     let header = |values: serde_json::Value| {
-        [("p", allow(json!([{"from": a, "to": get, "when": {"headers": [{"name": "x-tier", "values": values}]}}])))]
+        [(
+            "p",
+            allow(
+                json!([{"from": a, "to": get, "when": {"headers": [{"name": "x-tier", "values": values}]}}]),
+            ),
+        )]
     };
     assert_eq!(
         differ(&old, &header(json!(["gold"]))),
-        ["- spiffe://shop/a: HTTP requests; method GET; not: header x-tier is gold or absent or unclear: header x-tier is gold"]
+        [
+            "- spiffe://shop/a: HTTP requests; method GET; not: header x-tier is gold or absent or unclear: header x-tier is gold"
+        ]
     );
     let canary = [("p", allow(json!([{"from": a, "to": get, "mode": {"canary": 10}}])))];
     assert_eq!(
@@ -114,21 +131,28 @@ fn conditions_modes_and_names_in_braces_are_told() {
         differ(&[], &[("p", allow(json!([tenant])))]),
         ["+ spiffe://shop/ns/{any}/sa/*: HTTP requests; path /t/{any}/**"]
     );
-    let times = |times: serde_json::Value| [("p", allow(json!([{"from": a, "to": get, "when": times}])))];
+    let times =
+        |times: serde_json::Value| [("p", allow(json!([{"from": a, "to": get, "when": times}])))];
     let told = differ(&old, &times(json!({"times": [{"not_after": "2020-01-01T00:00:00Z"}]})));
-    assert_eq!(told, ["- spiffe://shop/a: HTTP requests; method GET; not: until 2020-01-01T00:00:00Z"]);
+    assert_eq!(
+        told,
+        ["- spiffe://shop/a: HTTP requests; method GET; not: until 2020-01-01T00:00:00Z"]
+    );
 }
 
 #[test]
 fn a_claim_comes_with_a_request_that_both_engines_decide_so() {
     let a = json!({"principals": ["spiffe://shop/a"]});
-    let by = |claims: serde_json::Value| allow(json!([{"from": {"principals": ["spiffe://shop/a"], "claims": claims}}]));
+    let by = |claims: serde_json::Value| {
+        allow(json!([{"from": {"principals": ["spiffe://shop/a"], "claims": claims}}]))
+    };
     let old = set_of(&[("p", by(json!([{"name": "role", "values": ["admin"]}])))]);
     let new = set_of(&[("p", allow(json!([{"from": a}])))]);
     let difference = old.difference(&new, None, NOW);
     for change in &difference.gained {
         let Example { workload, identity, target, old: was, new: is } = &change.example;
-        let (workload, identity) = (workload.parse().unwrap(), identity.as_ref().map(|id| id.parse().unwrap()));
+        let (workload, identity) =
+            (workload.parse().unwrap(), identity.as_ref().map(|id| id.parse().unwrap()));
         assert_eq!((was.allowed, is.allowed), (false, true));
         assert!(!old.can_i(&workload, identity.as_ref(), target).allowed);
         assert!(new.can_i(&workload, identity.as_ref(), target).allowed);
@@ -139,7 +163,13 @@ fn a_claim_comes_with_a_request_that_both_engines_decide_so() {
 }
 
 /// Can the line hold for the action, as far as this dimension goes?
-fn member(value: &Value, line: &Line, me: &SpiffeId, caller: Option<&SpiffeId>, target: &Target) -> bool {
+fn member(
+    value: &Value,
+    line: &Line,
+    me: &SpiffeId,
+    caller: Option<&SpiffeId>,
+    target: &Target,
+) -> bool {
     let of = |to: To, value: Value| judge(&to, line.action, &[value])[0];
     let to = line.to.clone();
     match value {
@@ -151,7 +181,10 @@ fn member(value: &Value, line: &Line, me: &SpiffeId, caller: Option<&SpiffeId>, 
             (selector.routes.is_empty() && selector.labels.is_empty())
                 || target.route.as_ref().is_some_and(|route| {
                     (selector.routes.is_empty() || selector.routes.contains(&route.id))
-                        && selector.labels.iter().all(|(name, value)| route.labels.get(name) == Some(value))
+                        && selector
+                            .labels
+                            .iter()
+                            .all(|(name, value)| route.labels.get(name) == Some(value))
                 })
         }
         Value::Port(_) => {
@@ -165,27 +198,38 @@ fn member(value: &Value, line: &Line, me: &SpiffeId, caller: Option<&SpiffeId>, 
         Value::Method(_) => {
             let Some(method) = &target.method else { return true };
             (!line.is_call || method == "POST")
-                && of(To { methods: to.methods, not_methods: to.not_methods, ..To::default() }, Value::Method(method.clone()))
+                && of(
+                    To { methods: to.methods, not_methods: to.not_methods, ..To::default() },
+                    Value::Method(method.clone()),
+                )
         }
         Value::Path(_) => {
             let Some(path) = &target.path else { return true };
             let body = &path[1..];
             let closed = body.strip_suffix('/').unwrap_or(body);
-            let segments = closed.split('/').filter(|_| !closed.is_empty()).map(str::to_owned).collect();
+            let segments =
+                closed.split('/').filter(|_| !closed.is_empty()).map(str::to_owned).collect();
             let slash = body.is_empty() || body.ends_with('/');
             let name = Name { root: String::new(), segments, slash };
-            let any = |shapes: &Vec<super::super::shape::Shape>| shapes.iter().any(|shape| shape.holds(&name));
+            let any = |shapes: &Vec<super::super::shape::Shape>| {
+                shapes.iter().any(|shape| shape.holds(&name))
+            };
             line.paths.all_of.iter().all(any) && !any(&line.paths.but)
         }
         Value::Upgrade(_) => {
             if line.connection {
                 return true;
             }
-            of(To { upgrades: to.upgrades, ..To::default() }, Value::Upgrade(target.upgrade.clone()))
+            of(
+                To { upgrades: to.upgrades, ..To::default() },
+                Value::Upgrade(target.upgrade.clone()),
+            )
         }
         Value::Lot(_) => target.lot.unwrap() < line.below,
         Value::Condition(rule, _) => {
-            let Some((_, wanted)) = line.conditions.iter().find(|(one, _)| **rule == *one) else { return true };
+            let Some((_, wanted)) = line.conditions.iter().find(|(one, _)| **rule == *one) else {
+                return true;
+            };
             let standing = standing(rule, target);
             match (wanted, line.action) {
                 (false, _) => standing == Standing::Fails,
@@ -210,7 +254,8 @@ fn standing(rule: &PolicyRule, target: &Target) -> Standing {
     }
 }
 
-const PLAIN: [&str; 10] = ["/", "/a", "/a/", "/a/b", "/c/b", "/x", "/web/b", "/p.S/M", "/p.S/N", "/b/a"];
+const PLAIN: [&str; 10] =
+    ["/", "/a", "/a/", "/a/b", "/c/b", "/x", "/web/b", "/p.S/M", "/p.S/N", "/b/a"];
 
 /// Everything in it reads in one way only, and each name has one value.
 fn is_plain(target: &Target) -> bool {
@@ -228,7 +273,8 @@ fn captures(policies: &Policies) -> bool {
 
 #[test]
 fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_true() {
-    let points = proptest::collection::vec((target(&PLAIN), proptest::sample::select(universe())), 12);
+    let points =
+        proptest::collection::vec((target(&PLAIN), proptest::sample::select(universe())), 12);
     let sets = (policies(3), policies(2), proptest::bool::ANY);
     run(200, (sets, points), |((one, other, extend), points)| {
         prop_assume!(!captures(&one) && !captures(&other));
@@ -236,14 +282,17 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
         // Either two sets that have little in common, or one with policies added.
         let new = match extend {
             false => other,
-            true => Policies::new(one.iter().chain(other.iter()).enumerate().map(|(at, stated)| {
-                (Id::parse(&format!("n{at}")).unwrap(), 1, (*stated.text).clone())
-            })),
+            true => {
+                Policies::new(one.iter().chain(other.iter()).enumerate().map(|(at, stated)| {
+                    (Id::parse(&format!("n{at}")).unwrap(), 1, (*stated.text).clone())
+                }))
+            }
         };
         let difference = one.difference(&new, None, NOW);
         for change in difference.gained.iter().chain(&difference.lost) {
             let Example { workload, identity, target, old: was, new: is } = &change.example;
-            let (workload, identity) = (workload.parse().unwrap(), identity.as_ref().map(|id| id.parse().unwrap()));
+            let (workload, identity) =
+                (workload.parse().unwrap(), identity.as_ref().map(|id| id.parse().unwrap()));
             prop_assert_eq!(one.can_i(&workload, identity.as_ref(), target).allowed, was.allowed);
             prop_assert_eq!(new.can_i(&workload, identity.as_ref(), target).allowed, is.allowed);
             prop_assert_ne!(was.allowed, is.allowed);
@@ -253,15 +302,19 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
         let space = Space::of(&all, None);
         let mut diagram = Diagram::new(&all, &space);
         let root = diagram.root();
-        let mut walk = Walk { nodes: &diagram.nodes, path: Vec::new(), regions: Vec::new(), unknown: false };
+        let mut walk =
+            Walk { nodes: &diagram.nodes, path: Vec::new(), regions: Vec::new(), unknown: false };
         walk.visit(root);
         prop_assert!(!walk.unknown);
         let switches = |target: &Target| {
-            let upgrade = space.dimensions.iter().find(|one| matches!(one.atoms[0].value, Value::Upgrade(_)));
+            let upgrade =
+                space.dimensions.iter().find(|one| matches!(one.atoms[0].value, Value::Upgrade(_)));
             // Where no rule admits a protocol, both sets refuse it, and claims are about other requests.
             target.upgrade.is_some() && upgrade.is_none_or(|one| one.atoms.len() == 1)
         };
-        for (target, caller) in points.iter().filter(|(target, _)| is_plain(target) && !switches(target)) {
+        for (target, caller) in
+            points.iter().filter(|(target, _)| is_plain(target) && !switches(target))
+        {
             for me in ["spiffe://a/me", "spiffe://b/me", "spiffe://b/other"] {
                 let me: SpiffeId = me.parse().unwrap();
                 for caller in [Some(caller), None] {
@@ -274,10 +327,14 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
                         region.chosen.iter().all(|(at, atoms)| {
                             let dimension = &space.dimensions[*at];
                             let value = &dimension.atoms[0].value;
-                            let members: Vec<bool> = all.iter().map(|line| member(value, line, &me, caller, target)).collect();
+                            let members: Vec<bool> = all
+                                .iter()
+                                .map(|line| member(value, line, &me, caller, target))
+                                .collect();
                             atoms.iter().any(|atom| {
                                 members.iter().zip(&dimension.by_line).all(|(member, by_line)| {
-                                    by_line.as_ref().is_none_or(|atoms| atoms.contains(atom)) == *member
+                                    by_line.as_ref().is_none_or(|atoms| atoms.contains(atom))
+                                        == *member
                                 })
                             })
                         })

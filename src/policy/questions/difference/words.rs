@@ -19,7 +19,8 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
         return Words::default();
     }
     let chosen: HashSet<u32> = chosen.iter().copied().collect();
-    let mut meant: Vec<(usize, Vec<u32>)> = (0..dimension.patterns.len()).map(|at| (at, Vec::new())).collect();
+    let mut meant: Vec<(usize, Vec<u32>)> =
+        (0..dimension.patterns.len()).map(|at| (at, Vec::new())).collect();
     for (at, atom) in dimension.atoms.iter().enumerate() {
         for pattern in &atom.met {
             meant[*pattern as usize].1.push(u32::try_from(at).unwrap_or(u32::MAX));
@@ -37,14 +38,17 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
         if left.is_empty() {
             break;
         }
-        if atoms.iter().all(|atom| chosen.contains(atom)) && atoms.iter().any(|atom| left.contains(atom)) {
+        if atoms.iter().all(|atom| chosen.contains(atom))
+            && atoms.iter().any(|atom| left.contains(atom))
+        {
             words.any_of.push(dimension.patterns[*pattern].clone());
             left.retain(|atom| !atoms.contains(atom));
         }
     }
     // What no pattern means alone: a wider one, without patterns that mean nothing of it.
     let without = |atoms: &[u32]| -> Option<Vec<usize>> {
-        let mut wrong: HashSet<u32> = atoms.iter().copied().filter(|atom| !chosen.contains(atom)).collect();
+        let mut wrong: HashSet<u32> =
+            atoms.iter().copied().filter(|atom| !chosen.contains(atom)).collect();
         let mut used = Vec::new();
         for (pattern, atoms) in &apart {
             if atoms.iter().any(|atom| wrong.contains(atom)) {
@@ -74,7 +78,9 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
     }
     let mut examples: Vec<u32> = left.into_iter().collect();
     examples.sort_unstable();
-    words.any_of.extend(examples.iter().map(|at| format!("such as {}", text(&dimension.atoms[*at as usize].value))));
+    words.any_of.extend(
+        examples.iter().map(|at| format!("such as {}", text(&dimension.atoms[*at as usize].value))),
+    );
     let mut out: Vec<usize> = out.into_iter().collect();
     out.sort_unstable();
     words.but = out.into_iter().map(|at| dimension.patterns[at].clone()).collect();
@@ -87,8 +93,12 @@ pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Workload(id) => id.to_string(),
         Value::Caller(id) => id.as_ref().map_or_else(|| "nobody".into(), ToString::to_string),
-        Value::Connection(connection) => (if *connection { "a connection" } else { "a request" }).into(),
-        Value::Route(route) => route.as_ref().map_or_else(|| "none".into(), |route| route.id.to_string()),
+        Value::Connection(connection) => {
+            (if *connection { "a connection" } else { "a request" }).into()
+        }
+        Value::Route(route) => {
+            route.as_ref().map_or_else(|| "none".into(), |route| route.id.to_string())
+        }
         Value::Port(port) => port.to_string(),
         Value::Host(text) | Value::Method(text) | Value::Path(text) => text.clone(),
         Value::Upgrade(upgrade) => or_none(upgrade),

@@ -36,7 +36,9 @@ pub(super) fn compare(policies: &Policies, findings: &mut Findings) {
             let first = *other < at || !covers(line, wider);
             !same_rule && counts && (wider.action != line.action || first) && covers(wider, line)
         });
-        let by = by.map(|other| (other, lines[other].action == PolicyAction::Deny && line.action == PolicyAction::Allow));
+        let by = by.map(|other| {
+            (other, lines[other].action == PolicyAction::Deny && line.action == PolicyAction::Allow)
+        });
         idle.entry(key).or_default().push(by);
     }
     for ((policy, rule), parts) in idle {
@@ -73,7 +75,20 @@ fn duplicates(policies: &Policies, findings: &mut Findings) {
 
 /// Does the one surely hold wherever the other does?
 fn covers(wide: &Line, narrow: &Line) -> bool {
-    let Line { old: _, new: _, action: _, connection, workloads, callers, selector, to, is_call, paths, below, conditions } = narrow;
+    let Line {
+        old: _,
+        new: _,
+        action: _,
+        connection,
+        workloads,
+        callers,
+        selector,
+        to,
+        is_call,
+        paths,
+        below,
+        conditions,
+    } = narrow;
     let none_left = |space: Space, shapes: &[Shape], but: &[Shape], minus: &[Shape]| {
         let minus: Vec<&Shape> = minus.iter().chain(but).collect();
         shapes.iter().all(|shape| left_over(space, shape, &minus).is_none())
@@ -84,7 +99,11 @@ fn covers(wide: &Line, narrow: &Line) -> bool {
         met.into_iter().any(|both| left_over(space, &both, &but).is_some())
     };
     let who = none_left(Space::Ids, &callers.any_of, &callers.but, &wide.callers.any_of)
-        && !wide.callers.but.iter().any(|out| meets(&callers.any_of, &callers.but, out, Space::Ids))
+        && !wide
+            .callers
+            .but
+            .iter()
+            .any(|out| meets(&callers.any_of, &callers.but, out, Space::Ids))
         && (wide.callers.nobody || !callers.nobody);
     let what = wide.paths.all_of.iter().all(|list| {
         paths.all_of.iter().any(|found| none_left(Space::Paths, found, &paths.but, list))
@@ -106,7 +125,8 @@ fn covers(wide: &Line, narrow: &Line) -> bool {
 
 fn selects(wide: &PolicySelector, narrow: &PolicySelector) -> bool {
     let routes = wide.routes.is_empty()
-        || (!narrow.routes.is_empty() && narrow.routes.iter().all(|route| wide.routes.contains(route)));
+        || (!narrow.routes.is_empty()
+            && narrow.routes.iter().all(|route| wide.routes.contains(route)));
     routes && wide.labels.iter().all(|(name, value)| narrow.labels.get(name) == Some(value))
 }
 
@@ -114,24 +134,33 @@ fn selects(wide: &PolicySelector, narrow: &PolicySelector) -> bool {
 fn is_wider(wide: &To, narrow: &To) -> bool {
     let listed = |wide: &[String], narrow: &[String], means: fn(&str, &str) -> bool| {
         wide.is_empty()
-            || (!narrow.is_empty() && narrow.iter().all(|one| wide.iter().any(|other| means(other, one))))
+            || (!narrow.is_empty()
+                && narrow.iter().all(|one| wide.iter().any(|other| means(other, one))))
     };
     let host = |wide: &str, narrow: &str| match wide.strip_prefix('*') {
-        Some(suffix) => narrow.trim_start_matches('*').to_ascii_lowercase().ends_with(suffix) && narrow.len() > suffix.len(),
+        Some(suffix) => {
+            narrow.trim_start_matches('*').to_ascii_lowercase().ends_with(suffix)
+                && narrow.len() > suffix.len()
+        }
         None => wide.eq_ignore_ascii_case(narrow),
     };
     let same = |wide: &str, narrow: &str| wide == narrow;
     let excluded = |wide: &[String], narrow: &[String], named: &[String]| {
-        wide.iter().all(|out| narrow.contains(out) || (!named.is_empty() && !named.iter().any(|one| one.eq_ignore_ascii_case(out))))
+        wide.iter().all(|out| {
+            narrow.contains(out)
+                || (!named.is_empty() && !named.iter().any(|one| one.eq_ignore_ascii_case(out)))
+        })
     };
     listed(&wide.hosts, &narrow.hosts, host)
         && wide.not_hosts.iter().all(|out| narrow.not_hosts.contains(out))
         && listed(&wide.methods, &narrow.methods, same)
         && excluded(&wide.not_methods, &narrow.not_methods, &narrow.methods)
         && (wide.ports.is_empty()
-            || (!narrow.ports.is_empty() && narrow.ports.iter().all(|port| wide.ports.contains(port))))
+            || (!narrow.ports.is_empty()
+                && narrow.ports.iter().all(|port| wide.ports.contains(port))))
         && wide.not_ports.iter().all(|out| {
-            narrow.not_ports.contains(out) || (!narrow.ports.is_empty() && !narrow.ports.contains(out))
+            narrow.not_ports.contains(out)
+                || (!narrow.ports.is_empty() && !narrow.ports.contains(out))
         })
         && wide.upgrades == narrow.upgrades
 }

@@ -77,8 +77,12 @@ fn contradictions(via: &Via, rule: &PolicyRule) -> Vec<String> {
     let all_in = |list: &[String], not: &[String]| {
         !list.is_empty() && list.iter().all(|one| not.contains(one))
     };
-    let folded = |list: &[String]| list.iter().map(|one| one.to_ascii_uppercase()).collect::<Vec<_>>();
-    say(all_in(&folded(&to.methods), &folded(&to.not_methods)), "to: every method of methods is in not_methods");
+    let folded =
+        |list: &[String]| list.iter().map(|one| one.to_ascii_uppercase()).collect::<Vec<_>>();
+    say(
+        all_in(&folded(&to.methods), &folded(&to.not_methods)),
+        "to: every method of methods is in not_methods",
+    );
     say(
         !to.ports.is_empty() && to.ports.iter().all(|port| to.not_ports.contains(port)),
         "to: every port of ports is in not_ports",
@@ -89,8 +93,14 @@ fn contradictions(via: &Via, rule: &PolicyRule) -> Vec<String> {
             None => host.eq_ignore_ascii_case(not),
         })
     };
-    say(!to.hosts.is_empty() && to.hosts.iter().all(excluded), "to: every host of hosts is in not_hosts");
-    say(all_in(&from.ip_blocks, &from.not_ip_blocks), "from: every network of ip_blocks is in not_ip_blocks");
+    say(
+        !to.hosts.is_empty() && to.hosts.iter().all(excluded),
+        "to: every host of hosts is in not_hosts",
+    );
+    say(
+        all_in(&from.ip_blocks, &from.not_ip_blocks),
+        "from: every network of ip_blocks is in not_ip_blocks",
+    );
     say(
         all_in(&from.remote_ip_blocks, &from.not_remote_ip_blocks),
         "from: every network of remote_ip_blocks is in not_remote_ip_blocks",
@@ -117,12 +127,17 @@ fn contradictions(via: &Via, rule: &PolicyRule) -> Vec<String> {
         "to: no gRPC method of grpc has a path of paths",
     );
     say(
-        allow && !calls.is_empty() && !to.methods.is_empty() && !to.methods.iter().any(|one| one == "POST"),
+        allow
+            && !calls.is_empty()
+            && !to.methods.is_empty()
+            && !to.methods.iter().any(|one| one == "POST"),
         "to: a gRPC call is a POST, which methods does not name",
     );
     let when = rule.when.clone().unwrap_or_default();
     let values = |entry: &ValueMatch| allow && all_in(&entry.values, &entry.not_values);
-    for (what, list) in [("header", &when.headers), ("query parameter", &when.query), ("claim", &from.claims)] {
+    for (what, list) in
+        [("header", &when.headers), ("query parameter", &when.query), ("claim", &from.claims)]
+    {
         for entry in list.iter().filter(|entry| values(entry)) {
             say(true, &format!("every value of {what} {} is in not_values", entry.name));
         }
@@ -148,7 +163,8 @@ fn times(via: &Via, rule: &PolicyRule, now: i64, findings: &mut Findings) {
         let ends = when.times.iter().filter_map(|span| span.not_after.clone()).collect::<Vec<_>>();
         findings.of_rule("WG1010", via, format!("its time is over: {}", ends.join(", ")));
     } else if !when.times.is_empty() && when.times.iter().all(later) {
-        let starts = when.times.iter().filter_map(|span| span.not_before.clone()).collect::<Vec<_>>();
+        let starts =
+            when.times.iter().filter_map(|span| span.not_before.clone()).collect::<Vec<_>>();
         findings.of_rule("WG1010", via, format!("its time has not come: {}", starts.join(", ")));
     }
 }

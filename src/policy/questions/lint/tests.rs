@@ -11,7 +11,8 @@ fn found(policies: &[(&str, Value)], around: &Surroundings) -> Vec<String> {
     }));
     let findings = policies.lint(around);
     let line = |one: &Finding| {
-        let place = [one.policy.clone(), one.rule.clone()].into_iter().flatten().collect::<Vec<_>>();
+        let place =
+            [one.policy.clone(), one.rule.clone()].into_iter().flatten().collect::<Vec<_>>();
         format!("{} {}", one.code, place.join(":"))
     };
     findings.iter().map(line).collect()
@@ -38,7 +39,8 @@ fn a_rule_that_says_what_it_means_is_no_finding() {
         single(json!({"from": {"principals": ["spiffe://shop/**"]}, "to": {"methods": ["GET"]}})),
         Vec::<String>::new()
     );
-    let tenant = json!({"from": {"principals": ["spiffe://shop/{t}/a"]}, "to": {"paths": ["/{t}/{id}"]}});
+    let tenant =
+        json!({"from": {"principals": ["spiffe://shop/{t}/a"]}, "to": {"paths": ["/{t}/{id}"]}});
     assert_eq!(single(tenant), Vec::<String>::new());
 }
 
@@ -46,17 +48,35 @@ fn a_rule_that_says_what_it_means_is_no_finding() {
 fn one_rule_can_be_odd_alone() {
     let a = json!({"principals": ["spiffe://shop/a"]});
     for (rule, code) in [
-        (json!({"from": {"principals": ["spiffe://shop/a"], "not_principals": ["spiffe://shop/*"]}}), "WG1002 p:1"),
-        (json!({"from": {"principals": ["spiffe://shop/a"], "trust_domains": ["other"]}}), "WG1002 p:1"),
+        (
+            json!({"from": {"principals": ["spiffe://shop/a"], "not_principals": ["spiffe://shop/*"]}}),
+            "WG1002 p:1",
+        ),
+        (
+            json!({"from": {"principals": ["spiffe://shop/a"], "trust_domains": ["other"]}}),
+            "WG1002 p:1",
+        ),
         (json!({"from": a, "to": {"hosts": ["a.test"], "not_hosts": ["*.test"]}}), "WG1002 p:1"),
-        (json!({"from": a, "to": {"paths": ["/a/b", "/a/c"], "not_paths": ["/a/**"]}}), "WG1002 p:1"),
+        (
+            json!({"from": a, "to": {"paths": ["/a/b", "/a/c"], "not_paths": ["/a/**"]}}),
+            "WG1002 p:1",
+        ),
         (json!({"from": a, "to": {"methods": ["GET"], "grpc": ["p.S/M"]}}), "WG1002 p:1"),
         (json!({}), "WG1005 p:1"),
-        (json!({"from": {"principals": ["spiffe://shop/**"]}, "to": {"paths": ["/**"]}}), "WG1005 p:1"),
+        (
+            json!({"from": {"principals": ["spiffe://shop/**"]}, "to": {"paths": ["/**"]}}),
+            "WG1005 p:1",
+        ),
         (json!({"from": {"trust_domains": ["shop"]}}), "WG1005 p:1"),
         (json!({"from": a, "mode": {"canary": 5}}), "WG1007 p:1"),
-        (json!({"from": a, "when": {"times": [{"not_after": "2020-01-01T00:00:00Z"}]}}), "WG1010 p:1"),
-        (json!({"from": a, "when": {"times": [{"not_before": "2999-01-01T00:00:00Z"}]}}), "WG1010 p:1"),
+        (
+            json!({"from": a, "when": {"times": [{"not_after": "2020-01-01T00:00:00Z"}]}}),
+            "WG1010 p:1",
+        ),
+        (
+            json!({"from": a, "when": {"times": [{"not_before": "2999-01-01T00:00:00Z"}]}}),
+            "WG1010 p:1",
+        ),
         (json!({"from": {"principals": ["spiffe://shop/{t}/a"]}}), "WG1011 p:1"),
     ] {
         assert_eq!(single(rule.clone()), [code], "{rule}");
@@ -68,20 +88,27 @@ fn one_rule_can_be_odd_alone() {
 #[test]
 fn rules_make_each_other_idle() {
     let none = Surroundings::default();
-    let all = json!({"from": {"principals": ["spiffe://shop/**"]}, "to": {"methods": ["GET", "PUT"]}});
+    let all =
+        json!({"from": {"principals": ["spiffe://shop/**"]}, "to": {"methods": ["GET", "PUT"]}});
     let one = json!({"name": "one", "from": {"principals": ["spiffe://shop/a"]}, "to": {"methods": ["GET"], "paths": ["/x"]}});
     let post = json!({"from": {"principals": ["spiffe://shop/a"]}, "to": {"methods": ["POST"]}});
     assert_eq!(found(&[("p", allow(json!([all, one])))], &none), ["WG1004 p:one"]);
     assert_eq!(found(&[("p", allow(json!([one, all])))], &none), ["WG1004 p:one"]);
     assert_eq!(found(&[("p", allow(json!([all, post])))], &none), Vec::<String>::new());
-    assert_eq!(found(&[("p", allow(json!([one]))), ("q", allow(json!([one])))], &none), ["WG1004 q:one"]);
+    assert_eq!(
+        found(&[("p", allow(json!([one]))), ("q", allow(json!([one])))], &none),
+        ["WG1004 q:one"]
+    );
     let no_x = json!({"from": {"principals": ["spiffe://shop/*"]}, "to": {"paths": ["/x/**"]}});
     assert_eq!(
         found(&[("p", allow(json!([one, post]))), ("q", deny(json!([no_x])))], &none),
         ["WG1003 p:one"]
     );
     let seldom = json!({"from": {"principals": ["spiffe://shop/*"]}, "when": {"headers": [{"name": "x", "values": ["1"]}]}});
-    assert_eq!(found(&[("p", allow(json!([one]))), ("q", deny(json!([seldom])))], &none), Vec::<String>::new());
+    assert_eq!(
+        found(&[("p", allow(json!([one]))), ("q", deny(json!([seldom])))], &none),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -92,7 +119,10 @@ fn what_is_around_the_policies_counts() {
     let route = |id: &str| TargetRoute { id: Id::parse(id).unwrap(), labels: Labels::new() };
     let mode = json!({"mode": "strict", "ports": {"8080": "permissive"}});
     let around = Surroundings {
-        workloads: Some(vec!["spiffe://shop/billing".parse().unwrap(), "spiffe://shop/bare".parse().unwrap()]),
+        workloads: Some(vec![
+            "spiffe://shop/billing".parse().unwrap(),
+            "spiffe://shop/bare".parse().unwrap(),
+        ]),
         routes: Some(vec![route("r1")]),
         modes: vec![(Id::parse("m").unwrap(), serde_json::from_value(mode).unwrap())],
         now: 0,
