@@ -9,8 +9,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    audit, check, conformance, demo, dev, explain, identity, policy, run, schema, status, tap,
-    who_did,
+    audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema,
+    status, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -61,6 +61,12 @@ enum Command {
     Check(check::CheckArgs),
     /// Explain a decision
     Explain(explain::ExplainArgs),
+    /// Who may do something at a workload: all identities, with the rules that admit them
+    WhoCan(questions::WhoCanArgs),
+    /// Everything that an identity may do, everywhere
+    WhatCan(questions::WhatCanArgs),
+    /// May an identity do something? Exit code 3: no
+    CanI(questions::CanIArgs),
     /// Policies: read files strictly, test them, bring them in from elsewhere, hand them on
     Policy(policy::PolicyArgs),
     /// Check a decision log, look at its end, find records in it
@@ -138,6 +144,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.block_on(check::run(&args, out))
         }
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
+        Command::WhoCan(args) => runtime.block_on(questions::who_can(&args, out)),
+        Command::WhatCan(args) => runtime.block_on(questions::what_can(&args, out)),
+        Command::CanI(args) => runtime.block_on(questions::can_i(&args, out)),
         Command::Policy(args) => runtime.block_on(policy::run(&args, out)),
         Command::Audit(args) => runtime.block_on(audit::run(&args, out)),
         Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),

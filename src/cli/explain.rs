@@ -30,6 +30,8 @@ pub(super) struct ExplainArgs {
 enum ExplainCommand {
     /// Explain a refusal by the id that the caller got (header x-wardgate-denial).
     Denial(DenialArgs),
+    /// Explain what a request would meet: route, plugins, policy with every rule that was tried, upstream.
+    Request(super::questions::RequestArgs),
 }
 
 #[derive(Args, Debug)]
@@ -61,6 +63,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match &args.command {
         ExplainCommand::Denial(args) => run_denial(args, out).await,
+        ExplainCommand::Request(args) => super::questions::request(args, out).await,
     }
 }
 

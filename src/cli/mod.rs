@@ -16,6 +16,7 @@ mod explain;
 mod identity;
 mod paint;
 mod policy;
+mod questions;
 mod run;
 mod schema;
 mod status;

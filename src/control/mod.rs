@@ -12,6 +12,7 @@ mod index;
 mod listing;
 mod patch;
 mod plugins;
+mod questions;
 mod records;
 pub mod serve;
 mod validate;
@@ -26,7 +27,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::audit::Archive;
+use crate::identity::SpiffeId;
 use crate::model::{Invalid, Rejected, Resource, Revision};
+use crate::policy::questions::{Supposed, Walked};
 use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
@@ -110,6 +113,16 @@ pub trait Trial: Send + Sync {
     /// # Errors
     /// A data plane would refuse the candidate; the sentence says why.
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid>;
+
+    /// What a supposed request at this workload would meet among these resources; `None` where there is no router.
+    fn walk(
+        &self,
+        _resources: &[Resource],
+        _workload: &SpiffeId,
+        _supposed: &Supposed,
+    ) -> Option<Walked> {
+        None
+    }
 }
 
 /// One request that changes something, or wanted to.

@@ -22,6 +22,7 @@ mod networks;
 mod path;
 mod policy_set;
 mod query;
+pub mod questions;
 mod rule;
 mod selector;
 mod targets;

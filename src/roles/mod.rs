@@ -17,6 +17,7 @@ mod keeper;
 mod outputs;
 mod process;
 mod proved;
+mod questions;
 mod reload;
 mod settings;
 mod settings_file;
@@ -42,6 +43,7 @@ pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use keeper::stay;
 pub use process::{Running, Shared, identity_source};
+pub use questions::walk;
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, ShipSetting,

@@ -44,6 +44,7 @@ mod plugins;
 mod policy;
 mod policy_attacks;
 mod proof;
+mod questions;
 mod recording;
 mod registries;
 mod repeats;
