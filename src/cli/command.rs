@@ -9,7 +9,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema, status,
+    audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema,
+    status, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -68,8 +69,10 @@ enum Command {
     CanI(questions::CanIArgs),
     /// Policies: read files strictly, test them, bring them in from elsewhere, hand them on
     Policy(policy::PolicyArgs),
-    /// Check a decision log, look at its end
+    /// Check a decision log, look at its end, find records in it
     Audit(audit::AuditArgs),
+    WhoDid(who_did::WhoDidArgs),
+    Tap(tap::TapArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
@@ -145,7 +148,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::WhatCan(args) => runtime.block_on(questions::what_can(&args, out)),
         Command::CanI(args) => runtime.block_on(questions::can_i(&args, out)),
         Command::Policy(args) => runtime.block_on(policy::run(&args, out)),
-        Command::Audit(args) => audit::run(&args, out),
+        Command::Audit(args) => runtime.block_on(audit::run(&args, out)),
+        Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
+        Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;

@@ -19,7 +19,7 @@ use super::answer::Answer;
 use super::auth::{Principal, Role};
 use super::history::Author;
 use super::listing::{self, Query};
-use super::{AdminRecord, ControlPlane, PluginPart, patch};
+use super::{AdminRecord, ControlPlane, PluginPart, patch, records};
 use crate::identity::TrustDomain;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -61,7 +61,7 @@ const fn row(kind: Kind, schema: &'static str, id: IdRule, post: bool, patch: bo
     Row { kind, name: kind.singular(), schema, id, post, patch }
 }
 
-const TABLE: [Row; 14] = [
+const TABLE: [Row; 15] = [
     row(Kind::Routes, "route", IdRule::Generic, true, true),
     row(Kind::Services, "service", IdRule::Generic, true, true),
     row(Kind::Upstreams, "upstream", IdRule::Generic, true, true),
@@ -73,6 +73,7 @@ const TABLE: [Row; 14] = [
     row(Kind::PluginMetadata, "plugin_metadata", IdRule::Plugin, false, false),
     row(Kind::Ssls, "ssl", IdRule::Generic, true, true),
     row(Kind::IdentityPolicies, "identity_policy", IdRule::Generic, true, true),
+    row(Kind::IdentityModes, "identity_mode", IdRule::Generic, true, true),
     row(Kind::Workloads, "workload", IdRule::Generic, true, true),
     row(Kind::TrustDomains, "trust_domain", IdRule::TrustDomain, false, true),
     row(Kind::Revocations, "revocation", IdRule::Generic, true, true),
@@ -141,7 +142,8 @@ async fn enter(
             }
         },
     };
-    if !matches!(method, Method::GET | Method::HEAD) && !is_question(&path) {
+    let changes = !matches!(method, Method::GET | Method::HEAD) && !is_question(&path);
+    if changes || records::is_question(&path, &query) {
         plane.audit.admin(&AdminRecord {
             principal: principal.as_ref().map(|known| known.name.as_str()),
             client,
@@ -278,6 +280,9 @@ impl ControlPlane {
         query: &Query,
     ) -> Option<Result<Answer, Answer>> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
+        if let (["audit", what @ ..], &Method::GET) = (segments, method) {
+            return Some(self.answer_records(what, query).await);
+        }
         let answer = match (segments, method) {
             (["plugins", "reload"], &Method::PUT) => Answer::json(StatusCode::OK, "done".into()),
             (["plugins", "reload"], _) => {

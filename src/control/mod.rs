@@ -13,6 +13,7 @@ mod listing;
 mod patch;
 mod plugins;
 mod questions;
+mod records;
 pub mod serve;
 mod validate;
 mod wording;
@@ -25,6 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::audit::Archive;
 use crate::identity::SpiffeId;
 use crate::model::{Invalid, Rejected, Resource, Revision};
 use crate::policy::questions::{Supposed, Walked};
@@ -185,6 +187,8 @@ pub struct Parts {
     pub audit: Arc<dyn AuditTrail>,
     /// How far the data planes are; `None` where there are none.
     pub convergence: Option<Arc<dyn Convergence>>,
+    /// The collected decision logs; `None` where they are not kept.
+    pub archive: Option<Archive>,
     /// For `create_time` and `update_time`.
     pub clock: Clock,
 }
@@ -199,6 +203,7 @@ pub struct ControlPlane {
     trial: Arc<dyn Trial>,
     audit: Arc<dyn AuditTrail>,
     convergence: Option<Arc<dyn Convergence>>,
+    archive: Option<Archive>,
     clock: Clock,
     shapes: Shapes,
     index: Index,
@@ -248,6 +253,7 @@ impl ControlPlane {
             trial: parts.trial,
             audit: parts.audit,
             convergence: parts.convergence,
+            archive: parts.archive,
             clock: parts.clock,
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),
