@@ -153,7 +153,8 @@ async fn http_collector(tcp: TcpStream, got: Got, mood: Arc<Mutex<Mood>>) {
             answer(204)
         }
     });
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tcp), service).await;
+    let _ =
+        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tcp), service).await;
 }
 
 /// A collector of OpenTelemetry's logs.
@@ -230,7 +231,8 @@ async fn protobuf_collector(tcp: TcpStream, collector: Collector) {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.encode_to_vec()))))
         }
     });
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tcp), service).await;
+    let _ =
+        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tcp), service).await;
 }
 
 /// TLS with a certificate of `authority`, for clients with another one of it.
@@ -257,7 +259,8 @@ fn tls_of(authority: &Authority, pair: &Pair) -> TlsAcceptor {
 async fn grpc_collector(tcp: TcpStream, tls: TlsAcceptor, collector: Collector) {
     let Ok(tls) = tls.accept(tcp).await else { return };
     let service = TowerToHyperService::new(LogsServiceServer::new(collector));
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service).await;
+    let _ =
+        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service).await;
 }
 
 /// A receiver of syslog over TLS that is in the mesh: it counts octets, and reads messages as RFC 5424 has them.
@@ -390,7 +393,9 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
     syslog.has("siem", seq).await;
     old.has("refusals", seq).await;
     let status = billing.address("status");
-    let lags = |report: &Value| report["failing_since"].is_i64() && report["lag_records"].as_u64() > Some(0);
+    let lags = |report: &Value| {
+        report["failing_since"].is_i64() && report["lag_records"].as_u64() > Some(0)
+    };
     eventually_async("the output that fails says so", || async {
         let process = get(status, "/status/process").await.json();
         let outputs = process["decision_log"]["outputs"].as_array()?.clone();
@@ -402,7 +407,8 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
     assert!(metrics.contains("wardgate_audit_output_failing{output=\"otel\"} 0"), "{metrics}");
     let settings = std::fs::read_to_string(&billing.settings_file).unwrap();
     let asked = world.folder.join("asked.yaml");
-    let settings = settings.replace("\"status\": \"127.0.0.1:0\"", &format!("\"status\": \"{status}\""));
+    let settings =
+        settings.replace("\"status\": \"127.0.0.1:0\"", &format!("\"status\": \"{status}\""));
     std::fs::write(&asked, settings).unwrap();
     let checked = run(["check", "-c", asked.to_str().unwrap()]);
     assert_eq!(checked.code, Some(1), "{}", checked.out);
@@ -417,7 +423,11 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
     };
     http_door.open(serve.clone()).await;
     shop.get(&billing, "/while-busy").await;
-    billing.logs("answered 503");
+    eventually_async("the output that finds it busy says so", || async {
+        let process = get(status, "/status/process").await.text();
+        process.contains("answered 503").then_some(())
+    })
+    .await;
     http_door.close();
     stranger.get(&billing, "/while-away").await;
     *mood.lock().unwrap() = Mood::Good;
@@ -432,7 +442,10 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
     billing.logs("never will be");
     let metrics = get(status, "/metrics").await.text();
     assert!(metrics.contains("wardgate_audit_undeliverable_total{output=\"web\"} 1"), "{metrics}");
-    assert!(!metrics.contains("wardgate_audit_undeliverable_total{output=\"refusals\"} 0"), "{metrics}");
+    assert!(
+        !metrics.contains("wardgate_audit_undeliverable_total{output=\"refusals\"} 0"),
+        "{metrics}"
+    );
 
     // The gateway is killed while a collector is away; the next one goes on where it was.
     syslog_door.close();
@@ -491,10 +504,14 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
 
     // The same tables make files for others.
     let log = billing.audit_file();
-    let exported = run(["audit", "export", "--format", "ocsf", "--denied", log.to_str().unwrap()]).good();
+    let exported =
+        run(["audit", "export", "--format", "ocsf", "--denied", log.to_str().unwrap()]).good();
     let classes: Vec<Value> =
         exported.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(classes.len() > 20 && classes.iter().all(|event| event["action_id"] == 2), "{exported}");
+    assert!(
+        classes.len() > 20 && classes.iter().all(|event| event["action_id"] == 2),
+        "{exported}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -563,7 +580,10 @@ async fn outputs_that_cannot_be_are_refused_by_name_at_the_start() {
             json!({ "name": "a", "http": { "url": "https://a/", "tls": { "ca": "/nowhere.pem" } } }),
             "/nowhere.pem",
         ),
-        (json!({ "name": "a", "http": { "url": "http://a/" }, "only": ["x"] }), "no type of record"),
+        (
+            json!({ "name": "a", "http": { "url": "http://a/" }, "only": ["x"] }),
+            "no type of record",
+        ),
     ] {
         let said = refuse(json!([output])).replace('\\', "").replace('"', "\"");
         let expected = expected.replace('\\', "");
