@@ -78,10 +78,10 @@ fn search(at: &str, value: &Value, proofs: &[(&str, &str)], places: &mut BTreeSe
                 search(&format!("{at}/{name}"), value, proofs, places);
             }
         }
-        Value::String(text) if at.contains("_hmac") => {
-            if proofs.iter().any(|(_, proof)| proof == text) {
-                places.insert(at.trim_start_matches('/').replace('/', "."));
-            }
+        Value::String(text)
+            if at.contains("_hmac") && proofs.iter().any(|(_, proof)| proof == text) =>
+        {
+            places.insert(at.trim_start_matches('/').replace('/', "."));
         }
         _ => {}
     }

@@ -8,9 +8,8 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, policy, run, status};
+use super::{audit, check, conformance, demo, dev, explain, identity, policy, run, schema, status};
 use crate::observe::{LogFormat, start_logging};
-use crate::roles::Settings;
 use crate::rt::{Sockets, memory, systemd};
 
 /// An mTLS-centric zero-trust sidecar gateway.
@@ -67,8 +66,8 @@ enum Command {
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
     Conformance(conformance::ConformanceArgs),
-    /// Print the JSON Schema of the settings file, for editors
-    Schema,
+    /// Print a JSON Schema for editors: of the settings file, of policies, of their cases
+    Schema(schema::SchemaArgs),
     /// Print completions for a shell
     #[command(
         after_help = "Example:\n  wardgate completion bash > /etc/bash_completion.d/wardgate"
@@ -141,11 +140,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;
             runtime.block_on(conformance::run(&args, out))
         }
-        Command::Schema => {
-            let schema = schemars::schema_for!(Settings);
-            writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Schema(args) => schema::run(&args, out),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "wardgate", out);
             Ok(ExitCode::SUCCESS)

@@ -281,6 +281,24 @@ impl<'r> Denial<'r> {
                      names the field."
                 ));
             }
+            "no_token" => advice.lines.push(
+                "A rule asks for claims, and no auth plugin of the route verified a token. Let the caller send one, and see that \
+                 the route has the plugin that verifies it."
+                    .into(),
+            ),
+            "unclear_input" => advice.lines.push(
+                "A deny rule asks for what cannot be told of this request: its query is not properly encoded or has a raw \
+                 semicolon, or the rule's condition has no answer. The caller should send it plain; or say in the rule what \
+                 is meant where it is absent."
+                    .into(),
+            ),
+            "upgrade_not_allowed" => {
+                let (policy, rule) = self.by.unwrap_or_default();
+                advice.lines.push(format!(
+                    "Policy {policy}, rule {rule} would hold, but it does not allow to switch to this protocol (WebSocket, an \
+                     upgrade, a tunnel). That is a permission of its own: a rule with to.upgrades."
+                ));
+            }
             _ => self.allowing(standing, &mut advice),
         }
         advice
@@ -290,11 +308,20 @@ impl<'r> Denial<'r> {
     fn allowing(&self, standing: Option<&Value>, advice: &mut Advice) {
         if let Some((policy, rule, clause)) = self.nearest {
             let port = self.port.to_string();
+            let account = self.src.and_then(service_account);
             // The field, and what is to be added to it or removed from it.
             let edit = match clause {
                 "principals" => self.src.map(|src| ("from", "principals", src, true)),
                 "trust_domains" => {
                     self.src.and_then(domain).map(|td| ("from", "trust_domains", td, true))
+                }
+                "namespaces" => {
+                    let namespace =
+                        account.as_deref().and_then(|account| account.split('/').next());
+                    namespace.map(|namespace| ("from", "namespaces", namespace, true))
+                }
+                "service_accounts" => {
+                    account.as_deref().map(|account| ("from", "service_accounts", account, true))
                 }
                 "methods" => self.method.map(|method| ("to", "methods", method, true)),
                 "not_methods" => self.method.map(|method| ("to", "not_methods", method, false)),
@@ -316,6 +343,10 @@ impl<'r> Denial<'r> {
                 let route = self.route.unwrap_or("(none matched)");
                 advice.change = Some(format!(
                     "policy {policy} does not select route {route}: add it to selector.routes, or give the route its labels"
+                ));
+            } else if !clause.is_empty() && !clause.starts_with("not_") {
+                advice.change = Some(format!(
+                    "policy {policy}, rule {rule} asks for other {clause}: widen them there, or write a rule of its own"
                 ));
             } else if !clause.is_empty() {
                 advice.change = Some(format!(
@@ -364,6 +395,14 @@ fn sentence(reason: &str) -> &'static str {
 
 fn domain(id: &str) -> Option<&str> {
     id.strip_prefix("spiffe://")?.split('/').next()
+}
+
+/// `namespace/name`, of an ID in the shape of Kubernetes.
+fn service_account(id: &str) -> Option<String> {
+    match id.split('/').collect::<Vec<_>>().as_slice() {
+        ["spiffe:", "", _, "ns", namespace, "sa", name] => Some(format!("{namespace}/{name}")),
+        _ => None,
+    }
 }
 
 /// A host without its port.

@@ -1,5 +1,6 @@
 //! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
+mod admin;
 mod audit;
 mod audit_export;
 mod audit_match;
@@ -14,6 +15,7 @@ mod identity;
 mod paint;
 mod policy;
 mod run;
+mod schema;
 mod status;
 mod text;
 

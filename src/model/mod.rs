@@ -36,7 +36,7 @@ pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{
     Listeners, Method, OneOrMany, Recording, Route, Service, Status, WorkloadSelector,
 };
-pub use schema::plain;
+pub use schema::{plain, schema_of};
 pub use secret::{Ssl, SslClient, SslType, TlsVersion};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,

@@ -590,12 +590,18 @@ pub(super) fn rotated_name(log: &Path, number: u64) -> PathBuf {
 pub(super) fn continued(log: &Path) -> Option<u64> {
     #[derive(Deserialize)]
     struct First {
-        continues: String,
+        continues: Option<String>,
+        damaged: Option<Broken>,
+    }
+    #[derive(Deserialize)]
+    struct Broken {
+        file: String,
     }
     let mut line = Vec::new();
     BufReader::new(File::open(log).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
-    let First { continues } = serde_json::from_slice(&line).ok()?;
-    number_of(log, &log.with_file_name(continues))
+    let First { continues, damaged } = serde_json::from_slice(&line).ok()?;
+    let before = continues.or(damaged.map(|damaged| damaged.file))?;
+    number_of(log, &log.with_file_name(before))
 }
 
 /// The number of a file's first record.

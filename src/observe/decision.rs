@@ -315,7 +315,7 @@ impl DecisionRecord<'_> {
             }
             if redaction.paths != PathRedaction::Hmac {
                 match self.template {
-                    _ if shaped && self.is_shaped() => {
+                    _ if shaped && self.is_shaped() && redaction.paths == PathRedaction::Keep => {
                         fields.text("template", &shape::template(self.path));
                     }
                     template => fields.some_text("template", template),

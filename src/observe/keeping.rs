@@ -157,7 +157,7 @@ fn old_files_are_deleted_knowingly_and_never_before_everybody_has_them() {
     let first = || aside(&folder)[0].clone();
     write_until(&audit, || first() == "audit-000003.jsonl");
     hold.release();
-    write_until(&audit, || first() > "audit-000004.jsonl".to_owned() && aside(&folder).len() == 2);
+    write_until(&audit, || *first() > *"audit-000004.jsonl" && aside(&folder).len() == 2);
     drop(audit);
 
     let files = log_files(&folder.log());
@@ -165,7 +165,7 @@ fn old_files_are_deleted_knowingly_and_never_before_everybody_has_them() {
     assert!(report.is_sound(), "{:?}", report.findings);
     assert!(report.begins_behind_retired);
     let known: Vec<&str> = report.retired.iter().map(|retired| &*retired.file).collect();
-    assert!(known.len() >= 1 && known.windows(2).all(|pair| pair[0] < pair[1]), "{known:?}");
+    assert!(!known.is_empty() && known.windows(2).all(|pair| pair[0] < pair[1]), "{known:?}");
 
     // A file that somebody else took away is not one that the settings did.
     std::fs::remove_file(&files[0]).unwrap();
@@ -178,7 +178,7 @@ fn old_files_are_deleted_knowingly_and_never_before_everybody_has_them() {
     }
     let audit = AuditLog::open(settings, &Posture::default()).unwrap();
     write_until(&audit, || !aside(&folder).is_empty());
-    assert!(aside(&folder)[0] > "audit-000004.jsonl".to_owned(), "{:?}", aside(&folder));
+    assert!(*aside(&folder)[0] > *"audit-000004.jsonl", "{:?}", aside(&folder));
 }
 
 #[test]

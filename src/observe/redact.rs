@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::json::Fields;
-use super::shape;
 use crate::rt::crypto::digest::{SHA256, digest};
 use crate::rt::crypto::hmac;
 
@@ -23,7 +22,7 @@ pub enum PathRedaction {
     /// They are written as received.
     #[default]
     Keep,
-    /// Their template is written (`/invoices/{id}`), and the HMAC of the whole.
+    /// The template that matched is written (`/invoices/{id}`), as the rule or the route has it, and the HMAC of the whole.
     Template,
     /// Only their HMAC is written.
     Hmac,
@@ -76,8 +75,11 @@ pub struct RedactSettings {
 }
 
 impl RedactSettings {
-    /// What is left out, in a line; empty when nothing is.
+    /// What is left out, in a line: `paths principals`, or `nothing`.
     pub fn summary(&self) -> String {
+        if (self.paths, self.addresses, self.principals) == Default::default() {
+            return "nothing".to_owned();
+        }
         let paths = (self.paths != PathRedaction::Keep).then_some("paths");
         let addresses = (self.addresses != AddressRedaction::Keep).then_some("addresses");
         let principals = (self.principals != PrincipalRedaction::Keep).then_some("principals");
@@ -333,10 +335,8 @@ impl Redaction {
                 fields.some_text("template", template);
             }
             PathRedaction::Template => {
-                match template {
-                    Some(template) => fields.text("template", template),
-                    None => fields.text("template", &shape::template(path)),
-                }
+                // The shape of a path is a guess, and what it takes for a name of a kind may be somebody's.
+                fields.some_text("template", template);
                 self.hide(tenant, fields, "path_hmac", "path", path);
             }
             PathRedaction::Hmac => self.hide(tenant, fields, "path_hmac", "path", path),
@@ -455,12 +455,12 @@ mod tests {
             ..RedactSettings::default()
         });
         let record = written(|fields| {
-            all.path(None, fields, b"/invoices/4711", None);
+            all.path(None, fields, b"/invoices/4711", Some("/invoices/*"));
             all.socket(None, fields, ADDRESS, "10.1.2.3:99".parse().unwrap());
             all.principal(None, fields, ("spiffe_id", "spiffe_id_hmac"), Some("spiffe://a/web"));
             all.sentence(fields, Some("spiffe://a/web is not trusted"));
         });
-        assert_eq!(record["template"], "/invoices/{id}");
+        assert_eq!(record["template"], "/invoices/*");
         assert_eq!(record["addr_prefix"], "10.1.2.0/24");
         let text = record.to_string();
         for secret in ["4711", "10.1.2.3", "web"] {

@@ -127,7 +127,7 @@ mod tests {
             (RetainSettings { bytes: Some(250), ..retain.clone() }, 1),
             (RetainSettings { bytes: Some(99), ..retain.clone() }, 3),
             (RetainSettings { days: Some(5), ..retain.clone() }, 2),
-            (RetainSettings { days: Some(30), files: Some(2), ..retain.clone() }, 1),
+            (RetainSettings { days: Some(30), files: Some(2), ..retain }, 1),
         ] {
             assert_eq!(too_many(&files, &limits), gone, "{limits:?}");
         }

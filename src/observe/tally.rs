@@ -80,56 +80,29 @@ impl Tally {
             return Noted::Single;
         }
         let kinds = &mut self.kinds[usize::from(record.allowed)];
+        record.write_key(true, &mut self.key);
+        if let Some(kind) = kinds.get_mut(&*self.key) {
+            return kind.meet(record, now, counting, &mut self.due);
+        }
         // Where half of the room is taken, paths are told apart no longer: who asks for many must not push out who asks for few.
-        let mut shaped = true;
-        record.write_key(shaped, &mut self.key);
-        if !kinds.contains_key(&*self.key) {
-            shaped = kinds.len() < counting.kinds / 2;
-            if !shaped {
-                record.write_key(shaped, &mut self.key);
+        let shaped = kinds.len() < counting.kinds / 2;
+        if !shaped {
+            record.write_key(false, &mut self.key);
+            if let Some(kind) = kinds.get_mut(&*self.key) {
+                return kind.meet(record, now, counting, &mut self.due);
             }
-            if !kinds.contains_key(&*self.key) {
-                if kinds.len() >= counting.kinds {
-                    self.crowded = true;
-                    self.due = Some(self.due.map_or(now, |due| due.min(now)));
-                    return Noted::Single;
-                }
-                let mut shared = Vec::with_capacity(512);
-                record.write_shared(shaped, &mut Fields::first(&mut shared), redaction);
-                let kind = Kind { shared, ..Kind::default() };
-                kinds.insert(self.key.as_slice().into(), kind);
+            if kinds.len() >= counting.kinds {
+                self.crowded = true;
+                be_due(&mut self.due, now);
+                return Noted::Single;
             }
         }
-        let Some(kind) = kinds.get_mut(&*self.key) else { return Noted::Single };
-        kind.met = now;
-        let opens = if record.allowed {
-            let opens = kind.until.is_none();
-            if opens {
-                kind.until = Some(now + counting.window);
-            }
-            opens
-        } else {
-            if now >= kind.minute {
-                (kind.singles, kind.minute) = (0, now + MINUTE);
-            }
-            kind.singles = kind.singles.saturating_add(1);
-            kind.singles <= counting.single_denies
-        };
-        if opens {
-            if let Some(until) = kind.until {
-                self.due = Some(self.due.map_or(until, |due| due.min(until)));
-            }
-            return Noted::Single;
-        }
-        if kind.count == 0 {
-            kind.first = now;
-            let until = *kind.until.get_or_insert(now + counting.window);
-            self.due = Some(self.due.map_or(until, |due| due.min(until)));
-        }
-        kind.count += 1;
-        kind.last = now;
-        kind.denial = record.denial_id;
-        Noted::Counted
+        let mut shared = Vec::with_capacity(512);
+        record.write_shared(shaped, &mut Fields::first(&mut shared), redaction);
+        let mut kind = Kind { shared, ..Kind::default() };
+        let noted = kind.meet(record, now, counting, &mut self.due);
+        kinds.insert(self.key.as_slice().into(), kind);
+        noted
     }
 
     /// When there is something to do next.
@@ -165,7 +138,7 @@ impl Tally {
                             kind.count = 0;
                         }
                     }
-                    Some(until) => self.due = Some(self.due.map_or(until, |due| due.min(until))),
+                    Some(until) => be_due(&mut self.due, until),
                     None => {}
                 }
             }
@@ -181,7 +154,47 @@ impl Tally {
     }
 }
 
+/// Something is to be done at that time, if not before.
+fn be_due(due: &mut Option<u64>, at: u64) {
+    *due = Some(due.map_or(at, |due| due.min(at)));
+}
+
 impl Kind {
+    /// One more of them.
+    fn meet(
+        &mut self,
+        record: &DecisionRecord<'_>,
+        now: u64,
+        counting: &Counting,
+        due: &mut Option<u64>,
+    ) -> Noted {
+        self.met = now;
+        if record.allowed {
+            if self.until.is_none() {
+                let until = now + counting.window;
+                self.until = Some(until);
+                be_due(due, until);
+                return Noted::Single;
+            }
+        } else {
+            if now >= self.minute {
+                (self.singles, self.minute) = (0, now + MINUTE);
+            }
+            self.singles = self.singles.saturating_add(1);
+            if self.singles <= counting.single_denies {
+                return Noted::Single;
+            }
+        }
+        if self.count == 0 {
+            self.first = now;
+            be_due(due, *self.until.get_or_insert(now + counting.window));
+        }
+        self.count += 1;
+        self.last = now;
+        self.denial = record.denial_id;
+        Noted::Counted
+    }
+
     fn write(&self, body: &mut Vec<u8>) {
         body.clear();
         let mut fields = Fields::first(body);

@@ -472,6 +472,7 @@ impl Sink for Writer {
         if let Output::Heir(_) = self.output {
             return self.write_to_heir(awaited);
         }
+        self.is_confirmed = true;
         let written = self.write_file();
         let failing = written.is_err();
         if let Err(error) = written

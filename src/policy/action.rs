@@ -3,8 +3,10 @@
 use std::cell::OnceCell;
 use std::net::IpAddr;
 
-use super::host;
 use super::path::{Readings, read};
+use super::rule::LOTS;
+use super::{host, query};
+use crate::identity::SpiffeId;
 use crate::model::{Id, Labels};
 
 /// The route that a request matched, as far as selectors look at it.
@@ -144,18 +146,32 @@ impl<'a> Action<'a> {
 
 /// An action while it is decided: what has to be worked out is worked out once, and only if a rule asks for it.
 pub(super) struct Facts<'a> {
+    pub(super) caller: Option<&'a SpiffeId>,
+    pub(super) action: &'a Action<'a>,
     pub(super) port: u16,
-    pub(super) http: Option<Request<'a>>,
+    /// Below [`LOTS`].
+    pub(super) lot: u8,
+    pub(super) http: Option<&'a Request<'a>>,
     pub(super) route: Option<RouteFacts<'a>>,
     host: OnceCell<Option<&'a str>>,
     readings: OnceCell<Readings<'a>>,
+    query: OnceCell<Option<&'a str>>,
 }
 
 impl<'a> Facts<'a> {
-    pub(super) fn of(action: &Action<'a>) -> Self {
-        let http = action.request().copied();
-        let route = http.and_then(|http| http.route);
-        Self { port: action.port, http, route, host: OnceCell::new(), readings: OnceCell::new() }
+    pub(super) fn of(action: &'a Action<'a>, caller: Option<&'a SpiffeId>) -> Self {
+        let http = action.request();
+        Self {
+            caller,
+            action,
+            port: action.port,
+            lot: action.lot.min(LOTS - 1),
+            http,
+            route: http.and_then(|http| http.route),
+            host: OnceCell::new(),
+            readings: OnceCell::new(),
+            query: OnceCell::new(),
+        }
     }
 
     /// Layer 4: the request, and so its route, is not known.
@@ -163,9 +179,12 @@ impl<'a> Facts<'a> {
         self.http.is_none()
     }
 
-    /// The host's name without port and final dot; `None` when it is no host name.
+    /// The host's name without port and final dot; `None` when it is no host name. Of a connection: the server name.
     pub(super) fn host(&self) -> Option<&'a str> {
-        *self.host.get_or_init(|| host::name(self.http?.host))
+        *self.host.get_or_init(|| match &self.action.content {
+            Content::Request(request) => host::name(request.host),
+            Content::Connection { server_name } => host::name((*server_name)?),
+        })
     }
 
     /// All readings of the path.
@@ -180,5 +199,18 @@ impl<'a> Facts<'a> {
             Readings::One(path) => Some(path),
             Readings::Several(_) | Readings::Unclear => None,
         }
+    }
+
+    /// The query, when it can be read in one way only. Without one it is empty.
+    pub(super) fn query(&self) -> Option<&'a str> {
+        *self.query.get_or_init(|| {
+            let query = self.http?.query.unwrap_or_default();
+            query::is_clear(query).then_some(query)
+        })
+    }
+
+    /// The caller's token. A connection has none.
+    pub(super) fn token(&self) -> Token<'a> {
+        self.http.map_or(Token::Absent, |http| http.token)
     }
 }

@@ -1,5 +1,7 @@
 //! Hosts of rules: exact names and `*.suffix`; compared without case, port and final dot.
 
+use super::callers::check_name;
+
 /// The name in an authority, without port and final dot; `None` when it is no host name.
 ///
 /// An empty label, user information, blanks or a port that is not a number make it none.
@@ -43,6 +45,8 @@ pub(super) enum HostPattern {
     Exactly(Box<str>),
     /// One or more labels before this suffix, which starts with its dot, in lower case.
     Below(Box<str>),
+    /// One label, which has a name, before this suffix, which starts with its dot, in lower case.
+    Captured(Box<str>, Box<str>),
 }
 
 impl HostPattern {
@@ -52,6 +56,16 @@ impl HostPattern {
             Some(rest) => (true, rest),
             None => (false, text),
         };
+        let captured = text.strip_prefix('{').and_then(|rest| rest.split_once("}."));
+        let rest = captured.map_or(rest, |(_, rest)| rest);
+        if let Some((label, _)) = captured {
+            check_name(label).map_err(|why| format!("\"{text}\": {why}"))?;
+        }
+        if rest.contains(['{', '}']) {
+            return Err(format!(
+                "\"{text}\": a name in braces stands only as the whole first label, {{name}}.suffix"
+            ));
+        }
         if text == "*" {
             return Err("\"*\" is no host; leave the list out to mean all hosts".into());
         }
@@ -65,25 +79,38 @@ impl HostPattern {
             return Err(format!("\"{text}\" has a port; ports belong into the list \"ports\""));
         }
         let lower = found.to_ascii_lowercase();
-        Ok(if below {
-            Self::Below(format!(".{lower}").into())
-        } else {
-            Self::Exactly(lower.into())
+        Ok(match captured {
+            Some((label, _)) => Self::Captured(label.into(), format!(".{lower}").into()),
+            None if below => Self::Below(format!(".{lower}").into()),
+            None => Self::Exactly(lower.into()),
         })
+    }
+
+    /// The name of its first label.
+    pub(super) fn capture(&self) -> Option<&str> {
+        match self {
+            Self::Captured(label, _) => Some(label),
+            Self::Exactly(_) | Self::Below(_) => None,
+        }
     }
 
     /// Does the rule mean this name (as [`name`] gives it)?
     pub(super) fn matches(&self, host: &str) -> bool {
         match self {
             Self::Exactly(name) => name.eq_ignore_ascii_case(host),
-            Self::Below(suffix) => host
-                .len()
-                .checked_sub(suffix.len())
-                .filter(|before| *before > 0)
-                .and_then(|before| host.get(before..))
-                .is_some_and(|end| suffix.eq_ignore_ascii_case(end)),
+            Self::Below(suffix) => before(host, suffix).is_some(),
+            Self::Captured(_, suffix) => {
+                before(host, suffix).is_some_and(|label| !label.contains('.'))
+            }
         }
     }
+}
+
+/// What stands before the suffix, if anything does.
+fn before<'h>(host: &'h str, suffix: &str) -> Option<&'h str> {
+    let at = host.len().checked_sub(suffix.len()).filter(|at| *at > 0)?;
+    let (found, end) = host.split_at_checked(at)?;
+    suffix.eq_ignore_ascii_case(end).then_some(found)
 }
 
 impl std::fmt::Display for HostPattern {
@@ -91,6 +118,7 @@ impl std::fmt::Display for HostPattern {
         match self {
             Self::Exactly(name) => f.write_str(name),
             Self::Below(suffix) => write!(f, "*{suffix}"),
+            Self::Captured(label, suffix) => write!(f, "{{{label}}}{suffix}"),
         }
     }
 }
@@ -119,6 +147,10 @@ mod tests {
             ("[::1]", "[::1]", true),
             ("10.0.0.1", "10.0.0.1:9080", true),
             ("billing", "billing", true),
+            ("{tenant}.example.com", "a.example.com:80", true),
+            ("{tenant}.example.com", "a.b.example.com", false),
+            ("{tenant}.example.com", "example.com", false),
+            ("{tenant}.example.com", ".example.com", false),
         ] {
             let parsed = HostPattern::parse(pattern).unwrap();
             let got = name(host).is_some_and(|name| parsed.matches(name));
@@ -153,7 +185,23 @@ mod tests {
 
     #[test]
     fn patterns_that_cannot_be_meant_are_refused() {
-        for bad in ["*", "a.*.b", "*a.b", "**.a", "a.b:80", "", "a..b", "*.", "a b"] {
+        for bad in [
+            "*",
+            "a.*.b",
+            "*a.b",
+            "**.a",
+            "a.b:80",
+            "",
+            "a..b",
+            "*.",
+            "a b",
+            "{a}",
+            "{}.b",
+            "{1}.b",
+            "a.{b}.c",
+            "x{a}.b",
+            "{a}.{b}.c",
+        ] {
             assert!(HostPattern::parse(bad).is_err(), "{bad:?}");
         }
     }

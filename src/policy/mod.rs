@@ -3,16 +3,29 @@
 //! Deny wins; what no rule allows is denied. This room does no I/O. It is a door: it defines nothing itself.
 
 mod action;
-#[expect(dead_code, reason = "rules do not end with conditions yet")]
+mod callers;
+mod captures;
+mod cases;
+mod circumstances;
+mod claims;
 mod condition;
+mod deciding;
 mod decision;
 mod explain;
+mod export;
 mod files;
 mod host;
+mod import;
 mod index;
+mod networks;
 mod path;
 mod policy_set;
+mod query;
 mod rule;
+mod selector;
+mod targets;
+mod times;
+mod values;
 
 #[cfg(test)]
 mod reference;
@@ -20,7 +33,10 @@ mod reference;
 mod tables;
 
 pub use action::{Action, Content, Fields, NoFields, Request, RouteFacts, Token};
+pub use cases::{Case, Expected, PolicyTest, Trial, TrialReport, UnreachedRule, try_cases};
 pub use decision::{Clause, Decision, Near, Outcome, Reason, RuleName, RuleRef};
 pub use explain::{Explanation, Failure, TriedRule};
+pub use export::{Cedar, export_cedar};
 pub use files::{Declared, Flaw, Place, Placed};
+pub use import::{Difference, Import, ImportOptions, Weight, import_istio, import_linkerd};
 pub use policy_set::{Policy, Standing, check};

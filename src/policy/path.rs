@@ -7,6 +7,8 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
+use super::callers::check_name;
+
 /// Longer paths with anything to decode or resolve are not read but refused: their readings would cost too much.
 const MAX_READ: usize = 2048;
 /// More readings than this make a path unclear.
@@ -256,6 +258,9 @@ pub(super) enum Look {
 pub(super) struct Template {
     text: Box<str>,
     segments: Box<[Segment]>,
+    /// Names in braces, and which segments they stand for.
+    names: Box<[(usize, Box<str>)]>,
+    ignore_case: bool,
     /// A last `**`.
     open: bool,
     /// Ends with a slash.
@@ -270,7 +275,7 @@ enum Segment {
 
 impl Template {
     /// Reads what an operator wrote; the error is a sentence about it.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str, ignore_case: bool) -> Result<Self, String> {
         let sentence = |what: &str| format!("\"{text}\": {what}");
         let wrong = |what: &str| Err(sentence(what));
         let Some(body) = text.strip_prefix('/') else {
@@ -292,20 +297,16 @@ impl Template {
             None => (body, body.is_empty() && !open),
         };
         let mut segments = Vec::new();
-        let mut names: Vec<&str> = Vec::new();
+        let mut names: Vec<(usize, Box<str>)> = Vec::new();
         // "/" and "/**" have no segment; "//" has an empty one.
         let none = body.is_empty() && text != "//";
         for part in body.split('/').filter(|_| !none) {
             if let Some(name) = part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-                let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-                if name.is_empty() || !name.bytes().all(fits) || name.as_bytes()[0].is_ascii_digit()
-                {
-                    return wrong("a name in braces has letters, digits and underscores");
-                }
-                if names.contains(&name) {
+                check_name(name).map_err(sentence)?;
+                if names.iter().any(|(_, known)| **known == *name) {
                     return wrong("a name in braces stands only once");
                 }
-                names.push(name);
+                names.push((segments.len(), name.into()));
                 segments.push(Segment::Any);
                 continue;
             }
@@ -319,7 +320,17 @@ impl Template {
                 _ => segments.push(Segment::Exactly(literal(part).map_err(sentence)?)),
             }
         }
-        Ok(Self { text: text.into(), segments: segments.into(), open, slash })
+        let (segments, names) = (segments.into(), names.into());
+        Ok(Self { text: text.into(), segments, names, ignore_case, open, slash })
+    }
+
+    /// Names in braces, and which segments they stand for.
+    pub(super) fn names(&self) -> &[(usize, Box<str>)] {
+        &self.names
+    }
+
+    pub(super) fn ignores_case(&self) -> bool {
+        self.ignore_case
     }
 
     /// Does the template mean this reading?
@@ -339,6 +350,7 @@ impl Template {
             };
             let holds = match segment {
                 Segment::Any => !first.is_empty(),
+                Segment::Exactly(literal) if self.ignore_case => is_same(literal, first, look),
                 Segment::Exactly(literal) => **literal == *first,
             };
             if !holds {
@@ -349,15 +361,34 @@ impl Template {
         self.open || (rest.is_none() && (look == Look::Wide || slash == self.slash))
     }
 
-    /// The first segment that a path must have: `Some("")` for the root alone, `None` when any will do.
-    pub(super) fn first(&self) -> Option<&str> {
-        match self.segments.first() {
-            Some(Segment::Exactly(literal)) => Some(literal),
-            Some(Segment::Any) => None,
-            None if self.open => None,
-            None => Some(""),
+    /// The literal segments that a path must begin with, joined, and how many they are (at most `most`). The root alone is
+    /// one empty segment. `None` when it begins with no certain one.
+    pub(super) fn beginning(&self, most: usize) -> Option<(String, usize)> {
+        if self.ignore_case {
+            return None;
         }
+        if self.segments.is_empty() && !self.open {
+            return Some((String::new(), 1));
+        }
+        let literal = self.segments.iter().map_while(|segment| match segment {
+            Segment::Exactly(literal) => Some(&**literal),
+            Segment::Any => None,
+        });
+        let literal: Vec<&str> = literal.take(most).collect();
+        (!literal.is_empty()).then(|| (literal.join("/"), literal.len()))
     }
+}
+
+/// Compares without case. Programs differ in what case is beyond ASCII: to refuse, any will do.
+fn is_same(literal: &str, segment: &str, look: Look) -> bool {
+    let lower = |text: &str, other: &str| {
+        text.chars().flat_map(char::to_lowercase).eq(other.chars().flat_map(char::to_lowercase))
+    };
+    let upper = |text: &str, other: &str| {
+        text.chars().flat_map(char::to_uppercase).eq(other.chars().flat_map(char::to_uppercase))
+    };
+    literal.eq_ignore_ascii_case(segment)
+        || (look == Look::Wide && (lower(literal, segment) || upper(literal, segment)))
 }
 
 /// The text of a literal segment, decoded.
@@ -423,7 +454,7 @@ mod tests {
             ("/a%20b", "/a b", true, true),
             ("/.well-known/x", "/.well-known/x", true, true),
         ] {
-            let parsed = Template::parse(template).unwrap();
+            let parsed = Template::parse(template, false).unwrap();
             assert_eq!(parsed.matches(path, Strict), strict, "{template} {path}");
             assert_eq!(parsed.matches(path, Wide), wide, "{template} {path} wide");
             assert_eq!(parsed.to_string(), template);
@@ -466,7 +497,7 @@ mod tests {
             "/a%25b",
             "/a\n",
         ] {
-            let sentence = Template::parse(bad).unwrap_err();
+            let sentence = Template::parse(bad, false).unwrap_err();
             assert!(sentence.contains(' '), "{bad:?}: {sentence}");
         }
     }

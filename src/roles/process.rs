@@ -93,6 +93,10 @@ impl Shared {
                 ("trust_domain", settings.trust_domain.clone()),
                 ("policy_default", "deny".to_owned()),
                 ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
+                (
+                    "svid_rules",
+                    if settings.verification.strict { "strict" } else { "lenient" }.to_owned(),
+                ),
                 ("allows", log_name(&settings.decision_log.allows)),
                 ("when_full", log_name(&settings.decision_log.when_full)),
                 ("redacted", settings.decision_log.redact.summary()),

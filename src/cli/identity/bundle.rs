@@ -10,8 +10,8 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::admin::{AdminArgs, ask, wait};
 use super::text::{date, fingerprint};
+use crate::cli::admin::{AdminArgs, ask, wait};
 use crate::identity::{BundleDocument, TrustBundle, TrustDomain};
 use crate::roles::Authority;
 use crate::rt::Clock;

@@ -10,8 +10,8 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::admin::{AdminArgs, ask, list, wait};
 use super::text::date;
+use crate::cli::admin::{AdminArgs, ask, list, wait};
 use crate::identity::{SpiffeId, TrustDomain, serial_number};
 use crate::rt::Clock;
 use crate::rt::crypto::digest::{SHA256, digest};

@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::admin::{AdminArgs, ask, list, wait};
 use super::text::date;
+use crate::cli::admin::{AdminArgs, ask, list, wait};
 use crate::cli::client::send;
 use crate::identity::{SpiffeId, TrustDomain};
 

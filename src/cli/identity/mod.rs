@@ -2,7 +2,6 @@
 //!
 //! `command.rs` holds the verbs and their words; each other file does one family of them.
 
-mod admin;
 mod authority;
 mod bundle;
 mod command;

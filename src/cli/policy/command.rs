@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::validate;
+use super::{coverage, export, history, import, replay, suggest, test, validate};
 
 /// Work on policies in files and at the control plane.
 #[derive(Args, Debug)]
@@ -18,6 +18,22 @@ pub(in crate::cli) struct PolicyArgs {
 enum PolicyCommand {
     /// Read policy files as strictly as the Admin API does
     Validate(validate::ValidateArgs),
+    /// Try the cases that are kept beside the policies, on the engine that enforces
+    Test(test::TestArgs),
+    /// Bring policies in from another mesh, with a report of each difference in meaning
+    Import(import::ImportArgs),
+    /// Hand policies on in the language of another engine
+    Export(export::ExportArgs),
+    /// What would other policies have decided about what really happened?
+    Replay(replay::ReplayArgs),
+    /// Write the least rules that allow what was allowed, with the evidence
+    Suggest(suggest::SuggestArgs),
+    /// Which rules, and which entries of them, were used?
+    Coverage(coverage::CoverageArgs),
+    /// Who changed which policy when
+    History(history::HistoryArgs),
+    /// Put policies back to what they were
+    Rollback(history::RollbackArgs),
 }
 
 /// Runs `wardgate policy`.
@@ -30,5 +46,13 @@ pub(in crate::cli) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match &args.command {
         PolicyCommand::Validate(args) => validate::run(args, out),
+        PolicyCommand::Test(args) => test::run(args, out),
+        PolicyCommand::Import(args) => import::run(args, out),
+        PolicyCommand::Export(args) => export::run(args, out),
+        PolicyCommand::Replay(args) => replay::run(args, out).await,
+        PolicyCommand::Suggest(args) => suggest::run(args, out),
+        PolicyCommand::Coverage(args) => coverage::run(args, out).await,
+        PolicyCommand::History(args) => history::history(args, out).await,
+        PolicyCommand::Rollback(args) => history::rollback(args, out).await,
     }
 }

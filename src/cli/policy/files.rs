@@ -28,7 +28,7 @@ pub(in crate::cli) fn read_texts(paths: &[PathBuf]) -> anyhow::Result<Vec<Source
         }
         let mut files = Vec::new();
         if path.is_dir() {
-            walk(path, &mut files)?;
+            walk(path, &["yaml", "yml", "json"], &mut files)?;
             files.sort();
             if files.is_empty() {
                 bail!("{} holds no *.yaml, *.yml or *.json", path.display());
@@ -45,18 +45,22 @@ pub(in crate::cli) fn read_texts(paths: &[PathBuf]) -> anyhow::Result<Vec<Source
     Ok(texts)
 }
 
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+/// All files below a folder with one of these endings.
+pub(super) fn walk(
+    folder: &Path,
+    endings: &[&str],
+    files: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
     let read = || format!("cannot read {}", folder.display());
     for entry in std::fs::read_dir(folder).with_context(read)? {
         let path = entry.with_context(read)?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let wanted = path
-            .extension()
-            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|one| extension == *one));
+        let wanted =
+            path.extension().is_some_and(|extension| endings.iter().any(|one| extension == *one));
         if hidden {
             // `.git`, and the names that Kubernetes keeps beside what it shows.
         } else if path.is_dir() {
-            walk(&path, files)?;
+            walk(&path, endings, files)?;
         } else if wanted {
             files.push(path);
         }
@@ -77,7 +81,6 @@ pub(in crate::cli) fn read_policies(paths: &[PathBuf]) -> anyhow::Result<(Declar
     Ok((declared, flaws))
 }
 
-#[allow(dead_code, reason = "commands that ask use it")]
 /// As [`read_policies`], for commands that need policies without a mistake.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::document::{Flaw, Node, Place, documents};
 use crate::identity::SpiffePattern;
 use crate::model::{Id, IdentityMode, IdentityPolicy, Invalid, Kind, Revision};
+use crate::policy::cases::{Case, cases};
 use crate::policy::check;
 
 /// Something that a file declares, and where.
@@ -21,7 +22,7 @@ pub struct Placed<T> {
 /// What policy files say.
 ///
 /// A file holds YAML documents (or JSON). A document is one policy, with its `id` among its fields; or a mode, with
-/// `kind: identity_mode`; or lists of them, as in a resources file:
+/// `kind: identity_mode`; or cases, with `kind: policy_test` or in a file `*.test.yaml`; or lists of them, as in a resources file:
 /// ```
 /// # use wardgate::policy::Declared;
 /// let text = "\
@@ -50,6 +51,8 @@ pub struct Declared {
     pub policies: Vec<Placed<IdentityPolicy>>,
     /// The identity modes.
     pub modes: Vec<Placed<IdentityMode>>,
+    /// The cases that are kept beside them.
+    pub cases: Vec<Case>,
     seen: HashMap<(&'static str, Id), Place>,
 }
 
@@ -79,10 +82,12 @@ impl Declared {
         }
         let added = match document.get("kind").map(|kind| (kind.text(), kind.line())) {
             None if is_resources(document) => return self.add_resources(file, document, flaws),
+            Some((Some("policy_test"), _)) => self.add_cases(file, document),
+            None if is_test(file) => self.add_cases(file, document),
             None | Some((Some("identity_policy"), _)) => self.add_policy(file, document),
             Some((Some("identity_mode"), _)) => self.add_mode(file, document),
             Some((_, line)) => {
-                let sentence = "kind: expected identity_policy or identity_mode";
+                let sentence = "kind: expected identity_policy, identity_mode or policy_test";
                 Err(Flaw::new(file, line, sentence))
             }
         };
@@ -150,6 +155,11 @@ impl Declared {
         Ok(())
     }
 
+    fn add_cases(&mut self, file: &str, document: &Node) -> Result<(), Flaw> {
+        self.cases.append(&mut cases(file, document)?);
+        Ok(())
+    }
+
     fn place<T>(
         &mut self,
         what: &'static str,
@@ -168,6 +178,12 @@ impl Declared {
         self.seen.insert((what, id.clone()), place.clone());
         Ok(Placed { place, id, body })
     }
+}
+
+/// Does the file hold cases where nothing else is said?
+fn is_test(file: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    [".test.yaml", ".test.yml", ".test.json"].iter().any(|end| name.ends_with(end))
 }
 
 /// Are the document's fields kinds of resources?

@@ -8,5 +8,4 @@ mod document;
 
 pub use declared::{Declared, Placed};
 pub use document::{Flaw, Place};
-#[expect(unused_imports, reason = "cases and imports are read with them")]
-pub(super) use document::{Misfit, Node, documents};
+pub(super) use document::{Node, documents};

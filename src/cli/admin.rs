@@ -10,7 +10,7 @@ use crate::cli::client::Admin;
 
 /// Where the Admin API is.
 #[derive(Args, Debug)]
-pub(super) struct AdminArgs {
+pub(in crate::cli) struct AdminArgs {
     /// The Admin API, as http://127.0.0.1:9180
     #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
     admin: Option<String>,
@@ -21,11 +21,11 @@ pub(super) struct AdminArgs {
 
 impl AdminArgs {
     /// Was an Admin API named?
-    pub(super) fn is_given(&self) -> bool {
+    pub(in crate::cli) fn is_given(&self) -> bool {
         self.admin.is_some()
     }
 
-    pub(super) fn open(&self) -> anyhow::Result<Admin> {
+    pub(in crate::cli) fn open(&self) -> anyhow::Result<Admin> {
         let Some(url) = &self.admin else {
             bail!("the Admin API is not named: --admin URL or WARDGATE_ADMIN")
         };
@@ -37,13 +37,13 @@ impl AdminArgs {
 }
 
 /// Runs what waits for a network; the verbs themselves do not.
-pub(super) fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+pub(in crate::cli) fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start a runtime")?.block_on(work)
 }
 
 /// Asks, and turns a refusal into an error with the Admin API's sentence.
-pub(super) async fn ask(
+pub(in crate::cli) async fn ask(
     admin: &Admin,
     method: &str,
     path: &str,
@@ -66,7 +66,10 @@ pub(super) async fn ask(
 }
 
 /// The resources of a kind: id and value.
-pub(super) async fn list(admin: &Admin, kind: &str) -> anyhow::Result<Vec<(String, Value)>> {
+pub(in crate::cli) async fn list(
+    admin: &Admin,
+    kind: &str,
+) -> anyhow::Result<Vec<(String, Value)>> {
     let answer = ask(admin, "GET", &format!("/{kind}"), None).await?;
     let entries = answer["list"].as_array().cloned().unwrap_or_default();
     let item = |entry: Value| {
