@@ -194,3 +194,14 @@ pub fn unix_millis(rfc3339: &str) -> Option<u64> {
     let time = OffsetDateTime::parse(rfc3339, &Rfc3339).ok()?;
     u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
+
+/// Milliseconds since 1970 as a record's time.
+pub fn time_text(unix_millis: u64) -> String {
+    let nanos = i128::from(unix_millis) * 1_000_000;
+    let time =
+        OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+    );
+    time.format(format).unwrap_or_default()
+}

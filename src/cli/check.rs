@@ -239,6 +239,7 @@ async fn look_at_control_plane(admin: &Admin, findings: &mut Vec<Finding>) {
         },
         total => finding("policy", Grade::Good, format!("{total} identity policies")),
     });
+    look_at_modes(admin, findings).await;
     let newest = newest_revision(&policies);
     match admin
         .call("GET", &format!("/revisions/{newest}"), None)
@@ -247,6 +248,35 @@ async fn look_at_control_plane(admin: &Admin, findings: &mut Vec<Finding>) {
     {
         Ok(state) => look_at_planes(&state, findings),
         Err(error) => findings.push(finding("feed", Grade::Problem, format!("{error:#}"))),
+    }
+}
+
+/// Where callers need no identity.
+async fn look_at_modes(admin: &Admin, findings: &mut Vec<Finding>) {
+    let modes = match admin.call("GET", "/identity_modes", None).await {
+        Ok(answer) => answer.json().unwrap_or_default(),
+        Err(error) => {
+            return findings.push(finding("policy", Grade::Problem, format!("{error:#}")));
+        }
+    };
+    for entry in modes["list"].as_array().into_iter().flatten() {
+        let mode = &entry["value"];
+        let ports = mode["ports"].as_object().into_iter().flatten();
+        let all = ports.map(|(port, mode)| (format!("port {port}"), mode));
+        let all = std::iter::once(("all other ports".to_owned(), &mode["mode"])).chain(all);
+        let lax: Vec<String> = all
+            .filter(|(_, mode)| mode.as_str() != Some("strict"))
+            .map(|(place, mode)| format!("{} at {place}", mode.as_str().unwrap_or("?")))
+            .collect();
+        if !lax.is_empty() {
+            let (id, lax) = (mode["id"].as_str().unwrap_or("?"), lax.join(", "));
+            findings.push(Finding {
+                fix: Some(
+                    "set it to strict when the decision log shows nobody who needs less".to_owned(),
+                ),
+                ..finding("policy", Grade::Warning, format!("identity mode {id}: {lax}"))
+            });
+        }
     }
 }
 

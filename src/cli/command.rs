@@ -8,7 +8,10 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, policy, run, schema, status};
+use super::{
+    audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema,
+    status, tap, who_did,
+};
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
 
@@ -58,10 +61,18 @@ enum Command {
     Check(check::CheckArgs),
     /// Explain a decision
     Explain(explain::ExplainArgs),
+    /// Who may do something at a workload: all identities, with the rules that admit them
+    WhoCan(questions::WhoCanArgs),
+    /// Everything that an identity may do, everywhere
+    WhatCan(questions::WhatCanArgs),
+    /// May an identity do something? Exit code 3: no
+    CanI(questions::CanIArgs),
     /// Policies: read files strictly, test them, bring them in from elsewhere, hand them on
     Policy(policy::PolicyArgs),
-    /// Check a decision log, look at its end
+    /// Check a decision log, look at its end, find records in it
     Audit(audit::AuditArgs),
+    WhoDid(who_did::WhoDidArgs),
+    Tap(tap::TapArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
@@ -133,8 +144,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.block_on(check::run(&args, out))
         }
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
+        Command::WhoCan(args) => runtime.block_on(questions::who_can(&args, out)),
+        Command::WhatCan(args) => runtime.block_on(questions::what_can(&args, out)),
+        Command::CanI(args) => runtime.block_on(questions::can_i(&args, out)),
         Command::Policy(args) => runtime.block_on(policy::run(&args, out)),
-        Command::Audit(args) => audit::run(&args, out),
+        Command::Audit(args) => runtime.block_on(audit::run(&args, out)),
+        Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
+        Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
+use super::archive::find_denial as find_denial_in_archive;
 use super::audit::{DEFAULT_LOG, Output};
 use super::text::{field, safe};
 use crate::identity::SpiffeId;
@@ -29,6 +30,8 @@ pub(super) struct ExplainArgs {
 enum ExplainCommand {
     /// Explain a refusal by the id that the caller got (header x-wardgate-denial).
     Denial(DenialArgs),
+    /// Explain what a request would meet: route, plugins, policy with every rule that was tried, upstream.
+    Request(super::questions::RequestArgs),
 }
 
 #[derive(Args, Debug)]
@@ -38,7 +41,8 @@ struct DenialArgs {
     /// Where to look: audit logs, or folders of them. Files that were rotated from them are searched as well.
     #[arg(long, env = "WARDGATE_AUDIT", default_value = DEFAULT_LOG, value_name = "FILE", value_delimiter = ':')]
     log: Vec<PathBuf>,
-    /// The Admin API, to see the policy as it stands now: http://127.0.0.1:9180
+    /// The Admin API, to find the record in its archive when no log here has it, and to see the policy as it stands now:
+    /// http://127.0.0.1:9180
     #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
     admin: Option<String>,
     /// The Admin API's key.
@@ -59,16 +63,32 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match &args.command {
         ExplainCommand::Denial(args) => run_denial(args, out).await,
+        ExplainCommand::Request(args) => super::questions::request(args, out).await,
     }
 }
 
 async fn run_denial(args: &DenialArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
-    let Some((file, record)) = find(&args.log, &args.id)? else {
+    let local = find(&args.log, &args.id);
+    let found = match (&local, &args.admin) {
+        (Ok(None) | Err(_), Some(admin)) => {
+            // Without an archive there, the local answer is the answer.
+            let central = find_denial_in_archive(admin, args.key.as_deref(), &args.id).await;
+            match (central, local) {
+                (Ok(Some(found)), _) => Some(found),
+                (Ok(None), _) => None,
+                (Err(_), Ok(found)) => found,
+                (Err(error), Err(_)) => return Err(error),
+            }
+        }
+        _ => local?,
+    };
+    let Some((file, record)) = found else {
         let looked: Vec<String> = args.log.iter().map(|path| path.display().to_string()).collect();
         writeln!(out, "no denial {} in {}", safe(&args.id), looked.join(", "))?;
         writeln!(
             out,
-            "fix: name the log of the sidecar that refused, with --log FILE or WARDGATE_AUDIT"
+            "fix: name the log of the sidecar that refused, with --log FILE or WARDGATE_AUDIT; or the control plane that has its \
+             records, with --admin URL or WARDGATE_ADMIN"
         )?;
         return Ok(ExitCode::FAILURE);
     };

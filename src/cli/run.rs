@@ -112,6 +112,9 @@ fn tell(running: &Running, out: &mut impl Write) -> std::io::Result<()> {
     for (door, address) in &running.doors {
         writeln!(out, "{} listens on {address}", format!("{door:?}").to_lowercase())?;
     }
+    for (name, address) in &running.relays {
+        writeln!(out, "{name} listens on {address}")?;
+    }
     for (name, address) in [
         ("status", running.status),
         ("control_api", running.control_api),

@@ -164,6 +164,13 @@ fn print(told: &Value, out: &mut impl Write) -> anyhow::Result<()> {
             )?;
         }
     }
+    for plane in rows(told, "configuration") {
+        for door in rows(plane, "identity_modes").filter(|door| door["mode"] != "strict") {
+            let mode = text(door, "/mode");
+            let warning = paint.warn(&format!("{mode} at port {}", text(door, "/port")));
+            writeln!(out, "{:<14} {:<12} {warning}", "identity mode", text(plane, "/part"))?;
+        }
+    }
     for feed in rows(told, "feeds") {
         let part = text(feed, "/part");
         let how = match (feed["control_plane"].is_string(), feed["connected"] == true) {

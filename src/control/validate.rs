@@ -141,6 +141,7 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         Body::Upstream(upstream) => sensible_upstream(upstream),
         Body::Ssl(ssl) => certificates::sensible(ssl),
         Body::IdentityPolicy(policy) => policy::check(policy).map_err(in_configuration),
+        Body::IdentityMode(mode) => policy::check_mode(mode).map_err(in_configuration),
         Body::Workload(workload) => {
             let id = workload.spiffe_id.parse::<SpiffeId>();
             let wrong = |why: &dyn std::fmt::Display| {

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, Id, IdentityPolicy, PluginConfig,
-    Revision, Revocation, Route, Service, Ssl, Upstream, Workload,
+    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, Id, IdentityMode, IdentityPolicy,
+    PluginConfig, Revision, Revocation, Route, Service, Ssl, Upstream, Workload,
 };
 
 /// Everything that an operator can declare.
@@ -25,6 +25,7 @@ pub enum Kind {
     PluginMetadata,
     Ssls,
     IdentityPolicies,
+    IdentityModes,
     Workloads,
     TrustDomains,
     Revocations,
@@ -32,10 +33,11 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, referenced ones before those that refer to them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::TrustDomains,
         Self::Revocations,
         Self::Workloads,
+        Self::IdentityModes,
         Self::IdentityPolicies,
         Self::Ssls,
         Self::PluginMetadata,
@@ -63,6 +65,7 @@ impl Kind {
             Self::PluginMetadata => "plugin_metadata",
             Self::Ssls => "ssls",
             Self::IdentityPolicies => "identity_policies",
+            Self::IdentityModes => "identity_modes",
             Self::Workloads => "workloads",
             Self::TrustDomains => "trust_domains",
             Self::Revocations => "revocations",
@@ -83,6 +86,7 @@ impl Kind {
             Self::PluginMetadata => "plugin metadata",
             Self::Ssls => "ssl",
             Self::IdentityPolicies => "identity policy",
+            Self::IdentityModes => "identity mode",
             Self::Workloads => "workload",
             Self::TrustDomains => "trust domain",
             Self::Revocations => "revocation",
@@ -153,6 +157,7 @@ pub enum Body {
     PluginMetadata(Value),
     Ssl(Box<Ssl>),
     IdentityPolicy(Box<IdentityPolicy>),
+    IdentityMode(Box<IdentityMode>),
     Workload(Box<Workload>),
     TrustDomain(Box<DomainTrust>),
     Revocation(Box<Revocation>),
@@ -227,6 +232,7 @@ impl Body {
             }
             Kind::Ssls => Self::Ssl(of(value)?),
             Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
+            Kind::IdentityModes => Self::IdentityMode(of(value)?),
             Kind::Workloads => Self::Workload(of(value)?),
             Kind::TrustDomains => Self::TrustDomain(of(value)?),
             Kind::Revocations => Self::Revocation(of(value)?),

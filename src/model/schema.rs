@@ -5,8 +5,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityPolicy, Kind,
-    PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
+    Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityMode, IdentityPolicy,
+    Kind, PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
 };
 
 impl Kind {
@@ -24,6 +24,7 @@ impl Kind {
             Self::PluginMetadata => json!({"type": "object"}),
             Self::Ssls => schema_of::<Ssl>(),
             Self::IdentityPolicies => schema_of::<IdentityPolicy>(),
+            Self::IdentityModes => schema_of::<IdentityMode>(),
             Self::Workloads => schema_of::<Workload>(),
             Self::TrustDomains => schema_of::<DomainTrust>(),
             Self::Revocations => schema_of::<Revocation>(),

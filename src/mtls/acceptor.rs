@@ -12,8 +12,8 @@ use tokio_rustls::server::TlsStream;
 
 use super::prepared::Prepared;
 use super::provider::{certified_svid, provider};
-use super::verifier::handshake;
-use super::{Error, PeerVerifier};
+use super::verifier::{handshake, handshake_demanding};
+use super::{Demand, Error, LetIn, PeerVerifier};
 use crate::identity::{Identity, Peer};
 use crate::rt::Live;
 
@@ -23,12 +23,39 @@ use crate::rt::Live;
 #[derive(Clone, Debug)]
 pub struct Acceptor {
     prepared: Prepared<TlsAcceptor>,
+    /// For doors that ask for less, made when one does.
+    if_any: Prepared<TlsAcceptor>,
+    nothing: Prepared<TlsAcceptor>,
+    protocols: &'static [&'static [u8]],
+}
+
+/// How a handshake ended at a door that may ask for less than an identity.
+#[derive(Debug)]
+pub struct Accepted<S> {
+    /// The connection.
+    pub stream: TlsStream<S>,
+    /// Who is at its other end; `None` for nobody.
+    pub peer: Option<Arc<Peer>>,
+    /// A peer that showed a certificate which is not good, and was let in as nobody all the same.
+    pub let_in: Option<LetIn>,
 }
 
 impl Acceptor {
-    /// Accepts as whoever `identity` says at each handshake.
+    /// Accepts as whoever `identity` says at each handshake; what is spoken is HTTP.
+    #[expect(clippy::needless_pass_by_value, reason = "it is kept")]
     pub fn new(identity: Live<Identity>) -> Self {
-        Self { prepared: Prepared::new(identity) }
+        Self::speaking(&identity, &[b"h2", b"http/1.1"])
+    }
+
+    /// The same where nobody reads what is spoken: no protocol is agreed on.
+    #[expect(clippy::needless_pass_by_value, reason = "it is kept")]
+    pub fn of_bytes(identity: Live<Identity>) -> Self {
+        Self::speaking(&identity, &[])
+    }
+
+    fn speaking(identity: &Live<Identity>, protocols: &'static [&'static [u8]]) -> Self {
+        let prepared = || Prepared::new(identity.clone());
+        Self { prepared: prepared(), if_any: prepared(), nothing: prepared(), protocols }
     }
 
     /// Shakes hands. The caller limits the time.
@@ -39,14 +66,37 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let tls =
-            self.prepared.get(|identity| Ok(TlsAcceptor::from(Arc::new(config(identity)?))))?;
+        let tls = self.tls(Demand::Identity)?;
         handshake(tls.accept(stream)).await
+    }
+
+    /// Shakes hands at a door that asks for less.
+    ///
+    /// # Errors
+    /// As [`Acceptor::accept`].
+    pub async fn accept_demanding<S>(&self, stream: S, demand: Demand) -> Result<Accepted<S>, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let tls = self.tls(demand)?;
+        let (stream, peer, let_in) = handshake_demanding(tls.accept(stream), demand).await?;
+        Ok(Accepted { stream, peer, let_in })
+    }
+
+    fn tls(&self, demand: Demand) -> Result<TlsAcceptor, Error> {
+        let prepared = match demand {
+            Demand::Identity => &self.prepared,
+            Demand::IdentityIfAny => &self.if_any,
+            Demand::Nothing => &self.nothing,
+        };
+        prepared.get(|identity| {
+            Ok(TlsAcceptor::from(Arc::new(config(identity, demand, self.protocols)?)))
+        })
     }
 }
 
-fn config(identity: &Identity) -> Result<ServerConfig, Error> {
-    let verifier = Arc::new(PeerVerifier::accepting(&identity.trust));
+fn config(identity: &Identity, demand: Demand, protocols: &[&[u8]]) -> Result<ServerConfig, Error> {
+    let verifier = Arc::new(PeerVerifier::accepting(&identity.trust).demanding(demand));
     let own = SingleCertAndKey::from(certified_svid(&identity.svid)?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
@@ -58,6 +108,6 @@ fn config(identity: &Identity) -> Result<ServerConfig, Error> {
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }

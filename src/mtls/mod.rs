@@ -22,7 +22,7 @@ mod publication;
 mod tests;
 mod verifier;
 
-pub use acceptor::Acceptor;
+pub use acceptor::{Accepted, Acceptor};
 pub use certificates::{
     PublicCertificate, check_pairs, public_client_config, public_server_config,
 };
@@ -42,4 +42,4 @@ pub use proof::{Accompanied, Begun, Lapse, Opening, Proof, Proofs};
 pub use provider::provider;
 pub use public::PublicAcceptor;
 pub use publication::{OpenAcceptor, connect_spiffe, connect_web};
-pub use verifier::PeerVerifier;
+pub use verifier::{Demand, LetIn, PeerVerifier};

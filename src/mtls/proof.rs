@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 
 use crate::identity::{Flaw, Identity, Peer, SpiffeId};
-use crate::model::Listeners;
+use crate::model::{Listeners, Strictness};
 
 /// Why a connection has lost its proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,11 +33,13 @@ pub enum Lapse {
     PolicyChanged,
     /// The connection is as old as one may become.
     MaxAge,
+    /// The caller has no identity, and its door asks for more than when it was let in.
+    ModeTightened,
 }
 
 impl Lapse {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PeerExpired,
         Self::OwnSvidExpired,
         Self::Withdrawn,
@@ -46,6 +48,7 @@ impl Lapse {
         Self::DeniedByList,
         Self::PolicyChanged,
         Self::MaxAge,
+        Self::ModeTightened,
     ];
 
     /// The stable name, for records and metrics.
@@ -59,6 +62,7 @@ impl Lapse {
             Self::DeniedByList => "denied_by_list",
             Self::PolicyChanged => "policy_changed",
             Self::MaxAge => "max_age",
+            Self::ModeTightened => "identity_mode",
         }
     }
 
@@ -128,6 +132,8 @@ pub struct Begun {
     pub remote: SocketAddr,
     /// Whom the handshake proved; nobody on a plain connection.
     pub peer: Option<Arc<Peer>>,
+    /// Of a caller that was let in without an identity at a door of the mesh: how strict the door was.
+    pub lax: Option<Strictness>,
     /// Who we were in the handshake, and when the SVID that we showed ends, seconds since 1970.
     pub own: Option<(SpiffeId, i64)>,
     /// When it began, seconds since 1970.

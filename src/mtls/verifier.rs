@@ -24,13 +24,32 @@ use crate::rt::unix_seconds;
 pub struct PeerVerifier {
     chains: Arc<ChainVerifier>,
     expected: Option<Arc<ExpectedPeers>>,
+    demand: Demand,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// What is asked of a peer that connects to us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Demand {
+    /// A certificate that is good.
+    #[default]
+    Identity,
+    /// A certificate that is good, or none.
+    IdentityIfAny,
+    /// Nothing: what is wrong with its certificate is only noted, and it counts as nobody.
+    Nothing,
 }
 
 impl PeerVerifier {
     /// Takes every peer that a bundle vouches for: for the side that accepts, where policy decides afterwards.
     pub fn accepting(trust: &Trust) -> Self {
         Self::new(trust.verifier().clone(), None)
+    }
+
+    /// The same for a door that asks for less.
+    #[must_use]
+    pub(super) fn demanding(self, demand: Demand) -> Self {
+        Self { demand, ..self }
     }
 
     /// Takes only expected peers: for the side that connects.
@@ -40,7 +59,7 @@ impl PeerVerifier {
 
     pub(super) fn new(chains: Arc<ChainVerifier>, expected: Option<Arc<ExpectedPeers>>) -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        Self { chains, expected, algorithms }
+        Self { chains, expected, demand: Demand::default(), algorithms }
     }
 
     /// Judges a chain outside of a handshake. What the leaf shows goes into `presented` in any case.
@@ -102,22 +121,50 @@ pub(super) async fn handshake<S>(
     }
 }
 
+/// Of a peer that was let in as nobody although it showed a certificate: what it showed, and what is wrong with it.
+#[derive(Debug)]
+pub struct LetIn {
+    /// What is wrong.
+    pub refusal: Refusal,
+    /// What it showed. Nothing of it is proved.
+    pub presented: Box<Presented>,
+}
+
+/// As [`handshake`], for a door that asks for less than an identity.
+pub(super) async fn handshake_demanding<S>(
+    shaking: impl Future<Output = io::Result<S>>,
+    demand: Demand,
+) -> Result<(S, Option<Arc<Peer>>, Option<LetIn>), Error> {
+    let error = match shake(shaking).await {
+        (Ok(stream), None) => return Ok((stream, None, None)),
+        (Ok(stream), Some(Verdict { peer: Ok(peer), presented })) => {
+            // A certificate may end while the handshake lasts.
+            if peer.not_after >= unix_seconds() {
+                return Ok((stream, Some(Arc::new(peer)), None));
+            }
+            let (refusal, presented) = (Flaw::Expired.into(), presented.into());
+            if demand == Demand::Nothing {
+                return Ok((stream, None, Some(LetIn { refusal, presented })));
+            }
+            Error::Refused { refusal, presented }
+        }
+        (Ok(stream), Some(Verdict { peer: Err(refusal), presented })) => {
+            let presented = presented.into();
+            if demand == Demand::Nothing {
+                return Ok((stream, None, Some(LetIn { refusal, presented })));
+            }
+            Error::Refused { refusal, presented }
+        }
+        (Err(error), verdict) => failed(error, verdict),
+    };
+    Err(error)
+}
+
 /// As [`handshake`], also when the configuration let a peer come without a certificate.
 pub(super) async fn handshake_of_anybody<S>(
     shaking: impl Future<Output = io::Result<S>>,
 ) -> Result<(S, Option<Arc<Peer>>), Error> {
-    let mut shaking = pin!(shaking);
-    let mut verdict = None;
-    let outcome = poll_fn(|context| {
-        VERDICT.take();
-        let outcome = shaking.as_mut().poll(context);
-        if let Some(found) = VERDICT.take() {
-            verdict = Some(found);
-        }
-        outcome
-    })
-    .await;
-    match (outcome, verdict) {
+    match shake(shaking).await {
         (Ok(stream), Some(Verdict { peer: Ok(peer), presented })) => {
             // A certificate may end while the handshake lasts.
             if peer.not_after < unix_seconds() {
@@ -131,16 +178,41 @@ pub(super) async fn handshake_of_anybody<S>(
         (Ok(stream), None) => Ok((stream, None)),
         // rustls does not go on after a refusal.
         (Ok(_), Some(Verdict { peer: Err(refusal), .. })) => Err(Error::refused(refusal)),
-        (Err(error), verdict) => {
-            let (judged, presented) = match verdict {
-                Some(Verdict { peer, presented }) => (peer.err(), presented),
-                None => (None, Presented::default()),
-            };
-            match judged.or_else(|| refusal(&error)) {
-                Some(refusal) => Err(Error::Refused { refusal, presented: presented.into() }),
-                None => Err(Error::Network(error)),
+        (Err(error), verdict) => Err(failed(error, verdict)),
+    }
+}
+
+/// Drives a handshake, with what the verifier found in it.
+async fn shake<S>(
+    shaking: impl Future<Output = io::Result<S>>,
+) -> (io::Result<S>, Option<Verdict>) {
+    let mut shaking = pin!(shaking);
+    let mut verdict = None;
+    let outcome = poll_fn(|context| {
+        VERDICT.take();
+        let outcome = shaking.as_mut().poll(context);
+        if let Some(mut found) = VERDICT.take() {
+            if let Some(Verdict { presented, .. }) = verdict.take()
+                && found.presented == Presented::default()
+            {
+                found.presented = presented;
             }
+            verdict = Some(found);
         }
+        outcome
+    })
+    .await;
+    (outcome, verdict)
+}
+
+fn failed(error: io::Error, verdict: Option<Verdict>) -> Error {
+    let (judged, presented) = match verdict {
+        Some(Verdict { peer, presented }) => (peer.err(), presented),
+        None => (None, Presented::default()),
+    };
+    match judged.or_else(|| refusal(&error)) {
+        Some(refusal) => Error::Refused { refusal, presented: presented.into() },
+        None => Error::Network(error),
     }
 }
 
@@ -151,7 +223,7 @@ fn no_tls12() -> rustls::Error {
 
 impl ClientCertVerifier for PeerVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        true
+        self.demand == Demand::Identity
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -165,8 +237,11 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.judge(leaf, intermediates, Purpose::Client, now)?;
-        Ok(ClientCertVerified::assertion())
+        match self.judge(leaf, intermediates, Purpose::Client, now) {
+            Err(error) if self.demand != Demand::Nothing => Err(error),
+            // What is wrong is in the verdict: nobody is who is shown there.
+            _ => Ok(ClientCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -184,7 +259,13 @@ impl ClientCertVerifier for PeerVerifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signature, &self.algorithms)
+        let verified = verify_tls13_signature(message, leaf, signature, &self.algorithms);
+        if verified.is_err() && self.demand == Demand::Nothing {
+            let presented = Presented::default();
+            VERDICT.set(Some(Verdict { peer: Err(Refusal::NoProof), presented }));
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        verified
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

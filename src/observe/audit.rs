@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::collected::CollectionRecord;
+use super::countersign::CountersignedRecord;
 use super::decision::DecisionRecord;
 use super::ends::{Ends, EndsFacts};
 use super::error::Error;
@@ -332,6 +334,22 @@ impl AuditLane {
             self.ways.config_since.store(unix_millis(), Ordering::Release);
             self.ways.config_revision.store(record.revision, Ordering::Release);
         }
+        self.record(record)
+    }
+
+    /// Records that somebody countersigned a seal of this log. Dropped and counted when there is no room.
+    ///
+    /// # Errors
+    /// As [`AuditLane::decision`], if the log is required.
+    pub fn countersigned(&self, record: &CountersignedRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records what was found about a collected log.
+    ///
+    /// # Errors
+    /// There is no room even in the reserved part.
+    pub fn collection(&self, record: &CollectionRecord<'_>) -> Result<(), Full> {
         self.record(record)
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::countersign::{self, CountersignJudge, Countersigned};
 use super::error::Error;
 use super::seal::{Place, Seal, SealJudge};
 use crate::identity::TrustBundle;
@@ -60,13 +61,15 @@ pub(super) fn push_hex(hash: &Hash, out: &mut Vec<u8>) {
 }
 
 #[derive(Deserialize)]
-struct Head {
-    seq: u64,
+pub(super) struct Head {
+    pub(super) seq: u64,
     #[serde(rename = "type")]
-    kind: String,
-    time: String,
+    pub(super) kind: String,
+    pub(super) time: String,
     #[serde(default)]
-    boot_id: String,
+    pub(super) boot_id: String,
+    #[serde(default)]
+    pub(super) event: Option<String>,
     prev: String,
     hash: String,
     #[serde(default)]
@@ -105,16 +108,16 @@ pub struct Retired {
     pub by_seq: u64,
 }
 
-struct Line {
-    head: Head,
-    prev: Hash,
-    hash: Hash,
+pub(super) struct Line {
+    pub(super) head: Head,
+    pub(super) prev: Hash,
+    pub(super) hash: Hash,
     /// The hash fits the content and `prev`.
-    holds: bool,
+    pub(super) holds: bool,
 }
 
 /// Reads one line, without its line end.
-fn parse(line: &[u8]) -> Result<Line, String> {
+pub(super) fn parse(line: &[u8]) -> Result<Line, String> {
     let head: Head = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let digits = |name: &str, text: &str| {
         let mut hash = Hash::default();
@@ -232,7 +235,7 @@ pub struct Finding {
     /// The record's number, if it can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// A stable code: `changed`, `not_a_record`, `removed`, `inserted`, `reordered`, `broken_link`, `torn`, `empty`, `bad_seal`, `expected_hash_missing`,
+    /// A stable code: `changed`, `not_a_record`, `removed`, `inserted`, `reordered`, `broken_link`, `torn`, `empty`, `bad_seal`, `bad_countersignature`, `expected_hash_missing`,
     /// `not_sealed`.
     pub code: &'static str,
     /// One sentence.
@@ -290,6 +293,8 @@ pub struct VerifyReport {
     pub sealed_by: BTreeSet<String>,
     /// Records behind the last seal that holds: nobody has signed for them yet.
     pub unsealed: u64,
+    /// What others have signed for.
+    pub countersigned: Countersigned,
 }
 
 /// What a log must show beside being whole.
@@ -324,7 +329,9 @@ pub fn verify(files: &[PathBuf], expected: Expected<'_>) -> Result<VerifyReport,
     let mut report = VerifyReport::default();
     let Expected { hash, bundle } = expected;
     let wants_seals = bundle.is_some();
+    let countersigned = CountersignJudge::new(bundle.clone());
     let mut at = Position {
+        countersigned,
         expected_found: hash.is_none(),
         seals: SealJudge::new(bundle),
         ..Position::default()
@@ -371,6 +378,7 @@ struct Position {
     torn: Option<Finding>,
     expected_found: bool,
     seals: SealJudge,
+    countersigned: CountersignJudge,
 }
 
 fn verify_file(
@@ -447,7 +455,14 @@ fn verify_file(
             report.find(finding(Some(seq), "removed", what));
         }
         report.unsealed += 1;
-        if found.head.kind == "seal" && found.holds {
+        let is_countersigned = found.head.event.as_deref() == Some(countersign::EVENT);
+        if found.head.kind == "seal" && found.holds && is_countersigned {
+            if let Err(why) = at.countersigned.take(text, &mut report.countersigned) {
+                let what = format!("record {seq} is no good countersignature: {why}");
+                report.find(finding(Some(seq), "bad_countersignature", what));
+            }
+        } else if found.head.kind == "seal" && found.holds {
+            at.countersigned.covers(seq, &found.head.hash);
             match judge_seal(text, &found.head, &mut at.seals) {
                 Ok(by) => {
                     report.seals += 1;

@@ -171,9 +171,8 @@ impl Record for DecisionRecord<'_> {
         let tenant = self.ends.tenant;
         fields.raw(self.ends.text());
         self.write_where(fields);
+        self.write_asked(fields);
         if !self.method.is_empty() {
-            fields.bytes("method", "method_b64", self.method);
-            fields.bytes("host", "host_b64", self.host);
             redaction.path(tenant, fields, self.path, self.template);
             if !self.readings.is_empty() && redaction.paths == PathRedaction::Keep {
                 fields.texts("path_readings", self.readings.iter().cloned());
@@ -297,6 +296,16 @@ impl DecisionRecord<'_> {
         self.template.is_none_or(|template| template.ends_with('*')) && !self.method.is_empty()
     }
 
+    /// Method and host; at layer 4 the server name, where there is one.
+    fn write_asked(&self, fields: &mut Fields<'_>) {
+        if !self.method.is_empty() {
+            fields.bytes("method", "method_b64", self.method);
+        }
+        if !(self.method.is_empty() && self.host.is_empty()) {
+            fields.bytes("host", "host_b64", self.host);
+        }
+    }
+
     /// What the record of many such decisions says, but how many they were and when.
     pub(super) fn write_shared(
         &self,
@@ -306,9 +315,8 @@ impl DecisionRecord<'_> {
     ) {
         fields.raw(&self.ends.shared());
         self.write_where(fields);
+        self.write_asked(fields);
         if !self.method.is_empty() {
-            fields.bytes("method", "method_b64", self.method);
-            fields.bytes("host", "host_b64", self.host);
             if redaction.paths == PathRedaction::Keep {
                 // The first one's, for all.
                 fields.bytes("path", "path_b64", self.path);

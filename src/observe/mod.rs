@@ -6,6 +6,8 @@
 mod access;
 mod audit;
 mod chain;
+mod collected;
+mod countersign;
 mod decision;
 mod denial;
 mod ends;
@@ -37,6 +39,10 @@ pub use audit::{AuditLane, AuditLog, AuditSettings, Posture};
 pub use chain::{
     Acknowledged, Expected, FileReport, Finding, LineFacts, Retired, VerifyReport, find_denial,
     log_files, read_line, verify,
+};
+pub use collected::CollectionRecord;
+pub use countersign::{
+    ChainLine, Countersignature, Countersigned, CountersignedRecord, Countersigner, GoodSeal, Seals,
 };
 pub use decision::{DecisionRecord, Nearest, RequestHead, TokenFacts, WouldBe};
 pub use denial::DenialId;

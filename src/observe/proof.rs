@@ -150,6 +150,7 @@ fn a_line_says_who_did_what_to_whom_and_why() {
     allow(&lane);
     let id = deny(&lane, b"/in\"voices\n/\xff\x1b[2J");
     lane.handshake_refused(&HandshakeRefusedRecord {
+        is_observed: false,
         conn_id: 9,
         src_addr: "10.0.0.1:1".parse().unwrap(),
         presented_id: Some("spiffe://elsewhere/web"),

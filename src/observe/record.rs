@@ -22,6 +22,8 @@ pub(super) fn millis(unix_seconds: i64) -> u64 {
 pub struct HandshakeRefusedRecord<'a> {
     /// See [`next_connection_id`].
     pub conn_id: u64,
+    /// The caller was let in all the same, as nobody: the identity mode is `observe`.
+    pub is_observed: bool,
     /// The socket's other end.
     pub src_addr: SocketAddr,
     /// The identity that was presented and not believed, if any could be read.
@@ -171,10 +173,12 @@ pub(super) enum Type {
     Loss,
     Issuer,
     Seal,
+    /// Somebody else's signature over a seal of ours.
+    Countersigned,
 }
 
 impl Type {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -185,6 +189,7 @@ impl Type {
         Self::Loss,
         Self::Issuer,
         Self::Seal,
+        Self::Countersigned,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -202,7 +207,7 @@ impl Type {
             Self::Posture => "posture",
             Self::Loss => "loss",
             Self::Issuer => "issuer",
-            Self::Seal => "seal",
+            Self::Seal | Self::Countersigned => "seal",
         }
     }
 }
@@ -250,7 +255,8 @@ impl Record for HandshakeRefusedRecord<'_> {
             dst.number("port", self.dst_port);
         });
         redaction.write_key(None, fields);
-        fields.text("outcome", "deny");
+        fields.text("outcome", outcome(self.is_observed));
+        fields.some_text("mode", self.is_observed.then_some("observe"));
         fields.text("reason", self.reason);
         redaction.sentence(fields, self.detail);
     }

@@ -276,7 +276,11 @@ impl Writer {
         self.link = Link { seq: self.link.seq + 1, hash };
         self.records += 1;
         self.unsealed += 1;
-        self.unsealed_since.get_or_insert_with(Instant::now);
+        // What tells of a seal's countersignature waits for a seal of its own until there is something else to seal: otherwise
+        // the two would make each other for ever.
+        if kind != Type::Countersigned {
+            self.unsealed_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Signs for everything up to here, when it is time for that and there is somebody to sign.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::{Expr, Head, PathRules};
@@ -206,6 +206,11 @@ pub struct Exchange {
     pub tokens: Option<Arc<Tokens>>,
     /// Whom the caller's token names, once a plugin has verified it. It is never the connection's peer.
     pub token: Option<Arc<JwtSvid>>,
+    /// The claims of the caller's token, handed over by the auth plugin that has verified it: what policy goes by. Those of
+    /// [`Exchange::token`] where no plugin says otherwise.
+    pub claims: Option<Arc<Map<String, Value>>>,
+    /// The protocol that the request is about to switch its connection to, in lower case; `connect` for a tunnel.
+    pub upgrade: Option<Cow<'static, str>>,
     /// Who calls, once an auth plugin knows.
     pub consumer: Option<Arc<Consumer>>,
     /// What goes upstream in place of what came.
@@ -228,6 +233,13 @@ pub struct Exchange {
     pub bytes_out: u64,
 }
 
+impl Rewritten {
+    /// Does anything other go upstream than what came?
+    pub fn is_any(&self) -> bool {
+        self.target.is_some() || self.host.is_some() || self.method.is_some()
+    }
+}
+
 impl Exchange {
     /// An exchange for `client`'s connection.
     pub fn new(client: Arc<Client>) -> Self {
@@ -247,6 +259,8 @@ impl Exchange {
             consumers: None,
             tokens: None,
             token: None,
+            claims: None,
+            upgrade: None,
             consumer: None,
             rewritten: Rewritten::default(),
             notes: Notes::default(),
@@ -269,7 +283,7 @@ impl Exchange {
         self.matched_path = 0;
         self.matched_host = None;
         self.params.clear();
-        self.token = None;
+        (self.token, self.claims, self.upgrade) = (None, None, None);
         self.consumer = None;
         self.rewritten = Rewritten::default();
         self.notes.0.clear();
@@ -289,6 +303,11 @@ impl Exchange {
     /// The address of who calls: the connection's, or the one that a trusted sender named.
     pub fn remote(&self) -> SocketAddr {
         self.caller.unwrap_or(self.client.address)
+    }
+
+    /// The claims of the caller's token, once a plugin has verified it.
+    pub fn verified_claims(&self) -> Option<&Map<String, Value>> {
+        self.claims.as_deref().or_else(|| self.token.as_ref().map(|token| &token.claims))
     }
 
     /// Bytes that the request's body may have, where the settings allow `otherwise`.

@@ -42,6 +42,8 @@ pub enum Known {
     ForwardedAlias,
     /// Further names by which proxies tell whom they speak for (`X-Forwarded-Ssl`, `True-Client-IP`, …).
     OriginClaim,
+    /// A name by which callers ask applications to take another method than the request's (`X-HTTP-Method-Override` and its like).
+    MethodOverride,
 }
 
 impl Known {
@@ -102,6 +104,9 @@ impl Known {
                         }
                         _ => Self::OriginClaim,
                     };
+                }
+                if is("x-http-method-override") || is("x-http-method") || is("x-method-override") {
+                    return Self::MethodOverride;
                 }
                 if is("x-real-ip") {
                     return Self::ForwardedAlias;
@@ -174,6 +179,8 @@ struct Entry {
     value: Span,
     known: Known,
     gone: bool,
+    /// It was there when the head was settled.
+    settled: bool,
 }
 
 /// One field line of a head.
@@ -208,6 +215,10 @@ pub struct Head {
     authority: Span,
     status: u16,
     fields: Vec<Entry>,
+    /// See [`Head::settle`]: the target, and the length of its path.
+    settled: Option<(Span, u32)>,
+    /// Values that settled fields had before they were replaced, by the field's place.
+    replaced: Vec<(u32, Span)>,
 }
 
 impl Head {
@@ -229,6 +240,8 @@ impl Head {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.fields.clear();
+        self.replaced.clear();
+        self.settled = None;
         (self.method, self.target, self.authority) = Default::default();
         (self.path, self.status) = (0, 0);
     }
@@ -262,7 +275,7 @@ impl Head {
     pub(crate) fn adopt_field(&mut self, raw: &[u8], name: &[u8], value: &[u8]) -> Known {
         let known = Known::of(name);
         let (name, value) = (within(raw, name), within(raw, value));
-        self.fields.push(Entry { name, value, known, gone: false });
+        self.fields.push(Entry { name, value, known, gone: false, settled: false });
         known
     }
 
@@ -332,7 +345,8 @@ impl Head {
     pub(crate) fn set_authority_as(&mut self, known: Known, name: &str) {
         self.remove_known(known);
         let name = self.keep(name.as_bytes());
-        self.fields.push(Entry { name, value: self.authority, known, gone: false });
+        let value = self.authority;
+        self.fields.push(Entry { name, value, known, gone: false, settled: false });
     }
 
     /// Takes the authority from bytes of `raw`, see `adopt`.
@@ -395,6 +409,7 @@ impl Head {
             value: self.keep(lawful(value)),
             known: Known::of(name.as_bytes()),
             gone: false,
+            settled: false,
         };
         self.fields.push(entry);
     }
@@ -412,7 +427,7 @@ impl Head {
             }
         }
         match place {
-            Some(at) => self.fields[at].value = self.keep(lawful(value)),
+            Some(at) => self.replace(at, value),
             None => self.append(name, value),
         }
     }
@@ -429,8 +444,47 @@ impl Head {
             }
         }
         match place {
-            Some(at) => self.fields[at].value = self.keep(lawful(value)),
+            Some(at) => self.replace(at, value),
             None => self.append(name, value),
+        }
+    }
+
+    fn replace(&mut self, at: usize, value: &[u8]) {
+        if self.fields[at].settled {
+            self.replaced.push((narrow(at), self.fields[at].value));
+        }
+        self.fields[at].value = self.keep(lawful(value));
+    }
+
+    /// Fields and query are what they are now for whoever asks later what the request said, whatever is changed from here on:
+    /// see [`Head::each_settled`].
+    pub fn settle(&mut self) {
+        self.settled = Some((self.target, self.path));
+        self.replaced.clear();
+        for entry in &mut self.fields {
+            entry.settled = !entry.gone;
+        }
+    }
+
+    /// What followed the question mark when the head was settled; what follows it now when it was not.
+    pub fn settled_query(&self) -> Option<&str> {
+        let (target, path) = self.settled.unwrap_or((self.target, self.path));
+        self.text_of(target).get(path as usize + 1..)
+    }
+
+    /// Shows every value of `name` as it was when the head was settled; as it is now when it was not. `Host` is the authority.
+    pub fn each_settled(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
+        if name.eq_ignore_ascii_case("host") {
+            return see(self.authority().as_bytes());
+        }
+        for (at, entry) in self.fields.iter().enumerate() {
+            let is_there = if self.settled.is_some() { entry.settled } else { !entry.gone };
+            if !is_there || !self.bytes_of(entry.name).eq_ignore_ascii_case(name.as_bytes()) {
+                continue;
+            }
+            // The first replacement knows the value before all of them.
+            let before = self.replaced.iter().find(|(place, _)| *place as usize == at);
+            see(self.bytes_of(before.map_or(entry.value, |(_, value)| *value)));
         }
     }
 
@@ -465,6 +519,12 @@ impl Head {
         for entry in &mut self.fields {
             entry.gone |= entry.known == known;
         }
+    }
+}
+
+impl crate::policy::Fields for Head {
+    fn each(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
+        self.each_settled(name, see);
     }
 }
 
@@ -531,6 +591,35 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_said_can_be_asked_when_plugins_have_changed_it() {
+        let said = |head: &Head, name: &str| {
+            let mut all = Vec::new();
+            head.each_settled(name, &mut |value| {
+                all.push(String::from_utf8_lossy(value).into_owned())
+            });
+            all.join(" ")
+        };
+        let mut head = Head::request("GET", "/", "shop:80");
+        for (name, value) in [("A", "1"), ("b", "2"), ("a", "3"), ("c", "4")] {
+            head.append(name, value.as_bytes());
+        }
+        head.remove("c");
+        assert_eq!((said(&head, "A"), said(&head, "host")), ("1 3".into(), "shop:80".into()));
+        head.settle();
+        head.set("a", b"5");
+        head.set("a", b"6");
+        head.remove("b");
+        head.append("d", b"7");
+        head.append("c", b"8");
+        let all = ["a", "b", "c", "d"].map(|name| said(&head, name));
+        assert_eq!(all, ["1 3", "2", "", ""]);
+        assert_eq!(head.text("a"), Some("6"));
+        head.clear();
+        head.append("a", b"9");
+        assert_eq!(said(&head, "a"), "9");
+    }
+
+    #[test]
     fn known_fields_are_told_apart_without_case() {
         assert_eq!(Known::of(b"Transfer-ENCODING"), Known::TransferEncoding);
         assert_eq!(Known::of(b"X-Forwarded-Client-Cert"), Known::ForwardedClientCert);
@@ -549,6 +638,9 @@ mod tests {
             ("CF_Connecting-IP", Known::OriginClaim),
             ("Client-IP", Known::OriginClaim),
             ("Client-Cert", Known::IdentityClaim),
+            ("X-HTTP-Method-Override", Known::MethodOverride),
+            ("x_http_method", Known::MethodOverride),
+            ("X-Method_Override", Known::MethodOverride),
             ("X-Real-IPs", Known::Other),
             ("X-Request-Id", Known::Other),
         ] {

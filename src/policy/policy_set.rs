@@ -173,7 +173,7 @@ fn rules(
 }
 
 /// The mode of a policy that is broken as a whole: the strictest that it may have been meant to have.
-fn strictest(text: &IdentityPolicy) -> Mode {
+pub(super) fn strictest(text: &IdentityPolicy) -> Mode {
     let modes = text.rules.iter().filter_map(|rule| rule.mode).chain([text.mode]);
     let modes = modes.map(|mode| if check_mode(mode).is_ok() { mode } else { Mode::Enforce });
     modes.max_by_key(|mode| decides_below(*mode)).unwrap_or_default()

@@ -14,10 +14,13 @@ use super::http::judge::ConnectionStanding;
 use super::http::{h1, h2};
 use super::listener::Listener;
 use super::metrics::TooMany;
+use super::passthrough::{Heard, Passthrough};
+use super::relay::{Outcome, Relay};
 use super::sources::Seat;
 use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
-use crate::mtls::{self, Acceptor, EdgeAcceptor, EdgeSession, Lapse, Proof};
+use crate::model::Strictness;
+use crate::mtls::{self, Acceptor, Demand, EdgeAcceptor, EdgeSession, Lapse, LetIn, Proof};
 use crate::observe::{ConnectionRecord, HandshakeRefusedRecord, TlsFacts};
 use crate::pipeline::{Client, Introduced};
 use crate::rt::Live;
@@ -33,6 +36,8 @@ pub enum DoorSecurity {
     Mesh(Acceptor),
     /// Public certificates by server name.
     Public(EdgeAcceptor),
+    /// TLS that is between the client and a server behind us.
+    Through(Arc<Passthrough>),
 }
 
 /// What a connection carried.
@@ -52,8 +57,26 @@ struct Shaken {
     /// What a public handshake has settled.
     edge: Option<Arc<EdgeSession>>,
     http2: bool,
-    /// What its handshake settled.
+    /// What its handshake settled, when it is TLS that ends here.
     tls: Option<TlsFacts<'static>>,
+    /// Of a caller that was let in without an identity at a door of the mesh: how strict the door was.
+    lax: Option<Strictness>,
+    /// What a client whose TLS is passed through has said.
+    heard: Option<Heard>,
+}
+
+impl Shaken {
+    const fn plain(tcp: TcpStream, http2: bool) -> Self {
+        let stream = Stream::Tcp(tcp);
+        Self { stream, peer: None, edge: None, http2, tls: None, lax: None, heard: None }
+    }
+
+    fn tls(tls: tokio_rustls::server::TlsStream<TcpStream>) -> Self {
+        let session = tls.get_ref().1;
+        let (http2, settled) = (session.alpn_protocol() == Some(b"h2"), settled(session));
+        let stream = Stream::Terminated(Box::new(tls));
+        Self { stream, peer: None, edge: None, http2, tls: Some(settled), lax: None, heard: None }
+    }
 }
 
 fn settled(session: &rustls::ServerConnection) -> TlsFacts<'static> {
@@ -90,12 +113,14 @@ pub(in crate::proxy) async fn run(
     let begun = Instant::now();
     let before = listener.me.as_ref().map(Live::load);
     let me = before.as_ref().map(|identity| identity.id().clone());
-    let mut caller = Caller { address, introduced: None, seat };
+    let mut caller = Caller { number, local, address, introduced: None, seat };
     let handshake = Box::pin(meet(worker, listener, tcp, &mut caller));
     let limit = worker.limits.handshake_within.max(worker.limits.head_within);
     let within = match listener.security {
         DoorSecurity::Plain => limit,
-        DoorSecurity::Mesh(_) | DoorSecurity::Public(_) => worker.limits.handshake_within,
+        DoorSecurity::Mesh(_) | DoorSecurity::Public(_) | DoorSecurity::Through(_) => {
+            worker.limits.handshake_within
+        }
     };
     // As long as it has not said anything it is idle, and a drain gives it as long as any idle connection.
     let leaving = async {
@@ -107,7 +132,7 @@ pub(in crate::proxy) async fn run(
         shaken = tokio::time::timeout(within, handshake) => shaken,
         () = leaving => return,
     };
-    let Caller { address, introduced, seat: _seat } = caller;
+    let Caller { address, introduced, seat: _seat, .. } = caller;
     let shaken = match shaken {
         Ok(Ok(Some(shaken))) => shaken,
         // An authority has seen its challenge answered.
@@ -122,6 +147,7 @@ pub(in crate::proxy) async fn run(
             // Nobody came in; a log that is full has counted what it lost.
             let _ = worker.lane.handshake_refused(&HandshakeRefusedRecord {
                 conn_id: number,
+                is_observed: false,
                 src_addr: address,
                 presented_id: presented.as_deref(),
                 presented_serial: serial.as_deref(),
@@ -146,8 +172,13 @@ pub(in crate::proxy) async fn run(
         (local, address),
         shaken.peer.as_ref(),
         before.as_deref(),
+        shaken.lax,
     );
     drop(before);
+    // The door may have become stricter since it let the caller in, and the watch may have looked before the proof was there.
+    if shaken.lax.is_some_and(|lax| worker.snapshot().modes.at(local.port()) > lax) {
+        worker.watch.tightened(&proof);
+    }
     let client = Arc::new(Client {
         connection: number,
         door: listener.door,
@@ -156,8 +187,13 @@ pub(in crate::proxy) async fn run(
         introduced,
         peer: shaken.peer,
         me,
-        tls: !matches!(listener.security, DoorSecurity::Plain),
-        sni: shaken.edge.as_ref().and_then(|edge| edge.name.clone().filter(|_| edge.is_named)),
+        tls: shaken.tls.is_some(),
+        sni: match &shaken.heard {
+            Some(heard) => Some(heard.server_name.clone()),
+            None => {
+                shaken.edge.as_ref().and_then(|edge| edge.name.clone().filter(|_| edge.is_named))
+            }
+        },
     });
     let standing = ConnectionStanding::new(&client, worker, shaken.edge, shaken.tls);
     if worker.lane.records_connections() {
@@ -168,6 +204,32 @@ pub(in crate::proxy) async fn run(
         });
     }
     let mut served = Served::default();
+    let relayed_to = match &shaken.heard {
+        Some(heard) => Some(heard.target.clone()),
+        None => listener.relay_to.clone(),
+    };
+    if let Some(target) = relayed_to {
+        let (server_name, first) = match &shaken.heard {
+            Some(heard) => (Some(&*heard.server_name), &*heard.first),
+            None => (None, &[][..]),
+        };
+        let standing_here = standing.clone();
+        let relay = Relay {
+            worker,
+            client: &client,
+            standing: standing_here,
+            proof: &proof,
+            target: &target,
+            server_name,
+        };
+        let outcome = Box::pin(relay.run(shaken.stream, first, &mut served)).await;
+        worker.metrics.served(served);
+        let lapse = proof.lapse().or(served.ended);
+        if outcome == Outcome::Carried || lapse.is_some() {
+            note_end(worker, &proof, &standing, lapse, &served, begun, "tcp");
+        }
+        return;
+    }
     {
         let (stream, standing, served) = (shaken.stream, standing.clone(), &mut served);
         let mut serving = pin!(async {
@@ -190,11 +252,12 @@ pub(in crate::proxy) async fn run(
     worker.metrics.served(served);
     let lapse = proof.lapse().or(served.ended);
     if lapse.is_some() || worker.lane.records_connections() {
-        note_end(worker, &proof, &standing, lapse, &served, begun, shaken.http2);
+        let protocol = if shaken.http2 { "h2" } else { "http/1.1" };
+        note_end(worker, &proof, &standing, lapse, &served, begun, protocol);
     }
 }
 
-/// The record of a connection that ended: because it lost its proof, or where all have one.
+/// The record of a connection that ended: because it lost its proof, because its bytes were passed on, or where all have one.
 fn note_end(
     worker: &Worker,
     proof: &Proof,
@@ -202,7 +265,7 @@ fn note_end(
     lapse: Option<Lapse>,
     served: &Served,
     begun: Instant,
-    is_http2: bool,
+    protocol: &str,
 ) {
     if let Some(lapse) = lapse {
         worker.metrics.ended(proof.begun.opening, lapse);
@@ -214,8 +277,8 @@ fn note_end(
         side: Some(proof.begun.opening.name()),
         peer_serial: proof.begun.peer.as_ref().map(|peer| peer.serial.as_str()),
         reason: lapse.map(Lapse::code),
-        protocol: Some(if is_http2 { "h2" } else { "http/1.1" }),
-        requests: Some(served.requests),
+        protocol: Some(protocol),
+        requests: (protocol != "tcp").then_some(served.requests),
         bytes_in: Some(served.bytes_in),
         bytes_out: Some(served.bytes_out),
         duration_ms: Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
@@ -233,6 +296,8 @@ struct Refused {
 
 /// Who connects, as far as it is known.
 struct Caller {
+    number: u64,
+    local: SocketAddr,
     address: SocketAddr,
     introduced: Option<Introduced>,
     /// Held for as long as the connection lives.
@@ -275,7 +340,7 @@ async fn meet(
         }
         caller.seat = listener.seat(worker, caller.address).map_err(NotMet::TurnedAway)?;
     }
-    shake_hands(&listener.security, tcp).await.map_err(NotMet::Refused)
+    shake_hands(worker, listener, tcp, caller).await
 }
 
 impl From<mtls::Error> for Refused {
@@ -289,30 +354,106 @@ impl From<mtls::Error> for Refused {
     }
 }
 
-async fn shake_hands(security: &DoorSecurity, tcp: TcpStream) -> Result<Option<Shaken>, Refused> {
-    match security {
+async fn shake_hands(
+    worker: &Worker,
+    listener: &Listener,
+    mut tcp: TcpStream,
+    caller: &Caller,
+) -> Result<Option<Shaken>, NotMet> {
+    let refused = |error: mtls::Error| NotMet::Refused(error.into());
+    match &listener.security {
         DoorSecurity::Plain => {
             let http2 = begins_with_preface(&tcp).await;
-            let stream = Stream::Tcp(tcp);
-            Ok(Some(Shaken { stream, peer: None, edge: None, http2, tls: None }))
+            Ok(Some(Shaken::plain(tcp, http2)))
         }
-        DoorSecurity::Mesh(acceptor) => {
-            let (tls, peer) = acceptor.accept(tcp).await.map_err(Refused::from)?;
-            let session = tls.get_ref().1;
-            let (http2, tls_facts) = (session.alpn_protocol() == Some(b"h2"), settled(session));
-            let stream = Stream::Terminated(Box::new(tls));
-            Ok(Some(Shaken { stream, peer: Some(peer), edge: None, http2, tls: Some(tls_facts) }))
-        }
+        DoorSecurity::Mesh(acceptor) => match worker.snapshot().modes.at(caller.local.port()) {
+            Strictness::Strict => {
+                let (tls, peer) = acceptor.accept(tcp).await.map_err(refused)?;
+                Ok(Some(Shaken { peer: Some(peer), ..Shaken::tls(tls) }))
+            }
+            lax => meet_lax(worker, listener, acceptor, tcp, caller, lax).await.map(Some),
+        },
         DoorSecurity::Public(acceptor) => {
-            let Some((tls, edge)) = acceptor.accept(tcp).await.map_err(Refused::from)? else {
+            let Some((tls, edge)) = acceptor.accept(tcp).await.map_err(refused)? else {
                 return Ok(None);
             };
-            let session = tls.get_ref().1;
-            let (http2, tls_facts) = (session.alpn_protocol() == Some(b"h2"), settled(session));
-            let stream = Stream::Terminated(Box::new(tls));
-            let edge = Some(Arc::new(edge));
-            Ok(Some(Shaken { stream, peer: None, edge, http2, tls: Some(tls_facts) }))
+            Ok(Some(Shaken { edge: Some(Arc::new(edge)), ..Shaken::tls(tls) }))
         }
+        DoorSecurity::Through(passthrough) => match passthrough.hear(&mut tcp).await {
+            Ok(heard) => Ok(Some(Shaken { heard: Some(heard), ..Shaken::plain(tcp, false) })),
+            Err(unheard) => Err(match unheard.code {
+                None => NotMet::Left,
+                Some(code) => NotMet::Refused(Refused {
+                    reason: unheard.sentence.to_owned(),
+                    code,
+                    presented: None,
+                    serial: None,
+                }),
+            }),
+        },
+    }
+}
+
+/// Who connects to a door that asks for less than an identity: plain, or by TLS.
+async fn meet_lax(
+    worker: &Worker,
+    listener: &Listener,
+    acceptor: &Acceptor,
+    tcp: TcpStream,
+    caller: &Caller,
+    lax: Strictness,
+) -> Result<Shaken, NotMet> {
+    // Of HTTP the client speaks first. Of anything else the server may: then silence is an answer as well.
+    let patience = listener.relay_to.is_some().then(|| worker.limits.handshake_within / 2);
+    if !begins_with_tls(&tcp, patience).await? {
+        let http2 = listener.relay_to.is_none() && begins_with_preface(&tcp).await;
+        return Ok(Shaken { lax: Some(lax), ..Shaken::plain(tcp, http2) });
+    }
+    let demand = match lax {
+        Strictness::Observe => Demand::Nothing,
+        Strictness::Permissive | Strictness::Strict => Demand::IdentityIfAny,
+    };
+    let accepted = acceptor.accept_demanding(tcp, demand).await;
+    let accepted = accepted.map_err(|error| NotMet::Refused(error.into()))?;
+    if let Some(LetIn { refusal, presented }) = &accepted.let_in {
+        // Nobody was refused; a log that is full has counted what it lost.
+        let _ = worker.lane.handshake_refused(&HandshakeRefusedRecord {
+            conn_id: caller.number,
+            is_observed: true,
+            src_addr: caller.address,
+            presented_id: presented.id.as_deref(),
+            presented_serial: presented.serial.as_deref(),
+            dst_spiffe_id: listener
+                .me
+                .as_ref()
+                .map(Live::load)
+                .as_deref()
+                .map(|me| me.id().as_str()),
+            dst_port: caller.local.port(),
+            reason: refusal.code(),
+            detail: Some(&refusal.to_string()),
+        });
+    }
+    let lax = accepted.peer.is_none().then_some(lax);
+    Ok(Shaken { peer: accepted.peer, lax, ..Shaken::tls(accepted.stream) })
+}
+
+/// The type of a TLS record that carries a handshake. No request of HTTP begins so.
+const HANDSHAKE_RECORD: u8 = 22;
+
+/// Does the connection begin with TLS? The byte stays where it is. After `patience` silence counts as no.
+async fn begins_with_tls(tcp: &TcpStream, patience: Option<Duration>) -> Result<bool, NotMet> {
+    let mut first = [0];
+    let peeked = match patience {
+        None => tcp.peek(&mut first).await,
+        Some(patience) => match tokio::time::timeout(patience, tcp.peek(&mut first)).await {
+            Ok(peeked) => peeked,
+            Err(_) => return Ok(false),
+        },
+    };
+    match peeked {
+        Ok(count) if count > 0 => Ok(first[0] == HANDSHAKE_RECORD),
+        _ => Err(NotMet::Left),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `DataPlane`: the doors of one workload or ingress, served by worker threads of their own.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::introduction::Introductions;
 use super::limits::Limits;
 use super::listener::Listener;
 use super::metrics::ProxyMetrics;
+use super::relay::Target;
 use super::senders::Senders;
 use super::sources::Sources;
 use super::worker::Worker;
@@ -38,14 +40,17 @@ pub enum Error {
 /// A place where connections come in.
 #[derive(Clone)]
 pub struct Door {
-    /// Its name among the listening sockets of the process: `inbound`, `outbound`, `http`, `https`.
-    pub name: &'static str,
+    /// Its name among the listening sockets of the process: `inbound`, `outbound`, `http`, `https`, `tcp:<name>`,
+    /// `passthrough`.
+    pub name: Cow<'static, str>,
     /// Which routes it serves.
     pub listener: Listeners,
     /// Where it listens; port 0 takes a free one.
     pub address: SocketAddr,
     /// What protects it.
     pub security: DoorSecurity,
+    /// Where its bytes go unread; nowhere where HTTP is spoken.
+    pub relay_to: Option<Arc<Target>>,
     /// Who may introduce connections by the PROXY protocol; nobody when not given.
     pub introductions: Option<Arc<Introductions>>,
 }
@@ -81,6 +86,7 @@ pub struct Parts {
 /// The running doors of one workload or ingress.
 pub struct DataPlane {
     addresses: Vec<(Listeners, SocketAddr)>,
+    relays: Vec<(String, SocketAddr)>,
     threads: Vec<Thread>,
     sockets: Sockets,
 }
@@ -100,20 +106,25 @@ impl DataPlane {
     /// An address cannot be listened on; the error names it. Nothing runs then.
     pub fn start(parts: &Parts) -> Result<Self, Error> {
         let workers = parts.workers.max(1);
-        let mut addresses = Vec::new();
+        let (mut addresses, mut relays) = (Vec::new(), Vec::new());
         let mut sockets: Vec<Vec<(Listener, std::net::TcpListener)>> =
             (0..workers).map(|_| Vec::new()).collect();
         for door in &parts.doors {
             let listener = Listener {
                 door: door.listener,
                 security: door.security.clone(),
+                relay_to: door.relay_to.clone(),
                 introductions: door.introductions.clone(),
                 me: parts.identity.clone(),
                 open: Arc::default(),
             };
-            let bound = parts.sockets.tcp(door.name, door.address, workers)?;
+            let bound = parts.sockets.tcp(&door.name, door.address, workers)?;
             let address = bound[0][0].local_addr().map_err(Error::Worker)?;
-            addresses.push((door.listener, address));
+            if door.relay_to.is_some() || matches!(door.security, DoorSecurity::Through(_)) {
+                relays.push((door.name.clone().into_owned(), address));
+            } else {
+                addresses.push((door.listener, address));
+            }
             for (mine, bound) in sockets.iter_mut().zip(bound) {
                 mine.extend(bound.into_iter().map(|socket| (listener.clone(), socket)));
             }
@@ -125,15 +136,20 @@ impl DataPlane {
             .enumerate()
             .map(|each| start(each).map_err(Error::Worker))
             .collect::<Result<_, _>>()?;
-        Ok(Self { addresses, threads, sockets: parts.sockets.clone() })
+        Ok(Self { addresses, relays, threads, sockets: parts.sockets.clone() })
     }
 
-    /// Where a door listens.
+    /// Where a door of HTTP listens.
     pub fn address(&self, door: Listeners) -> Option<SocketAddr> {
         self.addresses.iter().find(|(listener, _)| *listener == door).map(|(_, address)| *address)
     }
 
-    /// Where all doors listen.
+    /// Where the doors listen whose bytes are passed on unread, by the names of their sockets.
+    pub fn relays(&self) -> &[(String, SocketAddr)] {
+        &self.relays
+    }
+
+    /// Where all doors of HTTP listen.
     pub fn addresses(&self) -> &[(Listeners, SocketAddr)] {
         &self.addresses
     }

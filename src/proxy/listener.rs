@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::connection::{self, DoorSecurity};
 use super::introduction::Introductions;
 use super::metrics::TooMany;
+use super::relay::Target;
 use super::sources::{Seat, Spent};
 use super::worker::Worker;
 use crate::identity::Identity;
@@ -28,6 +29,8 @@ const LAST_CALL: Duration = Duration::from_millis(250);
 pub(in crate::proxy) struct Listener {
     pub(in crate::proxy) door: Listeners,
     pub(in crate::proxy) security: DoorSecurity,
+    /// Where its bytes go unread; nowhere where HTTP is spoken.
+    pub(in crate::proxy) relay_to: Option<Arc<Target>>,
     /// Who may introduce connections.
     pub(in crate::proxy) introductions: Option<Arc<Introductions>>,
     /// Who we are, where we have an identity.

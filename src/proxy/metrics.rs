@@ -24,6 +24,8 @@ pub struct ProxyMetrics {
     requests: Arc<Counter>,
     failed: Arc<Counter>,
     denied: [Arc<Counter>; Reason::ALL.len()],
+    /// Refusals that were none, since nothing is refused at the door.
+    observed: Arc<Counter>,
     refused: Mutex<HashMap<&'static str, Arc<Counter>>>,
     handshakes: Mutex<HashMap<&'static str, Arc<Counter>>>,
     bytes_in: Arc<Counter>,
@@ -67,6 +69,7 @@ impl TooMany {
 }
 
 const TURNED_AWAY: &str = "wardgate_connections_turned_away_total";
+const OBSERVED: &str = "wardgate_refusals_observed_total";
 const ENDED: &str = "wardgate_connections_ended_total";
 const PROVED: &str = "wardgate_upstream_connections_proved";
 
@@ -95,6 +98,8 @@ impl ProxyMetrics {
             Lapse::ALL
                 .map(|lapse| counter(ENDED, &[("side", side.name()), ("reason", lapse.code())]))
         });
+        let help = "Refusals that were let through, since the identity mode is observe.";
+        registry.describe(OBSERVED, MetricKind::Counter, help);
         let help = "Connections closed at once because there were too many, by the limit.";
         registry.describe(TURNED_AWAY, MetricKind::Counter, help);
         Arc::new(Self {
@@ -109,6 +114,7 @@ impl ProxyMetrics {
             requests,
             failed: counter("wardgate_requests_failed_total", &[]),
             denied: Reason::ALL.map(|reason| shared.denied(reason.code())),
+            observed: counter(OBSERVED, &[]),
             refused: Mutex::default(),
             handshakes: Mutex::default(),
             bytes_in: counter("wardgate_bytes_total", &[("direction", "in")]),
@@ -168,8 +174,12 @@ impl ProxyMetrics {
         handshakes.entry(group).or_insert_with(|| self.shared.handshakes(group)).increment();
     }
 
-    pub(in crate::proxy) fn decided(&self, outcome: Outcome) {
-        match outcome.reason() {
+    /// A decision; one that is only observed refuses nobody.
+    pub(in crate::proxy) fn decided(&self, outcome: Outcome, is_observed: bool) {
+        if is_observed {
+            self.observed.increment();
+        }
+        match outcome.reason().filter(|_| !is_observed) {
             None => self.shared.allowed.increment(),
             Some(reason) => self.denied[reason.index()].increment(),
         }

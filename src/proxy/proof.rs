@@ -17,10 +17,10 @@ use tokio::time::Instant;
 
 use super::metrics::ProxyMetrics;
 use crate::identity::{Identity, Peer, RevocationMode, SpiffeId, Trust};
-use crate::model::Listeners;
+use crate::model::{Listeners, Strictness};
 use crate::mtls::{Begun, Lapse, Opening, Proof, Proofs};
 use crate::observe::{AuditLane, ConnectionRecord, EndsFacts};
-use crate::policy::Policy;
+use crate::policy::{Modes, Policy};
 use crate::rt::{Clock, Live};
 use crate::snapshot::Snapshot;
 use crate::upstream::Stream;
@@ -142,9 +142,10 @@ impl Watch {
         (local, remote): (SocketAddr, SocketAddr),
         peer: Option<&Arc<Peer>>,
         before: Option<&Identity>,
+        lax: Option<Strictness>,
     ) -> Arc<Proof> {
         let opening = Opening::Accepted(door);
-        self.enter(number, opening, (local, remote), peer, before)
+        self.enter(number, opening, (local, remote), peer, before, lax)
     }
 
     /// The proof of a connection that we made to a workload.
@@ -156,7 +157,12 @@ impl Watch {
     ) -> std::io::Result<Arc<Proof>> {
         let ends = (stream.tcp().local_addr()?, stream.tcp().peer_addr()?);
         let number = crate::observe::next_connection_id();
-        Ok(self.enter(number, Opening::Originated, ends, Some(peer), Some(before)))
+        Ok(self.enter(number, Opening::Originated, ends, Some(peer), Some(before), None))
+    }
+
+    /// The connection's door asks for more than when it let the caller in without an identity.
+    pub(in crate::proxy) fn tightened(&self, proof: &Arc<Proof>) {
+        self.fall(proof, Lapse::ModeTightened);
     }
 
     fn enter(
@@ -166,6 +172,7 @@ impl Watch {
         (local, remote): (SocketAddr, SocketAddr),
         peer: Option<&Arc<Peer>>,
         before: Option<&Identity>,
+        lax: Option<Strictness>,
     ) -> Arc<Proof> {
         let since = self.clock.now();
         let max_age = match peer {
@@ -181,7 +188,7 @@ impl Watch {
         });
         let own = peer.and(before).map(Begun::own);
         let peer = peer.cloned();
-        let begun = Begun { number, opening, local, remote, peer, own, since, old_at };
+        let begun = Begun { number, opening, local, remote, peer, lax, own, since, old_at };
         self.look();
         // The handshake judged by the trust of `before`, or by a later one.
         let judged = match (&*self.seen.lock(), before) {
@@ -260,7 +267,8 @@ impl Watch {
         close_fallen: &impl Fn(),
     ) {
         let mut identity = self.identity.clone();
-        let mut policy = snapshot.load().policy.clone();
+        let (mut policy, mut modes) =
+            (snapshot.load().policy.clone(), snapshot.load().modes.clone());
         let mut hard_again = Instant::now() + HARD_AGAIN;
         let mut judged = 0;
         loop {
@@ -271,10 +279,10 @@ impl Watch {
                 biased;
                 () = changed(identity.as_mut()) => {}
                 () = changed(Some(&mut snapshot)) => {
-                    let now = snapshot.load().policy.clone();
-                    if !Arc::ptr_eq(&policy, &now) {
-                        policy = now;
-                        self.follow_policy(&policy, close_fallen).await;
+                    let now = snapshot.load();
+                    if !Arc::ptr_eq(&policy, &now.policy) || !Arc::ptr_eq(&modes, &now.modes) {
+                        (policy, modes) = (now.policy.clone(), now.modes.clone());
+                        self.follow_policy(&policy, &modes, close_fallen).await;
                     }
                 }
                 () = self.news.notified() => {}
@@ -347,9 +355,10 @@ impl Watch {
         revision
     }
 
-    /// Asks of every peer that calls us whether any rule can admit it, and wakes whoever carries an exchange that was decided
+    /// Asks of every peer that calls us whether any rule can admit it, of every caller without an identity whether its door
+    /// still lets such in, and wakes whoever carries an exchange that was decided
     /// before.
-    async fn follow_policy(&self, policy: &Policy, close_fallen: &impl Fn()) {
+    async fn follow_policy(&self, policy: &Policy, modes: &Modes, close_fallen: &impl Fn()) {
         self.policies.fetch_add(1, Ordering::Relaxed);
         let mut from = Some(0);
         let mut turn = Instant::now();
@@ -357,7 +366,11 @@ impl Watch {
             let (proofs, next) = self.proofs.some(at, BATCH);
             from = next;
             for proof in proofs {
-                if proof.begun.opening == Opening::Accepted(Listeners::Inbound)
+                let mode = modes.at(proof.begun.local.port());
+                if proof.begun.lax.is_some_and(|lax| mode > lax) {
+                    self.tightened(&proof);
+                } else if proof.begun.opening == Opening::Accepted(Listeners::Inbound)
+                    && mode != Strictness::Observe
                     && policy.standing(proof.begun.peer.as_deref()).is_hopeless()
                 {
                     self.fall(&proof, Lapse::PolicyChanged);
@@ -544,7 +557,7 @@ mod tests {
         fn connect_since(&self, before: &Identity, peer: &Arc<Peer>) -> Arc<Proof> {
             let ends =
                 (SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2)));
-            self.watch.accepted(1, Listeners::Inbound, ends, Some(peer), Some(before))
+            self.watch.accepted(1, Listeners::Inbound, ends, Some(peer), Some(before), None)
         }
 
         fn trust(&self, roots: &[&Forge]) {

@@ -55,7 +55,7 @@ impl Connections {
 }
 
 fn row(proof: &Proof) -> Value {
-    let Begun { number, opening, local, remote, peer, own, since, old_at } = &proof.begun;
+    let Begun { number, opening, local, remote, peer, lax, own, since, old_at } = &proof.begun;
     let door = match opening {
         Opening::Accepted(door) => Some(door),
         Opening::Originated => None,
@@ -70,6 +70,7 @@ fn row(proof: &Proof) -> Value {
             "spiffe_id": peer.id.as_str(), "serial": peer.serial, "not_after": peer.not_after,
         })),
         "own": own.as_ref().map(|(id, end)| json!({ "spiffe_id": id.as_str(), "not_after": end })),
+        "let_in_by_mode": lax,
         "since": since,
         "too_old_at": old_at,
         "ends_at": proof.begun.ends().map(|(end, _)| end),

@@ -92,6 +92,7 @@ async fn schema(State(api): State<Api>) -> Json<Value> {
         ("consumer", Kind::Consumers),
         ("consumer_group", Kind::ConsumerGroups),
         ("global_rule", Kind::GlobalRules),
+        ("identity_mode", Kind::IdentityModes),
         ("identity_policy", Kind::IdentityPolicies),
         ("plugin_config", Kind::PluginConfigs),
         ("route", Kind::Routes),

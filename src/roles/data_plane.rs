@@ -18,12 +18,13 @@ use crate::acme::{AcmeSettings, Obtained, Renewal};
 use crate::federation::Federation;
 use crate::identity::{Identity, SpiffeId};
 use crate::model::{
-    Body, Change, Id, Kind, Labels, Listeners, Rejected, Resource, Ssl, SslType, Status,
+    Body, Change, Id, Kind, Labels, Listeners, Rejected, Resource, Ssl, SslType, Status, Strictness,
 };
 use crate::mtls::{Acceptor, Challenges, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
-use crate::observe::{ConfigRecord, Gate};
+use crate::observe::{ConfigRecord, Gate, MetricKind};
 use crate::proxy::{
-    DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, ProxyMetrics, Senders,
+    DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, PassthroughDoor, ProxyMetrics,
+    Senders, TcpDoor,
 };
 use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
 use crate::snapshot::{Keeper, Snapshot};
@@ -51,6 +52,10 @@ pub struct Plan {
     pub stapling: Option<Stapling>,
     /// The workload behind the inbound door, see [`settings::SidecarSettings::app`].
     pub app: Option<String>,
+    /// TCP applications behind the sidecar.
+    pub tcp: Vec<TcpDoor>,
+    /// Where the ingress passes TLS through.
+    pub passthrough: Vec<PassthroughDoor>,
     /// Threads.
     pub workers: usize,
     /// The registries that know the nodes of services.
@@ -187,6 +192,7 @@ impl DataPlaneRole {
             sockets: shared.sockets.clone(),
             workers: plan.workers,
         })?;
+        show_modes(&plane, &snapshot, shared);
         Ok(Self { plane, snapshot, discovery, roster, configuration, keeper, _tasks: tasks })
     }
 
@@ -198,6 +204,16 @@ impl DataPlaneRole {
     /// Where all doors listen.
     pub fn addresses(&self) -> &[(Listeners, SocketAddr)] {
         self.plane.addresses()
+    }
+
+    /// Where the doors listen whose bytes are passed on unread, by name.
+    pub fn relays(&self) -> &[(String, SocketAddr)] {
+        self.plane.relays()
+    }
+
+    /// The ports at which callers prove who they are, or may.
+    pub(super) fn mesh_ports(&self) -> Vec<u16> {
+        mesh_ports(&self.plane)
     }
 
     /// What its connections rest on, by worker.
@@ -236,6 +252,31 @@ impl DataPlaneRole {
     }
 }
 
+fn mesh_ports(plane: &DataPlane) -> Vec<u16> {
+    let inbound = plane.addresses().iter().filter(|(door, _)| *door == Listeners::Inbound);
+    let tcp = plane.relays().iter().filter(|(name, _)| name.starts_with("tcp:"));
+    let addresses = inbound.map(|(_, address)| address).chain(tcp.map(|(_, address)| address));
+    addresses.map(SocketAddr::port).collect()
+}
+
+const MODE: &str = "wardgate_identity_mode";
+
+/// How strictly each door asks for identity, as a metric.
+fn show_modes(plane: &DataPlane, snapshot: &Live<Snapshot>, shared: &Shared) {
+    let help =
+        "How strictly the door at a port asks for identity: 2 strict, 1 permissive, 0 observe.";
+    shared.registry.describe(MODE, MetricKind::Gauge, help);
+    for port in mesh_ports(plane) {
+        let (snapshot, label) = (snapshot.clone(), port.to_string());
+        let value = move || match snapshot.load().modes.at(port) {
+            Strictness::Strict => 2.0,
+            Strictness::Permissive => 1.0,
+            Strictness::Observe => 0.0,
+        };
+        shared.registry.computed(MODE, &[("port", &label)], MetricKind::Gauge, value);
+    }
+}
+
 fn doors(
     plan: &Plan,
     identity: Option<&Live<Identity>>,
@@ -244,17 +285,21 @@ fn doors(
 ) -> Vec<Door> {
     let mut doors = Vec::new();
     let [first, second] = &plan.introductions;
-    let mut open =
-        |name, listener, address: Option<SocketAddr>, security, introductions: &Option<_>| {
-            let introductions = introductions.clone();
-            doors.extend(address.map(|address| Door {
-                name,
-                listener,
-                address,
-                security,
-                introductions,
-            }));
-        };
+    let mut open = |name: &'static str,
+                    listener,
+                    address: Option<SocketAddr>,
+                    security,
+                    introductions: &Option<_>| {
+        let introductions = introductions.clone();
+        doors.extend(address.map(|address| Door {
+            name: name.into(),
+            relay_to: None,
+            listener,
+            address,
+            security,
+            introductions,
+        }));
+    };
     if let Some(identity) = identity {
         let acceptor = Acceptor::new(identity.clone());
         open("inbound", Listeners::Inbound, plan.inbound, DoorSecurity::Mesh(acceptor), first);
@@ -263,6 +308,25 @@ fn doors(
     open("http", Listeners::Ingress, plan.http, DoorSecurity::Plain, first);
     let public = DoorSecurity::Public(EdgeAcceptor::new(sites, plan.tls.clone(), challenges));
     open("https", Listeners::Ingress, plan.https, public, second);
+    if let Some(identity) = identity {
+        let acceptor = Acceptor::of_bytes(identity.clone());
+        doors.extend(plan.tcp.iter().map(|tcp| Door {
+            name: tcp.name.clone().into(),
+            listener: Listeners::Inbound,
+            address: tcp.listen,
+            security: DoorSecurity::Mesh(acceptor.clone()),
+            relay_to: Some(tcp.to.clone()),
+            introductions: tcp.introductions.clone(),
+        }));
+    }
+    doors.extend(plan.passthrough.iter().map(|passthrough| Door {
+        name: "passthrough".into(),
+        listener: Listeners::Ingress,
+        address: passthrough.listen,
+        security: DoorSecurity::Through(passthrough.routes.clone()),
+        relay_to: None,
+        introductions: passthrough.introductions.clone(),
+    }));
     doors
 }
 

@@ -32,7 +32,7 @@ pub struct Facts {
 
 #[derive(Default)]
 struct Inner {
-    listeners: Vec<(&'static str, String)>,
+    listeners: Vec<(String, String)>,
     feeds: Vec<(String, Source)>,
     planes: Vec<Plane>,
     publisher: Option<Publisher>,
@@ -52,6 +52,8 @@ pub(super) struct Plane {
     pub(super) roster: Roster,
     /// The registries that it follows.
     pub(super) discovery: Discovery,
+    /// Where callers prove who they are, or may.
+    pub(super) mesh_ports: Vec<u16>,
 }
 
 /// Where configuration comes from.
@@ -77,8 +79,8 @@ pub struct Reload {
 }
 
 impl Facts {
-    pub(super) fn listens(&self, name: &'static str, address: &impl ToString) {
-        let listener = (name, address.to_string());
+    pub(super) fn listens(&self, name: &str, address: &impl ToString) {
+        let listener = (name.to_owned(), address.to_string());
         let mut inner = self.inner.lock();
         if !inner.listeners.contains(&listener) {
             inner.listeners.push(listener);
@@ -212,7 +214,15 @@ fn configuration(plane: &Plane, is_local: bool) -> Value {
         "resources": now.resources,
         "applied_at": now.applied_at.map(rfc3339),
         "refused": refused(&now.refused, is_local),
+        "identity_modes": identity_modes(plane),
     })
+}
+
+/// How strictly each door asks for identity.
+fn identity_modes(plane: &Plane) -> Value {
+    let modes = plane.keeper.lock().current().modes.clone();
+    let row = |port: &u16| json!({ "port": port, "mode": modes.at(*port) });
+    plane.mesh_ports.iter().map(row).collect()
 }
 
 fn feed(part: &str, source: &Source, is_local: bool) -> Value {

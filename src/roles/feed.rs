@@ -95,6 +95,7 @@ pub(super) fn accept(
                         let detail = causes(&error);
                         tracing::warn!(%address, "a data plane was refused: {detail}");
                         let _ = lane.handshake_refused(&HandshakeRefusedRecord {
+                            is_observed: false,
                             conn_id: next_connection_id(),
                             src_addr: address,
                             presented_id: presented.and_then(|presented| presented.id.as_deref()),

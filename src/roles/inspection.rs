@@ -10,8 +10,9 @@ use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource};
 use crate::issuer::EnrolSource;
-use crate::model::{Body, Change, Kind, Ssl, SslType};
+use crate::model::{Body, Change, Kind, Ssl, SslType, Strictness};
 use crate::observe::Registry;
+use crate::policy::Modes;
 use crate::rt::{Clock, Live, causes, unix_seconds};
 use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::last_good::Pen;
@@ -89,7 +90,8 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         let identity = source.as_ref().map(|source| source.identity());
         let batch = look_at_feed(settings, &roles, identity.as_ref(), &mut findings).await;
         let router = settings.router;
-        look_at_configuration(batch, &roles, identity.as_ref(), router, &mut findings);
+        let ports = mesh_ports(settings, &roles);
+        look_at_configuration(batch, &roles, identity.as_ref(), router, &ports, &mut findings);
     }
     findings.0
 }
@@ -309,6 +311,7 @@ fn look_at_configuration(
     roles: &[Role],
     identity: Option<&Live<Identity>>,
     router: RouterSettings,
+    mesh_ports: &[u16],
     findings: &mut Findings,
 ) {
     let Some(batch) = batch else { return };
@@ -336,6 +339,7 @@ fn look_at_configuration(
             Some("correct the resource; until then its previous version holds, and without one it refuses"),
         );
     }
+    look_at_modes(&applied.snapshot.modes, mesh_ports, findings);
     let rules = applied.snapshot.policy.rule_count();
     let policies = counts.get(&Kind::IdentityPolicies).copied().unwrap_or_default();
     let routes = counts.get(&Kind::Routes).copied().unwrap_or_default();
@@ -352,6 +356,28 @@ fn look_at_configuration(
             "policy",
             format!("{policies} policies, {rules} rules for this workload, {routes} routes"),
         );
+    }
+}
+
+/// The ports at which callers prove who they are, or may.
+fn mesh_ports(settings: &Settings, roles: &[Role]) -> Vec<u16> {
+    let sidecar = settings.sidecar.as_ref().filter(|_| roles.contains(&Role::Sidecar));
+    let Some(sidecar) = sidecar else { return Vec::new() };
+    let tcp = sidecar.tcp.iter().map(|tcp| tcp.listen.port());
+    std::iter::once(sidecar.inbound.port()).chain(tcp).collect()
+}
+
+fn look_at_modes(modes: &Modes, ports: &[u16], findings: &mut Findings) {
+    for port in ports {
+        let what = match modes.at(*port) {
+            Strictness::Strict => continue,
+            Strictness::Permissive => {
+                "permissive: callers without an identity come in, and policy decides about them"
+            }
+            Strictness::Observe => "observe: nothing is refused, whatever identity and policy say",
+        };
+        let fix = "set the mode in identity_modes to strict when the decision log shows nobody who needs less";
+        findings.add("policy", Grade::Warning, format!("port {port} is {what}"), Some(fix));
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::collection::Shipper;
 use super::connections::Connections;
 use super::control_api;
 use super::control_plane::{ControlPlaneRole, listen};
@@ -18,12 +19,12 @@ use super::facts::{self, Facts, Plane, Source};
 use super::feed::FeedConnect;
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
-use super::settings::{self, IdentitySettings, Role, Settings};
+use super::settings::{self, ControlPlaneSettings, IdentitySettings, Role, Settings};
 use super::settings_file::SettingsFile;
 use super::trust::federation;
 use super::warnings::WarningSettings;
 use crate::acme::Reports;
-use crate::audit::{OutputBoard, Outputs};
+use crate::audit::{Follower, OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -198,6 +199,8 @@ pub(super) fn enrolled_file(settings: &Settings, part: &str) -> PathBuf {
 pub struct Running {
     /// Where the doors of its data planes listen.
     pub doors: Vec<(Listeners, SocketAddr)>,
+    /// Where the doors of its data planes listen whose bytes are passed on unread, by name.
+    pub relays: Vec<(String, SocketAddr)>,
     /// Where its status port listens.
     pub status: Option<SocketAddr>,
     /// Where its control API listens.
@@ -224,6 +227,10 @@ pub struct Running {
     /// Whose identity the control plane has.
     pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
+    /// As whom the decision log goes to a control plane.
+    pub(super) shipper: Option<Shipper>,
+    /// Hands the decision log to the archive.
+    pub(super) collecting: Option<Follower>,
     connections: Connections,
     /// The identity that came first, which outputs of the decision log present.
     pub(super) own: Option<Live<crate::identity::Identity>>,
@@ -251,6 +258,7 @@ impl Running {
         }
         running.start_data_planes(authority.as_ref()).await?;
         running.start_outputs()?;
+        running.start_collecting();
         running.forget_unused_sockets();
         running.has_begun();
         Ok(running)
@@ -276,6 +284,7 @@ impl Running {
         let (warnings, warned) = Publisher::new(settings.warnings.clone());
         let mut running = Self {
             doors: Vec::new(),
+            relays: Vec::new(),
             status: None,
             control_api: None,
             admin: None,
@@ -293,6 +302,8 @@ impl Running {
             control: None,
             control_trust: None,
             issuer: None,
+            shipper: None,
+            collecting: None,
             connections: Connections::default(),
             own: None,
             outputs: Outputs::default(),
@@ -389,6 +400,7 @@ impl Running {
             Some(_) => {
                 self.shared.identities.watch(trust.identity());
                 let identity = trust.identity();
+                self.ships_as(&identity)?;
                 Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity), &self.shared)?)
             }
             None => None,
@@ -541,6 +553,7 @@ impl Running {
                 plan.stapling = ingress.stapling();
                 plan.introductions = ingress.proxy_protocol.introductions()?;
                 plan.senders = ingress.senders()?;
+                plan.passthrough = ingress.passthrough_doors()?;
                 plan.tls = Arc::new(ingress.edge()?);
                 plan.acme =
                     ingress.acme.clone().map(|acme| (acme, settings.state_dir.join("acme")));
@@ -554,6 +567,7 @@ impl Running {
                 plan.inbound = Some(sidecar.inbound);
                 plan.outbound = Some(sidecar.outbound);
                 plan.app.clone_from(&sidecar.app);
+                plan.tcp = sidecar.tcp_doors()?;
                 plan.introductions = sidecar.proxy_protocol.introductions()?;
             }
         }
@@ -564,6 +578,9 @@ impl Running {
         };
         let identity = trust.as_ref().map(Federation::identity);
         let feed = feed(settings, feed_role, part, identity.as_ref(), &self.shared)?;
+        if let Some(identity) = &identity {
+            self.ships_as(identity)?;
+        }
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
         for (door, address) in role.addresses() {
@@ -574,9 +591,21 @@ impl Running {
             };
             self.shared.facts.listens(name, address);
         }
+        for (name, address) in role.relays() {
+            self.shared.facts.listens(name, address);
+        }
+        self.relays.extend_from_slice(role.relays());
+        let mesh_ports = role.mesh_ports();
         let (configuration, keeper) = (role.configuration(), role.keeper());
         let (roster, discovery) = (role.roster().clone(), role.discovery().clone());
-        self.shared.facts.has_plane(Plane { part, configuration, keeper, roster, discovery });
+        self.shared.facts.has_plane(Plane {
+            part,
+            configuration,
+            keeper,
+            roster,
+            discovery,
+            mesh_ports,
+        });
         self.connections.add(role.proofs());
         self.data_planes.push(role);
         Ok(())
@@ -599,13 +628,17 @@ impl Running {
 
     /// Lets everything finish, data planes first, and writes what is left of the decision log. `false` when something was
     /// cut off. The data planes have the time of the settings, and what comes after them what is left of it, but some seconds.
-    pub async fn drain(self) -> bool {
+    pub async fn drain(mut self) -> bool {
         self.leave("the process was asked to end");
         self.shared.sockets.release();
         let until = Instant::now() + Duration::from_secs(self.settings.drain_seconds);
         let left = || until.saturating_duration_since(Instant::now());
-        let planes = self.data_planes.into_iter().map(|plane| plane.drain(left()));
+        let planes = std::mem::take(&mut self.data_planes);
+        let planes = planes.into_iter().map(|plane| plane.drain(left()));
         let mut clean = join_all(planes).await.into_iter().all(|clean| clean);
+        let audit = self.shared.audit.clone();
+        let _ = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        let _ = self.stop_collecting().await;
         if let Some(control) = self.control {
             clean &= control.drain(left().max(LAST_SECONDS)).await;
         }
@@ -649,7 +682,7 @@ fn log_name(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
 }
 
-fn missing(field: &'static str, problem: &str) -> settings::Error {
+pub(super) fn missing(field: &'static str, problem: &str) -> settings::Error {
     settings::Error::Setting { field, problem: problem.to_owned() }
 }
 
@@ -680,12 +713,7 @@ fn feed(
                     missing("identity", "missing; the feed is mTLS and needs an identity").into()
                 );
             };
-            let expected = match &control.spiffe_id {
-                None => settings.own_id("control")?,
-                Some(text) => text.parse().map_err(|error| {
-                    missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))
-                })?,
-            };
+            let expected = control_id(settings, control)?;
             let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
             let last_good = last_good(settings, part, &shared.pen);
             let told = subscriber::Settings::new(role, settings.node_name());
@@ -694,6 +722,19 @@ fn feed(
             shared.facts.is_fed(part, source);
             Ok(Box::new(subscriber))
         }
+    }
+}
+
+/// Whom we expect as control plane.
+pub(super) fn control_id(
+    settings: &Settings,
+    control: &ControlPlaneSettings,
+) -> Result<crate::identity::SpiffeId, settings::Error> {
+    match &control.spiffe_id {
+        None => settings.own_id("control"),
+        Some(text) => text
+            .parse()
+            .map_err(|error| missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))),
     }
 }
 

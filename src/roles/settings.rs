@@ -13,7 +13,7 @@ use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
-use crate::audit::{InvalidOutput, OutputSettings};
+use crate::audit::{ArchiveSettings, InvalidOutput, OutputSettings};
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
@@ -22,8 +22,8 @@ use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
 use crate::observe::{DecisionLogSettings, LogSettings};
 use crate::proxy::{
-    Introductions, InvalidLimit, LimitSettings, ProofLimits, ProxyProtocolSettings, RealIpSettings,
-    Senders,
+    Introductions, InvalidLimit, LimitSettings, PassthroughDoor, PassthroughSettings, ProofLimits,
+    ProxyProtocolSettings, RealIpSettings, Senders, TcpDoor, TcpSettings,
 };
 use crate::snapshot::RouterSettings;
 use crate::store;
@@ -249,6 +249,9 @@ pub struct SidecarSettings {
     /// Where the PROXY protocol is spoken to us; nowhere when not given.
     #[serde(default)]
     pub proxy_protocol: SidecarProxyProtocol,
+    /// TCP applications beside the one that speaks HTTP.
+    #[serde(default)]
+    pub tcp: Vec<TcpSettings>,
 }
 
 /// The PROXY protocol at a sidecar's doors. It tells for whom a connection is, and never who it is: that is the handshake's.
@@ -354,6 +357,9 @@ pub struct IngressSettings {
     /// Where the PROXY protocol is spoken to us; nowhere when not given.
     #[serde(default)]
     pub proxy_protocol: IngressProxyProtocol,
+    /// Where TLS is passed through to servers that terminate it themselves.
+    #[serde(default)]
+    pub passthrough: Vec<PassthroughSettings>,
     /// Addresses and networks of the proxies before us whose `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` and `Forwarded` are
     /// believed; what anybody else says there is taken off. When not given, nobody's `-Proto`, `-Host`, `-Port` and `Forwarded`
     /// are, and `X-Forwarded-For` is continued whoever began it.
@@ -364,7 +370,29 @@ pub struct IngressSettings {
     pub real_ip: Option<RealIpSettings>,
 }
 
+impl SidecarSettings {
+    /// The TCP applications.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn tcp_doors(&self) -> Result<Vec<TcpDoor>, Error> {
+        TcpSettings::parse(&self.tcp)
+            .map_err(|error| Error::Setting { field: "sidecar.tcp", problem: error.to_string() })
+    }
+}
+
 impl IngressSettings {
+    /// Where TLS is passed through.
+    ///
+    /// # Errors
+    /// The sentence names the setting.
+    pub fn passthrough_doors(&self) -> Result<Vec<PassthroughDoor>, Error> {
+        PassthroughSettings::parse(&self.passthrough).map_err(|error| Error::Setting {
+            field: "ingress.passthrough",
+            problem: error.to_string(),
+        })
+    }
+
     /// Who may speak for others.
     ///
     /// # Errors
@@ -432,6 +460,9 @@ pub struct ControlSettings {
     /// `spiffe://<trust domain>/wardgate/ingress` when not given.
     #[serde(default)]
     pub ingress_ids: Vec<String>,
+    /// The archive of all decision logs.
+    #[serde(default)]
+    pub audit: ArchiveSettings,
 }
 
 fn default_admin() -> SocketAddr {
@@ -440,6 +471,17 @@ fn default_admin() -> SocketAddr {
 
 fn default_feed() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 9185))
+}
+
+/// Whether a process hands its decision log to the control plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShipSetting {
+    /// When there is a control plane: `control_plane`, or role control in the same process.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Settings of role issuer.
@@ -591,6 +633,9 @@ pub struct AuditSettings {
     /// Where records are handed on to. They are taken from the file, which is there in any case (docs/audit-outputs.md).
     #[serde(default)]
     pub outputs: Vec<OutputSettings>,
+    /// Whether records go to the control plane's archive (docs/audit-collection.md).
+    #[serde(default)]
+    pub ship: ShipSetting,
 }
 
 impl Settings {

@@ -201,6 +201,8 @@ impl Running {
     /// Gives up what has one owner alone, and sends the decisions to come to the new process.
     async fn give_up(&mut self, heir: &mut Heir) -> Result<(), UpgradeError> {
         let (pen, audit) = (self.shared.pen.clone(), self.shared.audit.clone());
+        // Who follows the log ends before the log is another process'; what it has not handed over the new one's follower does.
+        let collected = self.stop_collecting().await;
         if let Some(control) = self.control.take() {
             self.shared.sockets.ask_again("admin");
             self.shared.sockets.ask_again("feed");
@@ -213,6 +215,7 @@ impl Running {
         };
         let gone = blocking(let_go).await;
         kept.release();
+        collected.release();
         gone?.map_err(UpgradeError::Audit)?;
         heir.channel.say(&Step::Released, &[]).map_err(UpgradeError::Channel)?;
         let mut descriptors = heir.hears(Step::is_taken).await?;
@@ -251,6 +254,7 @@ impl Running {
         {
             tracing::error!("the control plane cannot be resumed: {}", causes(&error));
         }
+        self.start_collecting();
     }
 }
 
@@ -468,6 +472,7 @@ impl Running {
         running.shared.pen.take_up();
         running.forget_unused_sockets();
         running.shared.sockets.open();
+        running.start_collecting();
         running.has_begun();
         Ok(running)
     }

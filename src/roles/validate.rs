@@ -24,9 +24,11 @@ impl Settings {
             ingress.proxy_protocol.introductions()?;
             ingress.senders()?;
             ingress.edge()?;
+            ingress.passthrough_doors()?;
         }
         if let Some(sidecar) = &self.sidecar {
             sidecar.proxy_protocol.introductions()?;
+            sidecar.tcp_doors()?;
         }
         check_log(&self.log)?;
         OutputSettings::check_all(&self.audit.outputs)?;
@@ -111,6 +113,8 @@ impl Settings {
                 let control = self.control.as_ref().ok_or_else(|| {
                     missing("control", "missing; role control needs its settings")
                 })?;
+                let audit = control.audit.check();
+                audit.map_err(|(field, problem)| Error::Setting { field, problem })?;
                 FeedRules::of(self, control).map(drop)
             }
             Role::Issuer => {

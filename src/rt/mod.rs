@@ -4,6 +4,7 @@
 
 mod causes;
 mod channel;
+pub mod client_hello;
 mod conversation;
 pub mod crypto;
 mod drain;

@@ -136,7 +136,7 @@ impl Sockets {
     /// The address is taken or cannot be bound.
     pub fn tcp(
         &self,
-        name: &'static str,
+        name: &str,
         address: SocketAddr,
         workers: usize,
     ) -> Result<Vec<Vec<TcpListener>>, Error> {
@@ -170,7 +170,7 @@ impl Sockets {
     ///
     /// # Errors
     /// As [`Sockets::tcp`]; of several sockets that were handed over the first is used.
-    pub fn one(&self, name: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    pub fn one(&self, name: &str, address: SocketAddr) -> Result<TcpListener, Error> {
         let mut sockets = self.tcp(name, address, 1)?.remove(0);
         Ok(sockets.swap_remove(0))
     }

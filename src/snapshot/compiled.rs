@@ -14,7 +14,7 @@ use crate::mtls::Sites;
 use crate::pipeline::{
     Chain, Consumer, Directory, Exchange, Fault, PathRules, RouteInfo, Side, Template, host_of,
 };
-use crate::policy::Policy;
+use crate::policy::{Modes, Policy};
 use crate::upstream::Cluster;
 
 /// One compiled revision of everything. An exchange takes one and sees no other.
@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub revision: Revision,
     /// Who may do what.
     pub policy: Arc<Policy>,
+    /// How strictly each door asks for identity. The same `Arc` as long as no `identity_modes` change.
+    pub modes: Arc<Modes>,
     /// Who answers public clients. The same `Arc` as long as no certificate changes.
     pub sites: Arc<Sites>,
     /// Credentials to consumers.

@@ -23,13 +23,13 @@ use super::router::{Place, RouterSettings};
 use super::ssls::Ssls;
 use crate::identity::SpiffeId;
 use crate::model::{
-    self, Body, Change, Id, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig, PluginSet,
-    Rejected, Resource, Revision, Route, Service, SslType, Timeout, Upstream,
+    self, Body, Change, Id, IdentityMode, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig,
+    PluginSet, Rejected, Resource, Revision, Route, Service, SslType, Timeout, Upstream,
 };
 use crate::mtls::EdgeTls;
 use crate::observe::Registry;
 use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
-use crate::policy::{self, Policy};
+use crate::policy::{self, Modes, Policy};
 use crate::upstream::{Cluster, Roster};
 
 pub use declared::Declared;
@@ -64,6 +64,7 @@ pub struct Keeper {
     consumers: BTreeMap<Id, Slot<model::Consumer, ConsumerParts>>,
     credentials: BTreeMap<Id, Slot<model::Credential, Vec<Held>>>,
     policies: BTreeMap<Id, (Revision, Box<IdentityPolicy>)>,
+    declared_modes: BTreeMap<Id, (Revision, Box<IdentityMode>)>,
     ssls: Ssls,
     routes: BTreeMap<Id, RouteSlot>,
     /// Which routes refer to a resource, whether it exists or not.
@@ -71,6 +72,7 @@ pub struct Keeper {
     routers: Routers,
     people: Arc<Consumers>,
     policy: Arc<Policy>,
+    modes: Arc<Modes>,
     current: Arc<Snapshot>,
 }
 
@@ -122,6 +124,7 @@ struct Work {
     /// Names of consumers to be put together anew.
     people: BTreeSet<String>,
     policies: bool,
+    modes: bool,
     /// Certificates for upstreams that are others now.
     client_certificates: BTreeSet<Id>,
 }
@@ -163,6 +166,7 @@ impl Keeper {
         let current = Arc::new(Snapshot {
             revision: 0,
             policy: policy.clone(),
+            modes: Arc::default(),
             sites: Arc::default(),
             consumers: people.clone(),
             global: Chain::default(),
@@ -186,12 +190,14 @@ impl Keeper {
             consumers: BTreeMap::new(),
             credentials: BTreeMap::new(),
             policies: BTreeMap::new(),
+            declared_modes: BTreeMap::new(),
             ssls: Ssls::default(),
             routes: BTreeMap::new(),
             users: HashMap::new(),
             routers: Routers::default(),
             people,
             policy,
+            modes: Arc::default(),
             current,
         }
     }
@@ -350,6 +356,17 @@ impl Keeper {
                 self.policies.insert(id, (revision, body));
                 work.policies = true;
             }
+            Body::IdentityMode(body) => {
+                if let Err(error) = policy::check_mode(&body) {
+                    work.reject(kind, &id, revision, &error);
+                    let previous = self.declared_modes.get(&id);
+                    if previous.is_some_and(|(_, body)| policy::check_mode(body).is_ok()) {
+                        return;
+                    }
+                }
+                self.declared_modes.insert(id, (revision, body));
+                work.modes = true;
+            }
             Body::Route(body) => {
                 let parts = workshop.route(&id, &body);
                 self.put_route(id, revision, body.into(), parts, work);
@@ -431,6 +448,7 @@ impl Keeper {
                 self.ssls.delete(id);
             }
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
+            Kind::IdentityModes => work.modes |= self.declared_modes.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
             Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
         }
@@ -537,6 +555,7 @@ impl Keeper {
             | Kind::PluginMetadata
             | Kind::Ssls
             | Kind::IdentityPolicies
+            | Kind::IdentityModes
             | Kind::Workloads
             | Kind::TrustDomains
             | Kind::Revocations => return None,

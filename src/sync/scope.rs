@@ -7,6 +7,7 @@
 //! | consumers, credentials | who has a route, service, plugin config or global rule with an auth plugin that they have a credential for |
 //! | consumer_groups | who has a consumer of the group |
 //! | identity_policies | sidecars and the ingress, of the SPIFFE IDs that `selector.workloads` names (none: all) |
+//! | identity_modes | sidecars and the ingress, of the SPIFFE IDs that `workloads` names (none: all) |
 //! | plugin_metadata | the ingress; a sidecar only of plugins that it runs |
 //! | global_rules, ssls | the ingress alone: in APISIX they belong to the gateway, and a sidecar has no public listener |
 //! | ssls of type `client` | who has an upstream that names them |
@@ -256,11 +257,11 @@ impl Scopes {
         Ok(self.replace(key, facts))
     }
 
-    /// An identity policy, a trust domain or a revocation that cannot be read: every data plane that it would concern must
+    /// An identity policy or mode, a trust domain or a revocation that cannot be read: every data plane that it would concern must
     /// know that it is there, so that it can refuse it by name and keep closed what it might have closed.
     pub fn put_unreadable(&mut self, key: &Key) -> Vec<Touched> {
         let choice = Choice::everybody(match key.0 {
-            Kind::IdentityPolicies => ENFORCING,
+            Kind::IdentityPolicies | Kind::IdentityModes => ENFORCING,
             _ => ALL,
         });
         self.replace(key, Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() })
@@ -530,6 +531,10 @@ impl Facts {
                 facts.choice = Choice::of(ENFORCING, named, rules)
                     .unwrap_or_else(|_| Choice::everybody(ENFORCING));
             }
+            Body::IdentityMode(mode) => {
+                facts.choice = Choice::of(ENFORCING, &mode.workloads, rules)
+                    .unwrap_or_else(|_| Choice::everybody(ENFORCING));
+            }
             Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
             Body::TrustDomain(_) | Body::Revocation(_) => facts.choice = Choice::everybody(ALL),
             Body::Upstream(upstream) => facts.show(Some(upstream)),
@@ -752,6 +757,7 @@ pub(super) mod tests {
         let allow = |workloads: Value| json!({"action": "allow", "selector": {"workloads": workloads}, "rules": [{}]});
         world.put("identity_policies/cart", allow(json!([CART])));
         world.put("identity_policies/all", allow(json!([])));
+        world.put("identity_modes/cart", json!({"mode": "permissive", "workloads": [CART]}));
         world
     }
 
@@ -779,6 +785,7 @@ pub(super) mod tests {
             [
                 "consumer_groups/gold",
                 "consumers/bob",
+                "identity_modes/cart",
                 "identity_policies/all",
                 "identity_policies/cart",
                 "plugin_configs/limits",

@@ -319,6 +319,62 @@ async fn two_consumers_never_claim_one_pattern_and_a_route_with_tokens_gets_the_
     assert_eq!(answer.json()["headers"]["x-consumer-username"], "web");
 }
 
+#[tokio::test]
+async fn policy_goes_by_the_claims_that_a_plugin_has_verified_and_waits_for_them() {
+    let world = World::new();
+    let _issuer = issuer(&world, &json!({})).start();
+    let app = App::echo("api");
+    let jwt = json!({ "audiences": [US], "trust_domains": [world.domain] });
+    let upstream = json!({ "nodes": { app.address.to_string(): 1 } });
+    let claims = json!([{ "name": "sub", "values": [world.id("/web")] }]);
+    let ingress = ingress(&world)
+        .resources(&json!({
+            "routes": [
+                { "id": "api", "uri": "/api", "plugins": { "spiffe-jwt": jwt }, "upstream": upstream },
+                { "id": "bare", "uri": "/bare", "upstream": upstream },
+                { "id": "moved", "uri": "/moved", "upstream": upstream,
+                  "plugins": { "redirect": { "uri": "/secret-place", "ret_code": 302 } } },
+            ],
+            "identity_policies": [{ "id": "p", "action": "allow", "rules": [
+                { "name": "web", "from": { "claims": claims } },
+            ]}],
+        }))
+        .start();
+    let client = client(&world).await;
+    let web = token(&client, &world, "/web", &[US]).await;
+    let batch = token(&client, &world, "/batch", &[US]).await;
+    let ask = async |path: &str, token: Option<&JwtSvid>| {
+        let bearer = token.map(|token| format!("Bearer {}", token.token()));
+        let headers: Vec<(&str, &str)> =
+            bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+        send(ingress.address("ingress"), "GET", path, &headers, "").await
+    };
+    let answer = ask("/api", Some(&web)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let record = ingress.record_with("/outcome", &json!("allow"));
+    assert_eq!((&record["rule"], &record["path"]), (&json!("web"), &json!("/api")));
+    let decisions = |path: &str| {
+        let of_path = |record: &&Value| record["type"] == "decision" && record["path"] == path;
+        ingress.audit().iter().filter(of_path).count()
+    };
+    assert_eq!(decisions("/api"), 1, "one record, of the decision that counts");
+
+    let refused = ask("/api", Some(&batch)).await;
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert_eq!(denial_of(&ingress, &refused)["reason"], "no_rule");
+    // The plugin's own refusal comes first.
+    let none = ask("/api", None).await;
+    assert_eq!((none.status, &denial_of(&ingress, &none)["mode"]), (401, &json!("plugin")));
+    // Nobody has verified this one, whatever it says.
+    for path in ["/bare", "/moved"] {
+        let unverified = ask(path, Some(&web)).await;
+        assert_eq!(unverified.status, 403, "{path}: {}", unverified.text());
+        assert_eq!(unverified.header("location"), None, "{path}: no answer of a plugin either");
+        assert_eq!(denial_of(&ingress, &unverified)["reason"], "no_token", "{path}");
+    }
+    assert_eq!(app.requests(), 1);
+}
+
 #[test]
 fn settings_of_tokens_that_contradict_each_other_are_refused_at_the_start_by_field() {
     let world = World::new();

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use wardgate::mtls::Alpn;
 
-use crate::world::{PATIENCE, Process, World, allow, soon};
+use crate::world::{PATIENCE, Process, World, allow_switching, soon};
 
 /// Where a client comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Mesh {
             .sidecar("/billing")
             .set("sidecar.app", &json!(app))
             .resources(&json!({
-                "identity_policies": [allow("callers", &[&world.id("/billing")], &callers)],
+                "identity_policies": [allow_switching("callers", &[&world.id("/billing")], &callers)],
             }))
             .launch();
         let node = billing.address("inbound").to_string();

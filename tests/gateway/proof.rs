@@ -13,7 +13,7 @@ use wardgate::mtls::Alpn;
 
 use crate::http2::{Client, request};
 use crate::mesh::{End, RawApp, RawStream, Wire};
-use crate::world::{PATIENCE, Part, Peer, Process, World, allow, eventually, get, soon};
+use crate::world::{PATIENCE, Part, Peer, Process, World, allow_switching, eventually, get, soon};
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -93,7 +93,7 @@ fn billing<'w>(world: &'w World, app: &RawApp, settings: &Value) -> Part<'w> {
         .sidecar("/billing")
         .set("sidecar.app", &json!(app.url()))
         .set("proof", settings)
-        .resources(&policies(&[allow("p", &[&world.id("/billing")], &callers)]))
+        .resources(&policies(&[allow_switching("p", &[&world.id("/billing")], &callers)]))
 }
 
 fn policies(policies: &[Value]) -> Value {
@@ -262,10 +262,11 @@ async fn policy_ends_what_it_refuses_by_now_and_leaves_the_rest_of_the_connectio
     let (never, _) = waiting.open(request("GET", "/never", &[]), true).await.unwrap();
 
     // Other words for the same.
-    declare(json!([rule("/web", &["/**"]), all("/shop")]));
+    let switch = |who: &str| json!({ "from": { "principals": [world.id(who)] }, "to": { "upgrades": ["websocket"] } });
+    declare(json!([rule("/web", &["/**"]), all("/shop"), switch("/web"), switch("/shop")]));
     applied(2);
     // /web may still ask for something.
-    declare(json!([rule("/web", &["/"]), all("/shop")]));
+    declare(json!([rule("/web", &["/"]), all("/shop"), switch("/shop")]));
     let answer = soon("a refusal", never).await.unwrap();
     assert_eq!(answer.status().as_u16(), 403);
     let denial = answer.headers()["x-wardgate-denial"].to_str().unwrap();
@@ -283,7 +284,7 @@ async fn policy_ends_what_it_refuses_by_now_and_leaves_the_rest_of_the_connectio
     billing.record("the refused tunnel", refused);
 
     // Nothing any more: the connection may ask once why, and ends.
-    declare(json!([all("/shop")]));
+    declare(json!([all("/shop"), switch("/shop")]));
     assert_eq!(web_held.idle.end().await, End::Clean);
     ended(&billing, "policy_changed", 6);
     shop_held.stand().await;
@@ -296,7 +297,7 @@ async fn whom_the_deny_list_names_is_gone_and_nobody_else() {
     let admin = control.admin();
     let callers = [world.id("/shop"), world.id("/web")];
     let callers: Vec<&str> = callers.iter().map(String::as_str).collect();
-    let policy = allow("p", &[&world.id("/billing")], &callers);
+    let policy = allow_switching("p", &[&world.id("/billing")], &callers);
     let revision = admin.put("/identity_policies/p", &policy).await;
     let billing = world
         .sidecar("/billing")

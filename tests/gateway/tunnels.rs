@@ -213,7 +213,7 @@ async fn a_tunnel_over_http_2_ends_when_policy_refuses_what_it_allowed() {
     let allowed = allow("p", &[&world.id("/billing")], &[&world.id("/shop")]);
     let only = |paths: &[&str]| {
         let mut policy = allowed.clone();
-        policy["rules"][0]["to"] = json!({ "paths": paths });
+        policy["rules"][0]["to"] = json!({ "paths": paths, "upgrades": ["websocket"] });
         json!({ "identity_policies": [policy] })
     };
     let billing = world
@@ -337,7 +337,7 @@ async fn connect_goes_through_both_sidecars_when_both_open_it_and_policy_admits_
         "upstream": { "nodes": { app.address.to_string(): 1 } },
     }));
     let mut policy = allow("p", &[&world.id("/db")], &[&world.id("/shop"), &world.id("/web")]);
-    policy["rules"][0]["to"] = json!({ "methods": ["CONNECT"] });
+    policy["rules"][0]["to"] = json!({ "methods": ["CONNECT"], "upgrades": ["connect"] });
     let db = world
         .sidecar("/db")
         .resources(&json!({ "routes": [inbound], "identity_policies": [policy] }))

@@ -890,6 +890,16 @@ pub fn allow(id: &str, workloads: &[&str], principals: &[&str]) -> Value {
     })
 }
 
+/// The same, switching protocols included.
+pub fn allow_switching(id: &str, workloads: &[&str], principals: &[&str]) -> Value {
+    let mut policy = allow(id, workloads, principals);
+    let switch = json!({
+        "name": "switch", "from": { "principals": principals }, "to": { "upgrades": ["*"] },
+    });
+    policy["rules"].as_array_mut().unwrap().push(switch);
+    policy
+}
+
 /// A port that was free a moment ago, for what must be named before it listens.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{coverage, export, history, import, replay, suggest, test, validate};
+use super::{coverage, diff, export, history, import, lint, replay, suggest, test, validate};
 
 /// Work on policies in files and at the control plane.
 #[derive(Args, Debug)]
@@ -18,6 +18,10 @@ pub(in crate::cli) struct PolicyArgs {
 enum PolicyCommand {
     /// Read policy files as strictly as the Admin API does
     Validate(validate::ValidateArgs),
+    /// What is odd about policies: shadowed, contradictory, over-wide or idle rules
+    Lint(lint::LintArgs),
+    /// What callers gain and lose when policies change, by meaning
+    Diff(diff::DiffArgs),
     /// Try the cases that are kept beside the policies, on the engine that enforces
     Test(test::TestArgs),
     /// Bring policies in from another mesh, with a report of each difference in meaning
@@ -46,6 +50,8 @@ pub(in crate::cli) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match &args.command {
         PolicyCommand::Validate(args) => validate::run(args, out),
+        PolicyCommand::Lint(args) => lint::run(args, out).await,
+        PolicyCommand::Diff(args) => diff::run(args, out).await,
         PolicyCommand::Test(args) => test::run(args, out),
         PolicyCommand::Import(args) => import::run(args, out),
         PolicyCommand::Export(args) => export::run(args, out),

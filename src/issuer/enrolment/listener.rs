@@ -146,6 +146,7 @@ async fn accept(
                     tracing::warn!(%address, reason = error.code(), detail, "a caller was refused");
                     let me = identity.load();
                     let _ = audit.handshake_refused(&HandshakeRefusedRecord {
+                        is_observed: false,
                         conn_id: next_connection_id(),
                         src_addr: address,
                         presented_id: presented.and_then(|presented| presented.id.as_deref()),

@@ -18,6 +18,7 @@ use crate::identity::SpiffeId;
 /// An expression over the caller and the action.
 #[derive(Debug)]
 pub(super) struct Condition {
+    text: Box<str>,
     asks: Asks,
     #[cfg(feature = "cel")]
     code: code::Code,
@@ -60,7 +61,7 @@ impl Condition {
         #[cfg(feature = "cel")]
         {
             let (code, asks) = lower::lower(&parse::parse(text)?)?;
-            Ok(Self { asks, code })
+            Ok(Self { text: text.into(), asks, code })
         }
         #[cfg(not(feature = "cel"))]
         Err("conditions in CEL need a build with the feature `cel`; this one is without it".into())
@@ -79,5 +80,10 @@ impl Condition {
     /// What it looks at.
     pub(super) const fn asks(&self) -> Asks {
         self.asks
+    }
+
+    /// The text, as written.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 }

@@ -19,9 +19,9 @@ use crate::model::Listeners;
 use crate::mtls::Proof;
 use crate::observe::{DecisionRecord, DenialId, TokenFacts};
 use crate::pipeline::{
-    BodyFilters, Exchange, Fault, Flow, Refusal, Reply, ResponseSource, Side as FaultSide,
+    BodyFilters, Exchange, Fault, Flow, Known, Refusal, Reply, ResponseSource, Side as FaultSide,
 };
-use crate::policy::Standing;
+use crate::policy::{Decision, Outcome, Standing};
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
@@ -111,17 +111,24 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
 
     let answered = async {
-        let course = match admit(worker, &snapshot, exchange, standing) {
+        let course = match admit(worker, &snapshot, exchange, standing, caller, &mut hop) {
             Err(reply) => Course::Reply(reply),
-            Ok(route) => {
+            Ok(Admitted { route, awaits_token }) => {
                 chains.route = route;
-                match switch::granted(caller, route, &hop) {
-                    Ok(granted) => {
-                        hop.switch = granted;
-                        plugins(exchange, &mut chains).await
-                    }
-                    Err(refusal) => Course::Reply(refusal),
+                let judge = Judge { worker, snapshot: &snapshot, connection: standing };
+                let mut course = rewrites(exchange, &mut chains).await;
+                if awaits_token {
+                    course = decided_late(course, &judge, exchange);
                 }
+                if matches!(course, Course::Forward) {
+                    course = accesses(exchange, &chains).await;
+                }
+                if matches!(course, Course::Forward)
+                    && let Some(decision) = judge.refuses_rewritten(exchange)
+                {
+                    course = Course::Reply(judge.refuse(exchange, decision));
+                }
+                course
             }
         };
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
@@ -176,17 +183,28 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     after
 }
 
-/// Route and policy. `Err` is the refusal.
-fn admit<'a>(
+/// A request that may go on to the plugins.
+struct Admitted<'a> {
+    route: Option<&'a CompiledRoute>,
+    /// Policy decides once more when its token is known.
+    awaits_token: bool,
+}
+
+/// Route, what the caller may switch to, and policy. `Err` is the refusal.
+fn admit<'a, D: Downstream>(
     worker: &Worker,
     snapshot: &'a Snapshot,
     exchange: &mut Exchange,
     connection: &mut ConnectionStanding,
-) -> Result<Option<&'a CompiledRoute>, Box<Reply>> {
+    caller: &D,
+    hop: &mut Hop,
+) -> Result<Admitted<'a>, Box<Reply>> {
     let door = exchange.client.door;
     let policy = &*snapshot.policy;
     if door == Listeners::Outbound {
-        return snapshot.route(door, exchange).map_err(|_| Box::new(unreadable()));
+        let route = snapshot.route(door, exchange).map_err(|_| Box::new(unreadable()))?;
+        hop.switch = switch::granted(caller, route, hop)?;
+        return Ok(Admitted { route, awaits_token: false });
     }
     // Before routes and redirects: an authority that gives certificates knows of neither.
     if let Some(challenges) = worker.challenges.as_ref().filter(|_| door == Listeners::Ingress)
@@ -199,25 +217,77 @@ fn admit<'a>(
     if let Some(edge) = &mut connection.edge {
         edge.check(snapshot, &exchange.request)?;
     }
-    connection.of(policy, exchange);
+    connection.of(policy, exchange.client.peer.as_deref());
+    if policy.asks_fields() || policy.asks_query() {
+        exchange.request.settle();
+    }
     let judge = Judge { worker, snapshot, connection };
     // Who can never be allowed anything does not get as far as routes and plugins.
-    if door == Listeners::Inbound && judge.standing().is_some_and(Standing::is_hopeless) {
+    if door == Listeners::Inbound
+        && judge.standing().is_some_and(Standing::is_hopeless)
+        && !judge.observes(&exchange.client)
+    {
         return Err(judge.refuse(exchange, judge.decide(&Asked::of(exchange))));
     }
     let routed = snapshot.route(door, exchange);
-    let decision = judge.decide(&Asked::of(exchange));
-    if !decision.is_allowed() {
+    let granted = switch::granted(caller, routed.as_ref().ok().copied().flatten(), hop);
+    exchange.upgrade = switch::wanted(caller, &granted);
+    // What is answered at once is decided at once.
+    let goes_on = routed.is_ok() && granted.is_ok();
+    let asked = Asked::of(exchange);
+    let asked = if goes_on { asked.awaiting() } else { asked };
+    let decision = judge.decide(&asked);
+    if !judge.permits(decision, &exchange.client) {
         return Err(judge.refuse(exchange, decision));
     }
+    if !decision.awaits_token {
+        note(&judge, &asked, decision)?;
+    }
+    let route = routed.map_err(|_| Box::new(unreadable()))?;
+    hop.switch = granted?;
+    if policy.asks_method()
+        && (door == Listeners::Inbound || decision.outcome != Outcome::Allow(None))
+    {
+        // An application that takes another method from there would do what was not decided on.
+        exchange.request.remove_known(Known::MethodOverride);
+    }
+    Ok(Admitted { route, awaits_token: decision.awaits_token })
+}
+
+/// Records what was allowed. `Err` is the answer when that cannot be.
+fn note(judge: &Judge<'_>, asked: &Asked<'_>, decision: Decision) -> Result<(), Box<Reply>> {
     // An open public route that no policy selects is no decision of ours.
-    let decided = door == Listeners::Inbound
-        || decision.outcome.rule().is_some()
-        || Asked::of(exchange).must_record();
-    if decided && judge.record(&Asked::of(exchange), decision, None, None).is_err() {
+    let is_ours = asked.client.door == Listeners::Inbound
+        || decision.outcome != Outcome::Allow(None)
+        || decision.would_be.is_some()
+        || asked.must_record();
+    if is_ours && judge.record(asked, decision, None).is_err() {
         return Err(Box::new(unlogged()));
     }
-    routed.map_err(|_| Box::new(unreadable()))
+    Ok(())
+}
+
+/// Policy decides once more: by now plugins have looked for the caller's token. An auth plugin's own refusal stands, and so does
+/// a fault; any other answer of a plugin is given to those alone who may have it.
+fn decided_late(course: Course, judge: &Judge<'_>, exchange: &Exchange) -> Course {
+    match &course {
+        Course::Fault(_) => return course,
+        Course::Reply(reply)
+            if matches!(reply.status, 401 | 403) || exchange.notes.find::<Refusal>().is_some() =>
+        {
+            return course;
+        }
+        Course::Reply(_) | Course::Forward => {}
+    }
+    let asked = Asked::of(exchange);
+    let decision = judge.decide(&asked);
+    if !judge.permits(decision, &exchange.client) {
+        return Course::Reply(judge.refuse(exchange, decision));
+    }
+    match note(judge, &asked, decision) {
+        Ok(()) => course,
+        Err(unlogged) => Course::Reply(unlogged),
+    }
 }
 
 /// An auth plugin's refusal goes into the decision log, and the caller learns under which id.
@@ -278,8 +348,9 @@ fn unreadable() -> Reply {
     Reply::json(400, &serde_json::json!({ "error_msg": "the request's path cannot be read" }))
 }
 
-/// Runs the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge, global access, route access.
-async fn plugins(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
+/// Runs the first half of the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge. Auth
+/// plugins are among them.
+async fn rewrites(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
     let global = &chains.snapshot.global;
     if global.has_rewrite() {
         let course = Course::from(global.rewrite(exchange).await);
@@ -287,16 +358,7 @@ async fn plugins(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
             return course;
         }
     }
-    let Some(route) = chains.route else {
-        if global.has_access() {
-            let course = Course::from(global.access(exchange).await);
-            if !matches!(course, Course::Forward) {
-                return course;
-            }
-        }
-        let body = serde_json::json!({ "error_msg": "404 Route Not Found" });
-        return Course::Reply(Box::new(Reply::json(404, &body)));
-    };
+    let Some(route) = chains.route else { return Course::Forward };
     if let Some(fault) = route.fault() {
         return Course::Fault(fault);
     }
@@ -321,11 +383,21 @@ async fn plugins(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
             Err(fault) => return Course::Fault(fault),
         }
     }
+    Course::Forward
+}
+
+/// Runs the second half: global access, route access.
+async fn accesses(exchange: &mut Exchange, chains: &Chains<'_>) -> Course {
+    let global = &chains.snapshot.global;
     if global.has_access() {
         let course = Course::from(global.access(exchange).await);
         if !matches!(course, Course::Forward) {
             return course;
         }
+    }
+    if chains.route.is_none() {
+        let body = serde_json::json!({ "error_msg": "404 Route Not Found" });
+        return Course::Reply(Box::new(Reply::json(404, &body)));
     }
     match chains.own() {
         Some(chain) if chain.has_access() => Course::from(chain.access(exchange).await),

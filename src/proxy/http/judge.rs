@@ -1,19 +1,25 @@
 //! Who asks for what, what policy says to it, and the records of that.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::server_name::Edge;
 use super::{grpc, headers};
-use crate::identity::SpiffeId;
-use crate::model::Listeners;
+use crate::identity::{JwtSvid, Peer, SpiffeId};
+use crate::model::{Listeners, Strictness};
 use crate::mtls::EdgeSession;
 use crate::observe::{
     DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, RequestHead, TlsFacts, WouldBe,
 };
-use crate::pipeline::{Client, Exchange, Head, Reply, RouteInfo};
-use crate::policy::{Action, Decision, Policy, Reason, RouteFacts, Standing};
+use crate::pipeline::{Client, Exchange, Head, Reply, Rewritten, RouteInfo};
+use crate::policy::{
+    Action, Content, Decision, Outcome, Policy, Reason, Request, RouteFacts, Standing, Token,
+};
 use crate::proxy::worker::Worker;
+use crate::rt::unix_seconds;
 use crate::snapshot::Snapshot;
 
 /// What holds for all exchanges of a connection: who the caller is, as records and upstreams read it, and what it may do.
@@ -55,11 +61,42 @@ impl ConnectionStanding {
         &self.ends
     }
 
-    pub(super) fn of(&mut self, policy: &Policy, exchange: &Exchange) -> &Standing {
+    /// What the connection's peer can meet of this policy.
+    pub(in crate::proxy) fn of(&mut self, policy: &Policy, peer: Option<&Peer>) -> &Standing {
         if !self.standing.as_ref().is_some_and(|standing| standing.is_of(policy)) {
             self.standing = None;
         }
-        self.standing.get_or_insert_with(|| policy.standing(exchange.client.peer.as_deref()))
+        self.standing.get_or_insert_with(|| policy.standing(peer))
+    }
+}
+
+/// The connection's lot among a hundred, for rules in canary mode: the same for all that the connection carries.
+pub(in crate::proxy) const fn lot(connection: u64) -> u8 {
+    // Numbers follow one another; their lots must not. (The finalizer of SplitMix64.)
+    let mut mixed = connection.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^= mixed >> 31;
+    let lot = ((mixed >> 32) * 100) >> 32;
+    #[expect(clippy::cast_possible_truncation, reason = "it is below 100")]
+    let lot = lot as u8;
+    lot
+}
+
+/// The facts that do not depend on what is asked for.
+pub(in crate::proxy) fn circumstances<'a>(
+    policy: &Policy,
+    client: &Client,
+    caller: Option<SocketAddr>,
+    content: Content<'a>,
+) -> Action<'a> {
+    Action {
+        port: client.local.port(),
+        source: Some(client.address.ip()),
+        remote: caller.map(|caller| caller.ip()),
+        unix_seconds: if policy.asks_time() { unix_seconds() } else { 0 },
+        lot: if policy.asks_lot() { lot(client.connection) } else { 0 },
+        content,
     }
 }
 
@@ -71,10 +108,13 @@ pub(in crate::proxy) struct Asked<'a> {
     pub(in crate::proxy) method: &'a str,
     pub(in crate::proxy) host: &'a str,
     pub(in crate::proxy) path: &'a str,
-    /// The request's fields, while they are there.
-    pub(in crate::proxy) head: Option<&'a Head>,
+    query: Option<&'a str>,
+    /// The head with its fields, as the caller sent it.
+    head: &'a Head,
+    upgrade: Option<&'a str>,
+    token: Token<'a>,
     /// Which of the route's paths matched.
-    pub(in crate::proxy) path_at: usize,
+    path_at: usize,
     pub(in crate::proxy) is_http2: bool,
     /// Whom a trusted sender named as the caller.
     pub(in crate::proxy) caller: Option<SocketAddr>,
@@ -88,7 +128,10 @@ impl<'a> Asked<'a> {
             method: exchange.request.method(),
             host: exchange.request.authority(),
             path: exchange.request.path(),
-            head: Some(&exchange.request),
+            query: exchange.request.settled_query(),
+            head: &exchange.request,
+            upgrade: exchange.upgrade.as_deref(),
+            token: token(exchange.verified_claims()),
             path_at: exchange.matched_path,
             is_http2: exchange.is_http2,
             caller: exchange.caller,
@@ -100,18 +143,57 @@ impl<'a> Asked<'a> {
         self.route.is_some_and(|route| route.must_record)
     }
 
-    fn action(&self) -> Action<'a> {
-        let route = self.route.map(|route| RouteFacts { id: &route.id, labels: &route.labels });
-        Action::http(self.client.local.port(), self.method, self.host, self.path).on_route(route)
+    /// Before plugins have looked for a token.
+    pub(super) fn awaiting(self) -> Self {
+        Self { token: Token::Awaited, ..self }
     }
+
+    /// What goes upstream in place of what was asked for.
+    pub(super) fn rewritten(exchange: &'a Exchange) -> Self {
+        let asked = Self::of(exchange);
+        let Rewritten { target, host, method } = &exchange.rewritten;
+        let (path, query) = match target {
+            None => (asked.path, asked.query),
+            Some(target) => match target.split_once('?') {
+                Some((path, query)) => (path, Some(query)),
+                None => (&**target, None),
+            },
+        };
+        Self {
+            method: method.as_deref().unwrap_or(asked.method),
+            host: host.as_deref().unwrap_or(asked.host),
+            path,
+            query,
+            ..asked
+        }
+    }
+
+    fn action(&self, policy: &Policy) -> Action<'a> {
+        let request = Request {
+            method: self.method,
+            host: self.host,
+            path: self.path,
+            query: self.query,
+            fields: self.head,
+            upgrade: self.upgrade,
+            token: self.token,
+            route: self.route.map(|route| RouteFacts { id: &route.id, labels: &route.labels }),
+        };
+        circumstances(policy, self.client, self.caller, Content::Request(request))
+    }
+}
+
+fn token(claims: Option<&Map<String, Value>>) -> Token<'_> {
+    claims.map_or(Token::Absent, Token::Verified)
 }
 
 /// [`Asked`] of an exchange that is over, for what goes on behind it.
 pub(in crate::proxy) struct Kept {
     route: Option<Arc<RouteInfo>>,
-    method: Box<str>,
-    host: Box<str>,
-    path: Box<str>,
+    head: Head,
+    upgrade: Option<Cow<'static, str>>,
+    claims: Option<Arc<Map<String, Value>>>,
+    token: Option<Arc<JwtSvid>>,
     path_at: usize,
     is_http2: bool,
     caller: Option<SocketAddr>,
@@ -119,27 +201,30 @@ pub(in crate::proxy) struct Kept {
 
 impl Kept {
     pub(super) fn of(exchange: &Exchange) -> Self {
-        let Asked { method, host, path, path_at, is_http2, caller, .. } = Asked::of(exchange);
-        let route = exchange.route.clone();
         Self {
-            route,
-            method: method.into(),
-            host: host.into(),
-            path: path.into(),
-            path_at,
-            is_http2,
-            caller,
+            route: exchange.route.clone(),
+            head: exchange.request.clone(),
+            upgrade: exchange.upgrade.clone(),
+            claims: exchange.claims.clone(),
+            token: exchange.token.clone(),
+            path_at: exchange.matched_path,
+            is_http2: exchange.is_http2,
+            caller: exchange.caller,
         }
     }
 
     pub(in crate::proxy) fn asked<'a>(&'a self, client: &'a Client) -> Asked<'a> {
+        let claims = || self.token.as_deref().map(|token| &token.claims);
         Asked {
             client,
             route: self.route.as_deref(),
-            method: &self.method,
-            host: &self.host,
-            path: &self.path,
-            head: None,
+            method: self.head.method(),
+            host: self.head.authority(),
+            path: self.head.path(),
+            query: self.head.settled_query(),
+            head: &self.head,
+            upgrade: self.upgrade.as_deref(),
+            token: token(self.claims.as_deref().or_else(claims)),
             path_at: self.path_at,
             is_http2: self.is_http2,
             caller: self.caller,
@@ -161,7 +246,7 @@ impl Judge<'_> {
 
     pub(super) fn decide(&self, asked: &Asked<'_>) -> Decision {
         let policy = &self.snapshot.policy;
-        let action = asked.action();
+        let action = asked.action(policy);
         let nobody;
         let standing = match self.standing() {
             Some(standing) => standing,
@@ -176,20 +261,42 @@ impl Judge<'_> {
         }
     }
 
+    /// Is nothing refused here, and what would have been only written down?
+    pub(super) fn observes(&self, client: &Client) -> bool {
+        observes(self.snapshot, client)
+    }
+
+    /// May what was decided so happen?
+    pub(super) fn permits(&self, decision: Decision, client: &Client) -> bool {
+        decision.is_allowed() || self.observes(client)
+    }
+
+    /// Whether a rule that refuses stands against what a plugin made of the request: a rewrite must not get around it. What is
+    /// allowed is what was asked for, and no rule need allow what is made of it.
+    pub(super) fn refuses_rewritten(&self, exchange: &Exchange) -> Option<Decision> {
+        if exchange.client.door == Listeners::Outbound || !exchange.rewritten.is_any() {
+            return None;
+        }
+        let decision = self.decide(&Asked::rewritten(exchange));
+        let by_rule = match decision.outcome {
+            Outcome::Allow(_) => false,
+            Outcome::Deny(
+                Reason::DeniedByRule | Reason::AmbiguousPath | Reason::UnclearInput,
+                _,
+            ) => true,
+            Outcome::Deny(Reason::NoIdentity | Reason::NoToken, rule) => rule.is_some(),
+            Outcome::Deny(_, _) => false,
+        };
+        (by_rule && !self.observes(&exchange.client)).then_some(decision)
+    }
+
     /// The refusal that the caller reads, and its record.
     pub(super) fn refuse(&self, exchange: &Exchange, decision: Decision) -> Box<Reply> {
-        let policy = &self.snapshot.policy;
         let asked = Asked::of(exchange);
         let reason = decision.outcome.reason().unwrap_or(Reason::NoRule);
         let denial = DenialId::new();
-        let near = self.standing().and_then(|standing| policy.nearest(standing, &asked.action()));
-        let nearest = near.and_then(|near| {
-            let rule = policy.rule(near.rule)?;
-            let (policy_id, rule) = (rule.policy.as_str(), rule.rule);
-            Some(Nearest { policy_id, rule, clause: near.clause.name() })
-        });
         // A refusal that cannot be recorded is still a refusal: the caller gets nothing more either way.
-        let _ = self.record(&asked, decision, Some(denial), nearest);
+        let _ = self.record(&asked, decision, Some(denial));
         if grpc::is_call(exchange) {
             return Box::new(
                 grpc::refusal(7, reason.sentence()).with("x-wardgate-denial", denial.as_str()),
@@ -211,50 +318,48 @@ impl Judge<'_> {
         )
     }
 
+    /// The allow rule that came nearest.
+    fn nearest(&self, asked: &Asked<'_>) -> Option<Nearest<'_>> {
+        let policy = &*self.snapshot.policy;
+        let near = policy.nearest(self.standing()?, &asked.action(policy))?;
+        let rule = policy.rule(near.rule)?;
+        Some(Nearest {
+            policy_id: rule.policy.as_str(),
+            rule: rule.rule,
+            clause: near.clause.name(),
+        })
+    }
+
     pub(super) fn record(
         &self,
         asked: &Asked<'_>,
         decision: Decision,
         denial_id: Option<DenialId>,
-        nearest: Option<Nearest<'_>>,
     ) -> Result<(), Full> {
         let policy = &*self.snapshot.policy;
-        let rule = decision.outcome.rule().and_then(|rule| policy.rule(rule));
-        let would_be = decision.would_be.map(|outcome| WouldBe {
-            allowed: outcome.is_allowed(),
-            reason: outcome.reason().map(Reason::code),
-            rule: outcome
-                .rule()
-                .and_then(|rule| policy.rule(rule))
-                .map(|rule| (rule.policy.as_str(), rule.rule)),
-        });
-        self.worker.metrics.decided(decision.outcome);
+        // A refusal that is none where nothing is refused.
+        let is_observed =
+            denial_id.is_none() && !decision.is_allowed() && self.observes(asked.client);
+        self.worker.metrics.decided(decision.outcome, is_observed);
         self.worker.lane.decision(&DecisionRecord {
             route_id: asked.route.map(|route| route.id.as_str()),
             service_id: asked.route.and_then(|route| Some(route.service.as_ref()?.as_str())),
             upstream_id: asked.route.and_then(|route| Some(route.upstream.as_ref()?.as_str())),
             template: asked.route.and_then(|route| Some(route.paths.get(asked.path_at)?.as_str())),
-            head: asked.head.map(|head| head as &dyn RequestHead),
+            head: Some(asked.head as &dyn RequestHead),
             must_stand: asked.must_record(),
             protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
             method: asked.method.as_bytes(),
             host: asked.host.as_bytes(),
             path: asked.path.as_bytes(),
-            would_be,
-            reason: decision.outcome.reason().map(Reason::code),
-            policy_id: rule.map(|rule| rule.policy.as_str()),
-            rule: rule.map(|rule| rule.rule),
-            policy_revision: rule.map(|rule| rule.revision),
             denial_id,
-            nearest,
+            nearest: if decision.is_allowed() { None } else { self.nearest(asked) },
             caller: asked.caller,
             config_revision: self.snapshot.revision,
-            ..DecisionRecord::of(&self.connection.ends, decision.is_allowed())
+            ..decided(policy, &self.connection.ends, decision, is_observed)
         })
     }
-}
 
-impl Judge<'_> {
     /// The record of a request that was allowed and is not forwarded, because that could not be recorded in time.
     pub(super) fn refuse_unrecorded(&self, asked: &Asked<'_>) {
         // It waits where the record of the allowance waits, and stands behind it.
@@ -264,7 +369,7 @@ impl Judge<'_> {
             method: asked.method.as_bytes(),
             host: asked.host.as_bytes(),
             path: asked.path.as_bytes(),
-            head: asked.head.map(|head| head as &dyn RequestHead),
+            head: Some(asked.head as &dyn RequestHead),
             status: Some(503),
             reason: Some("not_recorded"),
             denial_id: Some(DenialId::new()),
@@ -275,7 +380,53 @@ impl Judge<'_> {
     }
 }
 
+/// Is nothing refused at this client's door?
+pub(in crate::proxy) fn observes(snapshot: &Snapshot, client: &Client) -> bool {
+    client.door != Listeners::Outbound
+        && snapshot.modes.at(client.local.port()) == Strictness::Observe
+}
+
+/// What a record says of a decision; when it is only observed, what would have been refused is let through.
+pub(in crate::proxy) fn decided<'a>(
+    policy: &'a Policy,
+    ends: &'a Ends,
+    decision: Decision,
+    is_observed: bool,
+) -> DecisionRecord<'a> {
+    let named = |outcome: Outcome| outcome.rule().and_then(|rule| policy.rule(rule));
+    let would_be = if is_observed { Some(decision.outcome) } else { decision.would_be };
+    let would_be = would_be.map(|outcome| WouldBe {
+        allowed: outcome.is_allowed(),
+        reason: outcome.reason().map(Reason::code),
+        rule: named(outcome).map(|rule| (rule.policy.as_str(), rule.rule)),
+    });
+    let rule = if is_observed { None } else { named(decision.outcome) };
+    DecisionRecord {
+        mode: if is_observed { "observe" } else { "enforce" },
+        would_be,
+        reason: decision.outcome.reason().filter(|_| !is_observed).map(Reason::code),
+        policy_id: rule.map(|rule| rule.policy.as_str()),
+        rule: rule.map(|rule| rule.rule),
+        policy_revision: rule.map(|rule| rule.revision),
+        ..DecisionRecord::of(ends, is_observed || decision.is_allowed())
+    }
+}
+
 /// The answer when no decision can be recorded: what cannot be proved later does not happen.
 pub(super) fn unlogged() -> Reply {
     Reply::json(503, &serde_json::json!({ "error_msg": "the decision log is full" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lot;
+
+    #[test]
+    fn lots_are_spread_evenly_over_connections_that_follow_one_another() {
+        let mut found = [0_u32; 100];
+        (1..=100_000).for_each(|connection| found[usize::from(lot(connection))] += 1);
+        assert!(found.iter().all(|count| (850..1150).contains(count)), "{found:?}");
+        let below_ten = (1..=100).filter(|connection| lot(*connection) < 10).count();
+        assert!((4..=18).contains(&below_ten), "{below_ten}");
+    }
 }

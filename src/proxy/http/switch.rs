@@ -1,6 +1,8 @@
 //! Leaving HTTP behind on a connection or a stream: WebSocket by `Upgrade` (RFC 6455) and by extended CONNECT (RFC 8441), each
 //! translated into the other where the upstream speaks another version, and CONNECT (RFC 9110 section 9.3.6).
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -33,6 +35,7 @@ pub(in crate::proxy) enum Switch {
     Connect,
 }
 
+const WEBSOCKET: &str = "websocket";
 const KEY: &str = "sec-websocket-key";
 const ACCEPT: &str = "sec-websocket-accept";
 
@@ -71,6 +74,20 @@ pub(super) fn granted<D: Downstream>(
             Ok(Some(Switch::Connect))
         }
         Some(Wish::Connect) => refusal(405, "CONNECT is not served here"),
+    }
+}
+
+/// The protocol that the request is about to be switched to, as policy asks for it. A wish that is passed over is none.
+pub(super) fn wanted<D: Downstream>(
+    caller: &D,
+    granted: &Result<Option<Switch>, Box<Reply>>,
+) -> Option<Cow<'static, str>> {
+    match (caller.wish()?, granted) {
+        (_, Ok(Some(Switch::WebSocket))) => Some(WEBSOCKET.into()),
+        (Wish::Connect, _) => Some("connect".into()),
+        (Wish::Extended(name), _) if name.eq_ignore_ascii_case(WEBSOCKET) => Some(WEBSOCKET.into()),
+        (Wish::Extended(name), _) => Some(name.to_ascii_lowercase().into()),
+        (Wish::Upgrade, _) => None,
     }
 }
 

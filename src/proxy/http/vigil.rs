@@ -97,7 +97,7 @@ impl<'a> Vigil<'a> {
         self.decided = self.worker.watch.policies();
         let snapshot = self.worker.snapshot();
         let judge = Judge { worker: self.worker, snapshot: &snapshot, connection: self.connection };
-        if judge.decide(asked).is_allowed() {
+        if judge.permits(judge.decide(asked), asked.client) {
             self.refused = None;
         } else if self.refused.is_none() {
             let within = self.worker.limits.proof.drain_within;
@@ -116,7 +116,7 @@ impl<'a> Vigil<'a> {
     pub(in crate::proxy) fn record_refusal(&self, asked: &Asked<'_>) -> Result<(), Full> {
         let snapshot = self.worker.snapshot();
         let judge = Judge { worker: self.worker, snapshot: &snapshot, connection: self.connection };
-        judge.record(asked, judge.decide(asked), None, None)?;
+        judge.record(asked, judge.decide(asked), None)?;
         if !asked.is_http2 {
             // The connection ends with it, and has a record of its own.
             return Ok(());

@@ -8,7 +8,7 @@ use super::{Applied, Keeper, RouteSlot, Timed, Work};
 use crate::identity::SpiffeId;
 use crate::model::{Id, Kind, Listeners, Recording, Revision, Route, Service, Status, Upstream};
 use crate::pipeline::{Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side};
-use crate::policy::Policy;
+use crate::policy::{Modes, Policy};
 use crate::snapshot::compile::{hash_template, host_names};
 use crate::snapshot::compiled::{Broken, CompiledRoute, MergedChains, Snapshot};
 use crate::snapshot::merge;
@@ -29,9 +29,15 @@ impl Keeper {
                 self.policies.iter().map(|(id, (revision, body))| (id, *revision, &**body));
             self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
         }
+        if work.modes {
+            let modes =
+                self.declared_modes.iter().map(|(id, (revision, body))| (id, *revision, &**body));
+            self.modes = Arc::new(Modes::compile(modes, &identity_of(self.me.as_ref())).0);
+        }
         self.current = Arc::new(Snapshot {
             revision,
             policy: self.policy.clone(),
+            modes: self.modes.clone(),
             sites: self.ssls.sites().clone(),
             consumers: self.people.clone(),
             global: self.global(),

@@ -43,6 +43,7 @@ impl Keeper {
             Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
             Body::Ssl(ssl) => self.ssls.trial(id, ssl),
             Body::IdentityPolicy(policy) => policy::check(policy),
+            Body::IdentityMode(mode) => policy::check_mode(mode),
             Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
         }
     }
@@ -59,6 +60,10 @@ impl Keeper {
                 Kind::IdentityPolicies if !self.policies.contains_key(id) => {
                     // Without a rule it is broken, and a broken deny policy holds against everybody.
                     Body::parse(*kind, &json!({ "action": "deny", "rules": [] }))
+                }
+                // The closest that there is.
+                Kind::IdentityModes if !self.declared_modes.contains_key(id) => {
+                    Body::parse(*kind, &json!({ "mode": "strict" }))
                 }
                 Kind::GlobalRules if !self.global_rules.contains_key(id) => {
                     Body::parse(*kind, &json!({ "plugins": { "unreadable": {} } }))
