@@ -1,5 +1,8 @@
 //! What a request and a connection cost, part by part: `cargo bench --bench hot_path`.
 
+mod policy;
+mod record;
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,12 +13,11 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use wardgate::identity::{Identity, Refresh, SpiffeId, TokenRules, Tokens, TrustBundles};
-use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Listeners, Resource};
+use wardgate::identity::{Identity, Refresh, TokenRules, Tokens, TrustBundles};
+use wardgate::model::{Body, Change, Id, Kind, Listeners, Resource};
 use wardgate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
 use wardgate::observe::Registry;
 use wardgate::pipeline::{Access, Chain, Client, Exchange, Fault, Flow, Head, Hooks, Link};
-use wardgate::policy::{Action, Policy};
 use wardgate::roles::{Authority, Embedded, Plan, World, loopback};
 use wardgate::rt::{Clock, Live, Tasks};
 use wardgate::snapshot::{Keeper, Place, Router, RouterKind};
@@ -164,33 +166,6 @@ fn keeper(criterion: &mut Criterion) {
                 keeper.apply(vec![route(50, revision)], revision)
             });
         });
-    }
-    group.finish();
-}
-
-fn policy(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("policy/decide");
-    for count in [10, 1000, 10_000] {
-        let rules: Vec<_> = (0..count)
-            .map(|number| {
-                json!({"from": {"principals": [format!("spiffe://shop/w{number}")]},
-                    "to": {"methods": ["GET"], "paths": ["/invoices/{id}"]}})
-            })
-            .collect();
-        let text: IdentityPolicy =
-            serde_json::from_value(json!({"action": "allow", "rules": rules}))
-                .expect("a valid policy");
-        let me: SpiffeId = "spiffe://shop/billing".parse().expect("a valid id");
-        let name = id("bench");
-        let (policy, _) = Policy::compile([(&name, 1, &text)], &me);
-        let caller: SpiffeId = "spiffe://shop/w5".parse().expect("a valid id");
-        let standing = policy.standing_of(Some(&caller));
-        for (what, method) in [("allow", "GET"), ("deny", "DELETE")] {
-            let action = Action::http(15006, method, "billing", "/invoices/7");
-            group.bench_function(BenchmarkId::new(what, count), |bencher| {
-                bencher.iter(|| policy.decide(black_box(&standing), black_box(&action)));
-            });
-        }
     }
     group.finish();
 }
@@ -390,7 +365,8 @@ fn all(criterion: &mut Criterion) {
     router_by_path(criterion);
     router_change(criterion);
     keeper(criterion);
-    policy(criterion);
+    policy::decisions(criterion);
+    record::decision_and_record(criterion);
     chain(criterion);
     handshake(criterion);
     token(criterion);

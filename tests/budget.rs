@@ -8,9 +8,10 @@ use std::time::Duration;
 use wardgate::identity::SpiffeId;
 use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Labels, Resource};
 use wardgate::observe::{
-    AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Nearest, Posture, Registry,
+    AuditLane, AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Nearest, Posture,
+    Registry,
 };
-use wardgate::policy::{Action, Policy, RouteFacts};
+use wardgate::policy::{Action, Content, Fields, Policy, RouteFacts, Token};
 use wardgate::snapshot::{Keeper, RouterKind, RouterSettings};
 
 /// The system's allocator, counting what this thread asks for.
@@ -51,6 +52,17 @@ fn allocations(work: impl FnOnce()) -> u64 {
     ALLOCATIONS.get() - before
 }
 
+/// One header field.
+struct OneField;
+
+impl Fields for OneField {
+    fn each(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
+        if name == "x-role" {
+            see(b"user");
+        }
+    }
+}
+
 fn policies() -> Vec<(Id, IdentityPolicy)> {
     let rules: Vec<serde_json::Value> = (0..10_000)
         .map(|at| {
@@ -58,17 +70,37 @@ fn policies() -> Vec<(Id, IdentityPolicy)> {
                 "to": {"methods": ["GET"], "paths": ["/invoices/{id}"]}})
         })
         .collect();
+    // All that a rule can look at beside the path.
+    let by_everything: Vec<serde_json::Value> = (0..10_000)
+        .map(|at| {
+            serde_json::json!({"from": {"namespaces": [format!("n{at}"), "prod"], "ip_blocks": ["10.0.0.0/8"],
+                    "claims": [{"name": "role", "values": ["user"]}, {"name": "/n/0", "values": ["7"]}]},
+                "to": {"hosts": ["*.internal"], "methods": ["GET"], "paths": [format!("/orders/{at}/**")]},
+                "when": {"headers": [{"name": "x-role", "values": ["user"]}], "query": [{"name": "page", "values": ["a b"]}],
+                    "times": [{"days": ["mon"], "from": "08:00", "zone": "Europe/Berlin"}]}})
+        })
+        .collect();
+    let captured = serde_json::json!({"action": "allow", "rules": [{
+        "from": {"principals": ["spiffe://shop/ns/{t}/sa/{who}"]},
+        "to": {"hosts": ["{who}.internal"], "paths": ["/t/{t}/**"], "not_paths": ["/t/{who}/**"]}}]});
     let deny = serde_json::json!({"action": "deny", "selector": {"labels": {"team": "pay"}},
         "rules": [{"to": {"paths": ["/admin/**"], "hosts": ["*.internal"]}}]});
     let watch = serde_json::json!({"action": "deny", "mode": "observe", "rules": [{"to": {"methods": ["PUT"]}}]});
     let allow = serde_json::json!({"action": "allow", "rules": rules});
-    [("allow", allow), ("deny", deny), ("watch", watch)]
-        .into_iter()
-        .map(|(id, text)| {
-            let policy = serde_json::from_value(text).expect("a policy");
-            (Id::parse(id).expect("an id"), policy)
-        })
-        .collect()
+    let everything = serde_json::json!({"action": "allow", "rules": by_everything});
+    [
+        ("allow", allow),
+        ("deny", deny),
+        ("everything", everything),
+        ("names", captured),
+        ("watch", watch),
+    ]
+    .into_iter()
+    .map(|(id, text)| {
+        let policy = serde_json::from_value(text).expect("a policy");
+        (Id::parse(id).expect("an id"), policy)
+    })
+    .collect()
 }
 
 #[test]
@@ -97,23 +129,69 @@ fn a_decision_and_its_record_allocate_nothing() {
     });
     assert_eq!(count, 0, "decisions");
 
+    let claims = serde_json::json!({"role": ["user"], "n": [7]});
+    let web: SpiffeId = "spiffe://shop/ns/prod/sa/web".parse().unwrap();
+    let standing = policy.standing_of(Some(&web));
+    let ask = |path| {
+        let mut action = Action::http(15006, "GET", "web.internal:80", path);
+        action.source = Some([10, 1, 2, 3].into());
+        // A Monday in March.
+        action.unix_seconds = 1_772_452_800;
+        if let Content::Request(request) = &mut action.content {
+            request.fields = &OneField;
+            request.query = Some("x=1&page=a%20b");
+            request.token = Token::Verified(claims.as_object().unwrap());
+        }
+        action
+    };
+    let count = allocations(|| {
+        for _ in 0..1000 {
+            assert!(policy.decide(&standing, &ask("/orders/9999/lines/1")).is_allowed());
+            assert!(policy.decide(&standing, &ask("/t/prod/x")).is_allowed());
+            assert!(!policy.decide(&standing, &ask("/t/web/x")).is_allowed());
+        }
+    });
+    assert_eq!(count, 0, "decisions by everything");
+
     let folder = std::env::temp_dir().join(format!("wardgate-budget-{}", std::process::id()));
-    let settings =
-        AuditSettings { path: Some(folder.join("audit.jsonl")), ..AuditSettings::default() };
+    let settings = AuditSettings {
+        path: Some(folder.join("audit.jsonl")),
+        single_denies: u32::MAX,
+        ..AuditSettings::default()
+    };
     let audit = AuditLog::open(settings, &Posture::default()).unwrap();
     let lane = audit.lane();
-    let ends = Ends::new(&EndsFacts {
-        conn_id: 1,
+    let ends = lane.ends(&EndsFacts {
         src_spiffe_id: Some(caller.as_str()),
         src_serial: Some("0a1b2c"),
         src_spki_sha256: Some("ff"),
         src_not_after: Some(1_795_262_400),
-        src_addr: "127.0.0.1:40000".parse().unwrap(),
-        src_via: None,
         dst_spiffe_id: Some(me.as_str()),
-        dst_port: 15006,
+        ..EndsFacts::of(1, "127.0.0.1:40000".parse().unwrap(), 15006)
     });
-    let record = |lane: &wardgate::observe::AuditLane, count: usize| {
+    let allow = |lane: &AuditLane, number: usize| {
+        // Each path is another one, and all have one shape.
+        const DIGITS: &[u8; 10] = b"0123456789";
+        let mut path = *b"/invoices/000000";
+        path[10..].iter_mut().rev().fold(number, |left, digit| {
+            *digit = DIGITS[left % 10];
+            left / 10
+        });
+        let record = DecisionRecord {
+            method: b"GET",
+            host: b"billing.internal:80",
+            path: &path,
+            policy_id: Some("allow"),
+            rule: Some("9877"),
+            ..DecisionRecord::of(&ends, true)
+        };
+        lane.decision(&record).unwrap();
+    };
+    allow(&lane, 0);
+    allow(&lane, 1);
+    let count = allocations(|| (0..1000).for_each(|number| allow(&lane, number)));
+    assert_eq!(count, 0, "decisions that are counted");
+    let record = |lane: &AuditLane, count: usize| {
         for _ in 0..count {
             lane.decision(&DecisionRecord {
                 method: b"DELETE",

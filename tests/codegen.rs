@@ -63,6 +63,16 @@ const ALL: &[Generated] = &[
         transport: false,
     },
     Generated {
+        proto: "records.proto",
+        package: "wardgate.records.v1",
+        out: "audit/generated/records.rs",
+        client: true,
+        server: true,
+        without_debug: &[],
+        shared_bytes: &[".wardgate.records.v1"],
+        transport: false,
+    },
+    Generated {
         proto: "otlp.proto",
         package: "opentelemetry.proto.collector.logs.v1",
         out: "audit/generated/otlp.rs",

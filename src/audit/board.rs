@@ -70,6 +70,11 @@ impl OutputBoard {
         self.rows.lock().iter().map(|(name, progress)| progress.report(name)).collect()
     }
 
+    /// Forgets an output that the settings have no more.
+    pub fn forget(&self, name: &str) {
+        self.rows.lock().remove(name);
+    }
+
     /// The row of an output, which goes on where it was when there was one before.
     pub(super) fn row(&self, name: &str) -> Arc<Progress> {
         self.rows.lock().entry(name.to_owned()).or_default().clone()

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::board::{OutputBoard, Progress};
@@ -15,7 +16,8 @@ use super::cursor::{Cursor, CursorFile};
 use super::destination::{Destination, Undelivered};
 use super::reading::{Limits, LogReader, Portion, newest};
 use super::selection::Selection;
-use crate::rt::{Backoff, Tasks};
+use crate::observe::{AuditLog, Hold, Progress as Written};
+use crate::rt::{Backoff, Live, Tasks};
 
 /// What is followed, and how records are handed over.
 #[derive(Clone, Debug)]
@@ -49,8 +51,9 @@ impl Default for Batch {
     }
 }
 
-/// How often the files are looked at while there is nothing new.
+/// How often the files are looked at while there is nothing new; and while whoever writes them would say so.
 const LOOK: Duration = Duration::from_millis(250);
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How long one try may take.
 const DELIVER_WITHIN: Duration = Duration::from_secs(60);
 /// Waiting times between tries.
@@ -63,20 +66,67 @@ const LONGEST_WISH: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct Follower {
     asked: watch::Sender<bool>,
+    hold: SharedHold,
     tasks: Tasks,
 }
 
+type SharedHold = Arc<Mutex<Option<Hold>>>;
+
+/// What keeps the log's files for a follower that is finished. Release it when the next one has begun, or none will.
+#[derive(Debug, Default)]
+#[must_use = "a hold that is only dropped keeps files of the log for as long as the process lives"]
+pub struct Kept(Vec<Hold>);
+
+impl Kept {
+    /// The files may go.
+    pub fn release(self) {
+        self.0.into_iter().for_each(Hold::release);
+    }
+
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+}
+
 impl Follower {
-    /// Goes on behind the destination's cursor. To be called within a runtime, by the process that owns the log.
+    /// Goes on behind the destination's cursor. To be called within a runtime, by the process that owns the log. The files are
+    /// looked at four times a second.
     pub fn start(
         destination: Box<dyn Destination>,
         following: Following,
+        board: &OutputBoard,
+    ) -> Self {
+        Self::begin(destination, following, None, board)
+    }
+
+    /// The same for the log of this very process, which wakes the follower, and keeps files that it has not delivered yet.
+    pub fn start_with(
+        log: &AuditLog,
+        destination: Box<dyn Destination>,
+        following: Following,
+        board: &OutputBoard,
+    ) -> Self {
+        Self::begin(destination, following, Some(log), board)
+    }
+
+    fn begin(
+        destination: Box<dyn Destination>,
+        following: Following,
+        log: Option<&AuditLog>,
         board: &OutputBoard,
     ) -> Self {
         let (asked, asks) = watch::channel(false);
         let name = destination.name().to_owned();
         let cursor_file = CursorFile::of(&following.cursors, &name);
         let progress = board.row(&name);
+        // One small file at a start; before anything of the log may be retired.
+        let cursor = cursor_file.read();
+        let delivered = match &cursor {
+            Ok(Some(cursor)) => cursor.seq,
+            Ok(None) | Err(_) => 0,
+        };
+        let hold = Arc::new(Mutex::new(log.map(|log| log.hold(delivered))));
         let work = Work {
             name,
             destination,
@@ -84,20 +134,24 @@ impl Follower {
             cursor_file,
             progress,
             asks,
+            written: log.map(AuditLog::progress),
+            hold: hold.clone(),
+            cursor: Some(cursor),
             reader: None,
             saved: None,
             is_saving: true,
         };
         let mut tasks = Tasks::new();
         tasks.add(work.run());
-        Self { asked, tasks }
+        Self { asked, hold, tasks }
     }
 
     /// Hands over what is there and ends; ends at once when the other side does not take it, and in any case `within` this time.
     /// What was not handed over is when the next follower of this destination starts.
-    pub async fn finish(mut self, within: Duration) {
+    pub async fn finish(mut self, within: Duration) -> Kept {
         self.asked.send_replace(true);
         let _ = tokio::time::timeout(within, self.tasks.any_ended()).await;
+        Kept(self.hold.lock().take().into_iter().collect())
     }
 }
 
@@ -108,6 +162,11 @@ struct Work {
     cursor_file: CursorFile,
     progress: Arc<Progress>,
     asks: watch::Receiver<bool>,
+    /// How far the log is written, when it is this process' own.
+    written: Option<Live<Written>>,
+    hold: SharedHold,
+    /// What was read at the start, until it is used.
+    cursor: Option<io::Result<Option<Cursor>>>,
     reader: Option<LogReader>,
     saved: Option<Cursor>,
     /// The last cursor could be saved.
@@ -144,7 +203,7 @@ impl Work {
             match (self.is_asked(), is_empty) {
                 (true, true) => return,
                 (true, false) => {}
-                (false, true) => _ = self.pause(LOOK).await,
+                (false, true) => self.wait_for_news().await,
                 (false, false) => _ = self.pause(self.following.batch.within).await,
             }
         }
@@ -163,13 +222,29 @@ impl Work {
         }
     }
 
+    /// Waits until there may be more, or until it is asked to end.
+    async fn wait_for_news(&mut self) {
+        let Some(written) = &mut self.written else {
+            self.pause(LOOK).await;
+            return;
+        };
+        let is_there = tokio::select! {
+            is_there = written.changed() => is_there,
+            _ = self.asks.changed() => true,
+            () = tokio::time::sleep(LOOK_AFTER) => true,
+        };
+        if !is_there {
+            self.written = None;
+        }
+    }
+
     async fn read(&mut self) -> io::Result<Portion> {
         let batch = self.following.batch;
         let limits = Limits { records: batch.records.max(1), bytes: batch.bytes };
         let selection = self.following.selection.clone();
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
-            None => self.open().await,
+            None => self.open(),
         };
         let reading = tokio::task::spawn_blocking(move || {
             let portion = reader.read(limits, &selection);
@@ -187,10 +262,8 @@ impl Work {
         portion
     }
 
-    async fn open(&mut self) -> LogReader {
-        let file = self.cursor_file.clone();
-        let read = tokio::task::spawn_blocking(move || file.read()).await;
-        let (cursor, from_now) = match read.map_err(io::Error::other).flatten() {
+    fn open(&mut self) -> LogReader {
+        let (cursor, from_now) = match self.cursor.take().unwrap_or(Ok(None)) {
             Ok(cursor) => (cursor, self.following.from_now),
             Err(error) => {
                 tracing::error!(output = %self.name, %error, "what was handed over before is not known any more; the oldest record is the next");
@@ -282,6 +355,9 @@ impl Work {
     /// All up to there is handed over: remembers it.
     async fn is_behind(&mut self, place: &Cursor) {
         self.progress.is_at(place.seq);
+        if let Some(hold) = &*self.hold.lock() {
+            hold.delivered(place.seq);
+        }
         if self.saved.as_ref() == Some(place) {
             return;
         }
@@ -297,6 +373,10 @@ impl Work {
 
     /// How far the log is ahead.
     async fn look_ahead(&mut self) {
+        let written = self.written.as_ref().map_or(0, |written| written.load().seq);
+        if written > 0 {
+            return self.progress.newest_is(written);
+        }
         let log = self.following.log.clone();
         if let Ok(Ok(Some(seq))) = tokio::task::spawn_blocking(move || newest(&log)).await {
             self.progress.newest_is(seq);

@@ -336,7 +336,7 @@ async fn a_follower_hands_over_each_record_once_and_goes_on_after_a_restart() {
     for number in 2..20 {
         say(&log, &format!("/{number}"));
     }
-    follower.finish(WITHIN).await;
+    follower.finish(WITHIN).await.release();
     let expected: Vec<String> = (1..20).map(|number| format!("/{number}")).collect();
     assert_eq!(sink.arrived(), expected, "who finishes hands over what is there");
     assert!(has_cursor(&place.0));
@@ -345,7 +345,7 @@ async fn a_follower_hands_over_each_record_once_and_goes_on_after_a_restart() {
 
     say(&log, "/20");
     let follower = Follower::start(Box::new(sink.clone()), place.following(), &board);
-    follower.finish(WITHIN).await;
+    follower.finish(WITHIN).await.release();
     assert_eq!(sink.arrived().last().unwrap(), "/20");
     let seen = numbers(&sink.arrived.lock());
     let all: Vec<u64> = (1..=seen.len() as u64).collect();
@@ -381,7 +381,7 @@ async fn what_fails_is_tried_again_and_what_is_refused_is_counted() {
     assert_eq!(report.failing_since, None);
     let metrics = registry.render();
     assert!(metrics.contains("wardgate_audit_undeliverable_total{output=\"sink\"} 2"), "{metrics}");
-    follower.finish(WITHIN).await;
+    follower.finish(WITHIN).await.release();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -401,12 +401,12 @@ async fn an_output_that_fails_says_since_when_and_how_much_waits() {
     assert!(failing.failing_since.is_some() && failing.lag_seconds > 0.0, "{failing:?}");
     assert_eq!(failing.lag_records as usize, place.records().len());
     // It does not keep the process from ending.
-    follower.finish(WITHIN).await;
+    follower.finish(WITHIN).await.release();
     assert!(!has_cursor(&place.0));
     sink.answers.lock().clear();
     let follower = Follower::start(Box::new(sink.clone()), place.following(), &board);
     sink.has(2).await;
-    follower.finish(WITHIN).await;
+    follower.finish(WITHIN).await.release();
     let report = report(&board);
     assert_eq!((report.failing_since, report.error, report.lag_records), (None, None, 0));
 }
@@ -418,10 +418,13 @@ async fn only_what_is_wanted_is_handed_over_and_the_rest_is_behind_as_well() {
     let (sink, board) = (Sink::default(), OutputBoard::default());
     let selection = Selection::new(&["posture".to_owned()], false).unwrap();
     let following = Following { selection, ..place.following() };
-    Follower::start(Box::new(sink.clone()), following.clone(), &board).finish(WITHIN).await;
+    Follower::start(Box::new(sink.clone()), following.clone(), &board)
+        .finish(WITHIN)
+        .await
+        .release();
     assert_eq!(numbers(&sink.arrived.lock()), [1]);
     assert_eq!(report(&board).seq, 2);
-    Follower::start(Box::new(sink.clone()), following, &board).finish(WITHIN).await;
+    Follower::start(Box::new(sink.clone()), following, &board).finish(WITHIN).await.release();
     assert_eq!(numbers(&sink.arrived.lock()), [1], "the cursor stands behind what was not wanted");
     assert!(Selection::new(&["postures".to_owned()], false).unwrap_err().contains("posture, loss"));
 }
@@ -434,6 +437,6 @@ async fn a_cursor_that_cannot_be_read_begins_at_the_oldest_record() {
     fs::write(place.0.join("outputs/sink.json"), "{").unwrap();
     let (sink, board) = (Sink::default(), OutputBoard::default());
     let following = Following { from_now: true, ..place.following() };
-    Follower::start(Box::new(sink.clone()), following, &board).finish(WITHIN).await;
+    Follower::start(Box::new(sink.clone()), following, &board).finish(WITHIN).await.release();
     assert_eq!(sink.arrived(), ["/1"]);
 }

@@ -3,11 +3,13 @@
 //! `observe` writes the log; this room only reads it. It is a door: it defines nothing itself.
 
 mod board;
+mod collection;
 mod cursor;
 mod destination;
 mod follower;
 #[cfg(test)]
 mod follower_tests;
+mod generated;
 mod http;
 pub mod learn;
 mod mapping;
@@ -30,11 +32,16 @@ mod web;
 mod otlp_proto;
 
 pub use board::{OutputBoard, OutputReport};
+pub use collection::{
+    Alarm, Archive, ArchiveError, ArchiveFinding, ArchiveSettings, Archived, Callers, ChainFacts,
+    ChainReport, Collector, Cursor, Dial, FILTERS, Filter, MayShip, Order, Origin, OwnLog, Page,
+    Reach, ShippedBy, Shipping, Taken, WhoDid, duration, names, records_service,
+};
 pub use destination::{Destination, Line, Undelivered};
-pub use follower::{Batch, Follower, Following};
+pub use follower::{Batch, Follower, Following, Kept};
 pub use mapping::{Format, Here, Severity};
 pub use outputs::{OutputPlace, Outputs};
-pub use record::{Nearest, Record, Source, Target, WouldBe, unix_millis};
+pub use record::{Nearest, Record, Source, Target, WouldBe, time_text, unix_millis};
 pub use seen::{Lines, Outcome, Seen};
 pub use selection::Selection;
 pub use settings::{

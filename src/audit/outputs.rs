@@ -7,13 +7,14 @@ use futures_util::future::join_all;
 
 use super::board::OutputBoard;
 use super::destination::Destination;
-use super::follower::{Follower, Following};
+use super::follower::{Follower, Following, Kept};
 use super::http::HttpOutput;
 use super::mapping::Here;
 use super::otlp::OtlpOutput;
 use super::settings::{Begin, InvalidOutput, OutputSettings};
 use super::syslog::SyslogOutput;
 use crate::identity::Identity;
+use crate::observe::AuditLog;
 use crate::rt::Live;
 
 /// Where outputs run.
@@ -43,6 +44,7 @@ impl Outputs {
     pub fn start(
         settings: &[OutputSettings],
         place: &OutputPlace,
+        log: &AuditLog,
         board: &OutputBoard,
     ) -> Result<Self, InvalidOutput> {
         OutputSettings::check_all(settings)?;
@@ -58,13 +60,15 @@ impl Outputs {
             };
             all.push((destination(one, place).map_err(wrong)?, following));
         }
-        let start = |(destination, following)| Follower::start(destination, following, board);
+        let start =
+            |(destination, following)| Follower::start_with(log, destination, following, board);
         Ok(Self { followers: all.into_iter().map(start).collect() })
     }
 
     /// Hands over what is there, as far as it is taken at once, `within` this time. See [`Follower::finish`].
-    pub async fn finish(self, within: Duration) {
-        join_all(self.followers.into_iter().map(|follower| follower.finish(within))).await;
+    pub async fn finish(self, within: Duration) -> Kept {
+        let finishing = self.followers.into_iter().map(|follower| follower.finish(within));
+        join_all(finishing).await.into_iter().fold(Kept::default(), Kept::and)
     }
 }
 

@@ -100,8 +100,18 @@ pub struct Source {
     #[serde(default)]
     pub presented_id: Option<String>,
     /// The socket's other end.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "socket_or_host")]
     pub addr: Option<SocketAddr>,
+}
+
+/// A record of many requests names the host alone: several connections carried them. Its port is 0 then.
+fn socket_or_host<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    let Some(text) = Option::<Cow<'de, str>>::deserialize(deserializer)? else { return Ok(None) };
+    let host = || Some(SocketAddr::new(text.parse::<IpAddr>().ok()?, 0));
+    let address = text.parse().ok().or_else(host);
+    address.map(Some).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no address")))
 }
 
 /// Who was called.
@@ -183,4 +193,15 @@ impl Record {
 pub fn unix_millis(rfc3339: &str) -> Option<u64> {
     let time = OffsetDateTime::parse(rfc3339, &Rfc3339).ok()?;
     u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+/// Milliseconds since 1970 as a record's time.
+pub fn time_text(unix_millis: u64) -> String {
+    let nanos = i128::from(unix_millis) * 1_000_000;
+    let time =
+        OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+    );
+    time.format(format).unwrap_or_default()
 }

@@ -180,7 +180,7 @@ impl Iterator for Lines {
 mod tests {
     use super::*;
     use crate::observe::{
-        AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Posture,
+        Allows, AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture,
     };
 
     #[test]
@@ -190,19 +190,14 @@ mod tests {
         let settings = AuditSettings {
             path: Some(path.clone()),
             rotate_bytes: 1500,
+            allows: Allows::Each,
             ..AuditSettings::default()
         };
         let audit = AuditLog::open(settings, &Posture::default()).unwrap();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: 1,
+        let ends = audit.control().ends(&EndsFacts {
             src_spiffe_id: Some("spiffe://shop/web"),
-            src_serial: None,
-            src_spki_sha256: None,
-            src_not_after: None,
-            src_addr: "10.1.2.3:4000".parse().unwrap(),
-            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
-            dst_port: 15006,
+            ..EndsFacts::of(1, "10.1.2.3:4000".parse().unwrap(), 15006)
         });
         for at in 0..10_u8 {
             let path = format!("/{at}\u{0}");

@@ -10,8 +10,14 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::archive::{self, Compared, QueryArgs};
+use super::audit_export::ExportArgs;
+use super::audit_match::{self, MatchArgs};
+use super::central::{self, usual_log};
+use super::client::Admin;
 use super::identity::{read_bundle, trust_domain};
-use super::text::field;
+use super::text::{field, safe};
+use crate::audit::{Filter, Outcome};
 use crate::identity::TrustDomain;
 use crate::observe::{Expected, VerifyReport, log_files, verify};
 
@@ -35,13 +41,34 @@ enum AuditCommand {
     Verify(VerifyArgs),
     /// Print the last records for people, and follow new ones.
     Tail(TailArgs),
+    Query(Box<QueryArgs>),
+    /// Print a log in the words of OCSF or ECS.
+    Export(ExportArgs),
+    /// Find what somebody claims in a redacted log, by its HMAC.
+    ///
+    /// Settings may leave paths, addresses and principals out of the decision log (decision_log.redact). What was left out
+    /// leaves its HMAC. Who has the key can check whether a value stands there, and nobody else can.
+    ///
+    ///     wardgate audit match --key audit.key --value /patients/4711 .wardgate/audit.jsonl
+    #[command(verbatim_doc_comment)]
+    Match(MatchArgs),
 }
 
 #[derive(Args, Debug)]
 struct VerifyArgs {
-    /// The log's files, oldest first.
-    #[arg(env = "WARDGATE_AUDIT", default_value = DEFAULT_LOG, value_name = "FILE")]
+    /// The log's files, oldest first [default without --admin: the environment's WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// The Admin API of a control plane. Without files its archive is verified, chain by chain; with files, that they have all that it
+    /// has countersigned: http://127.0.0.1:9180
+    #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
+    admin: Option<String>,
+    /// The Admin API's key.
+    #[arg(long, env = "WARDGATE_KEY", hide_env_values = true, value_name = "KEY")]
+    key: Option<String>,
+    /// Of the archive, only the logs of this SPIFFE ID (* at its end stands for anything), or of what its path ends with.
+    #[arg(long, value_name = "ID")]
+    origin: Option<String>,
     /// Also check the files that were rotated from FILE, before it.
     #[arg(long)]
     rotated: bool,
@@ -62,9 +89,15 @@ struct VerifyArgs {
 
 #[derive(Args, Debug)]
 struct TailArgs {
-    /// The log.
-    #[arg(env = "WARDGATE_AUDIT", default_value = DEFAULT_LOG, value_name = "FILE")]
-    file: PathBuf,
+    /// The log [default without --admin: the environment's WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The Admin API of a control plane, whose archive is shown when no log is named: http://127.0.0.1:9180
+    #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
+    admin: Option<String>,
+    /// The Admin API's key.
+    #[arg(long, env = "WARDGATE_KEY", hide_env_values = true, value_name = "KEY")]
+    key: Option<String>,
     /// How many records.
     #[arg(short = 'n', long, default_value_t = 10)]
     lines: usize,
@@ -90,31 +123,67 @@ pub(super) enum Output {
 ///
 /// # Errors
 /// A file cannot be read, or `out` cannot be written.
-pub(super) fn run(args: &AuditArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    args: &AuditArgs,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<ExitCode> {
     match &args.command {
-        AuditCommand::Verify(args) => run_verify(args, out),
-        AuditCommand::Tail(args) => run_tail(args, out),
+        AuditCommand::Verify(args) => run_verify(args, out).await,
+        AuditCommand::Tail(args) => run_tail(args, out).await,
+        AuditCommand::Query(args) => archive::query(args, out).await,
+        AuditCommand::Export(args) => super::audit_export::run(args, out),
+        AuditCommand::Match(args) => audit_match::run(args, out),
     }
 }
 
-fn run_verify(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let files = match args.rotated {
-        true => args.files.iter().flat_map(|file| log_files(file)).collect(),
-        false => args.files.clone(),
+async fn run_verify(args: &VerifyArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
+    let key = args.key.as_deref().unwrap_or_default();
+    let admin = args.admin.as_deref().map(|url| Admin::new(url, key)).transpose()?;
+    if let (Some(admin), []) = (&admin, &*args.files) {
+        return archive::verify_archive(admin, args.origin.as_deref(), args.output, out).await;
+    }
+    let named = match &*args.files {
+        [] => vec![usual_log()],
+        files => files.to_vec(),
+    };
+    let files: Vec<PathBuf> = match args.rotated {
+        true => named.iter().flat_map(|file| log_files(file)).collect(),
+        false => named,
+    };
+    // First: what the archive has by now, the log must have.
+    let archive = match &admin {
+        Some(admin) => Some(archive::Archive::as_it_is(admin).await?),
+        None => None,
     };
     let bundle = match (&args.bundle, &args.trust_domain) {
         (Some(file), Some(domain)) => Some(read_bundle(file, domain.clone())?),
         _ => None,
     };
-    let report = verify(&files, Expected { hash: args.expect.as_deref(), bundle })?;
+    let expected = Expected { hash: args.expect.as_deref(), bundle: bundle.clone() };
+    let report = verify(&files, expected)?;
+    let compared = match archive {
+        Some(archive) => Some(archive.compare(&files, bundle).await?),
+        None => None,
+    };
+    let fits = compared.as_ref().is_none_or(|compared| compared.findings.is_empty());
     match args.output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
-        Output::Text => print_report(&report, out)?,
+        Output::Json => {
+            let mut text = serde_json::to_value(&report)?;
+            if let Some(compared) = &compared {
+                text["archive"] = compared.to_json();
+            }
+            writeln!(out, "{}", serde_json::to_string_pretty(&text)?)?;
+        }
+        Output::Text => print_report(&report, compared.as_ref(), out)?,
     }
-    Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_sound() && fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<()> {
+fn print_report(
+    report: &VerifyReport,
+    compared: Option<&Compared>,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
     for file in &report.files {
         let name = file.file.display();
         let (Some(first), Some(last)) = (&file.first, &file.last) else {
@@ -152,6 +221,15 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
             known.by_seq
         )?;
     }
+    for retired in &report.retired {
+        writeln!(
+            out,
+            "note: {} with {} records was deleted by the settings; record {} tells of it",
+            safe(&retired.file),
+            retired.records,
+            retired.by_seq
+        )?;
+    }
     if report.lost > 0 {
         writeln!(
             out,
@@ -159,17 +237,21 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
             report.lost
         )?;
     }
-    if !report.is_sound() {
+    let archived = compared.map(|compared| &*compared.findings).unwrap_or_default();
+    for (code, what) in archived {
+        writeln!(out, "{} [{code}]", safe(what))?;
+    }
+    if !report.is_sound() || !archived.is_empty() {
         return writeln!(out, "result: NOT what was written");
     }
     if let Some(first) =
         report.files.iter().find_map(|file| file.first.as_ref()).filter(|first| first.0 > 1)
     {
-        writeln!(
-            out,
-            "note: records 1 to {} are in earlier files, which were not checked",
-            first.0 - 1
-        )?;
+        let what = match report.begins_behind_retired {
+            true => "were in files that were deleted by the settings, and the log says so",
+            false => "are in earlier files, which were not checked",
+        };
+        writeln!(out, "note: records 1 to {} {what}", first.0 - 1)?;
     }
     if report.seals > 0 {
         let by: Vec<&str> = report.sealed_by.iter().map(String::as_str).collect();
@@ -181,15 +263,36 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
             report.unsealed
         )?;
     }
+    if let Some((seq, time)) = &report.countersigned.up_to {
+        let by: Vec<String> = report.countersigned.by.iter().map(|by| safe(by)).collect();
+        let good = report.countersigned.good;
+        writeln!(
+            out,
+            "countersigned: {good} times by {}; up to record {seq}, at {}",
+            by.join(", "),
+            safe(time)
+        )?;
+    }
+    if let Some(Compared { chain: Some(chain), countersigned, .. }) = compared {
+        writeln!(
+            out,
+            "archive: the same up to record {}, {countersigned} seals of it countersigned",
+            chain.head_seq
+        )?;
+    }
     if let Some(hash) = report.files.iter().rev().find_map(|file| file.last_hash.as_ref()) {
         writeln!(out, "last hash: {hash}")?;
     }
     writeln!(out, "result: the chain is whole")
 }
 
-fn run_tail(args: &TailArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let open =
-        || File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()));
+async fn run_tail(args: &TailArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
+    if let (Some(url), None) = (&args.admin, &args.file) {
+        let admin = Admin::new(url, args.key.as_deref().unwrap_or_default())?;
+        return tail_archive(&admin, args, out).await;
+    }
+    let file = args.file.clone().unwrap_or_else(usual_log);
+    let open = || File::open(&file).with_context(|| format!("cannot read {}", file.display()));
     let mut reader = BufReader::new(open()?);
     let mut last = std::collections::VecDeque::new();
     let mut line = String::new();
@@ -208,22 +311,80 @@ fn run_tail(args: &TailArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     if !args.follow {
         return Ok(ExitCode::SUCCESS);
     }
+    follow_from(&file, reader, |line| {
+        match line.and_then(|line| summary(line, args.denied)) {
+            Some(text) => writeln!(out, "{text}")?,
+            None => out.flush()?,
+        }
+        Ok(true)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The newest records of the archive, and what comes.
+async fn tail_archive(
+    admin: &Admin,
+    args: &TailArgs,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<ExitCode> {
+    let filter = Filter { outcome: args.denied.then_some(Outcome::Deny), ..Filter::default() };
+    let mut next = central::ask(admin, "tail").await?["next"].as_u64().unwrap_or(0);
+    let mut lines = match args.lines {
+        0 => Vec::new(),
+        lines => central::fetch(admin, &filter, "newest", lines).await?,
+    };
+    lines.reverse();
+    for line in lines {
+        writeln!(out, "{}", summary(&line, false).unwrap_or_default())?;
+    }
+    while args.follow {
+        out.flush()?;
+        let query = filter.query();
+        let path = format!("tail?lines=true&limit=1000&wait=5&after={next}&{query}");
+        let answer = central::ask(admin, &path).await?;
+        next = answer["next"].as_u64().unwrap_or(next);
+        for line in central::answered(&answer) {
+            writeln!(out, "{}", summary(line, false).unwrap_or_default())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The lines that come into a log from now on, until `see` wants no more. It is given none now and then, when there was nothing.
+pub(super) fn follow(
+    log: &Path,
+    see: impl FnMut(Option<&str>) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let open = File::open(log).with_context(|| format!("cannot read {}", log.display()));
+    let mut reader = BufReader::new(open?);
+    reader.seek(std::io::SeekFrom::End(0))?;
+    follow_from(log, reader, see)
+}
+
+fn follow_from(
+    log: &Path,
+    mut reader: BufReader<File>,
+    mut see: impl FnMut(Option<&str>) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let mut half = String::new();
     loop {
-        out.flush()?;
+        if !see(None)? {
+            return Ok(());
+        }
         std::thread::park_timeout(Duration::from_millis(200));
         while reader.read_line(&mut half)? > 0 {
             // A line may come in pieces.
             if !half.ends_with('\n') {
                 break;
             }
-            if let Some(text) = summary(&half, args.denied) {
-                writeln!(out, "{text}")?;
+            if !see(Some(half.trim_end_matches('\n')))? {
+                return Ok(());
             }
             half.clear();
         }
-        if was_rotated(&args.file, &mut reader)? {
-            reader = BufReader::new(open()?);
+        if was_rotated(log, &mut reader)? {
+            let open = File::open(log).with_context(|| format!("cannot read {}", log.display()));
+            reader = BufReader::new(open?);
             half.clear();
         }
     }
@@ -239,7 +400,7 @@ fn was_rotated(path: &Path, reader: &mut BufReader<File>) -> std::io::Result<boo
 }
 
 /// One record in one line; `None` for what is not asked for.
-fn summary(line: &str, only_denied: bool) -> Option<String> {
+pub(super) fn summary(line: &str, only_denied: bool) -> Option<String> {
     let Ok(record) = serde_json::from_str::<Value>(line) else {
         return (!only_denied)
             .then(|| "(a line that is no record: see wardgate audit verify)".into());
@@ -263,15 +424,27 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
             text.push_str(&part);
         }
     };
+    let hidden = |pointer: &str| {
+        let start = get(pointer)?.chars().take(8).collect::<String>();
+        Some(format!("hmac:{start}"))
+    };
     let src = get("/src/spiffe_id")
+        .or_else(|| {
+            let domain = get("/src/trust_domain")?;
+            Some(format!("{} of {domain}", hidden("/src/spiffe_id_hmac")?))
+        })
         .or_else(|| get("/src/presented_id").map(|id| format!("claims {id}")))
-        .or_else(|| get("/src/addr"));
+        .or_else(|| get("/src/addr"))
+        .or_else(|| get("/src/addr_prefix"))
+        .or_else(|| hidden("/src/addr_hmac"));
     let dst = get("/dst/spiffe_id").or_else(|| get("/dst/port").map(|port| format!("port {port}")));
     add(match (src, dst) {
         (Some(src), Some(dst)) => Some(format!("{src} -> {dst}")),
         (src, dst) => src.or(dst),
     });
-    add(get("/method").map(|method| format!("{method} {}", get("/path").unwrap_or_default())));
+    let path = get("/path").or_else(|| get("/template")).or_else(|| hidden("/path_hmac"));
+    add(get("/method").map(|method| format!("{method} {}", path.unwrap_or_default())));
+    add(get("/count").map(|count| format!("{count} times")));
     for pointer in [
         "/status",
         "/event",
@@ -297,9 +470,7 @@ fn summary(line: &str, only_denied: bool) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{
-        AuditLog, AuditSettings, DecisionRecord, DenialId, Ends, EndsFacts, Posture,
-    };
+    use crate::observe::{AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Posture};
     use clap::Parser;
 
     #[derive(Parser)]
@@ -308,10 +479,15 @@ mod tests {
         args: AuditArgs,
     }
 
+    fn answer(line: &Line, out: &mut Vec<u8>) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(run(&line.args, out))
+    }
+
     fn run_line(line: &[&str]) -> (String, bool) {
         let line = Line::try_parse_from([&["audit"], line].concat()).unwrap();
         let mut out = Vec::new();
-        let code = run(&line.args, &mut out).unwrap();
+        let code = answer(&line, &mut out).unwrap();
         (String::from_utf8(out).unwrap(), format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS))
     }
 
@@ -322,16 +498,10 @@ mod tests {
         let path = folder.join("audit.jsonl");
         let settings = AuditSettings { path: Some(path.clone()), ..AuditSettings::default() };
         let audit = AuditLog::open(settings, &Posture::default()).unwrap();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: 1,
+        let ends = audit.control().ends(&EndsFacts {
             src_spiffe_id: Some("spiffe://shop/web"),
-            src_serial: None,
-            src_spki_sha256: None,
-            src_not_after: None,
-            src_addr: "127.0.0.1:1".parse().unwrap(),
-            src_via: None,
             dst_spiffe_id: Some("spiffe://shop/billing"),
-            dst_port: 15006,
+            ..EndsFacts::of(1, "127.0.0.1:1".parse().unwrap(), 15006)
         });
         for allowed in [true, false] {
             let denial_id = (!allowed).then(DenialId::new);
@@ -374,7 +544,7 @@ mod tests {
         assert_eq!((&report["findings"][0]["line"], sound), (&3.into(), false));
         let line = Line::try_parse_from(["audit", "verify", "/nowhere/audit.jsonl"]).unwrap();
         assert_eq!(
-            run(&line.args, &mut Vec::new()).unwrap_err().to_string(),
+            answer(&line, &mut Vec::new()).unwrap_err().to_string(),
             "cannot read the log /nowhere/audit.jsonl"
         );
         std::fs::remove_dir_all(folder).unwrap();

@@ -62,6 +62,7 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
                     findings.push(look_at_status(&status.to_string()).await);
                     look_at_running_identity(&status.to_string(), &mut findings).await;
                     look_at_federation(&status.to_string(), &mut findings).await;
+                    look_at_outputs(&status.to_string(), &mut findings).await;
                 }
             }
             Err(error) => findings.push(finding("settings", Grade::Problem, error.to_string())),
@@ -165,6 +166,53 @@ async fn look_at_federation(address: &str, findings: &mut Vec<Finding>) {
             if let (Some(from), Some(error)) = (list["from"].as_str(), list["error"].as_str()) {
                 let text = format!("{domain}: revocation list {from}: {error}");
                 findings.push(finding("trust", Grade::Warning, text));
+            }
+        }
+    }
+}
+
+/// Longer than that, something is in the way of an output.
+const LAG_SECONDS: f64 = 60.0;
+
+/// How far the outputs of the decision log are.
+async fn look_at_outputs(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/status/process", &[], None).await else {
+        return;
+    };
+    let answer = answer.json().unwrap_or_default();
+    for report in answer["decision_log"]["outputs"].as_array().into_iter().flatten() {
+        let name = report["name"].as_str().unwrap_or("?");
+        let count = |field: &str| report[field].as_u64().unwrap_or_default();
+        let (waiting, lag) = (count("lag_records"), report["lag_seconds"].as_f64().unwrap_or(0.0));
+        let error = report["error"].as_str().unwrap_or("it does not say why");
+        findings.push(match report["failing_since"].is_null() {
+            false => Finding {
+                fix: Some("nothing is lost: records wait in the log's files".to_owned()),
+                ..finding(
+                    "outputs",
+                    Grade::Problem,
+                    format!("{name}: {waiting} records wait, {lag:.0} s by now: {error}"),
+                )
+            },
+            true if lag > LAG_SECONDS => finding(
+                "outputs",
+                Grade::Warning,
+                format!("{name}: {waiting} records wait, the oldest for {lag:.0} s"),
+            ),
+            true => finding(
+                "outputs",
+                Grade::Good,
+                format!("{name}: {} records delivered", count("delivered")),
+            ),
+        });
+        for (field, what) in [
+            ("undeliverable", "are refused by the other side for good"),
+            ("missing", "were gone before they could be delivered"),
+            ("damaged", "are not what was written, and were not delivered"),
+        ] {
+            if count(field) > 0 {
+                let text = format!("{name}: {} records {what}", count(field));
+                findings.push(finding("outputs", Grade::Warning, text));
             }
         }
     }

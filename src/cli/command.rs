@@ -8,9 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{audit, check, conformance, demo, dev, explain, identity, policy, run, status};
+use super::{
+    audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema,
+    status, tap, who_did,
+};
 use crate::observe::{LogFormat, start_logging};
-use crate::roles::Settings;
 use crate::rt::{Sockets, memory, systemd};
 
 /// An mTLS-centric zero-trust sidecar gateway.
@@ -59,16 +61,24 @@ enum Command {
     Check(check::CheckArgs),
     /// Explain a decision
     Explain(explain::ExplainArgs),
+    /// Who may do something at a workload: all identities, with the rules that admit them
+    WhoCan(questions::WhoCanArgs),
+    /// Everything that an identity may do, everywhere
+    WhatCan(questions::WhatCanArgs),
+    /// May an identity do something? Exit code 3: no
+    CanI(questions::CanIArgs),
     /// Policies: read files strictly, test them, bring them in from elsewhere, hand them on
     Policy(policy::PolicyArgs),
-    /// Check a decision log, look at its end
+    /// Check a decision log, look at its end, find records in it
     Audit(audit::AuditArgs),
+    WhoDid(who_did::WhoDidArgs),
+    Tap(tap::TapArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
     Conformance(conformance::ConformanceArgs),
-    /// Print the JSON Schema of the settings file, for editors
-    Schema,
+    /// Print a JSON Schema for editors: of the settings file, of policies, of their cases
+    Schema(schema::SchemaArgs),
     /// Print completions for a shell
     #[command(
         after_help = "Example:\n  wardgate completion bash > /etc/bash_completion.d/wardgate"
@@ -134,18 +144,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.block_on(check::run(&args, out))
         }
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
+        Command::WhoCan(args) => runtime.block_on(questions::who_can(&args, out)),
+        Command::WhatCan(args) => runtime.block_on(questions::what_can(&args, out)),
+        Command::CanI(args) => runtime.block_on(questions::can_i(&args, out)),
         Command::Policy(args) => runtime.block_on(policy::run(&args, out)),
-        Command::Audit(args) => audit::run(&args, out),
+        Command::Audit(args) => runtime.block_on(audit::run(&args, out)),
+        Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
+        Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;
             runtime.block_on(conformance::run(&args, out))
         }
-        Command::Schema => {
-            let schema = schemars::schema_for!(Settings);
-            writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Schema(args) => schema::run(&args, out),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "wardgate", out);
             Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
+use super::archive::find_denial as find_denial_in_archive;
 use super::audit::{DEFAULT_LOG, Output};
 use super::text::{field, safe};
 use crate::identity::SpiffeId;
@@ -29,6 +30,8 @@ pub(super) struct ExplainArgs {
 enum ExplainCommand {
     /// Explain a refusal by the id that the caller got (header x-wardgate-denial).
     Denial(DenialArgs),
+    /// Explain what a request would meet: route, plugins, policy with every rule that was tried, upstream.
+    Request(super::questions::RequestArgs),
 }
 
 #[derive(Args, Debug)]
@@ -38,7 +41,8 @@ struct DenialArgs {
     /// Where to look: audit logs, or folders of them. Files that were rotated from them are searched as well.
     #[arg(long, env = "WARDGATE_AUDIT", default_value = DEFAULT_LOG, value_name = "FILE", value_delimiter = ':')]
     log: Vec<PathBuf>,
-    /// The Admin API, to see the policy as it stands now: http://127.0.0.1:9180
+    /// The Admin API, to find the record in its archive when no log here has it, and to see the policy as it stands now:
+    /// http://127.0.0.1:9180
     #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
     admin: Option<String>,
     /// The Admin API's key.
@@ -59,16 +63,32 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match &args.command {
         ExplainCommand::Denial(args) => run_denial(args, out).await,
+        ExplainCommand::Request(args) => super::questions::request(args, out).await,
     }
 }
 
 async fn run_denial(args: &DenialArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
-    let Some((file, record)) = find(&args.log, &args.id)? else {
+    let local = find(&args.log, &args.id);
+    let found = match (&local, &args.admin) {
+        (Ok(None) | Err(_), Some(admin)) => {
+            // Without an archive there, the local answer is the answer.
+            let central = find_denial_in_archive(admin, args.key.as_deref(), &args.id).await;
+            match (central, local) {
+                (Ok(Some(found)), _) => Some(found),
+                (Ok(None), _) => None,
+                (Err(_), Ok(found)) => found,
+                (Err(error), Err(_)) => return Err(error),
+            }
+        }
+        _ => local?,
+    };
+    let Some((file, record)) = found else {
         let looked: Vec<String> = args.log.iter().map(|path| path.display().to_string()).collect();
         writeln!(out, "no denial {} in {}", safe(&args.id), looked.join(", "))?;
         writeln!(
             out,
-            "fix: name the log of the sidecar that refused, with --log FILE or WARDGATE_AUDIT"
+            "fix: name the log of the sidecar that refused, with --log FILE or WARDGATE_AUDIT; or the control plane that has its \
+             records, with --admin URL or WARDGATE_ADMIN"
         )?;
         return Ok(ExitCode::FAILURE);
     };
@@ -183,8 +203,12 @@ impl<'r> Denial<'r> {
             get("/denial_id").unwrap_or_default(),
             get("/time").unwrap_or_default()
         )?;
-        let who =
-            get("/src/spiffe_id").or_else(|| Some("nobody: no certificate was presented".into()));
+        let hidden = get("/src/spiffe_id_hmac").map(|proof| {
+            format!("left out by the settings; wardgate audit match tells whether it is whom you think (hmac {proof})")
+        });
+        let who = get("/src/spiffe_id")
+            .or(hidden)
+            .or_else(|| Some("nobody: no certificate was presented".into()));
         writeln!(
             out,
             "  who      {}",
@@ -205,8 +229,9 @@ impl<'r> Denial<'r> {
                 named("upstream", "/upstream"),
             ])
         )?;
-        let what =
-            get("/method").map(|method| format!("{method} {}", get("/path").unwrap_or_default()));
+        let path = get("/path").or_else(|| get("/template"));
+        let path = path.unwrap_or_else(|| "(path left out by the settings)".to_owned());
+        let what = get("/method").map(|method| format!("{method} {path}"));
         writeln!(
             out,
             "  what     {}",
@@ -217,6 +242,14 @@ impl<'r> Denial<'r> {
                 named("answered", "/status"),
             ])
         )?;
+        if let Some(count) = get("/count") {
+            let (first, last) =
+                (get("/first").unwrap_or_default(), get("/last").unwrap_or_default());
+            writeln!(
+                out,
+                "  how often  {count} times, {first} to {last}; this is the last one's id"
+            )?;
+        }
         writeln!(out, "  why      {}: {}", safe(self.reason), sentence(self.reason))?;
         if let Some((policy, rule)) = self.by {
             let revision = named("revision", "/policy_revision");
@@ -268,6 +301,24 @@ impl<'r> Denial<'r> {
                      names the field."
                 ));
             }
+            "no_token" => advice.lines.push(
+                "A rule asks for claims, and no auth plugin of the route verified a token. Let the caller send one, and see that \
+                 the route has the plugin that verifies it."
+                    .into(),
+            ),
+            "unclear_input" => advice.lines.push(
+                "A deny rule asks for what cannot be told of this request: its query is not properly encoded or has a raw \
+                 semicolon, or the rule's condition has no answer. The caller should send it plain; or say in the rule what \
+                 is meant where it is absent."
+                    .into(),
+            ),
+            "upgrade_not_allowed" => {
+                let (policy, rule) = self.by.unwrap_or_default();
+                advice.lines.push(format!(
+                    "Policy {policy}, rule {rule} would hold, but it does not allow to switch to this protocol (WebSocket, an \
+                     upgrade, a tunnel). That is a permission of its own: a rule with to.upgrades."
+                ));
+            }
             _ => self.allowing(standing, &mut advice),
         }
         advice
@@ -277,11 +328,20 @@ impl<'r> Denial<'r> {
     fn allowing(&self, standing: Option<&Value>, advice: &mut Advice) {
         if let Some((policy, rule, clause)) = self.nearest {
             let port = self.port.to_string();
+            let account = self.src.and_then(service_account);
             // The field, and what is to be added to it or removed from it.
             let edit = match clause {
                 "principals" => self.src.map(|src| ("from", "principals", src, true)),
                 "trust_domains" => {
                     self.src.and_then(domain).map(|td| ("from", "trust_domains", td, true))
+                }
+                "namespaces" => {
+                    let namespace =
+                        account.as_deref().and_then(|account| account.split('/').next());
+                    namespace.map(|namespace| ("from", "namespaces", namespace, true))
+                }
+                "service_accounts" => {
+                    account.as_deref().map(|account| ("from", "service_accounts", account, true))
                 }
                 "methods" => self.method.map(|method| ("to", "methods", method, true)),
                 "not_methods" => self.method.map(|method| ("to", "not_methods", method, false)),
@@ -303,6 +363,10 @@ impl<'r> Denial<'r> {
                 let route = self.route.unwrap_or("(none matched)");
                 advice.change = Some(format!(
                     "policy {policy} does not select route {route}: add it to selector.routes, or give the route its labels"
+                ));
+            } else if !clause.is_empty() && !clause.starts_with("not_") {
+                advice.change = Some(format!(
+                    "policy {policy}, rule {rule} asks for other {clause}: widen them there, or write a rule of its own"
                 ));
             } else if !clause.is_empty() {
                 advice.change = Some(format!(
@@ -351,6 +415,14 @@ fn sentence(reason: &str) -> &'static str {
 
 fn domain(id: &str) -> Option<&str> {
     id.strip_prefix("spiffe://")?.split('/').next()
+}
+
+/// `namespace/name`, of an ID in the shape of Kubernetes.
+fn service_account(id: &str) -> Option<String> {
+    match id.split('/').collect::<Vec<_>>().as_slice() {
+        ["spiffe:", "", _, "ns", namespace, "sa", name] => Some(format!("{namespace}/{name}")),
+        _ => None,
+    }
 }
 
 /// A host without its port.

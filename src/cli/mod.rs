@@ -1,7 +1,11 @@
 //! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
 mod admin;
+mod archive;
 mod audit;
+mod audit_export;
+mod audit_match;
+mod central;
 mod check;
 mod client;
 mod command;
@@ -12,8 +16,12 @@ mod explain;
 mod identity;
 mod paint;
 mod policy;
+mod questions;
 mod run;
+mod schema;
 mod status;
+mod tap;
 mod text;
+mod who_did;
 
 pub use command::main;

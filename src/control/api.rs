@@ -19,7 +19,7 @@ use super::answer::Answer;
 use super::auth::{Principal, Role};
 use super::history::Author;
 use super::listing::{self, Query};
-use super::{AdminRecord, ControlPlane, PluginPart, patch};
+use super::{AdminRecord, ControlPlane, PluginPart, patch, records};
 use crate::identity::TrustDomain;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -133,7 +133,7 @@ async fn enter(
         Ok(()) if !is_root(&path) && !path.starts_with("/apisix/admin/") => {
             Answer::error(StatusCode::NOT_FOUND, "404 Route Not Found")
         }
-        Ok(()) => match plane.authenticate(&method, &head.headers, &query) {
+        Ok(()) => match plane.authenticate(reads(&method, &path), &head.headers, &query) {
             Err(refusal) => refusal,
             Ok(known) => {
                 principal = Some(known.clone());
@@ -142,7 +142,8 @@ async fn enter(
             }
         },
     };
-    if !matches!(method, Method::GET | Method::HEAD) {
+    let changes = !matches!(method, Method::GET | Method::HEAD) && !is_question(&path);
+    if changes || records::is_question(&path, &query) {
         plane.audit.admin(&AdminRecord {
             principal: principal.as_ref().map(|known| known.name.as_str()),
             client,
@@ -162,6 +163,16 @@ async fn enter(
         headers.insert("x-api-version", HeaderValue::from_static("v3"));
     }
     response
+}
+
+/// Only those who may write may send what is neither a GET nor a question.
+fn reads(method: &Method, path: &str) -> bool {
+    method == Method::GET || is_question(path)
+}
+
+/// A question changes nothing, whatever its method: it has a body.
+fn is_question(path: &str) -> bool {
+    path.starts_with("/apisix/admin/questions/")
 }
 
 fn is_root(path: &str) -> bool {
@@ -200,7 +211,7 @@ impl ControlPlane {
 
     fn authenticate(
         &self,
-        method: &Method,
+        reads: bool,
         headers: &HeaderMap,
         query: &Query,
     ) -> Result<&Principal, Answer> {
@@ -212,7 +223,7 @@ impl ControlPlane {
         let key = query.find("api_key").or(header).or_else(|| cookie(headers, "x_api_key"));
         let key = key.ok_or_else(|| refuse("missing apikey"))?;
         let principal = self.keys.find(key).ok_or_else(|| refuse("wrong apikey"))?;
-        if principal.role == Role::Viewer && method != Method::GET {
+        if principal.role == Role::Viewer && !reads {
             return Err(refuse("invalid method for role viewer"));
         }
         Ok(principal)
@@ -240,6 +251,10 @@ impl ControlPlane {
             let value = read_body(body).await?;
             return self.validate_only(method, name, value);
         }
+        if let ["questions", ref rest @ ..] = segments[..] {
+            let body = read_body(body).await?;
+            return self.answer_question(method, rest, query, body).await;
+        }
         if let ["history", ref rest @ ..] = segments[..] {
             let body = read_body(body).await?;
             return self.answer_history(method, rest, query, body, author).await;
@@ -265,6 +280,9 @@ impl ControlPlane {
         query: &Query,
     ) -> Option<Result<Answer, Answer>> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
+        if let (["audit", what @ ..], &Method::GET) = (segments, method) {
+            return Some(self.answer_records(what, query).await);
+        }
         let answer = match (segments, method) {
             (["plugins", "reload"], &Method::PUT) => Answer::json(StatusCode::OK, "done".into()),
             (["plugins", "reload"], _) => {

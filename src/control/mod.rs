@@ -12,6 +12,8 @@ mod index;
 mod listing;
 mod patch;
 mod plugins;
+mod questions;
+mod records;
 pub mod serve;
 mod validate;
 mod wording;
@@ -24,7 +26,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::audit::Archive;
+use crate::identity::SpiffeId;
 use crate::model::{Invalid, Rejected, Resource, Revision};
+use crate::policy::questions::{Supposed, Walked};
 use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
@@ -108,6 +113,16 @@ pub trait Trial: Send + Sync {
     /// # Errors
     /// A data plane would refuse the candidate; the sentence says why.
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid>;
+
+    /// What a supposed request at this workload would meet among these resources; `None` where there is no router.
+    fn walk(
+        &self,
+        _resources: &[Resource],
+        _workload: &SpiffeId,
+        _supposed: &Supposed,
+    ) -> Option<Walked> {
+        None
+    }
 }
 
 /// One request that changes something, or wanted to.
@@ -172,6 +187,8 @@ pub struct Parts {
     pub audit: Arc<dyn AuditTrail>,
     /// How far the data planes are; `None` where there are none.
     pub convergence: Option<Arc<dyn Convergence>>,
+    /// The collected decision logs; `None` where they are not kept.
+    pub archive: Option<Archive>,
     /// For `create_time` and `update_time`.
     pub clock: Clock,
 }
@@ -186,6 +203,7 @@ pub struct ControlPlane {
     trial: Arc<dyn Trial>,
     audit: Arc<dyn AuditTrail>,
     convergence: Option<Arc<dyn Convergence>>,
+    archive: Option<Archive>,
     clock: Clock,
     shapes: Shapes,
     index: Index,
@@ -235,6 +253,7 @@ impl ControlPlane {
             trial: parts.trial,
             audit: parts.audit,
             convergence: parts.convergence,
+            archive: parts.archive,
             clock: parts.clock,
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),

@@ -19,6 +19,7 @@ use crate::model::{
     Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
     SslType, Upstream,
 };
+use crate::policy;
 
 /// What the fields of a kind must look like.
 pub(super) struct Shapes(HashMap<Kind, Checker>);
@@ -139,32 +140,8 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         Body::Service(service) => service.upstream.as_ref().map_or(Ok(()), sensible_upstream),
         Body::Upstream(upstream) => sensible_upstream(upstream),
         Body::Ssl(ssl) => certificates::sensible(ssl),
-        Body::IdentityPolicy(policy) => {
-            patterns("workloads", &policy.selector.workloads)
-                .map_err(|why| in_configuration(at("selector", why)))?;
-            for (index, rule) in policy.rules.iter().enumerate() {
-                let Some(from) = &rule.from else { continue };
-                let names = || {
-                    patterns("principals", &from.principals)?;
-                    patterns("not_principals", &from.not_principals)?;
-                    for (index, name) in from.trust_domains.iter().enumerate() {
-                        name.parse::<TrustDomain>().map_err(|why| {
-                            let why = format!("{name:?} is not a trust domain's name: {why}");
-                            at("trust_domains", item(index, why))
-                        })?;
-                    }
-                    Ok(())
-                };
-                names().map_err(|why: Invalid| {
-                    in_configuration(at("rules", item(index, at("from", why))))
-                })?;
-            }
-            Ok(())
-        }
-        Body::IdentityMode(mode) => {
-            patterns("workloads", &mode.workloads).map_err(in_configuration)?;
-            crate::policy::check_mode(mode).map_err(in_configuration)
-        }
+        Body::IdentityPolicy(policy) => policy::check(policy).map_err(in_configuration),
+        Body::IdentityMode(mode) => policy::check_mode(mode).map_err(in_configuration),
         Body::Workload(workload) => {
             let id = workload.spiffe_id.parse::<SpiffeId>();
             let wrong = |why: &dyn std::fmt::Display| {

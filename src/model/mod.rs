@@ -33,8 +33,10 @@ pub use policy::{
 };
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
-pub use route::{Listeners, Method, OneOrMany, Route, Service, Status, WorkloadSelector};
-pub use schema::plain;
+pub use route::{
+    Listeners, Method, OneOrMany, Recording, Route, Service, Status, WorkloadSelector,
+};
+pub use schema::{plain, schema_of};
 pub use secret::{Ssl, SslClient, SslType, TlsVersion};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,

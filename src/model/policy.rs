@@ -24,7 +24,7 @@ pub enum Mode {
     Enforce,
     /// It decides nothing; what it would have decided is in the decision log.
     Observe,
-    /// It decides for so many in a hundred connections, and is watched for the others: `{"canary": 10}`.
+    /// It decides for so many in a hundred connections, 1 to 99, and is watched for the others: `{"canary": 10}`.
     Canary(#[schemars(range(min = 1, max = 99))] u8),
 }
 
@@ -43,9 +43,10 @@ pub struct PolicySelector {
     pub routes: Vec<Id>,
 }
 
-/// A named value (a claim, a header, a query parameter) and what is asked of it. Given parts must all hold.
+/// A named value (a claim, a header, a query parameter) and what is asked of it. Given parts must all hold; one is given.
 ///
-/// A value is a text: exact, `prefix*`, `*suffix`, or `*` for any that is not empty.
+/// A value is a text: exact, `prefix*`, `*suffix`, or `*` for any that is not empty. Where there is no value, `values` and
+/// `not_values` do not hold to allow, and hold to deny; with `present: true` a deny rule is about those only that have one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ValueMatch {
@@ -58,7 +59,7 @@ pub struct ValueMatch {
     /// To allow, no value that is there may be one of these; to deny, one that is none of them suffices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_values: Vec<String>,
-    /// Whether it must be there at all (`true`), or must not (`false`).
+    /// Whether it must be there at all (`true`), or must not (`false`; without `values` and `not_values`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
 }
@@ -68,10 +69,11 @@ pub struct ValueMatch {
 #[serde(deny_unknown_fields)]
 pub struct From {
     /// SPIFFE ID patterns: `spiffe://td/a/*` has any one segment in the star's place, a last `**` any rest. A name in braces
-    /// (`spiffe://td/ns/{tenant}/sa/*`) captures its segment: it must equal what bears the same name in `to`.
+    /// (`spiffe://td/ns/{tenant}/sa/*`) captures its segment: it must equal what bears the same name in `to`. A rule with
+    /// several entries is as several rules with one each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub principals: Vec<String>,
-    /// SPIFFE ID patterns that must not match.
+    /// SPIFFE ID patterns that must not match, without names in braces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_principals: Vec<String>,
     /// Trust domains, by name.
@@ -80,20 +82,21 @@ pub struct From {
     /// Trust domains that must not be the caller's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_trust_domains: Vec<String>,
-    /// Kubernetes namespaces, of IDs `spiffe://td/ns/<namespace>/sa/<service account>`: a name, `prefix*` or `*suffix`. They
-    /// mean the workload's own trust domain, or those of `trust_domains` where these are given.
+    /// Kubernetes namespaces, of IDs `spiffe://td/ns/<namespace>/sa/<service account>`: a name, `prefix*`, `*suffix` or `*`.
+    /// They mean the workload's own trust domain, or those of `trust_domains` where these are given; a caller of another one
+    /// is in no namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<String>,
     /// Kubernetes namespaces that must not be the caller's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_namespaces: Vec<String>,
-    /// Kubernetes service accounts, `namespace/name`; of the same trust domains as `namespaces`.
+    /// Kubernetes service accounts, `namespace/name`, without stars; of the same trust domains as `namespaces`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub service_accounts: Vec<String>,
     /// Kubernetes service accounts that must not be the caller's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_service_accounts: Vec<String>,
-    /// Networks or addresses of the connection's other end.
+    /// Networks or addresses of the connection's other end. IPv4 addresses mapped into IPv6 are IPv4 addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ip_blocks: Vec<String>,
     /// Networks that must not hold the connection's other end.
@@ -114,7 +117,8 @@ pub struct From {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct To {
-    /// Hosts: exact, or `*.suffix`. Of a TLS connection that is passed through: the server name that its client asks for.
+    /// Hosts: exact, `*.suffix`, or `{name}.suffix` for one label that must be the same text as in `from.principals` and in the
+    /// paths. Of a TLS connection that is passed through: the server name that its client asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
     /// Hosts that must not match.
@@ -135,28 +139,30 @@ pub struct To {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_methods: Vec<String>,
     /// Path templates: `/invoices/{id}` has any one segment in the braces' place, a last `/**` any rest. A name in braces that
-    /// stands in `from.principals` as well must be the same text there.
+    /// stands in `from.principals` or in `hosts` as well must be the same text there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
-    /// Path templates that must not match.
+    /// Path templates that must not match; a name in braces as in `paths`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_paths: Vec<String>,
-    /// Paths of this rule are compared without case, for programs that take `/Admin` for `/admin`.
+    /// Paths and gRPC methods of this rule are compared without case, for programs that take `/Admin` for `/admin`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_case: bool,
-    /// gRPC methods: `package.Service/Method` or `package.Service/*`.
+    /// gRPC methods: `package.Service/Method` or `package.Service/*`. A call is a POST with content type `application/grpc…`; to
+    /// deny, the path suffices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grpc: Vec<String>,
     /// gRPC methods that must not match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_grpc: Vec<String>,
-    /// Protocols that a request may switch its connection to: `websocket`, `connect` (a tunnel), another protocol's name as in
-    /// the field Upgrade, or `*`. An allow rule without them admits no such request; a deny rule without them refuses it as any.
+    /// The rule means requests that switch their connection to one of these protocols, and no others: `websocket`, `connect` (a
+    /// tunnel), another protocol's name as in the field Upgrade, or `*`. An allow rule without them admits no such request; a
+    /// deny rule without them refuses it as any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upgrades: Vec<String>,
 }
 
-/// A span of time. Given parts must all hold; at least one is given.
+/// A span of time. Given parts must all hold; at least one beside `zone` is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TimeWindow {
@@ -166,16 +172,16 @@ pub struct TimeWindow {
     /// From this time of day on, `HH:MM`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// Before this time of day, `HH:MM`; earlier than `from`: of the next day.
+    /// Before this time of day, `HH:MM` or `24:00`; earlier than `from`: of the day after the one in `days`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// Whose days and times these are: `UTC` (default), an offset as `+02:00`, or a name as `Europe/Berlin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
-    /// From this moment on, RFC 3339.
+    /// From this moment on, RFC 3339, whole seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<String>,
-    /// Before this moment, RFC 3339.
+    /// Before this moment, RFC 3339, whole seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<String>,
 }
@@ -187,7 +193,8 @@ pub struct When {
     /// Header fields of the request, all their values. All entries must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<ValueMatch>,
-    /// Parameters of the query, all their values, decoded. All entries must hold.
+    /// Parameters of the query, all their values, decoded. All entries must hold. A query that is not properly encoded, or has
+    /// a raw semicolon, never allows and always refuses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub query: Vec<ValueMatch>,
     /// Spans of time; being in one of them suffices.

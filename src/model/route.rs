@@ -102,6 +102,17 @@ impl<'de> Deserialize<'de> for Status {
     }
 }
 
+/// What a decision's record means for the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Recording {
+    /// The request does not wait for it.
+    #[default]
+    Best,
+    /// It is on file before anything of the request goes upstream.
+    Required,
+}
+
 /// Which door of a data plane a route serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -216,6 +227,9 @@ pub struct Route {
     /// Opens tunnels for CONNECT, to the route's upstream and nowhere else; `methods` must name it. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_connect: Option<bool>,
+    /// `required`: what is allowed is on record before it has effect, and refused with 503 when it cannot be. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Recording>,
     /// 0 keeps the route out of the router.
     #[serde(default)]
     pub status: Status,
@@ -286,6 +300,9 @@ pub struct Service {
     /// Lets requests switch to WebSocket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_websocket: Option<bool>,
+    /// `required`: of its routes that say nothing themselves, what is allowed is on record before it has effect, and refused with 503 when it cannot be. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Recording>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

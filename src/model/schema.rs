@@ -13,26 +13,27 @@ impl Kind {
     /// The kind's JSON Schema (draft 7), without references. A plugin's metadata has its plugin's schema; here it is any object.
     pub fn schema(self) -> Value {
         match self {
-            Self::Routes => schema::<Route>(),
-            Self::Services => schema::<Service>(),
-            Self::Upstreams => schema::<Upstream>(),
-            Self::Consumers => schema::<Consumer>(),
-            Self::Credentials => schema::<Credential>(),
-            Self::ConsumerGroups => schema::<ConsumerGroup>(),
-            Self::PluginConfigs => schema::<PluginConfig>(),
-            Self::GlobalRules => schema::<GlobalRule>(),
+            Self::Routes => schema_of::<Route>(),
+            Self::Services => schema_of::<Service>(),
+            Self::Upstreams => schema_of::<Upstream>(),
+            Self::Consumers => schema_of::<Consumer>(),
+            Self::Credentials => schema_of::<Credential>(),
+            Self::ConsumerGroups => schema_of::<ConsumerGroup>(),
+            Self::PluginConfigs => schema_of::<PluginConfig>(),
+            Self::GlobalRules => schema_of::<GlobalRule>(),
             Self::PluginMetadata => json!({"type": "object"}),
-            Self::Ssls => schema::<Ssl>(),
-            Self::IdentityPolicies => schema::<IdentityPolicy>(),
-            Self::IdentityModes => schema::<IdentityMode>(),
-            Self::Workloads => schema::<Workload>(),
-            Self::TrustDomains => schema::<DomainTrust>(),
-            Self::Revocations => schema::<Revocation>(),
+            Self::Ssls => schema_of::<Ssl>(),
+            Self::IdentityPolicies => schema_of::<IdentityPolicy>(),
+            Self::IdentityModes => schema_of::<IdentityMode>(),
+            Self::Workloads => schema_of::<Workload>(),
+            Self::TrustDomains => schema_of::<DomainTrust>(),
+            Self::Revocations => schema_of::<Revocation>(),
         }
     }
 }
 
-fn schema<T: JsonSchema>() -> Value {
+/// The schema of a type, as the kinds' are.
+pub fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     plain(settings.into_generator().into_root_schema_for::<T>())
 }

@@ -235,7 +235,7 @@ impl Sink for Writer {
         self.line(unix_millis(), |fields| fields.number("lost", lost.common));
     }
 
-    fn write(&mut self) -> bool {
+    fn write(&mut self, _: bool) -> bool {
         match self.write_batch() {
             Ok(()) => {
                 self.failing = false;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::countersign::{self, CountersignJudge, Countersigned};
 use super::error::Error;
 use super::seal::{Place, Seal, SealJudge};
 use crate::identity::TrustBundle;
@@ -60,13 +61,15 @@ pub(super) fn push_hex(hash: &Hash, out: &mut Vec<u8>) {
 }
 
 #[derive(Deserialize)]
-struct Head {
-    seq: u64,
+pub(super) struct Head {
+    pub(super) seq: u64,
     #[serde(rename = "type")]
-    kind: String,
-    time: String,
+    pub(super) kind: String,
+    pub(super) time: String,
     #[serde(default)]
-    boot_id: String,
+    pub(super) boot_id: String,
+    #[serde(default)]
+    pub(super) event: Option<String>,
     prev: String,
     hash: String,
     #[serde(default)]
@@ -78,18 +81,43 @@ struct Head {
     opens: bool,
     #[serde(default)]
     outcome: Option<String>,
+    /// A file that was deleted because its time was over.
+    #[serde(default)]
+    retired: Option<RetiredFile>,
 }
 
-struct Line {
-    head: Head,
-    prev: Hash,
-    hash: Hash,
+#[derive(Deserialize)]
+struct RetiredFile {
+    file: String,
+    #[serde(default)]
+    records: u64,
+    #[serde(default)]
+    last_hash: String,
+}
+
+/// A file that the log deleted by its own settings, and says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Retired {
+    /// Its name.
+    pub file: String,
+    /// How many records stood in it.
+    pub records: u64,
+    /// The hash of its last one.
+    pub last_hash: String,
+    /// The record that tells.
+    pub by_seq: u64,
+}
+
+pub(super) struct Line {
+    pub(super) head: Head,
+    pub(super) prev: Hash,
+    pub(super) hash: Hash,
     /// The hash fits the content and `prev`.
-    holds: bool,
+    pub(super) holds: bool,
 }
 
 /// Reads one line, without its line end.
-fn parse(line: &[u8]) -> Result<Line, String> {
+pub(super) fn parse(line: &[u8]) -> Result<Line, String> {
     let head: Head = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let digits = |name: &str, text: &str| {
         let mut hash = Hash::default();
@@ -207,7 +235,7 @@ pub struct Finding {
     /// The record's number, if it can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// A stable code: `changed`, `not_a_record`, `removed`, `inserted`, `reordered`, `broken_link`, `torn`, `empty`, `bad_seal`, `expected_hash_missing`,
+    /// A stable code: `changed`, `not_a_record`, `removed`, `inserted`, `reordered`, `broken_link`, `torn`, `empty`, `bad_seal`, `bad_countersignature`, `expected_hash_missing`,
     /// `not_sealed`.
     pub code: &'static str,
     /// One sentence.
@@ -253,6 +281,10 @@ pub struct VerifyReport {
     pub more_findings: u64,
     /// Torn ends that the log itself tells about.
     pub acknowledged: Vec<Acknowledged>,
+    /// Files that the log itself says were deleted.
+    pub retired: Vec<Retired>,
+    /// The first file goes on where a retired one ended: what is missing before it was deleted knowingly.
+    pub begins_behind_retired: bool,
     /// Records that the log itself says were dropped.
     pub lost: u64,
     /// Seals that hold.
@@ -261,6 +293,8 @@ pub struct VerifyReport {
     pub sealed_by: BTreeSet<String>,
     /// Records behind the last seal that holds: nobody has signed for them yet.
     pub unsealed: u64,
+    /// What others have signed for.
+    pub countersigned: Countersigned,
 }
 
 /// What a log must show beside being whole.
@@ -295,7 +329,9 @@ pub fn verify(files: &[PathBuf], expected: Expected<'_>) -> Result<VerifyReport,
     let mut report = VerifyReport::default();
     let Expected { hash, bundle } = expected;
     let wants_seals = bundle.is_some();
+    let countersigned = CountersignJudge::new(bundle.clone());
     let mut at = Position {
+        countersigned,
         expected_found: hash.is_none(),
         seals: SealJudge::new(bundle),
         ..Position::default()
@@ -308,6 +344,9 @@ pub fn verify(files: &[PathBuf], expected: Expected<'_>) -> Result<VerifyReport,
     if let Some(torn) = at.torn.take() {
         report.find(torn);
     }
+    let first_prev = report.files.first().and_then(|file| file.first_prev.as_deref());
+    report.begins_behind_retired =
+        report.retired.iter().any(|retired| Some(retired.last_hash.as_str()) == first_prev);
     let mut missing = Vec::new();
     if let (false, Some(hash)) = (at.expected_found, hash) {
         let what = format!("no record has the hash {hash}: the log was cut off or begun anew");
@@ -339,6 +378,7 @@ struct Position {
     torn: Option<Finding>,
     expected_found: bool,
     seals: SealJudge,
+    countersigned: CountersignJudge,
 }
 
 fn verify_file(
@@ -415,7 +455,14 @@ fn verify_file(
             report.find(finding(Some(seq), "removed", what));
         }
         report.unsealed += 1;
-        if found.head.kind == "seal" && found.holds {
+        let is_countersigned = found.head.event.as_deref() == Some(countersign::EVENT);
+        if found.head.kind == "seal" && found.holds && is_countersigned {
+            if let Err(why) = at.countersigned.take(text, &mut report.countersigned) {
+                let what = format!("record {seq} is no good countersignature: {why}");
+                report.find(finding(Some(seq), "bad_countersignature", what));
+            }
+        } else if found.head.kind == "seal" && found.holds {
+            at.countersigned.covers(seq, &found.head.hash);
             match judge_seal(text, &found.head, &mut at.seals) {
                 Ok(by) => {
                     report.seals += 1;
@@ -435,6 +482,11 @@ fn verify_file(
         at.expected_found |= found.holds && expected == Some(found.head.hash.as_str());
         of_file.records += 1;
         report.lost += found.head.lost.unwrap_or_default();
+        if let Some(RetiredFile { file, records, last_hash }) =
+            found.head.retired.filter(|_| found.holds)
+        {
+            report.retired.push(Retired { file, records, last_hash, by_seq: seq });
+        }
         of_file.first.get_or_insert_with(|| (seq, found.head.time.clone()));
         of_file.first_prev.get_or_insert(found.head.prev);
         of_file.last = Some((seq, found.head.time));
@@ -553,12 +605,25 @@ pub(super) fn rotated_name(log: &Path, number: u64) -> PathBuf {
 pub(super) fn continued(log: &Path) -> Option<u64> {
     #[derive(Deserialize)]
     struct First {
-        continues: String,
+        continues: Option<String>,
+        damaged: Option<Broken>,
+    }
+    #[derive(Deserialize)]
+    struct Broken {
+        file: String,
     }
     let mut line = Vec::new();
     BufReader::new(File::open(log).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
-    let First { continues } = serde_json::from_slice(&line).ok()?;
-    number_of(log, &log.with_file_name(continues))
+    let First { continues, damaged } = serde_json::from_slice(&line).ok()?;
+    let before = continues.or(damaged.map(|damaged| damaged.file))?;
+    number_of(log, &log.with_file_name(before))
+}
+
+/// The number of a file's first record.
+pub(super) fn first_seq(path: &Path) -> Option<u64> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(path).ok()?).take(MAX_LINE).read_until(b'\n', &mut line).ok()?;
+    Some(parse(line.strip_suffix(b"\n")?).ok()?.head.seq)
 }
 
 /// The number of a file that was rotated from this log.

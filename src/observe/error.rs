@@ -35,6 +35,20 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A setting of the decision log cannot be.
+    #[error("setting {field}: {problem}")]
+    Setting {
+        /// Its name.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A key of the decision log's HMACs is none.
+    #[error("{path} holds no key: expected at least 64 hexadecimal digits, as `openssl rand -hex 32` makes them", path = path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+    },
     /// The log filter cannot be read.
     #[error(
         "{variable} is no log filter; expected something like \"info\" or \"warn,wardgate=debug\": {reason}"

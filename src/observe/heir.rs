@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::audit::{AuditLog, AuditSettings, Posture, Writer};
+use super::audit::{AuditLog, AuditSettings, Posture};
 use super::error::Error;
 use super::json::Fields;
 use super::lane::{Frame, HEADER, Lane, Lanes, Sink as _, frames, push_frame};
+use super::writer::Writer;
 
 /// Where the records go.
 pub(super) enum Output {
@@ -42,6 +43,7 @@ enum Order {
     Take(&'static str),
     Bequeath(UnixStream),
     Stdout(bool),
+    Posture(Vec<(&'static str, String)>),
 }
 
 /// How long a batch may take to be written before an order comes to its turn.
@@ -49,6 +51,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The first frame that an heir gets is of no record's kind: it names the boot that the records are of.
 const BOOT: u8 = u8::MAX;
+/// And so is one that asks whether everything before it is on file; the answer is one byte, 1 for yes.
+const ASK: u8 = u8::MAX - 1;
 /// Longer records are none of ours.
 const LONGEST: usize = 1 << 20;
 
@@ -112,6 +116,14 @@ impl AuditLog {
         self.order(Order::Stdout(stdout))
     }
 
+    /// Something that an auditor should know of the process has changed: the log says how it stands now. What is known already
+    /// is no news.
+    pub fn note_posture(&self, facts: Vec<(&'static str, String)>) {
+        let (sender, _) = sync_channel(1);
+        self.orders.given.lock().push((Order::Posture(facts), sender));
+        self.lanes.look_again();
+    }
+
     fn order(&self, order: Order) -> Result<(), Error> {
         let (sender, answer) = sync_channel(1);
         self.orders.given.lock().push((order, sender));
@@ -136,6 +148,10 @@ impl Writer {
                     push_frame(&mut self.batch, &frame);
                     Ok(())
                 }
+                Order::Posture(facts) => {
+                    self.change_posture(facts);
+                    Ok(())
+                }
                 Order::Stdout(stdout) => {
                     self.set_stdout(stdout);
                     Ok(())
@@ -147,15 +163,26 @@ impl Writer {
     }
 
     /// Sends the batch to the heir; when it is gone, the file is ours again.
-    pub(super) fn write_to_heir(&mut self) -> bool {
+    ///
+    /// `awaited`: the heir is asked whether it has written it all.
+    pub(super) fn write_to_heir(&mut self, awaited: bool) -> bool {
         let Output::Heir(stream) = &mut self.output else { return true };
+        if awaited {
+            push_frame(&mut self.batch, &Frame { kind: ASK, unix_millis: 0, body: &[] });
+        }
         if !self.batch.is_empty() && stream.write_all(&self.batch[self.in_file..]).is_err() {
             if let Err(error) = self.come_back() {
                 tracing::error!(%error, "the process with the decision log is gone, and its file cannot be taken back");
                 return false;
             }
-            return self.write();
+            self.is_confirmed = true;
+            return self.write(false);
         }
+        let mut answer = [0];
+        self.is_confirmed = !awaited
+            || (stream.set_read_timeout(Some(ANSWER_WITHIN)).is_ok()
+                && stream.read_exact(&mut answer).is_ok()
+                && answer == [1]);
         self.is_out();
         true
     }
@@ -168,7 +195,7 @@ impl Writer {
             return Err(error);
         }
         self.output = Output::Own;
-        for frame in frames(&sent).filter(|frame| frame.kind != BOOT) {
+        for frame in frames(&sent).filter(|frame| frame.kind < ASK) {
             self.take(&frame);
         }
         Ok(())
@@ -196,6 +223,11 @@ fn take_over(mut from: UnixStream, lane: &Lane, lanes: &Lanes) -> io::Result<()>
         }
         body.resize(length, 0);
         from.read_exact(&mut body)?;
+        if kind == ASK {
+            let is_written = lanes.flush_pushed(ANSWER_WITHIN / 2).is_ok();
+            from.write_all(&[u8::from(is_written)])?;
+            continue;
+        }
         if kind == BOOT {
             boot_id = String::from_utf8_lossy(&body).into_owned();
             continue;

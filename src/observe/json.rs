@@ -19,6 +19,16 @@ impl<'o> Fields<'o> {
         Self { out, comma: true }
     }
 
+    /// How much is written.
+    pub(super) fn written(&self) -> usize {
+        self.out.len()
+    }
+
+    /// What is written from there on.
+    pub(super) fn text_from(&self, at: usize) -> &[u8] {
+        &self.out[at..]
+    }
+
     fn key(&mut self, key: &'static str) {
         self.out.extend_from_slice(if self.comma { b",\"" } else { b"\"" });
         self.comma = true;
@@ -73,6 +83,55 @@ impl<'o> Fields<'o> {
         }
     }
 
+    /// Text that something prints as; nothing in it needs an escape that [`escape`] does not give.
+    pub(super) fn shown(&mut self, key: &'static str, value: &impl std::fmt::Display) {
+        self.key(key);
+        self.out.push(b'"');
+        let from = self.out.len();
+        // A vector takes all.
+        let _ = std::io::Write::write_fmt(self.out, format_args!("{value}"));
+        debug_assert!(self.out[from..].iter().all(|byte| PLAIN[usize::from(*byte)]));
+        self.out.push(b'"');
+    }
+
+    /// Bytes in lower-case hexadecimal.
+    pub(super) fn hex(&mut self, key: &'static str, value: &[u8]) {
+        self.key(key);
+        self.out.push(b'"');
+        self.push_hex(value);
+        self.out.push(b'"');
+    }
+
+    fn push_hex(&mut self, value: &[u8]) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for byte in value {
+            let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+            self.out.extend_from_slice(&[DIGITS[high], DIGITS[low]]);
+        }
+    }
+
+    /// A field whose name is known at run time only.
+    fn named_key(&mut self, key: &str) {
+        self.out.extend_from_slice(if self.comma { b",\"" } else { b"\"" });
+        self.comma = true;
+        escape(key, self.out);
+        self.out.extend_from_slice(b"\":\"");
+    }
+
+    /// Text as it came from a wire, under a name that is known at run time only.
+    pub(super) fn named(&mut self, key: &str, value: &[u8]) {
+        self.named_key(key);
+        escape(&String::from_utf8_lossy(value), self.out);
+        self.out.push(b'"');
+    }
+
+    /// Bytes in hexadecimal, under a name that is known at run time only.
+    pub(super) fn named_hex(&mut self, key: &str, value: &[u8]) {
+        self.named_key(key);
+        self.push_hex(value);
+        self.out.push(b'"');
+    }
+
     pub(super) fn flag(&mut self, key: &'static str, value: bool) {
         self.key(key);
         self.out.extend_from_slice(if value { b"true" } else { b"false" });
@@ -84,6 +143,16 @@ impl<'o> Fields<'o> {
         self.out.push(b'"');
         rfc3339(unix_millis, self.out);
         self.out.push(b'"');
+    }
+
+    /// The record's own id, a UUID of version 7 (RFC 9562 5.7): its time, and of start and number of the record as much as
+    /// makes it the only one.
+    pub(super) fn event_id(&mut self, unix_millis: u64, boot: u64, seq: u64) {
+        let high = unix_millis << 16 | 0x7000 | boot >> 52;
+        let low = 1 << 63 | (boot >> 30 & 0x3f_ffff) << 40 | seq & 0xff_ffff_ffff;
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        let text = uuid::Uuid::from_u64_pair(high, low).hyphenated().encode_lower(&mut text);
+        self.text("event_id", text);
     }
 
     pub(super) fn object(&mut self, key: &'static str, write: impl FnOnce(&mut Fields<'_>)) {
@@ -261,6 +330,21 @@ mod tests {
             fields.raw(b"");
         });
         assert_eq!(line, r#"{"n":7,"o":{"x":-1,"y":"z"},"r":1}"#);
+    }
+
+    #[test]
+    fn an_event_id_is_a_uuid_of_version_7_and_of_one_record_alone() {
+        let id = |millis, boot, seq| {
+            let line = object(|fields| fields.event_id(millis, boot, seq));
+            let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+            value["event_id"].as_str().unwrap().parse::<uuid::Uuid>().unwrap()
+        };
+        let one = id(1_795_262_400_001, u64::MAX, 7);
+        assert_eq!((one.get_version_num(), one.get_variant()), (7, uuid::Variant::RFC4122));
+        assert_eq!(one.as_u64_pair().0 >> 16, 1_795_262_400_001);
+        assert_ne!(one, id(1_795_262_400_001, u64::MAX, 8));
+        assert_ne!(one, id(1_795_262_400_001, 0, 7));
+        assert!(one < id(1_795_262_400_001, u64::MAX, 8), "in their order");
     }
 
     #[test]

@@ -9,8 +9,12 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
 
-use crate::rt::unix_millis;
+use super::decision::DecisionRecord;
+use super::redact::Redaction;
+use super::tally::{Counting, Noted, Tally};
+use crate::rt::{coarse_unix_millis, unix_millis};
 
 /// There is no room for a record that must not be lost. The caller refuses what the record was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +57,7 @@ pub(super) struct Lost {
 struct Pending {
     bytes: Vec<u8>,
     lost: Lost,
+    tally: Tally,
 }
 
 impl Pending {
@@ -79,6 +84,21 @@ pub(super) struct Lanes {
     flush_wanted: AtomicU64,
     flushed: Mutex<u64>,
     flushed_changed: Condvar,
+    /// The same for who must not block its thread.
+    told: watch::Sender<Told>,
+    /// When the next window of a tally ends, in milliseconds since 1970; `u64::MAX`: none is open.
+    due: AtomicU64,
+    /// The windows of all tallies are to end now.
+    end_windows: AtomicBool,
+}
+
+/// What became of what was asked to be written, by ticket.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// Everything up to here is written.
+    written: u64,
+    /// For everything up to here it was tried once at least and did not work.
+    failed: u64,
 }
 
 /// One record, as the thread receives it.
@@ -108,11 +128,53 @@ pub(super) trait Sink {
     fn sleeps(&self) -> Option<Duration> {
         None
     }
-    /// Writes the batch out; `false` when something of it is left.
-    fn write(&mut self) -> bool;
+    /// Writes the batch out; `false` when something of it is left. `awaited`: somebody waits for it to be safe.
+    fn write(&mut self, awaited: bool) -> bool;
+    /// What went out is where it belongs.
+    fn is_safe(&self) -> bool {
+        true
+    }
 }
 
 impl Lane {
+    /// Counts a decision, or says that it has a record of its own.
+    pub(super) fn note(
+        &self,
+        record: &DecisionRecord<'_>,
+        counting: &Counting,
+        redaction: &Redaction,
+    ) -> Noted {
+        let now = coarse_unix_millis();
+        let mut pending = self.pending.lock();
+        // What is counted now would never be told.
+        if self.lanes.closed.load(Ordering::Acquire) {
+            return Noted::Single;
+        }
+        let before = pending.tally.due();
+        let noted = pending.tally.note(record, now, counting, redaction);
+        let due = pending.tally.due();
+        drop(pending);
+        if let Some(due) = due.filter(|_| due != before) {
+            self.lanes.due.fetch_min(due, Ordering::AcqRel);
+            // It may sleep for longer than that.
+            self.lanes.wake();
+        }
+        noted
+    }
+
+    /// Waits until what this lane has taken before is written. Wakes the thread at once; blocks nothing.
+    pub(super) async fn written(&self, within: Duration) -> Result<(), Stalled> {
+        let lanes = &*self.lanes;
+        let mut told = lanes.told.subscribe();
+        let ticket = lanes.flush_wanted.fetch_add(1, Ordering::AcqRel) + 1;
+        lanes.look_again();
+        let answer = told.wait_for(|told| told.written >= ticket || told.failed >= ticket);
+        match tokio::time::timeout(within, answer).await {
+            Ok(Ok(told)) if told.written >= ticket => Ok(()),
+            _ => Err(Stalled),
+        }
+    }
+
     /// Appends a record whose body `write` produces.
     pub(super) fn push(
         &self,
@@ -182,6 +244,9 @@ impl Lanes {
             flush_wanted: AtomicU64::new(0),
             flushed: Mutex::default(),
             flushed_changed: Condvar::new(),
+            told: watch::Sender::default(),
+            due: AtomicU64::new(u64::MAX),
+            end_windows: AtomicBool::new(false),
         })
     }
 
@@ -211,8 +276,14 @@ impl Lanes {
         }
     }
 
-    /// Waits until everything that was pushed before is written, at most `within`.
+    /// Waits until everything that was pushed or counted before is written, at most `within`.
     pub(super) fn flush(&self, within: Duration) -> Result<(), Stalled> {
+        self.end_windows.store(true, Ordering::Release);
+        self.flush_pushed(within)
+    }
+
+    /// Waits until everything that was pushed before is written, at most `within`.
+    pub(super) fn flush_pushed(&self, within: Duration) -> Result<(), Stalled> {
         let until = Instant::now() + within;
         let ticket = self.flush_wanted.fetch_add(1, Ordering::AcqRel) + 1;
         self.look_again();
@@ -264,13 +335,18 @@ impl Lanes {
             if drained {
                 sink.ready();
             }
-            let took = drained && self.drain(sink, &mut spare);
+            let took = drained && self.drain(sink, &mut spare, closing);
             if drained {
                 sink.taken(closing && !took);
             }
-            written = sink.write();
-            if drained && written {
+            written = sink.write(*self.flushed.lock() < wanted);
+            if drained && written && sink.is_safe() {
                 self.tell_flushed(wanted);
+            }
+            if !written || !sink.is_safe() {
+                // Nothing that was asked for by now can be written at this time.
+                let failed = self.flush_wanted.load(Ordering::Acquire);
+                self.told.send_modify(|told| told.failed = failed);
             }
             if closing && !took {
                 if drained && written {
@@ -291,7 +367,7 @@ impl Lanes {
             } else {
                 self.awake.store(false, Ordering::Release);
                 if self.is_idle() {
-                    match sink.sleeps() {
+                    match self.until_due().into_iter().chain(sink.sleeps()).min() {
                         None => std::thread::park(),
                         Some(within) => std::thread::park_timeout(within),
                     }
@@ -301,7 +377,14 @@ impl Lanes {
         }
     }
 
+    /// How long it is until a window ends.
+    fn until_due(&self) -> Option<Duration> {
+        let due = self.due.load(Ordering::Acquire);
+        (due != u64::MAX).then(|| Duration::from_millis(due.saturating_sub(unix_millis()) + 1))
+    }
+
     fn tell_flushed(&self, ticket: u64) {
+        self.told.send_modify(|told| told.written = told.written.max(ticket));
         let mut flushed = self.flushed.lock();
         if *flushed < ticket {
             *flushed = ticket;
@@ -316,25 +399,41 @@ impl Lanes {
     }
 
     /// Moves everything that waits into the sink's batch; `false` when nothing waited.
-    fn drain(&self, sink: &mut impl Sink, spare: &mut Vec<u8>) -> bool {
+    fn drain(&self, sink: &mut impl Sink, spare: &mut Vec<u8>, closing: bool) -> bool {
         let lanes: Vec<Arc<Lane>> = {
             let mut lanes = self.lanes.lock();
             // A lane that only we hold has no worker any more.
-            lanes.retain(|lane| Arc::strong_count(lane) > 1 || !lane.pending.lock().is_empty());
+            lanes.retain(|lane| {
+                Arc::strong_count(lane) > 1 || {
+                    let pending = lane.pending.lock();
+                    !pending.is_empty() || !pending.tally.is_empty()
+                }
+            });
             lanes.clone()
         };
+        let now = unix_millis();
+        let all = self.end_windows.swap(false, Ordering::AcqRel) || closing;
+        self.due.store(u64::MAX, Ordering::Release);
+        let mut counted = Vec::new();
         let mut took = false;
         for lane in lanes {
+            // One reference is the list's, one is ours.
+            let is_left = Arc::strong_count(&lane) <= 2;
             let lost = {
                 let mut pending = lane.pending.lock();
                 std::mem::swap(&mut pending.bytes, spare);
+                pending.tally.end_windows(now, all || is_left, &mut counted);
+                if let Some(due) = pending.tally.due() {
+                    self.due.fetch_min(due, Ordering::AcqRel);
+                }
                 std::mem::take(&mut pending.lost)
             };
-            took |= !spare.is_empty();
-            for frame in frames(spare) {
+            took |= !spare.is_empty() || !counted.is_empty();
+            for frame in frames(spare).chain(frames(&counted)) {
                 sink.take(&frame);
             }
             spare.clear();
+            counted.clear();
             if lost != Lost::default() {
                 took = true;
                 sink.lost(lost);
@@ -382,7 +481,7 @@ mod tests {
         fn lost(&mut self, lost: Lost) {
             self.bodies.lock().push(format!("lost {} {}", lost.common, lost.reserved));
         }
-        fn write(&mut self) -> bool {
+        fn write(&mut self, _: bool) -> bool {
             !self.stuck.load(Ordering::Relaxed)
         }
     }

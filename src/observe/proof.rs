@@ -50,7 +50,8 @@ impl Drop for Folder {
 }
 
 fn settings(path: &Path) -> AuditSettings {
-    AuditSettings { path: Some(path.to_path_buf()), ..AuditSettings::default() }
+    let allows = Allows::Each;
+    AuditSettings { path: Some(path.to_path_buf()), allows, ..AuditSettings::default() }
 }
 
 fn posture() -> Posture {
@@ -59,17 +60,15 @@ fn posture() -> Posture {
 }
 
 fn ends(conn_id: u64) -> Ends {
-    Ends::new(&EndsFacts {
-        conn_id,
+    let facts = EndsFacts {
         src_spiffe_id: Some("spiffe://shop/web"),
         src_serial: Some("0a1b"),
         src_spki_sha256: Some("ffee"),
         src_not_after: Some(1_795_262_400),
-        src_addr: "127.0.0.1:40000".parse().unwrap(),
-        src_via: None,
         dst_spiffe_id: Some("spiffe://shop/billing"),
-        dst_port: 15006,
-    })
+        ..EndsFacts::of(conn_id, "127.0.0.1:40000".parse().unwrap(), 15006)
+    };
+    Ends::new(&facts, &redact::Redaction::KEEP)
 }
 
 fn deny(lane: &AuditLane, path: &[u8]) -> DenialId {

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::denial::DenialId;
+use super::ends::Ends;
 use super::json::Fields;
+use super::redact::{ADDRESS, Redaction};
 
 /// A number for a new connection, unique in this process.
 pub fn next_connection_id() -> u64 {
@@ -12,187 +13,8 @@ pub fn next_connection_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Both ends of a connection, as its handshake proved them.
-#[derive(Clone, Copy, Debug)]
-pub struct EndsFacts<'a> {
-    /// See [`next_connection_id`].
-    pub conn_id: u64,
-    /// The caller's identity, if it has one.
-    pub src_spiffe_id: Option<&'a str>,
-    /// The serial number of its certificate, lower-case hexadecimal.
-    pub src_serial: Option<&'a str>,
-    /// SHA-256 of its public key, lower-case hexadecimal.
-    pub src_spki_sha256: Option<&'a str>,
-    /// When its proof ends, seconds since 1970.
-    pub src_not_after: Option<i64>,
-    /// The socket's other end, or whom a balancer introduced there.
-    pub src_addr: SocketAddr,
-    /// The balancer that introduced it.
-    pub src_via: Option<SocketAddr>,
-    /// Our own identity.
-    pub dst_spiffe_id: Option<&'a str>,
-    /// The listener's port.
-    pub dst_port: u16,
-}
-
-/// [`EndsFacts`] as every record of the connection says them: written once, copied from then on.
-#[derive(Clone, Debug)]
-pub struct Ends(Box<[u8]>);
-
-impl Ends {
-    /// Writes them down.
-    pub fn new(facts: &EndsFacts<'_>) -> Self {
-        let mut out = Vec::with_capacity(384);
-        let mut fields = Fields::first(&mut out);
-        fields.number("conn_id", facts.conn_id);
-        fields.object("src", |src| {
-            src.some_text("spiffe_id", facts.src_spiffe_id);
-            if facts.src_serial.is_some() || facts.src_spki_sha256.is_some() {
-                src.object("cert", |cert| {
-                    cert.some_text("serial", facts.src_serial);
-                    cert.some_text("spki_sha256", facts.src_spki_sha256);
-                    if let Some(seconds) = facts.src_not_after {
-                        cert.time("not_after", millis(seconds));
-                    }
-                });
-            }
-            src.text("addr", &facts.src_addr.to_string());
-            if let Some(via) = facts.src_via {
-                src.text("via", &via.to_string());
-            }
-        });
-        fields.object("dst", |dst| {
-            dst.some_text("spiffe_id", facts.dst_spiffe_id);
-            dst.number("port", facts.dst_port);
-        });
-        Self(out.into())
-    }
-}
-
-fn millis(unix_seconds: i64) -> u64 {
+pub(super) fn millis(unix_seconds: i64) -> u64 {
     u64::try_from(unix_seconds).unwrap_or_default().saturating_mul(1000)
-}
-
-/// The rule that came nearest to allowing.
-#[derive(Clone, Copy, Debug)]
-pub struct Nearest<'a> {
-    /// The policy's id.
-    pub policy_id: &'a str,
-    /// The rule's name or number.
-    pub rule: &'a str,
-    /// The part of the rule that did not hold.
-    pub clause: &'a str,
-}
-
-/// A token, by what may be written down of it: never its text.
-#[derive(Clone, Copy, Debug)]
-pub struct TokenFacts<'a> {
-    /// The start of its SHA-256, lower-case hexadecimal.
-    pub hash: &'a str,
-    /// Whom it names; only when its signature was good.
-    pub subject: Option<&'a str>,
-    /// Its `jti`; only when its signature was good.
-    pub id: Option<&'a str>,
-}
-
-/// What would have been decided if observed policies were enforced.
-#[derive(Clone, Copy, Debug)]
-pub struct WouldBe<'a> {
-    /// Allowed or not.
-    pub allowed: bool,
-    /// Why not.
-    pub reason: Option<&'a str>,
-    /// The policy and the rule that would have decided.
-    pub rule: Option<(&'a str, &'a str)>,
-}
-
-/// A decision about one request or, at layer 4, about one connection.
-///
-/// ```
-/// # use wardgate::observe::{DecisionRecord, Ends, EndsFacts, next_connection_id};
-/// let ends = Ends::new(&EndsFacts {
-///     conn_id: next_connection_id(), src_spiffe_id: Some("spiffe://shop/web"), src_serial: None, src_spki_sha256: None,
-///     src_not_after: None, src_addr: "127.0.0.1:9".parse().unwrap(), src_via: None, dst_spiffe_id: None, dst_port: 15006,
-/// });
-/// let record = DecisionRecord { method: b"GET", path: b"/", policy_id: Some("p"), ..DecisionRecord::of(&ends, true) };
-/// # let _ = record;
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct DecisionRecord<'a> {
-    /// Who, and to whom.
-    pub ends: &'a Ends,
-    /// Allowed or refused.
-    pub allowed: bool,
-    /// The route that matched.
-    pub route_id: Option<&'a str>,
-    /// Where the request goes.
-    pub upstream: Option<&'a str>,
-    /// `http/1.1`, `h2`, `tcp`.
-    pub protocol: &'a str,
-    /// As received; empty at layer 4.
-    pub method: &'a [u8],
-    /// As received; at layer 4 the server name that the client asks for, where TLS is passed through.
-    pub host: &'a [u8],
-    /// As received, without the query.
-    pub path: &'a [u8],
-    /// The status that the caller got, if it is known already.
-    pub status: Option<u16>,
-    /// `enforce`, or what else decided.
-    pub mode: &'a str,
-    /// What observed policies would have changed.
-    pub would_be: Option<WouldBe<'a>>,
-    /// Why it was refused: a stable code.
-    pub reason: Option<&'a str>,
-    /// The policy whose rule decided.
-    pub policy_id: Option<&'a str>,
-    /// The rule that decided, by name or number.
-    pub rule: Option<&'a str>,
-    /// The store's revision of that policy.
-    pub policy_revision: Option<u64>,
-    /// What the refused caller was told.
-    pub denial_id: Option<DenialId>,
-    /// What came nearest to allowing.
-    pub nearest: Option<Nearest<'a>>,
-    /// The revision of the configuration that decided.
-    pub config_revision: u64,
-    /// The plugin that decided, when it was no policy.
-    pub plugin: Option<&'a str>,
-    /// The token that the caller presented.
-    pub token: Option<TokenFacts<'a>>,
-    /// The request's id, if it bears one.
-    pub request_id: Option<&'a str>,
-    /// Who called, where a trusted sender named somebody else than the connection's other end.
-    pub caller: Option<SocketAddr>,
-}
-
-impl<'a> DecisionRecord<'a> {
-    /// A record that says nothing yet but who, to whom, and whether.
-    pub const fn of(ends: &'a Ends, allowed: bool) -> Self {
-        Self {
-            ends,
-            allowed,
-            route_id: None,
-            upstream: None,
-            protocol: "http/1.1",
-            method: b"",
-            host: b"",
-            path: b"",
-            status: None,
-            mode: "enforce",
-            would_be: None,
-            reason: None,
-            policy_id: None,
-            rule: None,
-            policy_revision: None,
-            denial_id: None,
-            nearest: None,
-            config_revision: 0,
-            plugin: None,
-            token: None,
-            request_id: None,
-            caller: None,
-        }
-    }
 }
 
 /// A handshake that was refused, or a first flight that was none.
@@ -351,10 +173,12 @@ pub(super) enum Type {
     Loss,
     Issuer,
     Seal,
+    /// Somebody else's signature over a seal of ours.
+    Countersigned,
 }
 
 impl Type {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Decision,
         Self::HandshakeRefused,
         Self::Connection,
@@ -365,6 +189,7 @@ impl Type {
         Self::Loss,
         Self::Issuer,
         Self::Seal,
+        Self::Countersigned,
     ];
 
     pub(super) fn of(byte: u8) -> Self {
@@ -382,7 +207,7 @@ impl Type {
             Self::Posture => "posture",
             Self::Loss => "loss",
             Self::Issuer => "issuer",
-            Self::Seal => "seal",
+            Self::Seal | Self::Countersigned => "seal",
         }
     }
 }
@@ -397,72 +222,10 @@ pub(super) trait Record {
     const TYPE: Type;
     /// Has it a place in the reserved room?
     fn is_reserved(&self) -> bool;
-    fn write(&self, fields: &mut Fields<'_>);
+    fn write(&self, fields: &mut Fields<'_>, redaction: &Redaction);
 }
 
-impl Record for DecisionRecord<'_> {
-    const TYPE: Type = Type::Decision;
-
-    fn is_reserved(&self) -> bool {
-        !self.allowed
-    }
-
-    fn write(&self, fields: &mut Fields<'_>) {
-        fields.raw(&self.ends.0);
-        fields.some_text("route_id", self.route_id);
-        fields.some_text("upstream", self.upstream);
-        fields.text("protocol", self.protocol);
-        if !self.method.is_empty() {
-            fields.bytes("method", "method_b64", self.method);
-            fields.bytes("host", "host_b64", self.host);
-            fields.bytes("path", "path_b64", self.path);
-        } else if !self.host.is_empty() {
-            fields.bytes("host", "host_b64", self.host);
-        }
-        fields.some_number("status", self.status);
-        fields.text("outcome", outcome(self.allowed));
-        fields.text("mode", self.mode);
-        if let Some(would_be) = &self.would_be {
-            fields.object("would_be", |fields| {
-                fields.text("outcome", outcome(would_be.allowed));
-                fields.some_text("reason", would_be.reason);
-                if let Some((policy, rule)) = would_be.rule {
-                    fields.text("policy_id", policy);
-                    fields.text("rule", rule);
-                }
-            });
-        }
-        fields.some_text("reason", self.reason);
-        fields.some_text("policy_id", self.policy_id);
-        fields.some_text("rule", self.rule);
-        fields.some_number("policy_revision", self.policy_revision);
-        if let Some(id) = &self.denial_id {
-            fields.text("denial_id", id.as_str());
-        }
-        if let Some(nearest) = &self.nearest {
-            fields.object("nearest", |fields| {
-                fields.text("policy_id", nearest.policy_id);
-                fields.text("rule", nearest.rule);
-                fields.text("clause", nearest.clause);
-            });
-        }
-        fields.some_text("plugin", self.plugin);
-        if let Some(token) = &self.token {
-            fields.object("token", |fields| {
-                fields.text("hash", token.hash);
-                fields.some_text("subject", token.subject);
-                fields.some_text("id", token.id);
-            });
-        }
-        fields.some_text("request_id", self.request_id);
-        if let Some(caller) = self.caller {
-            fields.text("caller", &caller.ip().to_canonical().to_string());
-        }
-        fields.number("config_revision", self.config_revision);
-    }
-}
-
-const fn outcome(allowed: bool) -> &'static str {
+pub(super) const fn outcome(allowed: bool) -> &'static str {
     if allowed { "allow" } else { "deny" }
 }
 
@@ -474,23 +237,28 @@ impl Record for HandshakeRefusedRecord<'_> {
         false
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, redaction: &Redaction) {
         fields.number("conn_id", self.conn_id);
         fields.object("src", |src| {
-            src.some_text("presented_id", self.presented_id);
+            let id = ("presented_id", "presented_id_hmac");
+            redaction.principal(None, src, id, self.presented_id);
             if self.presented_serial.is_some() {
-                src.object("cert", |cert| cert.some_text("serial", self.presented_serial));
+                let serial = ("serial", "serial_hmac");
+                src.object("cert", |cert| {
+                    redaction.principal(None, cert, serial, self.presented_serial);
+                });
             }
-            src.text("addr", &self.src_addr.to_string());
+            redaction.socket(None, src, ADDRESS, self.src_addr);
         });
         fields.object("dst", |dst| {
             dst.some_text("spiffe_id", self.dst_spiffe_id);
             dst.number("port", self.dst_port);
         });
+        redaction.write_key(None, fields);
         fields.text("outcome", outcome(self.is_observed));
         fields.some_text("mode", self.is_observed.then_some("observe"));
         fields.text("reason", self.reason);
-        fields.some_text("detail", self.detail);
+        redaction.sentence(fields, self.detail);
     }
 }
 
@@ -501,11 +269,12 @@ impl Record for ConnectionRecord<'_> {
         matches!(self.event, "forced_close" | "exchange_end")
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
-        fields.raw(&self.ends.0);
+    fn write(&self, fields: &mut Fields<'_>, redaction: &Redaction) {
+        fields.raw(self.ends.text());
         fields.text("event", self.event);
         fields.some_text("side", self.side);
-        fields.some_text("peer_serial", self.peer_serial);
+        let serial = ("peer_serial", "peer_serial_hmac");
+        redaction.principal(self.ends.tenant, fields, serial, self.peer_serial);
         fields.some_text("reason", self.reason);
         fields.some_text("protocol", self.protocol);
         fields.some_number("requests", self.requests);
@@ -522,7 +291,7 @@ impl Record for IdentityRecord<'_> {
         true
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, _: &Redaction) {
         fields.text("event", self.event);
         fields.text("spiffe_id", self.spiffe_id);
         fields.some_text("serial", self.serial);
@@ -542,20 +311,20 @@ impl Record for IssuerRecord<'_> {
         self.reason.is_none()
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, redaction: &Redaction) {
         fields.text("event", self.event);
         if let Some(address) = self.src_addr {
-            fields.object("src", |src| src.text("addr", &address.to_string()));
+            fields.object("src", |src| redaction.socket(None, src, ADDRESS, address));
         }
         fields.some_text("proof", self.proof);
-        fields.some_text("spiffe_id", self.spiffe_id);
-        fields.some_text("serial", self.serial);
+        redaction.principal(None, fields, ("spiffe_id", "spiffe_id_hmac"), self.spiffe_id);
+        redaction.principal(None, fields, ("serial", "serial_hmac"), self.serial);
         if let Some(seconds) = self.not_after {
             fields.time("not_after", millis(seconds));
         }
         fields.text("outcome", outcome(self.reason.is_none()));
         fields.some_text("reason", self.reason);
-        fields.some_text("detail", self.detail);
+        redaction.sentence(fields, self.detail);
     }
 }
 
@@ -566,7 +335,7 @@ impl Record for ConfigRecord<'_> {
         true
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, _: &Redaction) {
         fields.text("event", self.event);
         fields.number("revision", self.revision);
         fields.some_number("changes", self.changes);
@@ -583,10 +352,10 @@ impl Record for AdminRecord<'_> {
         true
     }
 
-    fn write(&self, fields: &mut Fields<'_>) {
+    fn write(&self, fields: &mut Fields<'_>, redaction: &Redaction) {
         fields.some_text("principal", self.principal);
         if let Some(address) = self.src_addr {
-            fields.object("src", |src| src.text("addr", &address.to_string()));
+            fields.object("src", |src| redaction.socket(None, src, ADDRESS, address));
         }
         fields.text("method", self.method);
         fields.bytes("path", "path_b64", self.path);

@@ -84,22 +84,22 @@ impl Sealer {
 
     /// Writes a seal's fields; `false`, and nothing is written, when there is no identity to sign with.
     pub(super) fn write(&mut self, place: Place<'_>, fields: &mut Fields<'_>) -> bool {
-        let Some(signed) = self.sign(&place) else { return false };
-        let Some(made) = &self.made else { return false };
-        let (scheme, signature) = signed;
-        fields.text("spiffe_id", made.of.id().as_str());
+        let Some(signed) = self.sign(&place.statement()) else { return false };
+        let Signed { by, scheme, certificate_sha256, signature } = signed;
+        fields.text("spiffe_id", by.id().as_str());
         fields.text("scheme", scheme);
-        fields.text("certificate_sha256", &made.sha256);
-        if self.shown.as_ref() != Some(&made.sha256) {
-            let chain = made.of.svid.chain.iter().map(|certificate| BASE64.encode(certificate));
+        fields.text("certificate_sha256", &certificate_sha256);
+        if self.shown.as_ref() != Some(&certificate_sha256) {
+            let chain = by.svid.chain.iter().map(|certificate| BASE64.encode(certificate));
             fields.texts("certificates", chain);
-            self.shown = Some(made.sha256.clone());
+            self.shown = Some(certificate_sha256);
         }
         fields.text("signature", &BASE64.encode(signature));
         true
     }
 
-    fn sign(&mut self, place: &Place<'_>) -> Option<(&'static str, Vec<u8>)> {
+    /// Signs a text as whoever the process is now; `None` when it is nobody.
+    pub(super) fn sign(&mut self, statement: &str) -> Option<Signed> {
         let identity = self.identity.load();
         if identity.is_withdrawn() || identity.svid.not_after <= unix_seconds() {
             return None;
@@ -111,15 +111,23 @@ impl Sealer {
             let sha256 = hex::encode(digest(&SHA256, identity.svid.chain.first()?));
             self.made = Some(Made { of: identity, key, sha256 });
         }
-        let key = &self.made.as_ref()?.key;
+        let Made { of, key, sha256 } = self.made.as_ref()?;
         let signer = key.choose_scheme(&SCHEMES.map(|(scheme, ..)| scheme))?;
-        let name = SCHEMES.iter().find(|(scheme, ..)| *scheme == signer.scheme())?.1;
+        let scheme = SCHEMES.iter().find(|(scheme, ..)| *scheme == signer.scheme())?.1;
         let signature = signer
-            .sign(place.statement().as_bytes())
+            .sign(statement.as_bytes())
             .inspect_err(|error| tracing::error!(%error, "the decision log cannot be sealed"))
             .ok()?;
-        Some((name, signature))
+        Some(Signed { by: of.clone(), scheme, certificate_sha256: sha256.clone(), signature })
     }
+}
+
+/// A signature, and by whom.
+pub(super) struct Signed {
+    pub(super) by: Arc<Identity>,
+    pub(super) scheme: &'static str,
+    pub(super) certificate_sha256: String,
+    pub(super) signature: Vec<u8>,
 }
 
 /// A seal as it stands in the log.
@@ -127,7 +135,7 @@ impl Sealer {
 pub(super) struct Seal {
     pub(super) spiffe_id: String,
     scheme: String,
-    certificate_sha256: String,
+    pub(super) certificate_sha256: String,
     #[serde(default)]
     certificates: Vec<String>,
     signature: String,
@@ -175,33 +183,65 @@ impl SealJudge {
         else {
             return Err("its certificate stands nowhere before it".into());
         };
-        let (_, _, algorithm) = SCHEMES
-            .iter()
-            .find(|(_, name, _)| *name == seal.scheme)
-            .ok_or_else(|| format!("the scheme {:?} is not known", seal.scheme))?;
-        let signature =
-            BASE64.decode(&seal.signature).map_err(|_| "\"signature\" is not base64".to_owned())?;
-        let certificate = webpki::EndEntityCert::try_from(leaf)
-            .map_err(|error| format!("its certificate cannot be read: {error}"))?;
-        certificate
-            .verify_signature(*algorithm, place.statement().as_bytes(), &signature)
-            .map_err(|_| "its signature does not fit".to_owned())?;
-        let named: SpiffeId =
-            named(&certificate).ok_or_else(|| "its certificate names no SPIFFE ID".to_owned())?;
-        if named.as_str() != seal.spiffe_id {
-            return Err(format!("it says {:?}, and its certificate {named}", seal.spiffe_id));
-        }
+        check_signature(leaf, &seal.scheme, &place.statement(), &seal.signature, &seal.spiffe_id)?;
         let Some(trust) = &self.trust else { return Ok(()) };
-        let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let seconds = seconds.ok_or("its time cannot be read")?;
-        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-        let mut presented = Presented::default();
-        trust
-            .verifier()
-            .verify(leaf, intermediates, Purpose::Client, at, &mut presented)
-            .map(drop)
-            .map_err(|flaw| format!("the bundle does not vouch for {named}: {flaw}"))
+        vouched(trust, leaf, intermediates, seconds)
     }
+
+    /// The chain of certificates that was shown with this leaf.
+    pub(super) fn chain(&self, sha256: &str) -> Option<&[CertificateDer<'static>]> {
+        self.chains.get(sha256).map(Vec::as_slice)
+    }
+
+    /// Knows a chain that was shown elsewhere.
+    pub(super) fn know(&mut self, sha256: &str, chain: Vec<CertificateDer<'static>>) {
+        self.chains.insert(sha256.to_owned(), chain);
+    }
+}
+
+/// Is this the signature of `spiffe_id`, whose certificate is `leaf`, over `statement`?
+pub(super) fn check_signature(
+    leaf: &CertificateDer<'_>,
+    scheme: &str,
+    statement: &str,
+    signature: &str,
+    spiffe_id: &str,
+) -> Result<(), String> {
+    let (_, _, algorithm) = SCHEMES
+        .iter()
+        .find(|(_, name, _)| *name == scheme)
+        .ok_or_else(|| format!("the scheme {scheme:?} is not known"))?;
+    let signature =
+        BASE64.decode(signature).map_err(|_| "\"signature\" is not base64".to_owned())?;
+    let certificate = webpki::EndEntityCert::try_from(leaf)
+        .map_err(|error| format!("its certificate cannot be read: {error}"))?;
+    certificate
+        .verify_signature(*algorithm, statement.as_bytes(), &signature)
+        .map_err(|_| "its signature does not fit".to_owned())?;
+    let named: SpiffeId =
+        named(&certificate).ok_or_else(|| "its certificate names no SPIFFE ID".to_owned())?;
+    if named.as_str() != spiffe_id {
+        return Err(format!("it says {spiffe_id:?}, and its certificate {named}"));
+    }
+    Ok(())
+}
+
+/// Does an authority that we trust vouch for this certificate at that time, in seconds since 1970?
+pub(super) fn vouched(
+    trust: &Trust,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    seconds: Option<i64>,
+) -> Result<(), String> {
+    let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let seconds = seconds.ok_or("its time cannot be read")?;
+    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let mut presented = Presented::default();
+    trust
+        .verifier()
+        .verify(leaf, intermediates, Purpose::Client, at, &mut presented)
+        .map(drop)
+        .map_err(|flaw| format!("the bundle does not vouch for its certificate: {flaw}"))
 }
 
 fn named(certificate: &webpki::EndEntityCert<'_>) -> Option<SpiffeId> {

@@ -56,6 +56,10 @@ pub struct RouteInfo {
     pub labels: Labels,
     /// Its service's id.
     pub service: Option<Id>,
+    /// The upstream that it or its service names.
+    pub upstream: Option<Id>,
+    /// What is allowed is on record before it has effect.
+    pub must_record: bool,
     /// Its service's name.
     pub service_name: Option<String>,
     /// Its paths, as the route writes them.

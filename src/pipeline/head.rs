@@ -548,6 +548,12 @@ fn within(raw: &[u8], part: &[u8]) -> Span {
     Span { start: narrow(start), length: narrow(part.len()) }
 }
 
+impl crate::observe::RequestHead for Head {
+    fn first(&self, name: &str) -> Option<&[u8]> {
+        self.value(name)
+    }
+}
+
 impl fmt::Debug for Head {
     /// Names only: values may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -40,6 +40,8 @@ pub(crate) fn exchange(method: &str, target: &str, authority: &str) -> Exchange 
 
 pub(crate) fn route_info() -> RouteInfo {
     RouteInfo {
+        upstream: None,
+        must_record: false,
         id: Id::parse("r1").unwrap(),
         name: Some("first".into()),
         labels: Labels::new(),

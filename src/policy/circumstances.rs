@@ -2,9 +2,10 @@
 
 use super::action::Facts;
 use super::claims::Claim;
-use super::condition::Condition;
-use super::decision::Clause;
+use super::condition::{Asks, Condition};
+use super::decision::{Clause, Reason};
 use super::networks::{self, Networks};
+use super::path::Readings;
 use super::query;
 use super::rule::{Holding, Wrong, each};
 use super::times::Window;
@@ -66,7 +67,7 @@ pub(super) struct Circumstances {
     pub(super) times: Box<[Window]>,
     pub(super) not_times: Box<[Window]>,
     pub(super) claims: Box<[Claim]>,
-    pub(super) condition: Option<(Box<str>, Condition)>,
+    pub(super) condition: Option<Condition>,
 }
 
 impl Circumstances {
@@ -100,12 +101,12 @@ impl Circumstances {
             if let Some(text) = &when.cel {
                 let condition =
                     Condition::compile(text).map_err(|why| Wrong::new("when.cel", why))?;
-                all.condition = Some((text.as_str().into(), condition));
+                all.condition = Some(condition);
             }
         }
-        let asks = all.asks_time()
-            || all.asks_token()
-            || !(all.headers.is_empty() && all.query.is_empty());
+        let asks = all.condition.is_some()
+            || all.asks_time()
+            || !(all.claims.is_empty() && all.headers.is_empty() && all.query.is_empty());
         Ok(asks.then(|| Box::new(all)))
     }
 
@@ -163,41 +164,67 @@ impl Circumstances {
                 }
             }
         }
-        let Some((_, condition)) = &self.condition else { return Ok(holding) };
+        let Some(condition) = &self.condition else { return Ok(holding) };
         match condition.holds(facts.caller, facts.action) {
             Some(true) => Ok(holding),
             Some(false) => Err(Clause::Cel),
             // What it cannot tell yet it may tell of the token.
-            None if matches!(facts.token(), Token::Awaited) => Ok(Holding::Pending),
+            None if condition.asks().claims && matches!(facts.token(), Token::Awaited) => {
+                Ok(Holding::Pending)
+            }
             None if unknown => Ok(holding),
             None => Err(Clause::Cel),
         }
     }
 
+    fn condition_asks(&self) -> Asks {
+        self.condition.as_ref().map_or_else(Asks::default, Condition::asks)
+    }
+
     pub(super) fn asks_time(&self) -> bool {
-        !(self.times.is_empty() && self.not_times.is_empty()) || self.condition.is_some()
+        !(self.times.is_empty() && self.not_times.is_empty()) || self.condition_asks().time
     }
 
     pub(super) fn asks_fields(&self) -> bool {
-        !self.headers.is_empty() || self.condition.is_some()
+        !self.headers.is_empty() || self.condition_asks().headers
     }
 
     pub(super) fn asks_query(&self) -> bool {
-        !self.query.is_empty() || self.condition.is_some()
+        !self.query.is_empty() || self.condition_asks().query
     }
 
     pub(super) fn asks_token(&self) -> bool {
-        !self.claims.is_empty() || self.condition.is_some()
+        !self.claims.is_empty() || self.condition_asks().claims
     }
 
-    /// Does a part ask for what cannot be told of this action?
-    pub(super) fn is_unclear(&self, facts: &Facts<'_>) -> bool {
-        let condition = || {
-            self.condition
-                .as_ref()
-                .is_some_and(|(_, condition)| condition.holds(facts.caller, facts.action).is_none())
-        };
-        facts.http.is_some() && ((!self.query.is_empty() && facts.query().is_none()) || condition())
+    /// Does the condition look at the request?
+    pub(super) fn condition_asks_http(&self) -> bool {
+        self.condition_asks().http
+    }
+
+    /// Why a deny rule holds that asks for what cannot be told of this request.
+    pub(super) fn unclear(&self, facts: &Facts<'_>) -> Option<Reason> {
+        facts.http?;
+        let no_token = matches!(facts.token(), Token::Absent);
+        if no_token && !self.claims.is_empty() {
+            return Some(Reason::NoToken);
+        }
+        if !self.query.is_empty() && facts.query().is_none() {
+            return Some(Reason::UnclearInput);
+        }
+        let condition = self.condition.as_ref()?;
+        if condition.holds(facts.caller, facts.action).is_some() {
+            return None;
+        }
+        let asks = condition.asks();
+        Some(match () {
+            () if asks.identity && facts.caller.is_none() => Reason::NoIdentity,
+            () if asks.claims && no_token => Reason::NoToken,
+            () if asks.path && matches!(facts.readings(), Readings::Unclear) => {
+                Reason::AmbiguousPath
+            }
+            () => Reason::UnclearInput,
+        })
     }
 }
 

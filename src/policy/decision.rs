@@ -37,7 +37,7 @@ pub enum Reason {
     BrokenPolicy,
     /// The caller has no token that was verified, and a rule asks for one.
     NoToken,
-    /// A rule would allow the request, if it did not want to switch its connection to another protocol.
+    /// An allow rule holds but for the protocol that the request wants to switch its connection to.
     UpgradeNotAllowed,
     /// A deny rule asks for what cannot be told: a query that is not properly encoded, a condition without an answer.
     UnclearInput,
@@ -84,7 +84,7 @@ impl Reason {
             Self::NoIdentity => "the caller has no identity",
             Self::BrokenPolicy => "a policy that is not valid stands in the way",
             Self::NoToken => "the caller has no verified token",
-            Self::UpgradeNotAllowed => "no rule allows to switch the protocol",
+            Self::UpgradeNotAllowed => "no rule allows it to switch to this protocol",
             Self::UnclearInput => "a deny rule asks for what cannot be told of this request",
         }
     }

@@ -142,9 +142,9 @@ impl Policy {
             Clause::Query => when(|when| texts(&when.query)),
             Clause::Times => when(|when| texts(&when.times)),
             Clause::NotTimes => when(|when| texts(&when.not_times)),
-            Clause::Cel => {
-                when(|when| when.condition.iter().map(|(text, _)| text.to_string()).collect())
-            }
+            Clause::Cel => when(|when| {
+                when.condition.iter().map(|condition| condition.text().to_string()).collect()
+            }),
         }
     }
 }
@@ -218,7 +218,7 @@ fn found(rule: &Rule, clause: Clause, facts: &Facts<'_>) -> String {
             text.unwrap_or_else(|| facts.action.unix_seconds.to_string())
         }
         Clause::Cel => when(&|when| match &when.condition {
-            Some((_, condition)) if condition.holds(facts.caller, facts.action).is_none() => {
+            Some(condition) if condition.holds(facts.caller, facts.action).is_none() => {
                 "it cannot be told".into()
             }
             _ => "it is not so".into(),

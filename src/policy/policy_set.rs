@@ -1,24 +1,21 @@
 //! `Policy`: all policies of one workload, compiled; `Standing`: what one caller can meet of it.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::action::{Action, Facts, RouteFacts, Token};
-use super::decision::{Clause, Decision, Near, Outcome, Reason, RuleName, RuleRef};
+use super::decision::RuleRef;
 use super::index::{ByCaller, ByRoute, Group};
-use super::path::Readings;
-use super::rule::{Frame, Holding, LOTS, Rule, check_mode, decides_below, parse_pattern};
+use super::rule::{Frame, LOTS, Rule, check_mode, decides_below, parse_pattern};
 use super::selector::Selector;
 use crate::identity::{Peer, SpiffeId, TrustDomain};
 use crate::model::{Id, IdentityPolicy, Invalid, Kind, Mode, PolicyAction, Rejected, Revision};
 
 /// The policies that one workload enforces, compiled. Immutable; replaced as a whole.
 ///
-/// A decision takes a [`Standing`], which is worked out once for a connection, and an [`Action`]:
+/// A decision takes a [`Standing`], which is worked out once for a connection, and an [`Action`](super::Action):
 /// ```
 /// # use wardgate::{identity::SpiffeId, model::{Id, IdentityPolicy}, policy::{Action, Policy, Reason}};
 /// let text = serde_json::json!({"action": "allow", "rules": [
@@ -42,22 +39,22 @@ pub struct Policy {
     pub(super) policies: Box<[Stated]>,
     pub(super) rules: Box<[Rule]>,
     by_caller: ByCaller,
-    by_route: ByRoute,
+    pub(super) by_route: ByRoute,
     /// Enforced allow policies that are broken: they admit nobody, and are named when nobody else admits.
-    broken_allow: Box<[RuleRef]>,
+    pub(super) broken_allow: Box<[RuleRef]>,
     /// The standings of callers that were here already. Peers that connect again, and all of them at a new revision of the
     /// policy, share theirs.
     standings: Mutex<HashMap<SpiffeId, Arc<Met>>>,
     nobody: Arc<Met>,
-    asks: Asks,
+    pub(super) asks: Asks,
 }
 
 /// Which facts the rules look at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Asks {
+pub(super) struct Asks {
     fields: bool,
     query: bool,
-    token: bool,
+    pub(super) token: bool,
     time: bool,
     lot: bool,
     method: bool,
@@ -74,27 +71,11 @@ impl Asks {
             time: when().any(|when| when.asks_time()),
             lot: rules.iter().any(|rule| matches!(rule.mode, Mode::Canary(_))),
             method: rules.iter().any(|rule| {
-                rule.to.asks_method()
-                    || rule.when.as_ref().is_some_and(|when| when.condition.is_some())
+                let condition = rule.when.as_ref().is_some_and(|when| when.condition_asks_http());
+                rule.to.asks_method() || condition
             }),
         }
     }
-}
-
-/// Which of its two sides a rule shows, by the connection's lot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Deciding,
-    Watched,
-}
-
-/// What was found among the rules of a group.
-#[derive(Default)]
-struct Scan {
-    /// The first that holds.
-    certain: Option<u32>,
-    /// The first of which only the token is missing; sought no further than `certain`.
-    pending: Option<u32>,
 }
 
 /// What is kept of a policy beside its rules.
@@ -113,18 +94,18 @@ pub(super) struct Stated {
 
 /// The rules that one caller can meet. A rule in canary mode stands among those that decide and among the watched.
 #[derive(Debug, Default)]
-struct Met {
-    deny: Group,
-    allow: Group,
-    watched_deny: Group,
-    watched_allow: Group,
+pub(super) struct Met {
+    pub(super) deny: Group,
+    pub(super) allow: Group,
+    pub(super) watched_deny: Group,
+    pub(super) watched_allow: Group,
 }
 
 /// What one caller can meet of a policy: worked out once for a connection and a revision of the policy.
 #[derive(Clone, Debug)]
 pub struct Standing {
     version: u64,
-    caller: Option<SpiffeId>,
+    pub(super) caller: Option<SpiffeId>,
     met: Arc<Met>,
 }
 
@@ -142,8 +123,6 @@ impl Standing {
 
 /// How many callers' standings are kept.
 const STANDINGS: usize = 4096;
-/// How many rules are compared to find the nearest one.
-const NEAR: usize = 256;
 /// The rule of a policy that is broken as a whole.
 const WHOLE: &str = "(the whole policy)";
 
@@ -194,7 +173,7 @@ fn rules(
 }
 
 /// The mode of a policy that is broken as a whole: the strictest that it may have been meant to have.
-fn strictest(text: &IdentityPolicy) -> Mode {
+pub(super) fn strictest(text: &IdentityPolicy) -> Mode {
     let modes = text.rules.iter().filter_map(|rule| rule.mode).chain([text.mode]);
     let modes = modes.map(|mode| if check_mode(mode).is_ok() { mode } else { Mode::Enforce });
     modes.max_by_key(|mode| decides_below(*mode)).unwrap_or_default()
@@ -373,228 +352,19 @@ impl Policy {
         &self.policies[rule.policy as usize]
     }
 
-    /// Decides where everything is refused that no rule allows: towards workloads.
-    pub fn decide(&self, standing: &Standing, action: &Action<'_>) -> Decision {
-        let mut anew = None;
-        let met = self.current(standing, &mut anew);
-        let facts = Facts::of(action, standing.caller.as_ref());
-        self.decided(met, &facts)
-    }
-
-    /// Decides at a public door: a request is refused only where a policy selects its route and no rule allows it.
-    pub fn decide_public(&self, standing: &Standing, action: &Action<'_>) -> Decision {
-        let facts = Facts::of(action, standing.caller.as_ref());
-        let open = Decision { outcome: Outcome::Allow(None), would_be: None, awaits_token: false };
-        let is_governed = self.by_route.governs(&facts, &self.policies);
-        if !is_governed && !self.by_route.watches(&facts, &self.policies) {
-            return open;
-        }
-        let mut anew = None;
-        let met = self.current(standing, &mut anew);
-        if is_governed {
-            return self.decided(met, &facts);
-        }
-        let deny = self.scan(&met.watched_deny, &facts, Side::Watched);
-        if let Some(rule) = deny.certain {
-            return Decision { would_be: Some(self.refused_by(rule, &facts)), ..open };
-        }
-        let allow = self.scan(&met.watched_allow, &facts, Side::Watched);
-        let would_be = match allow.certain.or(allow.pending) {
-            Some(_) => None,
-            None => Some(Outcome::Deny(Reason::NoRule, None)),
-        };
-        let only_pending = allow.certain.is_none() && allow.pending.is_some();
-        let awaits_token = would_be.is_none() && (deny.pending.is_some() || only_pending);
-        Decision { would_be, awaits_token, ..open }
-    }
-
-    /// Does a policy that decides for all connections select this route? Public routes that none selects are open.
-    pub fn governs(&self, route: RouteFacts<'_>) -> bool {
-        let action = Action::http(0, "", "", "").on_route(Some(route));
-        let action = Action { lot: LOTS - 1, ..action };
-        self.by_route.governs(&Facts::of(&action, None), &self.policies)
-    }
-
     /// The standing's rules, worked out anew when it is of another compilation.
-    fn current<'a>(&self, standing: &'a Standing, anew: &'a mut Option<Arc<Met>>) -> &'a Met {
+    pub(super) fn current<'a>(
+        &self,
+        standing: &'a Standing,
+        anew: &'a mut Option<Arc<Met>>,
+    ) -> &'a Met {
         if standing.is_of(self) {
             return &standing.met;
         }
         anew.insert(self.met(standing.caller.as_ref()))
     }
-
-    fn decided(&self, met: &Met, facts: &Facts<'_>) -> Decision {
-        let deny = self.scan(&met.deny, facts, Side::Deciding);
-        if let Some(rule) = deny.certain {
-            // What a deny rule refused stays refused, whatever is allowed beside it.
-            let outcome = self.refused_by(rule, facts);
-            return Decision { outcome, would_be: None, awaits_token: false };
-        }
-        let allow = self.scan(&met.allow, facts, Side::Deciding);
-        let (outcome, awaits_token) = match (allow.certain, allow.pending) {
-            (Some(rule), _) => (Outcome::Allow(Some(RuleRef(rule))), deny.pending.is_some()),
-            (None, Some(rule)) => (Outcome::Allow(Some(RuleRef(rule))), true),
-            (None, None) => (self.refused(met, facts), false),
-        };
-        let decision = Decision { outcome, would_be: None, awaits_token };
-        if met.watched_deny.is_empty() && met.watched_allow.is_empty() {
-            return decision;
-        }
-        let deny = self.scan(&met.watched_deny, facts, Side::Watched);
-        match (outcome.is_allowed(), deny.certain) {
-            (true, Some(rule)) => {
-                Decision { would_be: Some(self.refused_by(rule, facts)), ..decision }
-            }
-            (true, None) => {
-                Decision { awaits_token: awaits_token || deny.pending.is_some(), ..decision }
-            }
-            (false, Some(_)) => decision,
-            (false, None) => {
-                let allow = self.scan(&met.watched_allow, facts, Side::Watched);
-                let rule = allow.certain.or(allow.pending);
-                Decision { would_be: rule.map(|at| Outcome::Allow(Some(RuleRef(at)))), ..decision }
-            }
-        }
-    }
-
-    /// The first rule of the group that holds, on this side of its mode.
-    fn scan(&self, group: &Group, facts: &Facts<'_>, side: Side) -> Scan {
-        if group.is_empty() {
-            return Scan::default();
-        }
-        let pending = Cell::new(None);
-        let certain = group.first(facts, |at| {
-            let rule = &self.rules[at as usize];
-            if rule.decides(facts.lot) != (side == Side::Deciding)
-                || !self.stated(rule).selector.selects(facts, rule.action)
-            {
-                return false;
-            }
-            match rule.holds(facts) {
-                Holding::Yes => true,
-                Holding::No => false,
-                Holding::Pending => {
-                    pending.set(pending.get().into_iter().chain([at]).min());
-                    false
-                }
-            }
-        });
-        Scan { certain, pending: pending.get() }
-    }
-
-    /// A deny rule held: why?
-    fn refused_by(&self, rule: u32, facts: &Facts<'_>) -> Outcome {
-        let found = &self.rules[rule as usize];
-        let is_http = facts.http.is_some();
-        let unclear_path = || matches!(facts.readings(), Readings::Unclear);
-        let claims = found.when.as_ref().is_some_and(|when| !when.claims.is_empty());
-        let reason = if self.stated(found).broken {
-            Reason::BrokenPolicy
-        } else if facts.caller.is_none() && found.from.asks_identity() {
-            Reason::NoIdentity
-        } else if found.to.asks_path() && is_http && unclear_path() {
-            Reason::AmbiguousPath
-        } else if claims && is_http && matches!(facts.token(), Token::Absent) {
-            Reason::NoToken
-        } else if found.when.as_ref().is_some_and(|when| when.is_unclear(facts)) {
-            Reason::UnclearInput
-        } else {
-            Reason::DeniedByRule
-        };
-        Outcome::Deny(reason, Some(RuleRef(rule)))
-    }
-
-    /// Nothing refused and nothing allowed: why?
-    #[cold]
-    fn refused(&self, met: &Met, facts: &Facts<'_>) -> Outcome {
-        let about = |rule: &Rule| self.stated(rule).selector.selects(facts, PolicyAction::Allow);
-        let broken = self.broken_allow.iter().find(|rule| {
-            let rule = &self.rules[rule.0 as usize];
-            rule.decides(facts.lot) && about(rule)
-        });
-        if let Some(rule) = broken {
-            return Outcome::Deny(Reason::BrokenPolicy, Some(*rule));
-        }
-        if facts.caller.is_none() && met.allow.is_empty() {
-            return Outcome::Deny(Reason::NoIdentity, None);
-        }
-        let split = facts.http.is_some() && facts.plain_path().is_none();
-        let upgrade = facts.http.is_some_and(|http| http.upgrade.is_some());
-        let no_token = self.asks.token && matches!(facts.token(), Token::Absent);
-        if !(split || upgrade || no_token) {
-            return Outcome::Deny(Reason::NoRule, None);
-        }
-        // A rule that would hold but for this one thing.
-        let one_thing = |at: &u32| {
-            let rule = &self.rules[*at as usize];
-            if !(rule.decides(facts.lot) && about(rule)) {
-                return None;
-            }
-            let reason = match rule.failed(facts).as_slice() {
-                [Clause::Claims] if no_token => Reason::NoToken,
-                [Clause::Upgrades] if upgrade => Reason::UpgradeNotAllowed,
-                // It would hold for one reading of the path, but not for all.
-                [Clause::Paths | Clause::NotPaths | Clause::Grpc | Clause::NotGrpc]
-                    if split
-                        && rule
-                            .to
-                            .fails_by_path(facts, PolicyAction::Deny, rule.captures.as_deref())
-                            .is_none() =>
-                {
-                    Reason::AmbiguousPath
-                }
-                _ => return None,
-            };
-            Some(Outcome::Deny(reason, Some(RuleRef(*at))))
-        };
-        let found = met.allow.all().iter().take(NEAR).find_map(one_thing);
-        found.unwrap_or(Outcome::Deny(Reason::NoRule, None))
-    }
-
-    /// The name of a rule that this policy's decision pointed at.
-    pub fn rule(&self, rule: RuleRef) -> Option<RuleName<'_>> {
-        let rule = self.rules.get(rule.0 as usize)?;
-        let Stated { id, revision, .. } = self.stated(rule);
-        Some(RuleName { policy: id, rule: &rule.name, revision: *revision })
-    }
-
-    /// The allow rule that came nearest to matching: what an operator would change first.
-    ///
-    /// Rules that mean this caller come before all others. Of very many rules only the first 256 are compared.
-    pub fn nearest(&self, standing: &Standing, action: &Action<'_>) -> Option<Near> {
-        let mut anew = None;
-        let met = self.current(standing, &mut anew);
-        let facts = Facts::of(action, standing.caller.as_ref());
-        let near = self.nearest_of(met.allow.all().iter().copied(), &facts);
-        near.or_else(|| self.nearest_of(0..index(self.rules.len()), &facts))
-    }
-
-    fn nearest_of(&self, rules: impl Iterator<Item = u32>, facts: &Facts<'_>) -> Option<Near> {
-        let allows = |at: &u32| {
-            let rule = &self.rules[*at as usize];
-            let is_broken = self.stated(rule).broken;
-            rule.action == PolicyAction::Allow && rule.decides(facts.lot) && !is_broken
-        };
-        let near = rules.filter(allows).take(NEAR).filter_map(|at| {
-            let failed = self.failed(&self.rules[at as usize], facts);
-            let first = *failed.first()?;
-            let distance: u32 = failed.iter().map(|clause| clause.weight()).sum();
-            Some((distance, Near { rule: RuleRef(at), clause: first }))
-        });
-        near.min_by_key(|(distance, near)| (*distance, near.rule)).map(|(_, near)| near)
-    }
-
-    /// All parts of a rule that do not hold, the most telling first: who, where, what, when.
-    pub(super) fn failed(&self, rule: &Rule, facts: &Facts<'_>) -> smallvec::SmallVec<[Clause; 8]> {
-        let mut failed = rule.failed(facts);
-        if !self.stated(rule).selector.selects(facts, rule.action) {
-            failed.push(Clause::Selector);
-        }
-        failed.sort_by_key(|clause| std::cmp::Reverse(clause.weight()));
-        failed
-    }
 }
 
-fn index(at: usize) -> u32 {
+pub(super) fn index(at: usize) -> u32 {
     u32::try_from(at).expect("a policy has fewer than 2^32 rules")
 }

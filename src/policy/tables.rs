@@ -1,5 +1,10 @@
 //! The rule language by tables: path and host bypasses, absent inputs, modes, selectors, broken texts, names.
 
+mod clauses;
+mod modes;
+mod rows;
+mod tokens;
+
 use serde_json::{Value, json};
 
 use super::{Action, Clause, Outcome, Policy, Reason, RouteFacts, check};

@@ -26,8 +26,8 @@ pub(super) struct Window {
     until: i64,
     zone: Zone,
     /// Seconds since 1970.
-    not_before: i64,
-    not_after: i64,
+    not_before: Option<i64>,
+    not_after: Option<i64>,
     text: Box<str>,
 }
 
@@ -75,13 +75,13 @@ impl Window {
             let why = "is the same moment as from; for the whole day leave both out";
             return Err(wrong("until", why.into()));
         }
-        let moment = |part: &str, text: &Option<String>, otherwise: i64| match text {
-            Some(text) => moment(text).map_err(|why| wrong(part, why)),
-            None => Ok(otherwise),
+        let moment = |part: &str, text: &Option<String>| match text {
+            Some(text) => moment(text).map(Some).map_err(|why| wrong(part, why)),
+            None => Ok(None),
         };
-        let earliest = moment("not_before", not_before, i64::MIN)?;
-        let latest = moment("not_after", not_after, i64::MAX)?;
-        if earliest >= latest {
+        let earliest = moment("not_before", not_before)?;
+        let latest = moment("not_after", not_after)?;
+        if latest.is_some() && earliest >= latest {
             return Err(wrong("not_after", "is not after not_before: this is never".into()));
         }
         let zone = match (asks_day, zone) {
@@ -96,7 +96,8 @@ impl Window {
 
     /// Is this moment within? `None` for a moment that no calendar has.
     pub(super) fn holds(&self, unix_seconds: i64) -> Option<bool> {
-        if !(self.not_before..self.not_after).contains(&unix_seconds) {
+        let is_early = self.not_before.is_some_and(|earliest| unix_seconds < earliest);
+        if is_early || self.not_after.is_some_and(|latest| unix_seconds >= latest) {
             return Some(false);
         }
         let offset = match &self.zone {
@@ -231,7 +232,11 @@ mod tests {
         use serde_json::json;
         for (text, expected) in [
             (json!({}), "w: asks nothing"),
-            (json!({"zone": "UTC"}), "w.zone: says whose days"),
+            (json!({"zone": "UTC"}), "w: asks nothing"),
+            (
+                json!({"zone": "UTC", "not_after": "2026-03-01T00:00:00Z"}),
+                "w.zone: says whose days",
+            ),
             (json!({"days": ["mon", "Tue"]}), "w.days[1]: \"Tue\" is no day; days are mon, tue"),
             (json!({"from": "9:00"}), "w.from: \"9:00\" is no time of day, as 09:00"),
             (json!({"from": "24:00"}), "w.from: is 00:00 to 23:59"),

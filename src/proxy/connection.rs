@@ -21,7 +21,7 @@ use super::worker::Worker;
 use crate::identity::{Peer, SpiffeId};
 use crate::model::Strictness;
 use crate::mtls::{self, Acceptor, Demand, EdgeAcceptor, EdgeSession, Lapse, LetIn, Proof};
-use crate::observe::{ConnectionRecord, HandshakeRefusedRecord};
+use crate::observe::{ConnectionRecord, HandshakeRefusedRecord, TlsFacts};
 use crate::pipeline::{Client, Introduced};
 use crate::rt::Live;
 use crate::rt::proxy_protocol::Header;
@@ -57,10 +57,8 @@ struct Shaken {
     /// What a public handshake has settled.
     edge: Option<Arc<EdgeSession>>,
     http2: bool,
-    /// The key exchange of the handshake.
-    group: Option<&'static str>,
-    /// Is it TLS that ends here?
-    tls: bool,
+    /// What its handshake settled, when it is TLS that ends here.
+    tls: Option<TlsFacts<'static>>,
     /// Of a caller that was let in without an identity at a door of the mesh: how strict the door was.
     lax: Option<Strictness>,
     /// What a client whose TLS is passed through has said.
@@ -70,28 +68,33 @@ struct Shaken {
 impl Shaken {
     const fn plain(tcp: TcpStream, http2: bool) -> Self {
         let stream = Stream::Tcp(tcp);
-        Self {
-            stream,
-            peer: None,
-            edge: None,
-            http2,
-            group: None,
-            tls: false,
-            lax: None,
-            heard: None,
-        }
+        Self { stream, peer: None, edge: None, http2, tls: None, lax: None, heard: None }
     }
 
     fn tls(tls: tokio_rustls::server::TlsStream<TcpStream>) -> Self {
         let session = tls.get_ref().1;
-        let (http2, group) = (session.alpn_protocol() == Some(b"h2"), group(session));
+        let (http2, settled) = (session.alpn_protocol() == Some(b"h2"), settled(session));
         let stream = Stream::Terminated(Box::new(tls));
-        Self { stream, peer: None, edge: None, http2, group, tls: true, lax: None, heard: None }
+        Self { stream, peer: None, edge: None, http2, tls: Some(settled), lax: None, heard: None }
     }
 }
 
-fn group(session: &rustls::ServerConnection) -> Option<&'static str> {
-    session.negotiated_key_exchange_group()?.name().as_str()
+fn settled(session: &rustls::ServerConnection) -> TlsFacts<'static> {
+    TlsFacts {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => Some("1.3"),
+            Some(rustls::ProtocolVersion::TLSv1_2) => Some("1.2"),
+            _ => None,
+        },
+        suite: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()),
+        group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()),
+        sni: None,
+        alpn: match session.alpn_protocol() {
+            Some(b"h2") => Some("h2"),
+            Some(b"http/1.1") => Some("http/1.1"),
+            _ => None,
+        },
+    }
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -160,7 +163,7 @@ pub(in crate::proxy) async fn run(
             return;
         }
     };
-    if let Some(group) = shaken.group {
+    if let Some(group) = shaken.tls.and_then(|tls| tls.group) {
         worker.metrics.handshake(group);
     }
     let proof = worker.watch.accepted(
@@ -184,7 +187,7 @@ pub(in crate::proxy) async fn run(
         introduced,
         peer: shaken.peer,
         me,
-        tls: shaken.tls,
+        tls: shaken.tls.is_some(),
         sni: match &shaken.heard {
             Some(heard) => Some(heard.server_name.clone()),
             None => {
@@ -192,7 +195,14 @@ pub(in crate::proxy) async fn run(
             }
         },
     });
-    let standing = ConnectionStanding::new(&client, &worker.senders, shaken.edge);
+    let standing = ConnectionStanding::new(&client, worker, shaken.edge, shaken.tls);
+    if worker.lane.records_connections() {
+        // What is lost is counted in the log itself.
+        let _ = worker.lane.connection(&ConnectionRecord {
+            side: Some(proof.begun.opening.name()),
+            ..ConnectionRecord::of(standing.ends(), "open")
+        });
+    }
     let mut served = Served::default();
     let relayed_to = match &shaken.heard {
         Some(heard) => Some(heard.target.clone()),
@@ -240,13 +250,14 @@ pub(in crate::proxy) async fn run(
         .await;
     }
     worker.metrics.served(served);
-    if let Some(lapse) = proof.lapse().or(served.ended) {
+    let lapse = proof.lapse().or(served.ended);
+    if lapse.is_some() || worker.lane.records_connections() {
         let protocol = if shaken.http2 { "h2" } else { "http/1.1" };
-        note_end(worker, &proof, &standing, Some(lapse), &served, begun, protocol);
+        note_end(worker, &proof, &standing, lapse, &served, begun, protocol);
     }
 }
 
-/// The record of a connection that ended because it lost its proof, or of one whose bytes were passed on.
+/// The record of a connection that ended: because it lost its proof, because its bytes were passed on, or where all have one.
 fn note_end(
     worker: &Worker,
     proof: &Proof,

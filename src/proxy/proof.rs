@@ -19,7 +19,7 @@ use super::metrics::ProxyMetrics;
 use crate::identity::{Identity, Peer, RevocationMode, SpiffeId, Trust};
 use crate::model::{Listeners, Strictness};
 use crate::mtls::{Begun, Lapse, Opening, Proof, Proofs};
-use crate::observe::{AuditLane, ConnectionRecord, Ends, EndsFacts};
+use crate::observe::{AuditLane, ConnectionRecord, EndsFacts};
 use crate::policy::{Modes, Policy};
 use crate::rt::{Clock, Live};
 use crate::snapshot::Snapshot;
@@ -460,16 +460,11 @@ fn ended(proof: &Proof, lane: &AuditLane, metrics: &ProxyMetrics) {
     let Some(lapse) = proof.lapse() else { return };
     metrics.ended(begun.opening, lapse);
     let peer = begun.peer.as_deref();
-    let ends = Ends::new(&EndsFacts {
-        conn_id: begun.number,
+    let ends = lane.ends(&EndsFacts {
         src_spiffe_id: begun.own.as_ref().map(|(own, _)| own.as_str()),
-        src_serial: None,
-        src_spki_sha256: None,
-        src_not_after: None,
-        src_addr: begun.local,
-        src_via: None,
         dst_spiffe_id: peer.map(|peer| peer.id.as_str()),
-        dst_port: begun.remote.port(),
+        is_originated: true,
+        ..EndsFacts::of(begun.number, begun.local, begun.remote.port())
     });
     // What is lost is counted in the log itself.
     let _ = lane.connection(&ConnectionRecord {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
-use crate::identity::{DeclaredDomain, Denial, SpiffePattern, TrustDomain};
+use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain};
 use crate::issuer::RegistrationEntry;
 use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
+use crate::policy::questions::{Supposed, Walked};
 use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::scope::{Pattern, Rules};
 
@@ -89,6 +90,15 @@ impl Trial for KeeperTrial {
         let mut keeper = keeper.with_router(self.router);
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
+    }
+
+    fn walk(
+        &self,
+        resources: &[Resource],
+        workload: &SpiffeId,
+        supposed: &Supposed,
+    ) -> Option<Walked> {
+        Some(super::questions::walk_with(self.table, self.router, resources, workload, supposed))
     }
 }
 

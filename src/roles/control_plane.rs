@@ -8,11 +8,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::catalog::{Catalog, KeeperTrial, feed_rules};
+use super::collection::{self, may_ship, open_archive};
 use super::error::Error;
 use super::feed;
 use super::process::Shared;
 use super::settings::{ControlSettings, Settings};
 use super::trust::follow_store;
+use crate::audit::Collector;
 use crate::control::auth::AdminKeys;
 use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
 use crate::federation::Federation;
@@ -35,6 +37,7 @@ pub struct ControlPlaneRole {
     generated_key: Option<Redacted<String>>,
     publisher: Publisher,
     store: Arc<dyn Store>,
+    collector: Option<Collector>,
     drain: Drain,
     tasks: Tasks,
 }
@@ -86,6 +89,13 @@ impl FeedRules {
             scope::Role::Issuer => any(&self.issuer),
         }
     }
+
+    /// May somebody of this ID hand over its decision log? Whoever may have a feed of some role.
+    fn may_ship(&self, id: &str) -> bool {
+        [scope::Role::Sidecar, scope::Role::Ingress, scope::Role::Issuer]
+            .into_iter()
+            .any(|role| self.allow(id, role))
+    }
 }
 
 impl ControlPlaneRole {
@@ -116,7 +126,11 @@ impl ControlPlaneRole {
         let store: Arc<dyn Store> = Arc::new(Sealed::new(opened, sealing, &chosen.prefix));
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 
+        let mut tasks = Tasks::new();
+        let collector =
+            open_archive(settings, control, identity, shared, patience, &mut tasks).await?;
         let rules = FeedRules::of(settings, control)?;
+        let ships = rules.clone();
         let publisher = Publisher::new(
             feed_rules(shared.plugins),
             Arc::new(move |id, role| rules.allow(id, role)),
@@ -135,6 +149,7 @@ impl ControlPlaneRole {
             }),
             audit: Arc::new(Trail(shared.audit.control().clone())),
             convergence: Some(Arc::new(Planes(publisher.clone()))),
+            archive: collector.as_ref().map(|collector| collector.archive().clone()),
             clock: Clock::system(),
         };
         let admin_api = ControlPlane::new(parts)?;
@@ -142,7 +157,6 @@ impl ControlPlaneRole {
         let (feed_listener, feed) = listen(&shared.sockets, "feed", control.feed)?;
 
         let drain = Drain::new();
-        let mut tasks = Tasks::new();
         tasks.add(admin_api.serve(admin_listener, drain.guard()));
         follow_store(&store, &chosen.prefix, federation, &mut tasks);
         let (following, followed, prefix) = (publisher.clone(), store.clone(), chosen.prefix);
@@ -154,13 +168,15 @@ impl ControlPlaneRole {
         });
         let lane = shared.audit.control().clone();
         let incoming = feed::accept(feed_listener, identity, lane, drain.guard(), &mut tasks);
+        let may_ship = may_ship(move |id| ships.may_ship(id));
+        let records = collection::routes(collector.as_ref(), may_ship, drain.guard());
         let (serving, guard) = (publisher.clone(), drain.guard());
         tasks.add(async move {
-            if let Err(error) = serving.serve(incoming, guard).await {
+            if let Err(error) = serving.serve_beside(records, incoming, guard).await {
                 tracing::error!(%error, "the feed ended");
             }
         });
-        Ok(Self { admin, feed, generated_key, publisher, store, drain, tasks })
+        Ok(Self { admin, feed, generated_key, publisher, store, collector, drain, tasks })
     }
 
     /// Where the Admin API listens.
@@ -186,6 +202,11 @@ impl ControlPlaneRole {
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Where records of decision logs go in, if they are archived.
+    pub fn collector(&self) -> Option<&Collector> {
+        self.collector.as_ref()
     }
 
     /// Ends streams and lets requests finish.

@@ -12,6 +12,7 @@ use super::feed::FeedConnect;
 use super::process::{Shared, last_good};
 use super::settings::{ControlSettings, Settings};
 use super::trust::federation;
+use crate::audit::{ArchiveSettings, Follower};
 use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
@@ -52,6 +53,8 @@ pub struct Embedded {
     /// Where the status port listens.
     pub status: Option<SocketAddr>,
     settings: Settings,
+    /// Hands the decision log to the archive.
+    collecting: Option<Follower>,
     planes: Vec<DataPlaneRole>,
     identities: Vec<IssuerSource>,
     _tasks: Tasks,
@@ -72,6 +75,7 @@ impl Embedded {
             hosts: Vec::new(),
             sealing_key: None,
             ingress_ids: Vec::new(),
+            audit: ArchiveSettings::default(),
         });
         let shared = Shared::open(&settings, "embedded", Sockets::new())?;
         let domain = settings.trust_domain()?;
@@ -90,6 +94,11 @@ impl Embedded {
         let mut tasks = Tasks::new();
         tasks.add(authority.clone().keep(Upkeep::default()));
         tasks.add(super::warnings::watch(Live::fixed(settings.warnings.clone()), shared.clone()));
+        let collector = control.collector();
+        let identity = own.identity();
+        let collecting = collector.map(|collector| {
+            super::collection::follow_own(&settings, collector, &identity, &shared)
+        });
         let mut status = None;
         if let Some(port) = world.status_port {
             let (listener, bound) = listen(&shared.sockets, "status", loopback(port))?;
@@ -107,6 +116,7 @@ impl Embedded {
             shared,
             status,
             settings,
+            collecting,
             planes: Vec::new(),
             identities,
             _tasks: tasks,
@@ -205,6 +215,7 @@ impl Embedded {
         for plane in self.planes {
             clean &= plane.drain(within).await;
         }
+        drop(self.collecting);
         clean &= self.control.drain(within).await;
         let audit = self.shared.audit.clone();
         let flushed =

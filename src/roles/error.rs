@@ -48,6 +48,9 @@ pub enum Error {
     /// Public certificates.
     #[error("TLS cannot be set up")]
     Tls(#[from] crate::mtls::Error),
+    /// The archive of decision logs.
+    #[error(transparent)]
+    Archive(#[from] crate::audit::ArchiveError),
     /// The folder for state.
     #[error("cannot keep state in {path}")]
     State {

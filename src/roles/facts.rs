@@ -16,6 +16,7 @@ use super::data_plane::Configuration;
 use super::identities::rfc3339;
 use super::process::Shared;
 use super::settings::Settings;
+use crate::audit::OutputReport;
 use crate::model::Rejected;
 use crate::rt::{Live, unix_seconds};
 use crate::snapshot::Keeper;
@@ -84,6 +85,13 @@ impl Facts {
         if !inner.listeners.contains(&listener) {
             inner.listeners.push(listener);
         }
+    }
+
+    /// What listens where, in one line: `inbound 127.0.0.1:15006, status 127.0.0.1:9090`.
+    pub(super) fn listeners(&self) -> String {
+        let inner = self.inner.lock();
+        let listeners = inner.listeners.iter().map(|(name, address)| format!("{name} {address}"));
+        listeners.collect::<Vec<_>>().join(", ")
     }
 
     pub(super) fn is_fed(&self, part: &str, source: Source) {
@@ -167,6 +175,7 @@ impl Facts {
             "written": shared.audit.written(),
             "lost": shared.audit.lost(),
             "is_writing": shared.audit.is_writing(),
+            "outputs": outputs(shared, is_local),
         });
         told["settings"] = json!({ "reads": inner.reloads, "last": inner.reload });
         told["upgrade"] = json!({
@@ -177,6 +186,14 @@ impl Facts {
         });
         told
     }
+}
+
+fn outputs(shared: &Shared, is_local: bool) -> Vec<Value> {
+    let row = |mut report: OutputReport| {
+        report.error = report.error.filter(|_| is_local);
+        json!(report)
+    };
+    shared.outputs.reports().into_iter().map(row).collect()
 }
 
 fn refused(rejected: &[Rejected], is_local: bool) -> Value {

@@ -1,6 +1,7 @@
 //! Roles: the one room that knows all others, and wires them together. A door: it defines nothing itself.
 
 mod catalog;
+mod collection;
 mod connections;
 mod control_api;
 mod control_plane;
@@ -13,8 +14,10 @@ mod identities;
 mod inspection;
 mod issuer;
 mod keeper;
+mod outputs;
 mod process;
 mod proved;
+mod questions;
 mod reload;
 mod settings;
 mod settings_file;
@@ -40,9 +43,11 @@ pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use keeper::stay;
 pub use process::{Running, Shared, identity_source};
+pub use questions::walk;
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
-    IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, SidecarSettings,
+    IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, ShipSetting,
+    SidecarSettings,
 };
 pub use settings_file::SettingsFile;
 pub use stapling::Stapling;

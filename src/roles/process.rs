@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::collection::Shipper;
 use super::connections::Connections;
 use super::control_api;
 use super::control_plane::{ControlPlaneRole, listen};
@@ -18,11 +19,12 @@ use super::facts::{self, Facts, Plane, Source};
 use super::feed::FeedConnect;
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
-use super::settings::{self, IdentitySettings, Role, Settings};
+use super::settings::{self, ControlPlaneSettings, IdentitySettings, Role, Settings};
 use super::settings_file::SettingsFile;
 use super::trust::federation;
 use super::warnings::WarningSettings;
 use crate::acme::Reports;
+use crate::audit::{Follower, OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
 use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
@@ -60,6 +62,8 @@ pub struct Shared {
     pub acme: Reports,
     /// How it stands with declared trust domains.
     pub board: Board,
+    /// How it stands with the outputs of the decision log.
+    pub outputs: OutputBoard,
     /// The plugins of this build.
     pub plugins: &'static [Entry],
     /// How requests find their routes.
@@ -81,11 +85,8 @@ impl Shared {
     /// # Errors
     /// The log's file cannot be used.
     pub fn open(settings: &Settings, role: &str, sockets: Sockets) -> Result<Self, Error> {
-        let audit = AuditSettings {
-            path: Some(settings.audit_file()),
-            stdout: settings.audit.stdout,
-            ..AuditSettings::default()
-        };
+        let (file, stdout) = (Some(settings.audit_file()), settings.audit.stdout);
+        let audit = AuditSettings::of(file, stdout, &settings.decision_log);
         let posture = Posture {
             role: role.to_owned(),
             spiffe_id: None,
@@ -93,6 +94,13 @@ impl Shared {
                 ("trust_domain", settings.trust_domain.clone()),
                 ("policy_default", "deny".to_owned()),
                 ("crypto_provider", crate::rt::crypto::LIBRARY.to_owned()),
+                (
+                    "svid_rules",
+                    if settings.verification.strict { "strict" } else { "lenient" }.to_owned(),
+                ),
+                ("allows", log_name(&settings.decision_log.allows)),
+                ("when_full", log_name(&settings.decision_log.when_full)),
+                ("redacted", settings.decision_log.redact.summary()),
             ],
         };
         let pen = Pen::default();
@@ -110,6 +118,7 @@ impl Shared {
             audit,
             acme: Reports::default(),
             board: Board::new(&registry),
+            outputs: OutputBoard::new(&registry),
             registry,
             metrics,
             readiness: Readiness::new(),
@@ -218,7 +227,15 @@ pub struct Running {
     /// Whose identity the control plane has.
     pub(super) control_trust: Option<Federation>,
     issuer: Option<IssuerRole>,
+    /// As whom the decision log goes to a control plane.
+    pub(super) shipper: Option<Shipper>,
+    /// Hands the decision log to the archive.
+    pub(super) collecting: Option<Follower>,
     connections: Connections,
+    /// The identity that came first, which outputs of the decision log present.
+    pub(super) own: Option<Live<crate::identity::Identity>>,
+    /// What follows the decision log while this process owns it.
+    pub(super) outputs: Outputs,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
 }
@@ -240,8 +257,18 @@ impl Running {
             running.start_control(authority.as_ref()).await?;
         }
         running.start_data_planes(authority.as_ref()).await?;
+        running.start_outputs()?;
+        running.start_collecting();
         running.forget_unused_sockets();
+        running.has_begun();
         Ok(running)
+    }
+
+    /// Everything stands: the decision log says what listens where, and may delete what is too old by its settings.
+    pub(super) fn has_begun(&self) {
+        let listeners = self.shared.facts.listeners();
+        self.shared.audit.note_posture(vec![("listeners", listeners)]);
+        self.shared.audit.begin_retention();
     }
 
     /// All that is there before the first role.
@@ -275,11 +302,19 @@ impl Running {
             control: None,
             control_trust: None,
             issuer: None,
+            shipper: None,
+            collecting: None,
             connections: Connections::default(),
+            own: None,
+            outputs: Outputs::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
         };
         running._tasks.add(super::warnings::watch(warned, running.shared.clone()));
+        if running.shared.audit.is_required() {
+            let gate = running.shared.readiness.gate("audit", UNWRITTEN);
+            running._tasks.add(show_writing(running.shared.audit.writing(), gate));
+        }
         // First: a probe that asks early shall hear what is missing, not a refused connection.
         running.open_status(&names)?;
         running.open_control_api()?;
@@ -359,11 +394,13 @@ impl Running {
         let trust =
             federation(settings, "issuer", Reach::Everywhere, source.identity(), &self.shared);
         self.shared.audit.seal_as(trust.identity());
+        self.own.get_or_insert_with(|| trust.identity());
         self._identities.push(Box::new(source));
         let feed = match &settings.control_plane {
             Some(_) => {
                 self.shared.identities.watch(trust.identity());
                 let identity = trust.identity();
+                self.ships_as(&identity)?;
                 Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity), &self.shared)?)
             }
             None => None,
@@ -438,6 +475,7 @@ impl Running {
         let mut identity = identity.clone();
         self.shared.identities.watch(identity.clone());
         self.shared.audit.seal_as(identity.clone());
+        self.own.get_or_insert_with(|| identity.clone());
         let lane = self.shared.audit.control().clone();
         self._tasks.add(async move {
             let mut before: Option<Arc<crate::identity::Identity>> = None;
@@ -540,6 +578,9 @@ impl Running {
         };
         let identity = trust.as_ref().map(Federation::identity);
         let feed = feed(settings, feed_role, part, identity.as_ref(), &self.shared)?;
+        if let Some(identity) = &identity {
+            self.ships_as(identity)?;
+        }
         let role = DataPlaneRole::start(&plan, trust, feed, &self.shared)?;
         self.doors.extend_from_slice(role.addresses());
         for (door, address) in role.addresses() {
@@ -587,13 +628,17 @@ impl Running {
 
     /// Lets everything finish, data planes first, and writes what is left of the decision log. `false` when something was
     /// cut off. The data planes have the time of the settings, and what comes after them what is left of it, but some seconds.
-    pub async fn drain(self) -> bool {
+    pub async fn drain(mut self) -> bool {
         self.leave("the process was asked to end");
         self.shared.sockets.release();
         let until = Instant::now() + Duration::from_secs(self.settings.drain_seconds);
         let left = || until.saturating_duration_since(Instant::now());
-        let planes = self.data_planes.into_iter().map(|plane| plane.drain(left()));
+        let planes = std::mem::take(&mut self.data_planes);
+        let planes = planes.into_iter().map(|plane| plane.drain(left()));
         let mut clean = join_all(planes).await.into_iter().all(|clean| clean);
+        let audit = self.shared.audit.clone();
+        let _ = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        let _ = self.stop_collecting().await;
         if let Some(control) = self.control {
             clean &= control.drain(left().max(LAST_SECONDS)).await;
         }
@@ -602,6 +647,8 @@ impl Running {
         }
         let audit = self.shared.audit.clone();
         let flushed = tokio::task::spawn_blocking(move || audit.flush(LAST_SECONDS)).await;
+        // The files stay for the next start.
+        let _ = self.outputs.finish(LAST_SECONDS).await;
         clean & matches!(flushed, Ok(Ok(())))
     }
 
@@ -611,7 +658,31 @@ impl Running {
     }
 }
 
-fn missing(field: &'static str, problem: &str) -> settings::Error {
+/// Why a process that must record everything is not ready.
+const UNWRITTEN: &str = "the decision log cannot be written";
+
+/// Who has to refuse what cannot be recorded gets no traffic while that is so.
+async fn show_writing(mut writing: Live<bool>, gate: Gate) {
+    loop {
+        match *writing.load() {
+            true => gate.open(),
+            false => gate.shut(UNWRITTEN),
+        }
+        if !writing.changed().await {
+            return;
+        }
+    }
+}
+
+/// A setting's value, as its file has it.
+fn log_name(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|name| Some(name.as_str()?.to_owned()))
+        .unwrap_or_default()
+}
+
+pub(super) fn missing(field: &'static str, problem: &str) -> settings::Error {
     settings::Error::Setting { field, problem: problem.to_owned() }
 }
 
@@ -642,12 +713,7 @@ fn feed(
                     missing("identity", "missing; the feed is mTLS and needs an identity").into()
                 );
             };
-            let expected = match &control.spiffe_id {
-                None => settings.own_id("control")?,
-                Some(text) => text.parse().map_err(|error| {
-                    missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))
-                })?,
-            };
+            let expected = control_id(settings, control)?;
             let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
             let last_good = last_good(settings, part, &shared.pen);
             let told = subscriber::Settings::new(role, settings.node_name());
@@ -656,6 +722,19 @@ fn feed(
             shared.facts.is_fed(part, source);
             Ok(Box::new(subscriber))
         }
+    }
+}
+
+/// Whom we expect as control plane.
+pub(super) fn control_id(
+    settings: &Settings,
+    control: &ControlPlaneSettings,
+) -> Result<crate::identity::SpiffeId, settings::Error> {
+    match &control.spiffe_id {
+        None => settings.own_id("control"),
+        Some(text) => text
+            .parse()
+            .map_err(|error| missing("control_plane.spiffe_id", &format!("{text:?}: {error}"))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `SIGHUP`: the settings file is read again. What can change while the process runs does; what cannot is named.
 
 use super::facts::Reload;
+use super::outputs::OUTPUTS_WITHIN;
 use super::process::Running;
 use super::settings::Settings;
 use super::settings_file::SettingsFile;
@@ -82,6 +83,19 @@ impl Running {
                 let done = tokio::task::spawn_blocking(move || audit.set_stdout(stdout)).await;
                 done.map_err(|error| error.to_string())?.map_err(|error| causes(&error))?;
                 self.settings.audit.stdout = stdout;
+            }
+            "audit" if name == "audit.outputs" => {
+                let outputs = fresh.audit.outputs.clone();
+                let before = std::mem::replace(&mut self.settings.audit.outputs, outputs);
+                let kept = std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
+                before.iter().for_each(|one| self.shared.outputs.forget(&one.name));
+                let started = self.start_outputs();
+                if started.is_err() {
+                    self.settings.audit.outputs = before;
+                    self.start_outputs().map_err(|error| causes(&error))?;
+                }
+                kept.release();
+                started.map_err(|error| causes(&error))?;
             }
             "warnings" => {
                 self.settings.warnings = fresh.warnings.clone();

@@ -13,13 +13,14 @@ use super::settings_file::SettingsFile;
 use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
+use crate::audit::{ArchiveSettings, InvalidOutput, OutputSettings};
 use crate::control::auth::KeySettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
-use crate::observe::LogSettings;
+use crate::observe::{DecisionLogSettings, LogSettings};
 use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, PassthroughDoor, PassthroughSettings, ProofLimits,
     ProxyProtocolSettings, RealIpSettings, Senders, TcpDoor, TcpSettings,
@@ -148,6 +149,9 @@ pub struct Settings {
     /// The decision log.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// What the decision log says, how long it is kept, and what is left out of it.
+    #[serde(default)]
+    pub decision_log: DecisionLogSettings,
     /// When to warn that a certificate ends.
     #[serde(default)]
     pub warnings: WarningSettings,
@@ -307,6 +311,12 @@ fn introductions(
         .map_err(|error| Error::Setting { field, problem: error.to_string() })
 }
 
+impl From<InvalidOutput> for Error {
+    fn from(error: InvalidOutput) -> Self {
+        Self::Setting { field: "audit.outputs", problem: error.to_string() }
+    }
+}
+
 impl From<InvalidLimit> for Error {
     fn from(InvalidLimit { field, problem }: InvalidLimit) -> Self {
         Self::Setting { field, problem }
@@ -450,6 +460,9 @@ pub struct ControlSettings {
     /// `spiffe://<trust domain>/wardgate/ingress` when not given.
     #[serde(default)]
     pub ingress_ids: Vec<String>,
+    /// The archive of all decision logs.
+    #[serde(default)]
+    pub audit: ArchiveSettings,
 }
 
 fn default_admin() -> SocketAddr {
@@ -458,6 +471,17 @@ fn default_admin() -> SocketAddr {
 
 fn default_feed() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 9185))
+}
+
+/// Whether a process hands its decision log to the control plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShipSetting {
+    /// When there is a control plane: `control_plane`, or role control in the same process.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Settings of role issuer.
@@ -606,6 +630,12 @@ pub struct AuditSettings {
     /// Writes every record to standard output as well.
     #[serde(default)]
     pub stdout: bool,
+    /// Where records are handed on to. They are taken from the file, which is there in any case (docs/audit-outputs.md).
+    #[serde(default)]
+    pub outputs: Vec<OutputSettings>,
+    /// Whether records go to the control plane's archive (docs/audit-collection.md).
+    #[serde(default)]
+    pub ship: ShipSetting,
 }
 
 impl Settings {
@@ -637,6 +667,7 @@ impl Settings {
             control_api: None,
             log: LogSettings::default(),
             audit: AuditSettings::default(),
+            decision_log: DecisionLogSettings::default(),
             warnings: WarningSettings::default(),
             workers: Some(1),
             drain_seconds: 5,

@@ -25,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::outputs::OUTPUTS_WITHIN;
 use super::process::Running;
 use super::settings::{Role, Settings};
 use crate::rt::{Channel, Given, MOST_DESCRIPTORS, Sockets, causes};
@@ -200,16 +201,22 @@ impl Running {
     /// Gives up what has one owner alone, and sends the decisions to come to the new process.
     async fn give_up(&mut self, heir: &mut Heir) -> Result<(), UpgradeError> {
         let (pen, audit) = (self.shared.pen.clone(), self.shared.audit.clone());
+        // Who follows the log ends before the log is another process'; what it has not handed over the new one's follower does.
+        let collected = self.stop_collecting().await;
         if let Some(control) = self.control.take() {
             self.shared.sockets.ask_again("admin");
             self.shared.sockets.ask_again("feed");
             control.drain(Duration::from_secs(5)).await;
         }
+        let kept = std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
         let let_go = move || {
             pen.lay_down();
             audit.let_go()
         };
-        blocking(let_go).await?.map_err(UpgradeError::Audit)?;
+        let gone = blocking(let_go).await;
+        kept.release();
+        collected.release();
+        gone?.map_err(UpgradeError::Audit)?;
         heir.channel.say(&Step::Released, &[]).map_err(UpgradeError::Channel)?;
         let mut descriptors = heir.hears(Step::is_taken).await?;
         let Some(stream) = descriptors.pop() else {
@@ -225,6 +232,11 @@ impl Running {
 
     /// Takes up again what was given up for a new process that failed.
     async fn resume(&mut self) {
+        // First: they keep files from being retired.
+        if let Err(error) = self.start_outputs() {
+            let error = causes(&error);
+            tracing::error!("the outputs of the decision log cannot be resumed: {error}");
+        }
         let audit = self.shared.audit.clone();
         let taken = blocking(move || audit.take("resumed")).await;
         let problem = match &taken {
@@ -242,6 +254,7 @@ impl Running {
         {
             tracing::error!("the control plane cannot be resumed: {}", causes(&error));
         }
+        self.start_collecting();
     }
 }
 
@@ -449,6 +462,7 @@ impl Running {
             _ => tracing::warn!("the process before is gone; going on in its place"),
         }
         running.take_log().await?;
+        running.start_outputs()?;
         running.open_control().await?;
         let (ours, theirs) = UnixStream::pair().map_err(Error::Predecessor)?;
         running.shared.audit.inherit(ours)?;
@@ -458,6 +472,8 @@ impl Running {
         running.shared.pen.take_up();
         running.forget_unused_sockets();
         running.shared.sockets.open();
+        running.start_collecting();
+        running.has_begun();
         Ok(running)
     }
 

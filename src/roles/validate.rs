@@ -5,6 +5,7 @@ use super::control_plane::FeedRules;
 use super::data_plane::app_route;
 use super::issuer::upkeep;
 use super::settings::{Error, IdentitySettings, Role, Settings};
+use crate::audit::OutputSettings;
 use crate::issuer::RegistrationEntry;
 use crate::observe::LogSettings;
 
@@ -30,6 +31,15 @@ impl Settings {
             sidecar.tcp_doors()?;
         }
         check_log(&self.log)?;
+        OutputSettings::check_all(&self.audit.outputs)?;
+        if let Err(error) = self.decision_log.check() {
+            return Err(match error {
+                crate::observe::Error::Setting { field, problem } => {
+                    Error::Setting { field, problem }
+                }
+                other => Error::Setting { field: "decision_log", problem: other.to_string() },
+            });
+        }
         if let Some(control_api) = &self.control_api {
             control_api.check()?;
         }
@@ -103,6 +113,8 @@ impl Settings {
                 let control = self.control.as_ref().ok_or_else(|| {
                     missing("control", "missing; role control needs its settings")
                 })?;
+                let audit = control.audit.check();
+                audit.map_err(|(field, problem)| Error::Setting { field, problem })?;
                 FeedRules::of(self, control).map(drop)
             }
             Role::Issuer => {
@@ -163,6 +175,10 @@ mod tests {
             ),
             ("role: control\ncontrol: { ingress_ids: [x] }", "setting control.ingress_ids"),
             ("role: issuer\nissuer: { socket: /s, crl_seconds: 1 }", "setting issuer.crl_seconds"),
+            (
+                "role: ingress\ningress: {}\naudit: { outputs: [{ name: a, only: [x], http: { url: \"http://a/\" } }] }",
+                "setting audit.outputs: a: only: \"x\" is no type of record",
+            ),
         ] {
             let refused = check(text).unwrap_err();
             assert!(refused.starts_with(expected), "{text:?}: {refused}");

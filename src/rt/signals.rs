@@ -24,6 +24,8 @@ pub struct Signals {
     interrupt: Signal,
     hang_up: Signal,
     user: Signal,
+    /// A limit of the size of files is an error of the write, and not the end of the process.
+    _too_large: Signal,
     ended: Option<Instant>,
 }
 
@@ -41,6 +43,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined2())?,
+            _too_large: signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?,
             ended: None,
         })
     }

@@ -12,7 +12,8 @@ use super::router::{Place, RouterKind};
 use super::ssls::Ssls;
 use crate::identity::SpiffePattern;
 use crate::model::{
-    Id, Invalid, Kind, Method, OneOrMany, PluginMeta, PluginSet, Route, Service, Timeout, Upstream,
+    Id, Invalid, Kind, Listeners, Method, OneOrMany, PluginMeta, PluginSet, Recording, Route,
+    Service, Timeout, Upstream,
 };
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Template};
@@ -176,6 +177,10 @@ impl Workshop<'_> {
         if route.enable_connect == Some(true) && !route.methods.as_ref().is_some_and(names_connect)
         {
             let sentence = "enable_connect: methods is expected to name CONNECT";
+            return Err(Invalid::new(sentence));
+        }
+        if route.audit == Some(Recording::Required) && route.listener() == Listeners::Outbound {
+            let sentence = "audit: required is for doors where policy decides; the outbound listener has no decisions to record";
             return Err(Invalid::new(sentence));
         }
         Place::parse(self.router, route.host_list().iter(), route.paths().iter(), route.priority)?;

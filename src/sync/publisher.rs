@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
@@ -166,6 +167,22 @@ impl Publisher {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.serve_beside(Routes::default(), incoming, drain).await
+    }
+
+    /// The same with other services on the same connections; their requests bear a [`VerifiedPeer`].
+    ///
+    /// # Errors
+    /// As [`Publisher::serve`].
+    pub async fn serve_beside<S>(
+        &self,
+        others: Routes,
+        incoming: impl Stream<Item = PeerStream<S>>,
+        drain: DrainGuard,
+    ) -> Result<(), Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let service = Service { shared: self.shared.clone(), drain: drain.clone() };
         let service = FeedServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -175,6 +192,7 @@ impl Publisher {
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .max_concurrent_streams(8)
+            .add_routes(others)
             .add_service(service)
             .serve_with_incoming_shutdown(incoming.map(Ok::<_, io::Error>), async move {
                 asked.asked().await;
@@ -769,6 +787,13 @@ impl Drop for Session {
 /// The verified SPIFFE ID of a connection, as tonic carries it to the service.
 #[derive(Clone, Debug)]
 pub struct VerifiedPeer(Arc<str>);
+
+impl VerifiedPeer {
+    /// The SPIFFE ID.
+    pub fn spiffe_id(&self) -> &Arc<str> {
+        &self.0
+    }
+}
 
 impl<S> Connected for PeerStream<S> {
     type ConnectInfo = VerifiedPeer;

@@ -46,18 +46,23 @@ async fn each_decision_is_one_record_with_what_can_be_proved() {
         "seq",
         "time",
         "type",
+        "event_id",
         "boot_id",
         "conn_id",
         "src",
         "dst",
+        "tls",
+        "engine_version",
         "route_id",
         "protocol",
         "method",
         "host",
         "path",
+        "template",
         "outcome",
         "mode",
         "config_revision",
+        "config_age_ms",
         "prev",
         "hash",
     ];
@@ -71,6 +76,14 @@ async fn each_decision_is_one_record_with_what_can_be_proved() {
         let certificate = &record["src"]["cert"];
         assert_eq!(certificate["serial"], json!(identity.svid.serial));
         assert_eq!(keys(certificate), BTreeSet::from(["serial", "spki_sha256", "not_after"]));
+        let domain = world.id("/").split('/').nth(2).map(str::to_owned);
+        assert_eq!(
+            (&record["src"]["trust_domain"], &record["src"]["authn"]),
+            (&json!(domain), &json!("mtls"))
+        );
+        assert_eq!(keys(&record["tls"]), BTreeSet::from(["version", "suite", "group", "alpn"]));
+        let event: uuid::Uuid = record["event_id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(event.get_version_num(), 7);
         assert_eq!(record["dst"]["spiffe_id"], json!(billing.id));
         assert_eq!(record["dst"]["port"], json!(billing.address("inbound").port()));
         assert_eq!(

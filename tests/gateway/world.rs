@@ -225,6 +225,8 @@ impl World {
             },
             "workers": 1,
             "drain_seconds": 5,
+            // Tests ask for the record of one request.
+            "decision_log": { "allows": "each" },
         });
         let program = PathBuf::from(env!("CARGO_BIN_EXE_wardgate"));
         let id = self.id(path);

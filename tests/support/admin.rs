@@ -165,6 +165,7 @@ impl World {
             trial: trials.clone(),
             audit: trail.clone(),
             convergence: Some(planes.clone()),
+            archive: None,
             clock: clock.clone(),
         })
         .unwrap();

@@ -2,11 +2,17 @@
 
 mod command;
 mod coverage;
+mod diff;
+mod export;
 mod files;
 mod history;
+mod import;
+mod lint;
 mod past;
 mod replay;
 mod suggest;
+mod test;
 mod validate;
 
 pub(super) use command::{PolicyArgs, run};
+pub(super) use files::{read_policies, read_texts, sound_policies};

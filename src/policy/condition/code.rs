@@ -14,6 +14,7 @@ use crate::identity::SpiffeId;
 use crate::policy::action::{Action, Content, Request, Token};
 use crate::policy::host;
 use crate::policy::path::{Readings, read};
+use crate::policy::query;
 
 /// How many entries a list of the request or of a token may have.
 pub(super) const LONGEST_LIST: usize = 64;
@@ -107,29 +108,29 @@ pub(super) enum Code {
     Double(f64),
     Text(Box<str>),
     Time(i64),
-    List(Box<[Code]>),
+    List(Box<[Self]>),
     Variable(Variable),
     /// What a loop stands at.
     Slot(usize),
     /// All values of that name.
-    Values(Named, Box<Code>),
-    HasValues(Named, Box<Code>),
-    Index(Box<Code>, Box<Code>),
-    Has(Box<Code>, Box<str>),
-    In(Box<Code>, Box<Code>),
-    And(Box<Code>, Box<Code>),
-    Or(Box<Code>, Box<Code>),
-    Not(Box<Code>),
-    Choose(Box<Code>, Box<Code>, Box<Code>),
-    Compare(Compare, Box<Code>, Box<Code>),
-    Sum(Sum, Box<Code>, Box<Code>),
-    Negate(Box<Code>),
-    Size(Box<Code>),
-    Look(Look, Box<Code>, Box<Code>),
-    LowerAscii(Box<Code>),
-    Matches(Box<Code>, Regex),
-    TimePart(TimePart, Box<Code>),
-    Loop(Loop, Box<Code>, Box<Code>),
+    Values(Named, Box<Self>),
+    HasValues(Named, Box<Self>),
+    Index(Box<Self>, Box<Self>),
+    Has(Box<Self>, Box<str>),
+    In(Box<Self>, Box<Self>),
+    And(Box<Self>, Box<Self>),
+    Or(Box<Self>, Box<Self>),
+    Not(Box<Self>),
+    Choose(Box<Self>, Box<Self>, Box<Self>),
+    Compare(Compare, Box<Self>, Box<Self>),
+    Sum(Sum, Box<Self>, Box<Self>),
+    Negate(Box<Self>),
+    Size(Box<Self>),
+    Look(Look, Box<Self>, Box<Self>),
+    LowerAscii(Box<Self>),
+    Matches(Box<Self>, Regex),
+    TimePart(TimePart, Box<Self>),
+    Loop(Loop, Box<Self>, Box<Self>),
 }
 
 /// It cannot be told.
@@ -146,7 +147,7 @@ enum Value<'v> {
     Double(f64),
     Text(Cow<'v, str>),
     Time(i64),
-    List(Rc<[Value<'v>]>),
+    List(Rc<[Self]>),
     /// A list or an object of a token's claims.
     Json(&'v Json),
     Claims(&'v serde_json::Map<String, Json>),
@@ -197,7 +198,7 @@ impl<'v> World<'v> {
             }
             Code::HasValues(named, name) => {
                 let name = self.text(name)?;
-                Value::Bool(!self.values(*named, &name)?.is_empty())
+                Value::Bool(self.has_values(*named, &name)?)
             }
             Code::Index(of, at) => {
                 let (of, at) = (self.value(of)?, self.value(at)?);
@@ -338,33 +339,43 @@ impl<'v> World<'v> {
     }
 
     /// All values of that name; none where it is absent.
+    ///
+    /// A line of a header with a comma in it can be one value or several (RFC 9110, section 5.3): it cannot be told.
     fn values(&self, named: Named, name: &str) -> Result<Vec<Value<'v>>, Unknown> {
-        let request = self.request()?;
         let mut values: Vec<Value<'v>> = Vec::new();
         let mut sound = true;
-        let mut add = |value: Option<Cow<'v, str>>| match value {
-            Some(value) if value.len() <= LONGEST_TEXT && values.len() < LONGEST_LIST => {
-                values.push(Value::Text(value));
+        let mut add = |value: &[u8]| match std::str::from_utf8(value) {
+            Ok(value) if value.len() <= LONGEST_TEXT && values.len() < LONGEST_LIST => {
+                values.push(Value::Text(Cow::Owned(value.to_owned())));
             }
             _ => sound = false,
         };
         match named {
-            Named::Headers => request.fields.each(name, &mut |value| {
-                add(std::str::from_utf8(value).ok().map(|value| Cow::Owned(value.to_owned())));
-            }),
-            Named::Query => {
-                for part in request.query.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
-                    let (key, value) = part.split_once('=').unwrap_or((part, ""));
-                    // What cannot be read may be the parameter that is asked for.
-                    match decoded(key) {
-                        Some(key) if key == name => add(decoded(value)),
-                        Some(_) => {}
-                        None => add(None),
-                    }
-                }
+            Named::Headers => {
+                let mut several = false;
+                self.request()?.fields.each(name, &mut |line| {
+                    several |= memchr::memchr(b',', line).is_some();
+                    add(line);
+                });
+                sound &= !several;
             }
+            Named::Query => query::each(self.query()?, name, add),
         }
         if sound { Ok(values) } else { Err(Unknown) }
+    }
+
+    fn has_values(&self, named: Named, name: &str) -> Result<bool, Unknown> {
+        let mut found = false;
+        match named {
+            Named::Headers => self.request()?.fields.each(name, &mut |_| found = true),
+            Named::Query => query::each(self.query()?, name, |_| found = true),
+        }
+        Ok(found)
+    }
+
+    fn query(&self) -> Result<&'v str, Unknown> {
+        let query = self.request()?.query.unwrap_or_default();
+        if query::is_clear(query) { Ok(query) } else { Err(Unknown) }
     }
 
     fn each(&mut self, how: Loop, range: &'v Code, body: &'v Code) -> Outcome<'v> {
@@ -428,23 +439,6 @@ fn kubernetes(id: &SpiffeId) -> Option<(&str, &str)> {
         }
         _ => None,
     }
-}
-
-/// A name or value of a query; `None` when it is not properly encoded.
-fn decoded(text: &str) -> Option<Cow<'_, str>> {
-    if !text.bytes().any(|b| matches!(b, b'%' | b'+')) {
-        return Some(Cow::Borrowed(text));
-    }
-    let escapes = text.match_indices('%');
-    for (at, _) in escapes {
-        let digits = text.as_bytes().get(at + 1..at + 3)?;
-        if !digits.iter().all(u8::is_ascii_hexdigit) {
-            return None;
-        }
-    }
-    let spaced = text.replace('+', " ");
-    let decoded = percent_encoding::percent_decode_str(&spaced).decode_utf8().ok()?.into_owned();
-    Some(Cow::Owned(decoded))
 }
 
 fn of_json(json: &Json) -> Outcome<'_> {

@@ -216,20 +216,18 @@ impl Lower {
         let Some((variable, kind)) = variable(name) else {
             return Err(format!("unknown variable {name}; there are {VARIABLES}"));
         };
+        let asks = &mut self.asks;
         match variable {
             Variable::SourceId
             | Variable::SourceTrustDomain
             | Variable::SourcePath
             | Variable::SourceNamespace
-            | Variable::SourceServiceAccount => self.asks.identity = true,
-            Variable::Path => (self.asks.http, self.asks.path) = (true, true),
-            Variable::Method | Variable::Host => self.asks.http = true,
-            Variable::Claims => (self.asks.http, self.asks.claims) = (true, true),
-            Variable::SourceIp
-            | Variable::RemoteIp
-            | Variable::Time
-            | Variable::Port
-            | Variable::ServerName => {}
+            | Variable::SourceServiceAccount => asks.identity = true,
+            Variable::Path => (asks.http, asks.path) = (true, true),
+            Variable::Method | Variable::Host => asks.http = true,
+            Variable::Claims => (asks.http, asks.claims) = (true, true),
+            Variable::Time => asks.time = true,
+            _ => {}
         }
         let cost = if variable == Variable::Path { COST_OF_LOOKUP } else { 1 };
         Ok(Lowered { code: Code::Variable(variable), kind, cost })
@@ -277,8 +275,16 @@ impl Lower {
         self.index(of, Code::Text(select.field.as_str().into()), Kind::Text, 1)
     }
 
-    fn values(&mut self, named: Named, name: Code, cost: u32) -> Lowered {
+    fn asks_named(&mut self, named: Named) {
         self.asks.http = true;
+        match named {
+            Named::Headers => self.asks.headers = true,
+            Named::Query => self.asks.query = true,
+        }
+    }
+
+    fn values(&mut self, named: Named, name: Code, cost: u32) -> Lowered {
+        self.asks_named(named);
         let kind = Kind::List(Of::Text);
         Lowered { code: Code::Values(named, Box::new(name)), kind, cost: cost + COST_OF_LOOKUP }
     }
@@ -349,7 +355,7 @@ impl Lower {
                 let what = self.expression(what)?;
                 if let Some(named) = self.named_values(list) {
                     what.expects(Kind::Text)?;
-                    self.asks.http = true;
+                    self.asks_named(named);
                     let cost = what.cost + COST_OF_LOOKUP;
                     let code = Code::HasValues(named, Box::new(what.code));
                     return Ok(Lowered { code, kind: Kind::Bool, cost });
@@ -481,7 +487,7 @@ impl Lower {
         let Expr::Select(select) = &argument.expr else { return Err(expected.into()) };
         let field: Box<str> = select.field.as_str().into();
         if let Some(named) = self.named_values(&select.operand) {
-            self.asks.http = true;
+            self.asks_named(named);
             let code = Code::HasValues(named, Box::new(Code::Text(field)));
             return Ok(Lowered { code, kind: Kind::Bool, cost: COST_OF_LOOKUP });
         }

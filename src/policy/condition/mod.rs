@@ -33,8 +33,14 @@ pub(super) struct Asks {
     pub(super) http: bool,
     /// The request's path.
     pub(super) path: bool,
+    /// Header fields of the request.
+    pub(super) headers: bool,
+    /// The request's query.
+    pub(super) query: bool,
     /// The claims of a token.
     pub(super) claims: bool,
+    /// The time.
+    pub(super) time: bool,
 }
 
 /// The longest text, in bytes.

@@ -23,6 +23,7 @@ const HEADERS: Headers = Headers(&[
     ("x-role", b"reader"),
     ("x-role", b"admin"),
     ("x-raw", b"\xff\xfe"),
+    ("x-list", b"reader, admin"),
 ]);
 
 fn holds(text: &str) -> Option<bool> {
@@ -61,7 +62,7 @@ fn facts_of_the_caller_and_the_request() {
         "request.headers['x-role'].filter(role, role != 'admin') == ['reader']",
         "request.headers['x-role'].map(role, size(role)) == [6, 5]",
         "'x-tenant' in request.headers && !('x-none' in request.headers)",
-        "has(request.headers.x) == false && has(request.query.page)",
+        "'x-list' in request.headers && has(request.headers.x) == false && has(request.query.page)",
         "request.query['page'] == ['2'] && request.query.tag == ['a', 'b c'] && request.query.empty == ['']",
         "token.claims.sub == 'alice' && token.claims['level'] >= 3 && token.claims.level < 3.5",
         "'ops' in token.claims.groups && 'b' in token.claims.realm.roles && token.claims.groups[0] == 'dev'",
@@ -87,6 +88,7 @@ fn what_is_absent_or_of_another_type_cannot_be_told() {
         "request.headers['x-none'][0] == ''",
         "request.headers['x-tenant'][1] == ''",
         "request.headers['x-raw'][0] == ''",
+        "'admin' in request.headers['x-list']",
         "request.query.none == ['']",
         "token.claims.none2 == 'x'",
         "token.claims.sub == 3",
@@ -151,7 +153,8 @@ fn a_query_that_cannot_be_read_cannot_be_told() {
     };
     assert_eq!(holds(None), Some(false));
     assert_eq!(holds(Some("%61=1")), Some(true));
-    assert_eq!(holds(Some("b=%zz")), Some(false));
+    assert_eq!(holds(Some("b=%zz")), None);
+    assert_eq!(holds(Some("b=1;a=2")), None);
     assert_eq!(holds(Some("%zz=1")), None);
     assert_eq!(holds(Some("a=%ff")), None);
 }
@@ -160,11 +163,15 @@ fn a_query_that_cannot_be_read_cannot_be_told() {
 fn what_it_looks_at_is_known() {
     let asks = |text| Condition::compile(text).unwrap().asks();
     let nothing = Asks::default();
+    let http = Asks { http: true, ..nothing };
     assert_eq!(asks("port == 1"), nothing);
     assert_eq!(asks("source.id != ''"), Asks { identity: true, ..nothing });
-    assert_eq!(asks("request.path == '/'"), Asks { http: true, path: true, ..nothing });
-    assert_eq!(asks("has(token.claims.a)"), Asks { http: true, claims: true, ..nothing });
-    assert_eq!(asks("'a' in request.query"), Asks { http: true, ..nothing });
+    assert_eq!(asks("request.path == '/'"), Asks { path: true, ..http });
+    assert_eq!(asks("has(token.claims.a)"), Asks { claims: true, ..http });
+    assert_eq!(asks("'a' in request.query"), Asks { query: true, ..http });
+    assert_eq!(asks("has(request.query.a)"), Asks { query: true, ..http });
+    assert_eq!(asks("request.headers['a'][0] == ''"), Asks { headers: true, ..http });
+    assert_eq!(asks("request.time.getHours() < 3"), Asks { time: true, ..nothing });
 }
 
 #[test]

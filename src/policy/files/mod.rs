@@ -8,4 +8,4 @@ mod document;
 
 pub use declared::{Declared, Placed};
 pub use document::{Flaw, Place};
-pub(super) use document::{Misfit, Node, documents};
+pub(super) use document::{Node, documents};

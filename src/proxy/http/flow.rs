@@ -132,6 +132,10 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             }
         };
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
+        let course = match course {
+            Course::Forward => on_record(worker, &snapshot, exchange, standing).await,
+            answered => answered,
+        };
         match course {
             Course::Forward => {
                 let limit = exchange.body_limit(worker.limits.request_body);
@@ -255,7 +259,8 @@ fn note(judge: &Judge<'_>, asked: &Asked<'_>, decision: Decision) -> Result<(), 
     // An open public route that no policy selects is no decision of ours.
     let is_ours = asked.client.door == Listeners::Inbound
         || decision.outcome != Outcome::Allow(None)
-        || decision.would_be.is_some();
+        || decision.would_be.is_some()
+        || asked.must_record();
     if is_ours && judge.record(asked, decision, None).is_err() {
         return Err(Box::new(unlogged()));
     }
@@ -320,6 +325,22 @@ fn refused_by_plugin(
     });
     reply.fields.push(("x-wardgate-denial".into(), denial.as_str().into()));
     Course::Reply(reply)
+}
+
+/// Where a route asks for it, waits until what was allowed is on record, and refuses it when it cannot be.
+async fn on_record(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    exchange: &Exchange,
+    connection: &ConnectionStanding,
+) -> Course {
+    let asked = Asked::of(exchange);
+    if !asked.must_record() || worker.lane.written().await.is_ok() {
+        return Course::Forward;
+    }
+    let judge = Judge { worker, snapshot, connection };
+    judge.refuse_unrecorded(&asked);
+    Course::Reply(Box::new(unlogged()))
 }
 
 /// The answer to a path that cannot be read, as nginx gives it before APISIX sees the request.

@@ -11,12 +11,13 @@ use super::{grpc, headers};
 use crate::identity::{JwtSvid, Peer, SpiffeId};
 use crate::model::{Listeners, Strictness};
 use crate::mtls::EdgeSession;
-use crate::observe::{DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, WouldBe};
+use crate::observe::{
+    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, RequestHead, TlsFacts, WouldBe,
+};
 use crate::pipeline::{Client, Exchange, Head, Reply, Rewritten, RouteInfo};
 use crate::policy::{
     Action, Content, Decision, Outcome, Policy, Reason, Request, RouteFacts, Standing, Token,
 };
-use crate::proxy::senders::Senders;
 use crate::proxy::worker::Worker;
 use crate::rt::unix_seconds;
 use crate::snapshot::Snapshot;
@@ -36,22 +37,22 @@ impl ConnectionStanding {
     /// For a connection whose handshake is over.
     pub(in crate::proxy) fn new(
         client: &Client,
-        senders: &Arc<Senders>,
+        worker: &Worker,
         edge: Option<Arc<EdgeSession>>,
+        tls: Option<TlsFacts<'_>>,
     ) -> Self {
         let peer = client.peer.as_deref();
-        let ends = Ends::new(&EndsFacts {
-            conn_id: client.connection,
+        let ends = worker.lane.ends(&EndsFacts {
             src_spiffe_id: peer.map(|peer| peer.id.as_str()),
             src_serial: peer.map(|peer| peer.serial.as_str()),
             src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
             src_not_after: peer.map(|peer| peer.not_after),
-            src_addr: client.address,
             src_via: client.introduced.map(|introduced| introduced.by),
             dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
-            dst_port: client.local.port(),
+            tls: tls.map(|tls| TlsFacts { sni: client.sni.as_deref(), ..tls }),
+            ..EndsFacts::of(client.connection, client.address, client.local.port())
         });
-        let told = Arc::new(headers::Told::new(client, senders));
+        let told = Arc::new(headers::Told::new(client, &worker.senders));
         Self { ends: Arc::new(ends), told, standing: None, edge: edge.map(Edge::new) }
     }
 
@@ -112,6 +113,8 @@ pub(in crate::proxy) struct Asked<'a> {
     head: &'a Head,
     upgrade: Option<&'a str>,
     token: Token<'a>,
+    /// Which of the route's paths matched.
+    path_at: usize,
     pub(in crate::proxy) is_http2: bool,
     /// Whom a trusted sender named as the caller.
     pub(in crate::proxy) caller: Option<SocketAddr>,
@@ -129,9 +132,15 @@ impl<'a> Asked<'a> {
             head: &exchange.request,
             upgrade: exchange.upgrade.as_deref(),
             token: token(exchange.verified_claims()),
+            path_at: exchange.matched_path,
             is_http2: exchange.is_http2,
             caller: exchange.caller,
         }
+    }
+
+    /// Must it be on record before it has effect?
+    pub(super) fn must_record(&self) -> bool {
+        self.route.is_some_and(|route| route.must_record)
     }
 
     /// Before plugins have looked for a token.
@@ -185,6 +194,7 @@ pub(in crate::proxy) struct Kept {
     upgrade: Option<Cow<'static, str>>,
     claims: Option<Arc<Map<String, Value>>>,
     token: Option<Arc<JwtSvid>>,
+    path_at: usize,
     is_http2: bool,
     caller: Option<SocketAddr>,
 }
@@ -197,6 +207,7 @@ impl Kept {
             upgrade: exchange.upgrade.clone(),
             claims: exchange.claims.clone(),
             token: exchange.token.clone(),
+            path_at: exchange.matched_path,
             is_http2: exchange.is_http2,
             caller: exchange.caller,
         }
@@ -214,6 +225,7 @@ impl Kept {
             head: &self.head,
             upgrade: self.upgrade.as_deref(),
             token: token(self.claims.as_deref().or_else(claims)),
+            path_at: self.path_at,
             is_http2: self.is_http2,
             caller: self.caller,
         }
@@ -331,6 +343,11 @@ impl Judge<'_> {
         self.worker.metrics.decided(decision.outcome, is_observed);
         self.worker.lane.decision(&DecisionRecord {
             route_id: asked.route.map(|route| route.id.as_str()),
+            service_id: asked.route.and_then(|route| Some(route.service.as_ref()?.as_str())),
+            upstream_id: asked.route.and_then(|route| Some(route.upstream.as_ref()?.as_str())),
+            template: asked.route.and_then(|route| Some(route.paths.get(asked.path_at)?.as_str())),
+            head: Some(asked.head as &dyn RequestHead),
+            must_stand: asked.must_record(),
             protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
             method: asked.method.as_bytes(),
             host: asked.host.as_bytes(),
@@ -341,6 +358,25 @@ impl Judge<'_> {
             config_revision: self.snapshot.revision,
             ..decided(policy, &self.connection.ends, decision, is_observed)
         })
+    }
+
+    /// The record of a request that was allowed and is not forwarded, because that could not be recorded in time.
+    pub(super) fn refuse_unrecorded(&self, asked: &Asked<'_>) {
+        // It waits where the record of the allowance waits, and stands behind it.
+        let _ = self.worker.lane.decision(&DecisionRecord {
+            route_id: asked.route.map(|route| route.id.as_str()),
+            protocol: if asked.is_http2 { "h2" } else { "http/1.1" },
+            method: asked.method.as_bytes(),
+            host: asked.host.as_bytes(),
+            path: asked.path.as_bytes(),
+            head: Some(asked.head as &dyn RequestHead),
+            status: Some(503),
+            reason: Some("not_recorded"),
+            denial_id: Some(DenialId::new()),
+            caller: asked.caller,
+            config_revision: self.snapshot.revision,
+            ..DecisionRecord::of(&self.connection.ends, false)
+        });
     }
 }
 

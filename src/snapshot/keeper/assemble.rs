@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{Applied, Keeper, RouteSlot, Timed, Work};
 use crate::identity::SpiffeId;
-use crate::model::{Id, Kind, Revision, Route, Service, Status, Upstream};
+use crate::model::{Id, Kind, Listeners, Recording, Revision, Route, Service, Status, Upstream};
 use crate::pipeline::{Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side};
 use crate::policy::{Modes, Policy};
 use crate::snapshot::compile::{hash_template, host_names};
@@ -169,6 +169,7 @@ impl Keeper {
             Err(broken) => (None, Some(broken)),
         };
         let service_body = service.map(|(_, body, _)| &**body);
+        let recording = route.audit.or_else(|| service_body.and_then(|service| service.audit));
         let mut labels = service_body.map(|service| service.labels.clone()).unwrap_or_default();
         labels.extend(route.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
         let info = RouteInfo {
@@ -176,6 +177,16 @@ impl Keeper {
             name: route.name.clone(),
             labels,
             service: route.service_id.clone(),
+            upstream: match &route.upstream {
+                Some(_) if route.upstream_id.is_none() => None,
+                _ => route
+                    .upstream_id
+                    .clone()
+                    .or_else(|| service_body.and_then(|service| service.upstream_id.clone())),
+            },
+            // Where policy does not decide there is nothing to record; a route that asks for it there itself is refused.
+            must_record: recording == Some(Recording::Required)
+                && route.listener() != Listeners::Outbound,
             service_name: service_body.and_then(|service| service.name.clone()),
             paths: route.paths().iter().map(str::to_owned).collect(),
             hosts: host_names(route, service_body),

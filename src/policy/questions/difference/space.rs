@@ -1,0 +1,594 @@
+//! Everything in which two actions can differ for the rules of two sets: a few values of each kind stand for all.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::super::callers::{Callers, NOBODY};
+use super::super::engine::alone;
+use super::super::lines::{Line, is_free};
+use super::super::shape::{Name, Shape, Space as Names, atoms};
+use super::super::target::{Target, TargetRoute};
+use crate::identity::SpiffeId;
+use crate::model::{Id, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+
+/// So many values of a kind are told apart.
+const ATOMS: usize = 20_000;
+
+/// A value that stands for all that no rule tells from it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Workload(SpiffeId),
+    Caller(Option<SpiffeId>),
+    Connection(bool),
+    Route(Option<TargetRoute>),
+    Port(u16),
+    Host(String),
+    Method(String),
+    Path(String),
+    Upgrade(Option<String>),
+    Lot(u8),
+    /// A rule's part, and how it stands with it.
+    Condition(Box<PolicyRule>, Standing),
+}
+
+/// How it stands with a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It holds.
+    Holds,
+    /// It does not.
+    Fails,
+    /// What it asks for is absent: it does not hold to allow, and does to refuse.
+    Absent,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Atom {
+    pub(super) value: Value,
+    /// Which of the dimension's patterns mean it.
+    pub(super) met: Vec<u32>,
+}
+
+/// One kind of difference.
+#[derive(Debug)]
+pub(super) struct Dimension {
+    /// As sentences name it.
+    pub(super) what: &'static str,
+    pub(super) atoms: Vec<Atom>,
+    pub(super) patterns: Vec<String>,
+    /// For each line, the atoms for which it can hold; `None` for all.
+    pub(super) by_line: Vec<Option<Vec<u32>>>,
+}
+
+/// All of them, in the order in which they are looked at.
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) dimensions: Vec<Dimension>,
+    pub(super) not_compared: Vec<String>,
+}
+
+fn number(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+impl Space {
+    pub(super) fn of(lines: &[Line], routes: Option<&[TargetRoute]>) -> Self {
+        let mut space = Self { dimensions: Vec::new(), not_compared: Vec::new() };
+        space.workloads(lines);
+        space.callers(lines);
+        space.contents(lines);
+        space.routes(lines, routes);
+        space.ports(lines);
+        space.hosts(lines);
+        space.methods(lines);
+        space.paths(lines);
+        space.upgrades(lines);
+        space.lots(lines);
+        space.conditions(lines);
+        // What no rule looks at tells nothing apart; the workload and the caller are always told.
+        space
+    }
+
+    /// The distinct shapes and, for each, the atoms that it means.
+    fn tell_apart(
+        &mut self,
+        what: &'static str,
+        names: Names,
+        shapes: impl Iterator<Item = Shape>,
+        value: impl Fn(&Name) -> Option<Value>,
+    ) -> (Dimension, HashMap<Shape, Vec<u32>>) {
+        let shapes: Vec<Shape> = shapes.collect::<BTreeSet<_>>().into_iter().collect();
+        let all: Vec<&Shape> = shapes.iter().collect();
+        let (found, cut) = atoms(names, &all, &BTreeSet::new(), ATOMS);
+        if cut {
+            self.not_compared.push(format!("{what}: beyond {ATOMS} that rules tell apart"));
+        }
+        let mut means: HashMap<Shape, Vec<u32>> = HashMap::new();
+        let mut kept = Vec::new();
+        for (name, met) in found {
+            let Some(value) = value(&name) else { continue };
+            for shape in &met {
+                means.entry(shapes[*shape as usize].clone()).or_default().push(number(kept.len()));
+            }
+            kept.push(Atom { value, met });
+        }
+        let text = |shape: &Shape| match names {
+            Names::Ids => shape.to_string(),
+            Names::Paths => shape.path_text(),
+        };
+        let patterns = shapes.iter().map(text).collect();
+        let dimension = Dimension { what, atoms: kept, patterns, by_line: Vec::new() };
+        (dimension, means)
+    }
+
+    fn workloads(&mut self, lines: &[Line]) {
+        let shapes = lines.iter().flat_map(|line| line.workloads.clone());
+        let id = |name: &Name| name.id().map(Value::Workload);
+        let (mut dimension, means) = self.tell_apart("workload", Names::Ids, shapes, id);
+        dimension.by_line = lines
+            .iter()
+            .map(|line| among(&line.workloads, &[], &means, dimension.atoms.len()))
+            .collect();
+        self.dimensions.push(dimension);
+    }
+
+    fn callers(&mut self, lines: &[Line]) {
+        let both = |callers: &Callers| {
+            callers.any_of.iter().chain(&callers.but).cloned().collect::<Vec<_>>()
+        };
+        let shapes = lines.iter().flat_map(|line| both(&line.callers)).chain([Shape::all()]);
+        let id = |name: &Name| name.id().map(|id| Value::Caller(Some(id)));
+        let (mut dimension, means) = self.tell_apart("caller", Names::Ids, shapes, id);
+        let nobody = number(dimension.atoms.len());
+        let met = vec![number(dimension.patterns.len())];
+        dimension.patterns.push(NOBODY.to_owned());
+        dimension.atoms.push(Atom { value: Value::Caller(None), met });
+        let holds = |line: &Line| {
+            let callers = &line.callers;
+            let mut found = match among(&callers.any_of, &callers.but, &means, nobody as usize) {
+                Some(found) => found,
+                None if callers.nobody => return None,
+                None => (0..nobody).collect(),
+            };
+            if callers.nobody {
+                found.push(nobody);
+            }
+            Some(found)
+        };
+        dimension.by_line = lines.iter().map(holds).collect();
+        self.dimensions.push(dimension);
+    }
+
+    fn contents(&mut self, lines: &[Line]) {
+        let atom = |connection: bool| Atom {
+            value: Value::Connection(connection),
+            met: vec![u32::from(connection)],
+        };
+        self.dimensions.push(Dimension {
+            what: "",
+            atoms: vec![atom(false), atom(true)],
+            patterns: vec!["HTTP requests".into(), "connections (layer 4)".into()],
+            by_line: lines.iter().map(|line| Some(vec![u32::from(line.connection)])).collect(),
+        });
+    }
+
+    fn routes(&mut self, lines: &[Line], known: Option<&[TargetRoute]>) {
+        let selectors: Vec<&PolicySelector> = lines.iter().map(|line| &line.selector).collect();
+        let asks = |one: &PolicySelector| !(one.routes.is_empty() && one.labels.is_empty());
+        if !selectors.iter().any(|one| asks(one)) {
+            return;
+        }
+        let mut routes: Vec<Option<TargetRoute>> = vec![None];
+        match known {
+            Some(known) => routes.extend(known.iter().cloned().map(Some)),
+            None => routes.extend(imagined(&selectors).into_iter().map(Some)),
+        }
+        let selects = |selector: &PolicySelector, route: &Option<TargetRoute>| match route {
+            None => false,
+            Some(route) => {
+                (selector.routes.is_empty() || selector.routes.contains(&route.id))
+                    && selector
+                        .labels
+                        .iter()
+                        .all(|(name, value)| route.labels.get(name) == Some(value))
+            }
+        };
+        let atoms = routes
+            .iter()
+            .enumerate()
+            .map(|(at, route)| Atom { value: Value::Route(route.clone()), met: vec![number(at)] });
+        let text = |route: &Option<TargetRoute>| match route {
+            None => "none".to_owned(),
+            Some(route) if known.is_some() || route.id.as_str() != OTHER_ROUTE => {
+                route.id.to_string()
+            }
+            Some(route) if route.labels.is_empty() => "any other".to_owned(),
+            Some(route) => {
+                let labels = route.labels.iter().map(|(name, value)| format!("{name}={value}"));
+                format!("any other labelled {}", labels.collect::<Vec<_>>().join(" "))
+            }
+        };
+        let by_line = lines.iter().map(|line| {
+            asks(&line.selector).then(|| {
+                let chosen =
+                    routes.iter().enumerate().filter(|(_, route)| selects(&line.selector, route));
+                chosen.map(|(at, _)| number(at)).collect()
+            })
+        });
+        let dimension = Dimension {
+            what: "route",
+            atoms: atoms.collect(),
+            patterns: routes.iter().map(text).collect(),
+            by_line: by_line.collect(),
+        };
+        self.dimensions.push(dimension);
+    }
+
+    fn ports(&mut self, lines: &[Line]) {
+        let named: BTreeSet<u16> = lines
+            .iter()
+            .flat_map(|line| line.to.ports.iter().chain(&line.to.not_ports))
+            .copied()
+            .collect();
+        if named.is_empty() {
+            return;
+        }
+        let fresh = (15006..).find(|port| !named.contains(port)).unwrap_or(1);
+        let mut values: Vec<Value> = named.iter().copied().map(Value::Port).collect();
+        values.push(Value::Port(fresh));
+        let patterns = named.iter().map(ToString::to_string).collect();
+        let of = |to: &To| To {
+            ports: to.ports.clone(),
+            not_ports: to.not_ports.clone(),
+            ..To::default()
+        };
+        self.judged("port", values, patterns, lines, of, |at, value| value == at);
+    }
+
+    fn hosts(&mut self, lines: &[Line]) {
+        let listed = lines.iter().flat_map(|line| line.to.hosts.iter().chain(&line.to.not_hosts));
+        let named: BTreeSet<String> = listed.cloned().collect();
+        if named.is_empty() {
+            return;
+        }
+        let mut label = "some".to_owned();
+        while named.iter().any(|host| host.contains(&label)) {
+            label.push('x');
+        }
+        let mut hosts: BTreeSet<String> = BTreeSet::new();
+        for host in &named {
+            match host.split_once('.') {
+                Some((first, rest)) if first == "*" || is_free(first) => {
+                    hosts.insert(format!("{label}.{rest}"));
+                    hosts.insert(format!("{label}.{label}.{rest}"));
+                }
+                _ => drop(hosts.insert(host.to_ascii_lowercase())),
+            }
+        }
+        hosts.insert(format!("{label}.test"));
+        let values: Vec<Value> = hosts.into_iter().map(Value::Host).collect();
+        let patterns: Vec<String> = named.into_iter().collect();
+        let means: Vec<Vec<bool>> = patterns
+            .iter()
+            .map(|host| {
+                judge(
+                    &To { hosts: vec![host.clone()], ..To::default() },
+                    PolicyAction::Allow,
+                    &values,
+                )
+            })
+            .collect();
+        let of = |to: &To| To {
+            hosts: to.hosts.clone(),
+            not_hosts: to.not_hosts.clone(),
+            ..To::default()
+        };
+        self.judged("host", values, patterns, lines, of, |pattern, value| means[pattern][value]);
+    }
+
+    fn methods(&mut self, lines: &[Line]) {
+        let listed =
+            lines.iter().flat_map(|line| line.to.methods.iter().chain(&line.to.not_methods));
+        let mut named: BTreeSet<String> = listed.cloned().collect();
+        if lines.iter().any(|line| line.is_call) {
+            named.insert("POST".into());
+        }
+        if named.is_empty() {
+            return;
+        }
+        let usual =
+            ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "OTHER", "ANOTHER"];
+        let known = |method: &&&str| named.iter().any(|one| one.eq_ignore_ascii_case(method));
+        let fresh = usual.iter().find(|method| !known(method)).map_or("X-OTHER", |method| method);
+        let mut values: Vec<Value> = named.iter().cloned().map(Value::Method).collect();
+        values.push(Value::Method(fresh.to_owned()));
+        let post = values.iter().position(|value| *value == Value::Method("POST".into()));
+        let patterns = named.into_iter().collect();
+        let of = |to: &To| To {
+            methods: to.methods.clone(),
+            not_methods: to.not_methods.clone(),
+            ..To::default()
+        };
+        self.judged("method", values, patterns, lines, of, |at, value| value == at);
+        let Some(dimension) = self.dimensions.last_mut() else { return };
+        // A gRPC call is a POST.
+        for (line, holds) in
+            lines.iter().zip(&mut dimension.by_line).filter(|(line, _)| line.is_call)
+        {
+            let Some(post) = post.map(number) else { continue };
+            let fits = holds.as_ref().is_none_or(|found| found.contains(&post));
+            *holds = Some(if fits && line.is_call { vec![post] } else { Vec::new() });
+        }
+    }
+
+    fn paths(&mut self, lines: &[Line]) {
+        let all = |line: &Line| {
+            line.paths.all_of.iter().flatten().chain(&line.paths.but).cloned().collect::<Vec<_>>()
+        };
+        if lines.iter().all(|line| all(line).is_empty()) {
+            return;
+        }
+        let path = |name: &Name| Some(Value::Path(name.path()));
+        let shapes = lines.iter().flat_map(all).collect::<Vec<_>>();
+        let (mut dimension, means) =
+            self.tell_apart("path", Names::Paths, shapes.into_iter(), path);
+        let count = dimension.atoms.len();
+        let holds = |line: &Line| {
+            let mut found: Option<Vec<u32>> = None;
+            for list in &line.paths.all_of {
+                let more = among(list, &[], &means, count);
+                found = match (found, more) {
+                    (None, more) => more,
+                    (found, None) => found,
+                    (Some(found), Some(more)) => Some(
+                        found.into_iter().filter(|at| more.binary_search(at).is_ok()).collect(),
+                    ),
+                };
+            }
+            if line.paths.but.is_empty() {
+                return found;
+            }
+            let out = among(&line.paths.but, &[], &means, count)
+                .unwrap_or_else(|| (0..number(count)).collect());
+            let found = found.unwrap_or_else(|| (0..number(count)).collect());
+            Some(found.into_iter().filter(|at| out.binary_search(at).is_err()).collect())
+        };
+        dimension.by_line = lines.iter().map(holds).collect();
+        self.dimensions.push(dimension);
+    }
+
+    fn upgrades(&mut self, lines: &[Line]) {
+        // Where no rule admits a protocol, both sets refuse to switch to any.
+        let admits =
+            |line: &&Line| line.action == PolicyAction::Allow && !line.to.upgrades.is_empty();
+        if !lines.iter().any(|line| admits(&line)) {
+            let plain = lines.iter().map(|line| match line.to.upgrades.is_empty() {
+                true => None,
+                false => Some(Vec::new()),
+            });
+            let dimension = Dimension {
+                what: "upgrade to",
+                atoms: vec![Atom { value: Value::Upgrade(None), met: Vec::new() }],
+                patterns: Vec::new(),
+                by_line: plain.collect(),
+            };
+            self.dimensions.push(dimension);
+            return;
+        }
+        let listed = lines.iter().flat_map(|line| &line.to.upgrades);
+        let named: BTreeSet<String> =
+            listed.filter(|name| *name != "*").map(|name| name.to_ascii_lowercase()).collect();
+        let mut values = vec![Value::Upgrade(None)];
+        values.extend(named.iter().cloned().map(|name| Value::Upgrade(Some(name))));
+        values.push(Value::Upgrade(Some("another-protocol".into())));
+        let mut patterns = vec!["none".to_owned()];
+        patterns.extend(named);
+        let of = |to: &To| To { upgrades: to.upgrades.clone(), ..To::default() };
+        self.judged("upgrade to", values, patterns, lines, of, |at, value| value == at);
+        // A connection switches to nothing.
+        if let Some(dimension) = self.dimensions.last_mut() {
+            for (line, holds) in lines.iter().zip(&mut dimension.by_line) {
+                if line.connection {
+                    *holds = None;
+                } else if holds.is_none() && line.action == PolicyAction::Allow {
+                    *holds = Some(vec![0]);
+                }
+            }
+        }
+    }
+
+    fn lots(&mut self, lines: &[Line]) {
+        let limits: BTreeSet<u8> =
+            lines.iter().map(|line| line.below).filter(|below| *below < 100).collect();
+        if limits.is_empty() {
+            return;
+        }
+        let lots: Vec<u8> = std::iter::once(0).chain(limits.iter().copied()).collect();
+        let atoms = lots.iter().map(|lot| Atom {
+            value: Value::Lot(*lot),
+            met: (0..limits.len())
+                .filter(|at| limits.iter().nth(*at).is_some_and(|limit| lot < limit))
+                .map(number)
+                .collect(),
+        });
+        let below = |line: &Line| {
+            let found = lots.iter().enumerate().filter(|(_, lot)| **lot < line.below);
+            (line.below < 100).then(|| found.map(|(at, _)| number(at)).collect())
+        };
+        let dimension = Dimension {
+            what: "canary:",
+            atoms: atoms.collect(),
+            patterns: limits.iter().map(|limit| format!("{limit} % of connections")).collect(),
+            by_line: lines.iter().map(below).collect(),
+        };
+        self.dimensions.push(dimension);
+    }
+
+    fn conditions(&mut self, lines: &[Line]) {
+        let mut all: BTreeMap<String, (PolicyRule, Vec<Option<Vec<u32>>>)> = BTreeMap::new();
+        for (at, line) in lines.iter().enumerate() {
+            for (rule, holds) in &line.conditions {
+                let key = serde_json::json!(rule).to_string();
+                let entry =
+                    all.entry(key).or_insert_with(|| (rule.clone(), vec![None; lines.len()]));
+                let wanted = match (holds, line.action) {
+                    (false, _) => vec![1],
+                    (true, PolicyAction::Allow) => vec![0],
+                    (true, PolicyAction::Deny) if may_be_absent(rule) => vec![0, 2],
+                    (true, PolicyAction::Deny) => vec![0],
+                };
+                // Asked to hold and not to hold: it never does.
+                let before = entry.1[at].take().unwrap_or_else(|| vec![0, 1, 2]);
+                entry.1[at] = Some(before.into_iter().filter(|one| wanted.contains(one)).collect());
+            }
+        }
+        for (rule, by_line) in all.into_values() {
+            let standings = [Standing::Holds, Standing::Fails, Standing::Absent];
+            let count = if may_be_absent(&rule) { 3 } else { 2 };
+            let atoms = standings.iter().take(count).enumerate().map(|(at, standing)| Atom {
+                value: Value::Condition(Box::new(rule.clone()), *standing),
+                met: vec![number(at)],
+            });
+            let atoms = atoms.collect();
+            let text = super::super::conditions::conditions(
+                &PolicySelector::default(),
+                &rule,
+                Mode::Enforce,
+            );
+            let text = text.join(", ");
+            let absent = format!("absent or unclear: {text}");
+            let patterns = vec![text.clone(), format!("not: {text}"), absent];
+            self.dimensions.push(Dimension { what: "", atoms, patterns, by_line });
+        }
+    }
+
+    /// A dimension whose lines the engine judges, value by value.
+    fn judged(
+        &mut self,
+        what: &'static str,
+        values: Vec<Value>,
+        patterns: Vec<String>,
+        lines: &[Line],
+        of: impl Fn(&To) -> To,
+        means: impl Fn(usize, usize) -> bool,
+    ) {
+        let mut known: HashMap<String, Option<Vec<u32>>> = HashMap::new();
+        let by_line = lines.iter().map(|line| {
+            let part = of(&line.to);
+            if part == To::default() {
+                return None;
+            }
+            let key = serde_json::json!([line.action, part]).to_string();
+            let found = known.entry(key).or_insert_with(|| {
+                let holds = judge(&part, line.action, &values);
+                let held = holds.iter().enumerate().filter(|(_, holds)| **holds);
+                Some(held.map(|(at, _)| number(at)).collect())
+            });
+            found.clone()
+        });
+        let by_line = by_line.collect();
+        let met =
+            |value: usize| (0..patterns.len()).filter(|at| means(*at, value)).map(number).collect();
+        let atoms = values.into_iter().enumerate().map(|(at, value)| Atom { value, met: met(at) });
+        let atoms = atoms.collect();
+        self.dimensions.push(Dimension { what, atoms, patterns, by_line });
+    }
+}
+
+/// Can what the part asks for be absent, so that it neither allows nor exempts from refusal?
+fn may_be_absent(rule: &PolicyRule) -> bool {
+    let claims = rule.from.iter().flat_map(|from| &from.claims);
+    let when = rule.when.iter();
+    let named = claims.chain(when.flat_map(|when| when.headers.iter().chain(&when.query)));
+    let mut named = named;
+    named.any(|entry| entry.present.is_none())
+        || rule.when.as_ref().is_some_and(|when| when.cel.is_some())
+}
+
+/// The id of a route that no policy names.
+const OTHER_ROUTE: &str = "other-route";
+
+/// Routes that selectors tell apart, where the real ones are not known.
+fn imagined(selectors: &[&PolicySelector]) -> Vec<TargetRoute> {
+    let other = || Id::parse(OTHER_ROUTE).unwrap_or_else(|_| Id::from(0));
+    let ids: BTreeSet<Id> =
+        selectors.iter().flat_map(|one| one.routes.iter().cloned()).chain([other()]).collect();
+    let mut labels: Vec<Labels> = vec![Labels::default()];
+    for selector in selectors.iter().filter(|one| !one.labels.is_empty()) {
+        if !labels.contains(&selector.labels) {
+            labels.push(selector.labels.clone());
+        }
+        // A route may bear what two selectors ask for.
+        for at in 1..labels.len().min(64) {
+            let mut both = labels[at].clone();
+            let clash = selector
+                .labels
+                .iter()
+                .any(|(name, value)| both.get(name).is_some_and(|found| found != value));
+            both.extend(selector.labels.clone());
+            if !clash && !labels.contains(&both) && labels.len() < 128 {
+                labels.push(both);
+            }
+        }
+    }
+    let routes = ids.iter().flat_map(|id| labels.iter().map(|labels| (id.clone(), labels.clone())));
+    routes.map(|(id, labels)| TargetRoute { id, labels }).collect()
+}
+
+/// The atoms that one of these means and none of those; `None` for all.
+fn among(
+    any_of: &[Shape],
+    but: &[Shape],
+    means: &HashMap<Shape, Vec<u32>>,
+    count: usize,
+) -> Option<Vec<u32>> {
+    if but.is_empty() && any_of.contains(&Shape::all()) {
+        return None;
+    }
+    let union = |shapes: &[Shape]| -> Vec<u32> {
+        let mut found: Vec<u32> =
+            shapes.iter().filter_map(|shape| means.get(shape)).flatten().copied().collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    };
+    let mut found = match any_of.contains(&Shape::all()) {
+        true => (0..number(count)).collect(),
+        false => union(any_of),
+    };
+    let out = union(but);
+    found.retain(|at| out.binary_search(at).is_err());
+    Some(found)
+}
+
+/// For which values a rule with this part alone holds.
+pub(super) fn judge(part: &To, action: PolicyAction, values: &[Value]) -> Vec<bool> {
+    let engine = alone(PolicyRule { to: Some(part.clone()), ..PolicyRule::default() }, action);
+    let held = |value: &Value| {
+        let text = |text: &str| Some(text.to_owned());
+        let mut target = Target {
+            method: text("GET"),
+            host: text("host.test"),
+            path: text("/"),
+            ..Target::default()
+        };
+        set(&mut target, value);
+        let fields = target.fields();
+        engine.held(None, &target.action(&fields)).first() == Some(&true)
+    };
+    values.iter().map(held).collect()
+}
+
+/// Puts a value into a target. Workload, caller and conditions are no parts of one.
+pub(super) fn set(target: &mut Target, value: &Value) {
+    match value {
+        Value::Workload(_) | Value::Caller(_) | Value::Condition(..) => {}
+        Value::Connection(connection) => target.connection = *connection,
+        Value::Route(route) => target.route.clone_from(route),
+        Value::Port(port) => target.port = Some(*port),
+        Value::Host(host) => target.host = Some(host.clone()),
+        Value::Method(method) => target.method = Some(method.clone()),
+        Value::Path(path) => target.path = Some(path.clone()),
+        Value::Upgrade(upgrade) => target.upgrade.clone_from(upgrade),
+        Value::Lot(lot) => target.lot = Some(*lot),
+    }
+}
