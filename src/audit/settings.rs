@@ -256,8 +256,8 @@ impl OutputSettings {
             let expected = "expected 1 to 64 lower-case letters, digits, - and _";
             return Err(format!("name {:?}: {expected}", self.name));
         }
-        // Central collection keeps its cursor in the same folder.
-        if self.name == "collection" || self.name == "control-plane" {
+        // Central collection stands on the same board.
+        if self.name == "archive" || self.name == "control-plane" {
             return Err(format!("name {:?} is taken by central collection", self.name));
         }
         self.selection()?;
