@@ -66,17 +66,19 @@ struct SourceArgs {
 
 /// Runs `wardgate policy import`.
 pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let (args, read): (_, fn(&[(String, String)], &ImportOptions) -> _) = match &args.from {
-        ImportFrom::Istio(args) => (args, import_istio),
-        ImportFrom::Linkerd(args) => (args, import_linkerd),
-    };
+    let (ImportFrom::Istio(source) | ImportFrom::Linkerd(source)) = &args.from;
+    let (from, args) = (&args.from, source);
     let mut options = ImportOptions::new(args.trust_domain.clone(), args.root_namespace.clone());
     for text in &args.map {
         options.map(text).map_err(|sentence| anyhow::anyhow!("--map {text}: {sentence}"))?;
     }
     let texts = read_texts(&args.file)?;
     let texts: Vec<_> = texts.into_iter().map(|source| (source.name, source.text)).collect();
-    let import: Import = match read(&texts, &options) {
+    let read = match from {
+        ImportFrom::Istio(_) => import_istio(&texts, &options),
+        ImportFrom::Linkerd(_) => import_linkerd(&texts, &options),
+    };
+    let import: Import = match read {
         Ok(import) => import,
         Err(flaws) => {
             let lines: Vec<String> = flaws.iter().map(|flaw| format!("\n  {flaw}")).collect();

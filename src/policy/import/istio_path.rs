@@ -12,8 +12,23 @@ pub(super) struct PathText {
     pub(super) cel: String,
 }
 
-/// A path of Istio, as exactly as our language can say it.
-pub(super) fn path_text(path: &str) -> PathText {
+/// Paths of Istio, as exactly as our language can say them.
+pub(super) fn path_texts(paths: &[String]) -> Vec<PathText> {
+    let texts = paths.iter().map(|path| {
+        let mut text = path_text(path);
+        // Beside `/a`, `/a/**` means no more than `/a/*` does.
+        if let Wildcard::Prefix(prefix) = Wildcard::of(path)
+            && let Some(folder) = prefix.strip_suffix('/')
+            && paths.iter().any(|other| other == folder)
+        {
+            text.exact = text.template.is_some();
+        }
+        text
+    });
+    texts.collect()
+}
+
+fn path_text(path: &str) -> PathText {
     let subject = "request.path";
     if path.contains("{*}") || path.contains("{**}") {
         return templated(path);

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::draft::Draft;
-use super::istio_path::{PathText, path_text};
+use super::istio_path::path_texts;
 use super::objects::Object;
 use super::options::ImportOptions;
 use super::wildcard::{Wildcard, any_of, one_of, quoted};
@@ -421,7 +421,7 @@ impl Istio<'_> {
         if paths.is_empty() {
             return;
         }
-        let said: Vec<PathText> = paths.iter().map(|path| path_text(path)).collect();
+        let said = path_texts(paths);
         let templates: Option<Vec<String>> =
             said.iter().map(|path| path.template.clone()).collect();
         let exact = said.iter().all(|path| path.exact) && templates.is_some();
@@ -437,14 +437,28 @@ impl Istio<'_> {
         }
         let conditions: Vec<String> = said.into_iter().map(|path| path.cel).collect();
         self.draft.require(any_of(&conditions));
-        self.draft.note(field, "said in CEL where our templates do not mean the same");
+        self.path_in_cel(field);
+    }
+
+    fn path_in_cel(&mut self, field: &str) {
+        let sentence = match self.draft.allows() {
+            true => {
+                "said in CEL, since our templates do not mean the same: a path that can be read in several ways (`/a%20b`, \
+                     `//a`) is not allowed"
+            }
+            false => {
+                "said in CEL, since our templates do not mean the same: a path that can be read in several ways (`/a%20b`, \
+                      `//a`) is refused"
+            }
+        };
+        self.draft.refuses_more(field, sentence);
     }
 
     fn not_paths(&mut self, paths: &[String], field: &str) {
         if paths.is_empty() {
             return;
         }
-        let said: Vec<PathText> = paths.iter().map(|path| path_text(path)).collect();
+        let said = path_texts(paths);
         let templates: Option<Vec<String>> =
             said.iter().map(|path| path.template.clone()).collect();
         let exact = said.iter().all(|path| path.exact);
@@ -460,7 +474,7 @@ impl Istio<'_> {
             _ => {
                 let conditions: Vec<String> = said.into_iter().map(|path| path.cel).collect();
                 self.draft.require(format!("!({})", any_of(&conditions)));
-                self.draft.note(field, "said in CEL where our templates do not mean the same");
+                self.path_in_cel(field);
             }
         }
     }

@@ -82,7 +82,7 @@ pub fn ask(
         let allowed = open || policy["allowed"] == true;
         Ok(json!({
             "door": asked.door, "workload": workload.as_str(), "request": walked, "policy": policy,
-            "open": open, "forwarded": allowed && walked.route.is_some() && walked.fault.is_none(),
+            "open": open, "forwarded": allowed && walked.upstream.is_some() && walked.fault.is_none(),
         }))
     };
     Some(explained())
