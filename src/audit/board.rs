@@ -70,9 +70,9 @@ impl OutputBoard {
         self.rows.lock().iter().map(|(name, progress)| progress.report(name)).collect()
     }
 
-    /// Forgets all but these: the settings have no others any more.
-    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.rows.lock().retain(|name, _| keep(name));
+    /// Forgets an output that the settings have no more.
+    pub fn forget(&self, name: &str) {
+        self.rows.lock().remove(name);
     }
 
     /// The row of an output, which goes on where it was when there was one before.

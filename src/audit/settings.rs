@@ -256,10 +256,6 @@ impl OutputSettings {
             let expected = "expected 1 to 64 lower-case letters, digits, - and _";
             return Err(format!("name {:?}: {expected}", self.name));
         }
-        // Central collection keeps its cursor in the same folder.
-        if self.name == "collection" || self.name == "control-plane" {
-            return Err(format!("name {:?} is taken by central collection", self.name));
-        }
         self.selection()?;
         let BatchSettings { records, bytes, seconds } = &self.batch;
         if !(1..=10_000).contains(records) {

@@ -452,6 +452,7 @@ mod tests {
     fn begun(number: u64, old_at: Option<i64>) -> Begun {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         Begun {
+            lax: None,
             number,
             opening: Opening::Originated,
             local: address,

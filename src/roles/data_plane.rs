@@ -99,7 +99,7 @@ pub struct Configuration {
 }
 
 /// The id of the route that the setting `sidecar.app` stands for.
-const APP_ROUTE: &str = "sidecar.app";
+pub(super) const APP_ROUTE: &str = "sidecar.app";
 
 impl DataPlaneRole {
     /// Opens the doors at once: until the first configuration is there, everything is refused.

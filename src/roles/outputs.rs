@@ -23,9 +23,6 @@ impl Running {
             identity: self.own.clone(),
         };
         let (wanted, board) = (&self.settings.audit.outputs, &self.shared.outputs);
-        board.retain(|name| {
-            super::collection::NAMES.contains(&name) || wanted.iter().any(|one| one.name == name)
-        });
         self.outputs = Outputs::start(wanted, &place, &self.shared.audit, board)
             .map_err(settings::Error::from)?;
         Ok(())

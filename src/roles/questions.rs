@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::data_plane::APP_ROUTE;
 use crate::identity::SpiffeId;
-use crate::model::{Change, Listeners, Resource};
+use crate::model::{Change, Id, Listeners, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Client, Entry, Exchange, Head};
 use crate::policy::RouteFacts;
@@ -58,6 +59,12 @@ pub(super) fn walk_with(
     let mut walked = Walked { plugins: global.collect(), ..Walked::default() };
     match snapshot.route(supposed.door, &mut exchange) {
         Err(_) => walked.fault = Some("the path cannot be read: 400".into()),
+        // A sidecar may have a route of its own, which its settings make and nobody else knows.
+        Ok(None) if supposed.door == Listeners::Inbound => {
+            let labels = Default::default();
+            walked.route = Id::parse(APP_ROUTE).ok().map(|id| TargetRoute { id, labels });
+            walked.upstream = Some("the application that the sidecar's settings name".into());
+        }
         Ok(None) => walked.fault = Some("no route matches: 404".into()),
         Ok(Some(route)) => {
             let info = &route.info;

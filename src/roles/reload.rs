@@ -88,6 +88,7 @@ impl Running {
                 let outputs = fresh.audit.outputs.clone();
                 let before = std::mem::replace(&mut self.settings.audit.outputs, outputs);
                 let kept = std::mem::take(&mut self.outputs).finish(OUTPUTS_WITHIN).await;
+                before.iter().for_each(|one| self.shared.outputs.forget(&one.name));
                 let started = self.start_outputs();
                 if started.is_err() {
                     self.settings.audit.outputs = before;

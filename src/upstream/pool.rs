@@ -271,6 +271,7 @@ mod tests {
     fn ending(end: i64) -> Reuse {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let begun = Begun {
+            lax: None,
             number: 1,
             opening: Opening::Originated,
             local: address,

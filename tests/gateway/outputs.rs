@@ -423,7 +423,11 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
     };
     http_door.open(serve.clone()).await;
     shop.get(&billing, "/while-busy").await;
-    billing.logs("answered 503");
+    eventually_async("the output that finds it busy says so", || async {
+        let process = get(status, "/status/process").await.text();
+        process.contains("answered 503").then_some(())
+    })
+    .await;
     http_door.close();
     stranger.get(&billing, "/while-away").await;
     *mood.lock().unwrap() = Mood::Good;

@@ -103,6 +103,7 @@ fn write_all(lane: &AuditLane) {
     })
     .unwrap();
     lane.handshake_refused(&HandshakeRefusedRecord {
+        is_observed: false,
         conn_id: 8,
         src_addr: "[2001:db8::1]:5000".parse().unwrap(),
         presented_id: Some("spiffe://elsewhere.test/web"),

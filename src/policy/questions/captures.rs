@@ -8,8 +8,18 @@ use crate::model::{From, PolicyRule, To};
 
 /// The names that a rule compares: those that a principal or a host binds and that stand in another list as well.
 pub(super) fn compared(rule: &PolicyRule) -> Vec<String> {
-    let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
-    let lists = [&from.principals, &to.hosts, &to.not_hosts, &to.paths, &to.not_paths];
+    let to = rule.to.as_ref();
+    let list = |list: fn(&To) -> &[String]| to.map_or(&[][..], list);
+    let lists: [&[String]; 5] = [
+        rule.from.as_ref().map_or(&[], |from| &from.principals),
+        list(|to| &to.hosts),
+        list(|to| &to.not_hosts),
+        list(|to| &to.paths),
+        list(|to| &to.not_paths),
+    ];
+    if !lists.iter().any(|list| list.iter().any(|text| text.contains('{'))) {
+        return Vec::new();
+    }
     let named: Vec<BTreeSet<&str>> = lists.iter().map(|list| names(list)).collect();
     let bound = named[0].union(&named[1]);
     let stands_twice = |name: &&&str| named.iter().filter(|list| list.contains(**name)).count() > 1;

@@ -257,11 +257,12 @@ fn add_lines(
 fn add_connection(line: &Line, to: &To, from: &From, when: &When, lines: &mut Vec<Line>) {
     let To { hosts, not_hosts, ports, not_ports, .. } = to.clone();
     let bare = To { hosts, not_hosts, ports, not_ports, ..To::default() };
-    let http = !(line.selector.routes.is_empty() && line.selector.labels.is_empty())
-        || bare != *to
-        || !from.claims.is_empty()
-        || !(when.headers.is_empty() && when.query.is_empty());
-    if http && line.action == PolicyAction::Allow {
+    let plain = line.selector == PolicySelector::default()
+        && bare == *to
+        && from.claims.is_empty()
+        && when.headers.is_empty()
+        && when.query.is_empty();
+    if !plain && line.action == PolicyAction::Allow {
         return;
     }
     lines.push(Line {

@@ -51,7 +51,7 @@ impl Stated {
         let mode = rule.and_then(|rule| rule.mode).unwrap_or(self.text.mode);
         Via {
             policy: self.id.to_string(),
-            rule: name.unwrap_or_else(|| (at + 1).to_string()),
+            rule: name.unwrap_or_else(|| at.saturating_add(1).to_string()),
             revision: self.revision,
             action: self.text.action,
             mode,

@@ -142,6 +142,8 @@ fn by_principal(
         any_of.retain(|shape| !wide.iter().any(|other| other != shape && other.covers(shape)));
         let mut callers = Callers::within(any_of.clone(), from, action, own);
         callers.but.extend(but);
+        // To whoever has no identity, only the host can bind names.
+        callers.nobody &= holds(None);
         if !any_of.is_empty() {
             found.push(callers);
         } else if action == PolicyAction::Deny && holds(None) {

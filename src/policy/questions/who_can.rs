@@ -116,6 +116,9 @@ pub(super) struct Candidate<'a> {
     pub(super) open: (crate::model::PolicySelector, PolicyRule),
 }
 
+/// So many rules before are looked at for one that asks the same.
+const ALIKE: usize = 8;
+
 impl Policies {
     /// Who may do this at the workload? Decided by the same rules that the workload enforces.
     pub fn who_can(&self, workload: &SpiffeId, target: &Target) -> Allowed {
@@ -162,13 +165,15 @@ impl Policies {
     ) -> (Vec<Candidate<'_>>, Vec<&Stated>) {
         let known = target.known();
         let (mut found, mut settled, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        // For each candidate, the place of its settled part among those that the engine judges.
+        let (mut places, mut judged) = (Vec::new(), 0);
         for stated in self.about(workload) {
             if stated.broken.is_some() {
                 broken.push(stated);
                 continue;
             }
             let text = &stated.text;
-            let mut rules = Vec::new();
+            let mut rules: Vec<PolicyRule> = Vec::new();
             let (known_selector, open_selector) = take_selector_apart(&text.selector, known);
             for (at, rule) in text.rules.iter().enumerate() {
                 if surely_fails(text.action, rule, target) {
@@ -179,9 +184,13 @@ impl Policies {
                 for variant in variants(rule, text.action, target, own) {
                     let Variant { rule, known, callers, besides } = variant;
                     let Parts { settled, open } = take_apart(&rule, known);
-                    // Names only have to differ.
-                    let name = Some((rules.len() + 1).to_string());
-                    rules.push(PolicyRule { name, ..settled });
+                    // Rules beside each other often ask the same of what is known.
+                    let same = rules.iter().rev().take(ALIKE).position(|rule| *rule == settled);
+                    let place = same.map_or(rules.len(), |back| rules.len() - 1 - back);
+                    if same.is_none() {
+                        rules.push(settled);
+                    }
+                    places.push(judged + place);
                     let mut conditions = conditions(&open_selector, &open, mode);
                     conditions.extend(besides);
                     found.push(Candidate {
@@ -195,6 +204,7 @@ impl Policies {
                     });
                 }
             }
+            judged += rules.len();
             if !rules.is_empty() {
                 let settled_text = IdentityPolicy {
                     id: None,
@@ -212,9 +222,10 @@ impl Policies {
             }
         }
         let held = held(&settled, workload, target);
-        debug_assert_eq!(held.len(), found.len(), "every candidate was judged");
-        let mut held = held.into_iter();
-        found.retain(|_| held.next().unwrap_or(true));
+        debug_assert_eq!(held.len(), judged, "every part was judged");
+        let mut places = places.into_iter();
+        // What was not judged, which cannot be, counts as what may hold.
+        found.retain(|_| places.next().and_then(|at| held.get(at).copied()).unwrap_or(true));
         (found, broken)
     }
 }

@@ -48,6 +48,9 @@ pub(super) struct Atom {
     pub(super) met: Vec<u32>,
 }
 
+/// For each line, some of a dimension's atoms; `None` for all.
+type ByLine = Vec<Option<Vec<u32>>>;
+
 /// One kind of difference.
 #[derive(Debug)]
 pub(super) struct Dimension {
@@ -56,7 +59,7 @@ pub(super) struct Dimension {
     pub(super) atoms: Vec<Atom>,
     pub(super) patterns: Vec<String>,
     /// For each line, the atoms for which it can hold; `None` for all.
-    pub(super) by_line: Vec<Option<Vec<u32>>>,
+    pub(super) by_line: ByLine,
 }
 
 /// All of them, in the order in which they are looked at.
@@ -424,7 +427,7 @@ impl Space {
     }
 
     fn conditions(&mut self, lines: &[Line]) {
-        let mut all: BTreeMap<String, (PolicyRule, Vec<Option<Vec<u32>>>)> = BTreeMap::new();
+        let mut all: BTreeMap<String, (PolicyRule, ByLine)> = BTreeMap::new();
         for (at, line) in lines.iter().enumerate() {
             for (rule, holds) in &line.conditions {
                 let key = serde_json::json!(rule).to_string();

@@ -276,7 +276,7 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
     let points =
         proptest::collection::vec((target(&PLAIN), proptest::sample::select(universe())), 12);
     let sets = (policies(3), policies(2), proptest::bool::ANY);
-    run(200, (sets, points), |((one, other, extend), points)| {
+    run(100, (sets, points), |((one, other, extend), points)| {
         prop_assume!(!captures(&one) && !captures(&other));
         prop_assume!(one.iter().chain(other.iter()).all(|stated| stated.broken.is_none()));
         // Either two sets that have little in common, or one with policies added.
