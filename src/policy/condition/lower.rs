@@ -20,7 +20,7 @@ const LARGEST_PATTERN: usize = 64 << 10;
 
 const COST_OF_TEXT: u32 = 4;
 const COST_OF_LOOKUP: u32 = 16;
-const COST_OF_PATTERN: u32 = 64;
+const COST_OF_PATTERN: u32 = 48;
 
 /// What an expression gives, as far as it can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
