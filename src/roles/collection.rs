@@ -24,6 +24,9 @@ use crate::rt::{DrainGuard, Live, Tasks};
 use crate::sync::publisher::VerifiedPeer;
 use crate::sync::subscriber;
 
+/// The names under which the archive stands among the outputs.
+pub(super) const NAMES: [&str; 2] = ["archive", "control-plane"];
+
 /// Who follows the log may take so long to hand over what is left, at an end.
 const FINISH_WITHIN: Duration = Duration::from_secs(3);
 
