@@ -295,7 +295,7 @@ impl LogReader {
                 files.pop().map(|(open, first)| self.behind_the_end(open, first)).transpose()?
             }
             None => Some(files.swap_remove(0).0),
-            Some(last) => Some(self.resume(last.clone(), files)?),
+            Some(last) => Some(self.resume(&last.clone(), files)?),
         };
         Ok(self.open.is_some())
     }
@@ -316,7 +316,7 @@ impl LogReader {
     /// Goes on behind a place, as well as what is there allows it.
     fn resume(
         &mut self,
-        last: Cursor,
+        last: &Cursor,
         mut files: Vec<(OpenFile, Option<LineFacts>)>,
     ) -> io::Result<OpenFile> {
         let is_its_own =

@@ -256,10 +256,6 @@ impl OutputSettings {
             let expected = "expected 1 to 64 lower-case letters, digits, - and _";
             return Err(format!("name {:?}: {expected}", self.name));
         }
-        // Central collection stands on the same board.
-        if self.name == "archive" || self.name == "control-plane" {
-            return Err(format!("name {:?} is taken by central collection", self.name));
-        }
         self.selection()?;
         let BatchSettings { records, bytes, seconds } = &self.batch;
         if !(1..=10_000).contains(records) {

@@ -91,7 +91,7 @@ fn export(
         let record: Value = match serde_json::from_str(text) {
             Ok(record @ Value::Object(_)) => record,
             _ => {
-                eprintln!("{name}:{number}: this line is no record");
+                let _ = writeln!(std::io::stderr(), "{name}:{number}: this line is no record");
                 is_whole = false;
                 continue;
             }

@@ -1,6 +1,7 @@
 //! Do settings make sense? All that can be told without a socket, a disk or the network: `wardgate check --offline`, and
 //! before a running process takes settings over.
 
+use super::collection::NAMES;
 use super::control_plane::FeedRules;
 use super::data_plane::app_route;
 use super::issuer::upkeep;
@@ -32,6 +33,10 @@ impl Settings {
         }
         check_log(&self.log)?;
         OutputSettings::check_all(&self.audit.outputs)?;
+        let taken = self.audit.outputs.iter().find(|one| NAMES.contains(&&*one.name));
+        if let Some(OutputSettings { name, .. }) = taken {
+            return wrong("audit.outputs", &format!("{name}: the name is central collection's"));
+        }
         if let Err(error) = self.decision_log.check() {
             return Err(match error {
                 crate::observe::Error::Setting { field, problem } => {

@@ -184,6 +184,7 @@ fn normal(mut record: Value) -> Value {
     for (field, value) in [
         ("time", "2026-01-02T03:04:05.678Z"),
         ("boot_id", "00000000000000b1"),
+        ("event_id", "00000000-0000-7000-8000-000000000001"),
         ("version", "0.0.0"),
         ("engine_version", "0.0.0"),
         ("first", "2026-01-02T03:04:05.000Z"),
