@@ -13,6 +13,8 @@ use crate::model::{
 
 /// What a name in braces is compared as, when it stands for any text.
 pub(super) const EACH: &str = "any-same-text";
+/// A trust domain that stands for all that no policy names, where rules mean the workload's own.
+pub(super) const OTHER: &str = "any-other-trust-domain";
 /// So many texts are tried in the place of a name in braces.
 const TEXTS: usize = 24;
 
@@ -191,7 +193,7 @@ fn domains(rules: &[Ruled]) -> BTreeSet<String> {
         let patterns = from.principals.iter().chain(&from.not_principals);
         patterns.filter_map(|text| Shape::of_text(text).root).map(String::from)
     });
-    named.chain(of_rules).collect()
+    named.chain(of_rules).chain([OTHER.to_owned()]).collect()
 }
 
 fn add_lines(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::callers::{Callers, NOBODY};
 use super::super::engine::alone;
-use super::super::lines::{Line, is_free};
+use super::super::lines::{Line, OTHER, is_free};
 use super::super::shape::{Name, Shape, Space as Names, atoms};
 use super::super::target::{Target, TargetRoute};
 use crate::identity::SpiffeId;
@@ -125,7 +125,12 @@ impl Space {
 
     fn workloads(&mut self, lines: &[Line]) {
         let shapes = lines.iter().flat_map(|line| line.workloads.clone());
-        let id = |name: &Name| name.id().map(Value::Workload);
+        // Where rules mean the workload's own trust domain, one stands for all that no policy names.
+        let all = || lines.iter().flat_map(|line| &line.workloads);
+        let asks_own = all().any(|shape| shape.root.as_deref() == Some(OTHER));
+        let named: BTreeSet<&str> = all().filter_map(|shape| shape.root.as_deref()).collect();
+        let counts = |name: &Name| !asks_own || named.contains(&*name.root);
+        let id = |name: &Name| name.id().filter(|_| counts(name)).map(Value::Workload);
         let (mut dimension, means) = self.tell_apart("workload", Names::Ids, shapes, id);
         dimension.by_line = lines
             .iter()
