@@ -467,7 +467,8 @@ impl Observer {
         let entries = self.store.list(&folder(&self.prefix, self.kind, None)).await?.entries;
         let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
         all.sort_by_key(|remembered| std::cmp::Reverse(remembered.revision));
-        let newest = state_at(&all, At::Revision(Revision::MAX));
+        // As of the listing: the history was read after it, and may know more.
+        let newest = state_at(&all, At::Revision(listing.revision));
         let mut there = BTreeMap::new();
         for stored in &listing.entries {
             if let Some(id) = self.id_of(&stored.key) {
