@@ -260,7 +260,7 @@ fn add_connection(line: &Line, to: &To, from: &From, when: &When, lines: &mut Ve
     let To { hosts, not_hosts, ports, not_ports, .. } = to.clone();
     let bare = To { hosts, not_hosts, ports, not_ports, ..To::default() };
     let plain = line.selector == PolicySelector::default()
-        && bare == *to
+        && bare == To { ignore_case: false, ..to.clone() }
         && from.claims.is_empty()
         && when.headers.is_empty()
         && when.query.is_empty();

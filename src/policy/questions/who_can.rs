@@ -299,10 +299,14 @@ fn subtract(allows: &[Candidate<'_>], denies: &[Candidate<'_>], answer: &mut All
         let mut met: Vec<usize> = Vec::new();
         let mut kept = Vec::new();
         for shape in std::mem::take(&mut callers.any_of) {
+            let near = index.near(&shape);
+            if near.is_empty() && callers.but.is_empty() {
+                kept.push(shape);
+                continue;
+            }
             let alone =
                 Callers { any_of: vec![shape.clone()], but: callers.but.clone(), nobody: false };
-            let near: Vec<usize> = index
-                .near(&shape)
+            let near: Vec<usize> = near
                 .into_iter()
                 .map(|at| at as usize)
                 .filter(|at| alone.meets(&denies[*at].callers))
