@@ -9,7 +9,8 @@ mod code;
 mod lower;
 #[cfg(feature = "cel")]
 mod parse;
-#[cfg(all(test, feature = "cel"))]
+#[cfg(test)]
+#[cfg(feature = "cel")]
 mod tests;
 
 use super::action::Action;

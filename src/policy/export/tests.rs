@@ -4,7 +4,7 @@ use super::grammar::{read_policies, read_schema};
 use super::{Cedar, export_cedar};
 use crate::model::{Id, IdentityPolicy};
 
-fn export(policies: serde_json::Value) -> Cedar {
+fn export(policies: &serde_json::Value) -> Cedar {
     let policies: Vec<(Id, IdentityPolicy)> = policies
         .as_array()
         .unwrap()
@@ -22,7 +22,7 @@ fn export(policies: serde_json::Value) -> Cedar {
 
 #[test]
 fn an_allow_rule_is_a_permit_and_a_deny_rule_a_forbid() {
-    let cedar = export(serde_json::json!([
+    let cedar = export(&serde_json::json!([
         {"id": "read", "action": "allow", "selector": {"workloads": ["spiffe://shop/billing"]}, "rules": [
             {"name": "web", "from": {"principals": ["spiffe://shop/web"]},
              "to": {"methods": ["GET"], "paths": ["/invoices/{id}", "/lists/**"]}}]},
@@ -70,7 +70,7 @@ forbid (
 
 #[test]
 fn every_part_that_cedar_can_say_is_said() {
-    let cedar = export(serde_json::json!([{"id": "all", "action": "allow", "rules": [
+    let cedar = export(&serde_json::json!([{"id": "all", "action": "allow", "rules": [
         {"from": {"trust_domains": ["a"], "not_trust_domains": ["b"], "namespaces": ["x", "y-*"], "not_namespaces": ["*-z"],
                   "service_accounts": ["n/s"], "not_service_accounts": ["n/t"], "ip_blocks": ["10.0.0.0/8"],
                   "not_ip_blocks": ["10.1.0.0/16"], "remote_ip_blocks": ["::/0"],
@@ -115,10 +115,10 @@ fn what_cedar_cannot_say_is_left_out_in_the_safe_direction() {
         {"name": "some", "mode": {"canary": 5}},
     ]);
     let policy = |action| serde_json::json!([{"id": "p", "action": action, "rules": rules}]);
-    let allow = export(policy("allow"));
+    let allow = export(&policy("allow"));
     assert_eq!(allow.policies, "");
     assert_eq!(allow.differences.len(), 7, "{:#?}", allow.differences);
-    let deny = export(policy("deny"));
+    let deny = export(&policy("deny"));
     // Each of them but the one that is only watched refuses, with what could be said of it.
     assert_eq!(read_policies(&deny.policies), Ok(12), "{}", deny.policies);
     assert_eq!(deny.differences.len(), 7, "{:#?}", deny.differences);

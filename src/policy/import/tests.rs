@@ -284,7 +284,7 @@ fn strictness_of_identity() {
     let strict = peer("m", "istio-system", "{mtls: {mode: STRICT}}");
     assert!(istio(&strict).modes.is_empty());
     // Permissive below strict holds, because strict was not written down.
-    let import = istio(&(strict.clone() + &peer("n", "shop", "{mtls: {mode: PERMISSIVE}}")));
+    let import = istio(&(strict + &peer("n", "shop", "{mtls: {mode: PERMISSIVE}}")));
     assert_eq!(import.modes[0].1.workloads, ["spiffe://shop.example/ns/shop/sa/*"]);
     assert_eq!(import.modes[0].1.mode, Strictness::Permissive);
     assert!(import.differences.is_empty(), "{:?}", import.differences);
