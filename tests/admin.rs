@@ -1035,14 +1035,16 @@ async fn requests_under_way_are_finished_when_the_control_plane_stops() {
 #[tokio::test]
 async fn the_schema_of_policies_is_what_the_command_line_prints() {
     let world = world().await;
-    let path = "/apisix/admin/schema/identity_policy";
-    let answer = world.send("GET", path, &[("x-api-key", VIEWER)], "").await;
-    let (status, answer) = answer.pair();
-    assert_eq!(status, 200);
-    let printed = std::process::Command::new(env!("CARGO_BIN_EXE_wardgate"))
-        .args(["schema", "policy"])
-        .output()
-        .unwrap();
-    let printed: Value = serde_json::from_slice(&printed.stdout).unwrap();
-    assert_eq!(answer, printed);
+    for (path, name) in [("identity_policy", "policy"), ("identity_mode", "identity-mode")] {
+        let path = format!("/apisix/admin/schema/{path}");
+        let answer = world.send("GET", &path, &[("x-api-key", VIEWER)], "").await;
+        let (status, answer) = answer.pair();
+        assert_eq!(status, 200);
+        let printed = std::process::Command::new(env!("CARGO_BIN_EXE_wardgate"))
+            .args(["schema", name])
+            .output()
+            .unwrap();
+        let printed: Value = serde_json::from_slice(&printed.stdout).unwrap();
+        assert_eq!(answer, printed, "{name}");
+    }
 }

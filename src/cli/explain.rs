@@ -31,7 +31,7 @@ enum ExplainCommand {
     /// Explain a refusal by the id that the caller got (header x-wardgate-denial).
     Denial(DenialArgs),
     /// Explain what a request would meet: route, plugins, policy with every rule that was tried, upstream.
-    Request(super::questions::RequestArgs),
+    Request(Box<super::questions::RequestArgs>),
 }
 
 #[derive(Args, Debug)]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::model::{IdentityMode, Kind, schema_of};
+use crate::model::{Kind, schema_of};
 use crate::policy::PolicyTest;
 use crate::roles::Settings;
 
@@ -39,7 +39,7 @@ pub(super) fn run(args: &SchemaArgs, out: &mut dyn Write) -> anyhow::Result<Exit
     let schema = match args.of {
         SchemaOf::Settings => schemars::schema_for!(Settings).to_value(),
         SchemaOf::Policy => Kind::IdentityPolicies.schema(),
-        SchemaOf::IdentityMode => schema_of::<IdentityMode>(),
+        SchemaOf::IdentityMode => Kind::IdentityModes.schema(),
         SchemaOf::PolicyTest => schema_of::<PolicyTest>(),
     };
     writeln!(out, "{}", serde_json::to_string_pretty::<Value>(&schema)?)?;

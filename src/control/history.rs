@@ -20,7 +20,7 @@ use crate::rt::Clock;
 use crate::store::{self, Commit, Event, Expect, Listing, Store, Stored, Write, Written};
 
 /// The kinds whose past is kept.
-pub(super) const KEPT: [Kind; 1] = [Kind::IdentityPolicies];
+pub(super) const KEPT: [Kind; 2] = [Kind::IdentityPolicies, Kind::IdentityModes];
 
 /// So many resources are put back in one revision of the store: etcd takes 128 operations at once, and each needs two.
 const AT_ONCE: usize = 60;

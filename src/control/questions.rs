@@ -13,7 +13,7 @@ use crate::model::{Body, Id, IdentityPolicy, Kind, Resource, Revision};
 use crate::policy::questions::{Policies, Scene, Supposed, TargetRoute, Walked, ask, scene};
 
 /// The kinds that routing and policy look at.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Upstreams,
     Kind::Services,
     Kind::PluginMetadata,
@@ -21,6 +21,7 @@ const KINDS: [Kind; 8] = [
     Kind::GlobalRules,
     Kind::Routes,
     Kind::IdentityPolicies,
+    Kind::IdentityModes,
     Kind::Workloads,
 ];
 

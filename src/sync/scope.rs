@@ -881,7 +881,10 @@ pub(super) mod tests {
                 "upstreams/cart",
             ]
         );
-        assert_eq!(world.all(cart), ["identity_policies/all", "identity_policies/cart"]);
+        assert_eq!(
+            world.all(cart),
+            ["identity_modes/cart", "identity_policies/all", "identity_policies/cart"]
+        );
         assert!(world.all(web).contains(&"consumers/eve".into()));
     }
 
@@ -891,7 +894,10 @@ pub(super) mod tests {
         let cart = world.0.enter(Role::Sidecar, CART);
         let web = world.0.enter(Role::Sidecar, WEB);
         world.put("routes/cart", route(WEB, json!({"service_id": "cart"})));
-        assert_eq!(world.all(cart), ["identity_policies/all", "identity_policies/cart"]);
+        assert_eq!(
+            world.all(cart),
+            ["identity_modes/cart", "identity_policies/all", "identity_policies/cart"]
+        );
         assert!(world.all(web).contains(&"consumers/bob".into()));
         world.put("routes/cart", route("spiffe://shop/*", json!({"service_id": "cart"})));
         assert!(world.all(cart).contains(&"consumers/bob".into()));

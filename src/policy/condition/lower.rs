@@ -20,7 +20,7 @@ const LARGEST_PATTERN: usize = 64 << 10;
 
 const COST_OF_TEXT: u32 = 4;
 const COST_OF_LOOKUP: u32 = 16;
-const COST_OF_PATTERN: u32 = 64;
+const COST_OF_PATTERN: u32 = 48;
 
 /// What an expression gives, as far as it can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,7 +313,7 @@ impl Lower {
             operators::LOGICAL_AND | operators::LOGICAL_OR => {
                 let [one, other] = self.two(call)?;
                 let cost = one.cost.saturating_add(other.cost + 1);
-                let (one, other) = (one.as_bool()?, other.as_bool()?);
+                let (one, other) = (one.into_bool()?, other.into_bool()?);
                 let code = match call.func_name.as_str() {
                     operators::LOGICAL_AND => Code::And(Box::new(one), Box::new(other)),
                     _ => Code::Or(Box::new(one), Box::new(other)),
@@ -323,7 +323,7 @@ impl Lower {
             operators::LOGICAL_NOT => {
                 let [inner] = self.arguments(call)?;
                 let cost = inner.cost + 1;
-                let code = Code::Not(Box::new(inner.as_bool()?));
+                let code = Code::Not(Box::new(inner.into_bool()?));
                 Ok(Lowered { code, kind: Kind::Bool, cost })
             }
             operators::NEGATE => {
@@ -336,7 +336,7 @@ impl Lower {
                 let [condition, yes, no] = self.arguments(call)?;
                 let kind = if yes.kind == no.kind { yes.kind } else { Kind::Any };
                 let cost = condition.cost.saturating_add(yes.cost.max(no.cost)).saturating_add(1);
-                let condition = Box::new(condition.as_bool()?);
+                let condition = Box::new(condition.into_bool()?);
                 let code = Code::Choose(condition, Box::new(yes.code), Box::new(no.code));
                 Ok(Lowered { code, kind, cost })
             }
@@ -596,7 +596,7 @@ impl Lowered {
         Err(format!("{} stands where {} is expected", self.kind.name(), kind.name()))
     }
 
-    fn as_bool(self) -> Result<Code, String> {
+    fn into_bool(self) -> Result<Code, String> {
         self.expects(Kind::Bool)?;
         Ok(self.code)
     }
@@ -636,7 +636,8 @@ fn compared(how: Compare, one: Lowered, other: Lowered) -> Result<Lowered, Strin
         _ => true,
     };
     let fits = comparable(one.kind) && comparable(other.kind);
-    if !fits || (!one.kind.may_be(other.kind) && !(null && equality)) {
+    let alike = one.kind.may_be(other.kind) || (null && equality);
+    if !(fits && alike) {
         return Err(format!("{} cannot be compared with {}", one.kind.name(), other.kind.name()));
     }
     let lists = matches!(one.kind, Kind::List(_)) || matches!(other.kind, Kind::List(_));

@@ -260,7 +260,7 @@ impl Conditions {
             let workloads: Vec<String> = workloads.collect();
             // A list of which one entry cannot be said would mean fewer workloads: a deny rule means all of them.
             if workloads.len() == selector.workloads.len() {
-                conditions.push(any(workloads));
+                conditions.push(any(&workloads));
             }
         }
         if !selector.labels.is_empty() {
@@ -302,7 +302,7 @@ impl Conditions {
             if said.len() < list.len() {
                 self.cannot(field, "a star before a name, and any rest");
             } else if !said.is_empty() {
-                self.identity.push(negated(any(said), not));
+                self.identity.push(negated(any(&said), not));
             }
         }
         for (list, not) in [(&from.trust_domains, false), (&from.not_trust_domains, true)] {
@@ -319,17 +319,17 @@ impl Conditions {
             ("remote", &from.not_remote_ip_blocks, true),
         ];
         for (of, list, not) in blocks.into_iter().filter(|(_, list, _)| !list.is_empty()) {
-            let ranges = list
+            let ranges: Vec<_> = list
                 .iter()
                 .map(|block| format!("context.{of}.isInRange(ip({}))", literal(block)))
                 .collect();
-            let within = negated(any(ranges), not);
-            self.connection.push(self.present(&format!("context has {of}"), within));
+            let within = negated(any(&ranges), not);
+            self.connection.push(self.present(&format!("context has {of}"), &within));
         }
     }
 
     /// What is absent never allows and always refuses.
-    fn present(&self, present: &str, condition: String) -> String {
+    fn present(&self, present: &str, condition: &str) -> String {
         match self.allows() {
             true => format!("({present} && {condition})"),
             false => format!("(!({present}) || {condition})"),
@@ -353,14 +353,14 @@ impl Conditions {
             if list.is_empty() {
                 continue;
             }
-            let names = list.iter().map(|name| text("principal.namespace", name)).collect();
-            self.in_kubernetes(any(names), not, shaped, own, home);
+            let names: Vec<_> = list.iter().map(|name| text("principal.namespace", name)).collect();
+            self.in_kubernetes(any(&names), not, shaped, own, home);
         }
         for (list, not) in [(&from.service_accounts, false), (&from.not_service_accounts, true)] {
             if list.is_empty() {
                 continue;
             }
-            let accounts = list
+            let accounts: Vec<_> = list
                 .iter()
                 .map(|account| {
                     let (namespace, name) = account.split_once('/').unwrap_or(("", account));
@@ -369,7 +369,7 @@ impl Conditions {
                     format!("({namespace} && {name})")
                 })
                 .collect();
-            self.in_kubernetes(any(accounts), not, shaped, own, home);
+            self.in_kubernetes(any(&accounts), not, shaped, own, home);
         }
     }
 
@@ -398,7 +398,7 @@ impl Conditions {
         for (list, not) in [(&to.hosts, false), (&to.not_hosts, true)] {
             if !list.is_empty() {
                 let hosts = list.iter().map(|host| text("context.host", &host.to_lowercase()));
-                self.http.push(negated(any(hosts.collect()), not));
+                self.http.push(negated(any(&hosts.collect::<Vec<_>>()), not));
             }
         }
         self.paths("to.paths", &to.paths, false, to.ignore_case);
@@ -441,7 +441,7 @@ impl Conditions {
         let said: Option<Vec<String>> =
             list.iter().map(|path| path_condition(path, widely)).collect();
         match said {
-            Some(said) => self.http.push(negated(any(said), not)),
+            Some(said) => self.http.push(negated(any(&said), not)),
             None => self.cannot(field, "a star before a name, and any rest"),
         }
     }
@@ -485,7 +485,8 @@ impl Conditions {
     }
 }
 
-fn negated(condition: String, not: bool) -> String {
+fn negated(condition: impl Into<String>, not: bool) -> String {
+    let condition = condition.into();
     if not { format!("!({condition})") } else { condition }
 }
 
@@ -526,7 +527,7 @@ fn path_condition(template: &str, widely: bool) -> Option<String> {
         }
         let bare = template.trim_end_matches('/');
         let slash = format!("context.path == {}", literal(&format!("{bare}/")));
-        return Some(any(vec![format!("context.path == {}", literal(bare)), slash]));
+        return Some(any(&[format!("context.path == {}", literal(bare)), slash]));
     }
     starred("", &segments, "context.path", "context.depth", widely)
 }
@@ -578,14 +579,14 @@ fn starred(
             parts.last_mut().expect("there is always one").push('/');
             format!("({} && {depth} == {})", like(&parts), count + 1)
         };
-        return Some(if widely { any(vec![condition, slash()]) } else { condition });
+        return Some(if widely { any(&[condition, slash()]) } else { condition });
     }
     if stars == 0 {
         let exactly = parts.concat();
         let here = format!("{subject} == {}", literal(&exactly));
         let below = like(&below("/"));
         // Of an ID `**` means one segment or more, of a path also none.
-        return Some(if root.is_empty() { any(vec![here, below]) } else { below });
+        return Some(if root.is_empty() { any(&[here, below]) } else { below });
     }
     // Only stars may stand before any rest, or `like` would find the names further behind.
     let first_star = fixed.iter().position(|segment| is_star(segment)).unwrap_or(count);

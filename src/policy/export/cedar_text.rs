@@ -37,10 +37,10 @@ pub(super) fn set<T: AsRef<str>>(texts: &[T]) -> String {
 }
 
 /// One of these holds.
-pub(super) fn any(conditions: Vec<String>) -> String {
-    match conditions.len() {
-        1 => conditions.concat(),
-        _ => format!("({})", conditions.join(" || ")),
+pub(super) fn any(conditions: &[String]) -> String {
+    match conditions {
+        [one] => one.clone(),
+        several => format!("({})", several.join(" || ")),
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn objects(texts: &[(String, String)]) -> Result<Vec<Object>, Vec<Fla
             let items = document.get("items").and_then(Node::items);
             match items.filter(|_| is_list) {
                 Some(items) => {
-                    items.iter().for_each(|item| add(file, item, &mut objects, &mut flaws))
+                    items.iter().for_each(|item| add(file, item, &mut objects, &mut flaws));
                 }
                 None => add(file, document, &mut objects, &mut flaws),
             }

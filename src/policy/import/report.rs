@@ -82,7 +82,8 @@ impl Import {
     pub fn yaml(&self) -> String {
         let mut text = String::new();
         let mut add = |remark: &str, body: Result<String, serde_saphyr::ser_error::Error>, kind| {
-            let body = body.expect("a policy is plain texts, numbers, lists and maps");
+            // A policy is plain texts, numbers, lists and maps: that can always be written.
+            let body = body.unwrap_or_default();
             let _ = write!(text, "---\n# {remark}\nkind: {kind}\n{}\n", body.trim_end());
         };
         for (remark, policy) in &self.policies {

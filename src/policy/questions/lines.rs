@@ -13,6 +13,8 @@ use crate::model::{
 
 /// What a name in braces is compared as, when it stands for any text.
 pub(super) const EACH: &str = "any-same-text";
+/// A trust domain that stands for all that no policy names, where rules mean the workload's own.
+pub(super) const OTHER: &str = "any-other-trust-domain";
 /// So many texts are tried in the place of a name in braces.
 const TEXTS: usize = 24;
 
@@ -191,7 +193,7 @@ fn domains(rules: &[Ruled]) -> BTreeSet<String> {
         let patterns = from.principals.iter().chain(&from.not_principals);
         patterns.filter_map(|text| Shape::of_text(text).root).map(String::from)
     });
-    named.chain(of_rules).collect()
+    named.chain(of_rules).chain([OTHER.to_owned()]).collect()
 }
 
 fn add_lines(
@@ -257,11 +259,12 @@ fn add_lines(
 fn add_connection(line: &Line, to: &To, from: &From, when: &When, lines: &mut Vec<Line>) {
     let To { hosts, not_hosts, ports, not_ports, .. } = to.clone();
     let bare = To { hosts, not_hosts, ports, not_ports, ..To::default() };
-    let http = !(line.selector.routes.is_empty() && line.selector.labels.is_empty())
-        || bare != *to
-        || !from.claims.is_empty()
-        || !(when.headers.is_empty() && when.query.is_empty());
-    if http && line.action == PolicyAction::Allow {
+    let plain = line.selector == PolicySelector::default()
+        && bare == *to
+        && from.claims.is_empty()
+        && when.headers.is_empty()
+        && when.query.is_empty();
+    if !plain && line.action == PolicyAction::Allow {
         return;
     }
     lines.push(Line {

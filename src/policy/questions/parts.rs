@@ -13,8 +13,8 @@ pub(super) struct Parts {
 }
 
 /// Takes a rule apart. Every field is named here, so that none can be forgotten.
-pub(super) fn take_apart(rule: &PolicyRule, known: Known) -> Parts {
-    let PolicyRule { name, mode, from, to, when } = rule.clone();
+pub(super) fn take_apart(rule: PolicyRule, known: Known) -> Parts {
+    let PolicyRule { name, mode, from, to, when } = rule;
     let (mut settled, mut open) =
         (PolicyRule::default(), PolicyRule { name, mode, ..PolicyRule::default() });
     if let Some(from) = from {

@@ -96,12 +96,14 @@ pub fn scene(resources: &[Resource], now: i64) -> Scene {
             _ => None,
         })
     };
-    let (mut policies, mut workloads, mut routes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut policies, mut modes) = (Vec::new(), Vec::new());
+    let (mut workloads, mut routes) = (Vec::new(), Vec::new());
     for resource in resources {
         match &resource.body {
             Body::IdentityPolicy(policy) => {
                 policies.push((resource.id.clone(), resource.revision, (**policy).clone()));
             }
+            Body::IdentityMode(mode) => modes.push((resource.id.clone(), (**mode).clone())),
             Body::Workload(workload) => workloads.extend(workload.spiffe_id.parse::<SpiffeId>()),
             Body::Route(route) => {
                 let mut labels = service_labels(route.service_id.as_ref()).unwrap_or_default();
@@ -115,7 +117,7 @@ pub fn scene(resources: &[Resource], now: i64) -> Scene {
         // Where none is declared, workloads are known elsewhere.
         workloads: (!workloads.is_empty()).then_some(workloads),
         routes: Some(routes),
-        modes: Vec::new(),
+        modes,
         now,
     };
     Scene { policies: Policies::new(policies), around }

@@ -183,7 +183,7 @@ impl Policies {
                 let mode = rule.mode.unwrap_or(text.mode);
                 for variant in variants(rule, text.action, target, own) {
                     let Variant { rule, known, callers, besides } = variant;
-                    let Parts { settled, open } = take_apart(&rule, known);
+                    let Parts { settled, open } = take_apart(rule, known);
                     // Rules beside each other often ask the same of what is known.
                     let same = rules.iter().rev().take(ALIKE).position(|rule| *rule == settled);
                     let place = same.map_or(rules.len(), |back| rules.len() - 1 - back);

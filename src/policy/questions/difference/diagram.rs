@@ -67,7 +67,7 @@ impl<'a> Diagram<'a> {
         };
         let (old, new) = (side(|line| line.old.is_some()), side(|line| line.new.is_some()));
         let (old, new) = (self.settle(old, 0), self.settle(new, 0));
-        self.explore(0, old, new)
+        self.explore(0, &old, &new)
     }
 
     fn node(&mut self, node: Node) -> u32 {
@@ -104,8 +104,8 @@ impl<'a> Diagram<'a> {
         Side::Open(rules)
     }
 
-    fn explore(&mut self, from: usize, old: Side, new: Side) -> u32 {
-        match (&old, &new) {
+    fn explore(&mut self, from: usize, old: &Side, new: &Side) -> u32 {
+        match (old, new) {
             _ if old == new => return self.node(Node::Same),
             (Side::Denied, Side::Allowed) => return self.node(Node::Gained),
             (Side::Allowed, Side::Denied) => return self.node(Node::Lost),
@@ -127,10 +127,10 @@ impl<'a> Diagram<'a> {
                 .copied(),
             Side::Denied | Side::Allowed => None,
         };
-        let Some(dimension) = next(&old).into_iter().chain(next(&new)).min() else {
+        let Some(dimension) = next(old).into_iter().chain(next(new)).min() else {
             return self.node(Node::Unknown);
         };
-        let found = self.split(dimension, &old, &new);
+        let found = self.split(dimension, old, new);
         self.memo.insert(key, found);
         found
     }
@@ -163,7 +163,7 @@ impl<'a> Diagram<'a> {
             .collect();
         let mut branches: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (old, new, atoms) in groups {
-            let child = self.explore(dimension + 1, old, new);
+            let child = self.explore(dimension + 1, &old, &new);
             branches.entry(child).or_default().extend(atoms);
         }
         if let [(child, _)] = branches.iter().collect::<Vec<_>>()[..] {
@@ -210,7 +210,9 @@ impl<'a> Diagram<'a> {
             match atoms {
                 None => always.push(rule),
                 Some(atoms) => {
-                    atoms.iter().for_each(|atom| by_atom.entry(*atom).or_default().push(rule))
+                    for atom in atoms {
+                        by_atom.entry(*atom).or_default().push(rule);
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::callers::{Callers, NOBODY};
 use super::super::engine::alone;
-use super::super::lines::{Line, is_free};
+use super::super::lines::{Line, OTHER, is_free};
 use super::super::shape::{Name, Shape, Space as Names, atoms};
 use super::super::target::{Target, TargetRoute};
 use crate::identity::SpiffeId;
@@ -48,6 +48,9 @@ pub(super) struct Atom {
     pub(super) met: Vec<u32>,
 }
 
+/// For each line, some of a dimension's atoms; `None` for all.
+type ByLine = Vec<Option<Vec<u32>>>;
+
 /// One kind of difference.
 #[derive(Debug)]
 pub(super) struct Dimension {
@@ -56,7 +59,7 @@ pub(super) struct Dimension {
     pub(super) atoms: Vec<Atom>,
     pub(super) patterns: Vec<String>,
     /// For each line, the atoms for which it can hold; `None` for all.
-    pub(super) by_line: Vec<Option<Vec<u32>>>,
+    pub(super) by_line: ByLine,
 }
 
 /// All of them, in the order in which they are looked at.
@@ -122,7 +125,12 @@ impl Space {
 
     fn workloads(&mut self, lines: &[Line]) {
         let shapes = lines.iter().flat_map(|line| line.workloads.clone());
-        let id = |name: &Name| name.id().map(Value::Workload);
+        // Where rules mean the workload's own trust domain, one stands for all that no policy names.
+        let all = || lines.iter().flat_map(|line| &line.workloads);
+        let asks_own = all().any(|shape| shape.root.as_deref() == Some(OTHER));
+        let named: BTreeSet<&str> = all().filter_map(|shape| shape.root.as_deref()).collect();
+        let counts = |name: &Name| !asks_own || named.contains(&*name.root);
+        let id = |name: &Name| name.id().filter(|_| counts(name)).map(Value::Workload);
         let (mut dimension, means) = self.tell_apart("workload", Names::Ids, shapes, id);
         dimension.by_line = lines
             .iter()
@@ -424,7 +432,7 @@ impl Space {
     }
 
     fn conditions(&mut self, lines: &[Line]) {
-        let mut all: BTreeMap<String, (PolicyRule, Vec<Option<Vec<u32>>>)> = BTreeMap::new();
+        let mut all: BTreeMap<String, (PolicyRule, ByLine)> = BTreeMap::new();
         for (at, line) in lines.iter().enumerate() {
             for (rule, holds) in &line.conditions {
                 let key = serde_json::json!(rule).to_string();

@@ -2,7 +2,7 @@
 //!
 //! Told by comparing two rules part by part. What several rules make idle only together is not told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::callers::ByShape;
 
@@ -20,6 +20,11 @@ pub(super) fn compare(policies: &Policies, findings: &mut Findings) {
     for (at, line) in lines.iter().enumerate() {
         index.add(u32::try_from(at).unwrap_or(u32::MAX), &line.callers);
     }
+    let broken: BTreeSet<&str> = policies
+        .iter()
+        .filter(|stated| stated.broken.is_some())
+        .map(|stated| stated.id.as_str())
+        .collect();
     let order = |line: &Line| line.old.clone().map(|via| (via.policy, via.rule));
     let mut idle: BTreeMap<_, Vec<Option<(usize, bool)>>> = BTreeMap::new();
     for (at, line) in lines.iter().enumerate() {
@@ -30,7 +35,9 @@ pub(super) fn compare(policies: &Policies, findings: &mut Findings) {
         }
         let by = near.into_iter().find(|other| {
             let wider = &lines[*other];
-            let same_rule = order(wider) == order(line);
+            // What a broken policy refuses is told with the policy.
+            let whole = wider.old.as_ref().is_some_and(|via| broken.contains(&*via.policy));
+            let same_rule = whole || order(wider) == order(line);
             let counts = wider.action == PolicyAction::Deny || line.action == PolicyAction::Allow;
             // Of two rules that say the same, the second is idle.
             let first = *other < at || !covers(line, wider);
