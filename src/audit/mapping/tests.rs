@@ -199,8 +199,10 @@ fn normal(mut record: Value) -> Value {
             record[field] = json!(value);
         }
     }
-    if record["pid"].is_number() {
-        record["pid"] = json!(1);
+    for field in ["pid", "uptime_ms"] {
+        if record[field].is_number() {
+            record[field] = json!(1);
+        }
     }
     if record["certificates"].is_array() {
         record["certificates"] = json!(["Y2VydA=="]);
