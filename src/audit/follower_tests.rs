@@ -246,8 +246,8 @@ fn files_that_are_gone_are_told_by_their_numbers() {
     let found = read(&mut reader);
     assert!(found.records[0].seq > cursor.seq && found.missing < first - cursor.seq - 1 + 1);
     assert_eq!(
-        found.missing as usize + found.records.len(),
-        place_end(&place) - cursor.seq as usize
+        usize::try_from(found.missing).unwrap() + found.records.len(),
+        place_end(&place) - usize::try_from(cursor.seq).unwrap()
     );
 }
 
@@ -399,7 +399,7 @@ async fn an_output_that_fails_says_since_when_and_how_much_waits() {
     let failing = report(&board);
     assert_eq!(failing.error.as_deref(), Some("nobody there"));
     assert!(failing.failing_since.is_some() && failing.lag_seconds > 0.0, "{failing:?}");
-    assert_eq!(failing.lag_records as usize, place.records().len());
+    assert_eq!(usize::try_from(failing.lag_records).unwrap(), place.records().len());
     // It does not keep the process from ending.
     follower.finish(WITHIN).await.release();
     assert!(!has_cursor(&place.0));

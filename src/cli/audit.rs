@@ -56,7 +56,7 @@ enum AuditCommand {
 
 #[derive(Args, Debug)]
 struct VerifyArgs {
-    /// The log's files, oldest first [default without --admin: the environment's WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    /// The log's files, oldest first [default: the environment's WARDGATE_AUDIT; else, without --admin, .wardgate/audit.jsonl]
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The Admin API of a control plane. Without files its archive is verified, chain by chain; with files, that they have all that it
@@ -89,7 +89,7 @@ struct VerifyArgs {
 
 #[derive(Args, Debug)]
 struct TailArgs {
-    /// The log [default without --admin: the environment's WARDGATE_AUDIT, or .wardgate/audit.jsonl]
+    /// The log [default: the environment's WARDGATE_AUDIT; else, without --admin, .wardgate/audit.jsonl]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The Admin API of a control plane, whose archive is shown when no log is named: http://127.0.0.1:9180
@@ -136,10 +136,15 @@ pub(super) async fn run(
     }
 }
 
+/// Does the environment name a log? Then that one is meant, whichever control plane it names beside it.
+fn names_log() -> bool {
+    std::env::var_os("WARDGATE_AUDIT").is_some()
+}
+
 async fn run_verify(args: &VerifyArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
     let key = args.key.as_deref().unwrap_or_default();
     let admin = args.admin.as_deref().map(|url| Admin::new(url, key)).transpose()?;
-    if let (Some(admin), []) = (&admin, &*args.files) {
+    if let (Some(admin), [], false) = (&admin, &*args.files, names_log()) {
         return archive::verify_archive(admin, args.origin.as_deref(), args.output, out).await;
     }
     let named = match &*args.files {
@@ -287,7 +292,7 @@ fn print_report(
 }
 
 async fn run_tail(args: &TailArgs, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
-    if let (Some(url), None) = (&args.admin, &args.file) {
+    if let (Some(url), None, false) = (&args.admin, &args.file, names_log()) {
         let admin = Admin::new(url, args.key.as_deref().unwrap_or_default())?;
         return tail_archive(&admin, args, out).await;
     }
@@ -337,7 +342,10 @@ async fn tail_archive(
     for line in lines {
         writeln!(out, "{}", summary(&line, false).unwrap_or_default())?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         out.flush()?;
         let query = filter.query();
         let path = format!("tail?lines=true&limit=1000&wait=5&after={next}&{query}");
@@ -347,7 +355,6 @@ async fn tail_archive(
             writeln!(out, "{}", summary(line, false).unwrap_or_default())?;
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The lines that come into a log from now on, until `see` wants no more. It is given none now and then, when there was nothing.

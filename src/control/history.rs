@@ -61,7 +61,7 @@ struct Remembered {
 }
 
 impl Remembered {
-    fn read(stored: Stored) -> Option<Self> {
+    fn read(stored: &Stored) -> Option<Self> {
         let entry = Entry::deserialize(&stored.value).ok()?;
         Some(Self { revision: entry.revision.unwrap_or(stored.modified), entry })
     }
@@ -203,7 +203,7 @@ impl ControlPlane {
         id: Option<&Id>,
     ) -> Result<Vec<Remembered>, store::Error> {
         let entries = self.store.list(&folder(&self.prefix, kind, id)).await?.entries;
-        let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
+        let mut all: Vec<_> = entries.iter().filter_map(Remembered::read).collect();
         all.sort_by(|a, b| b.revision.cmp(&a.revision).then_with(|| a.entry.id.cmp(&b.entry.id)));
         Ok(all)
     }
@@ -330,10 +330,7 @@ impl ControlPlane {
             }
             let value = value.map(|value| restamped(value, self.clock.now()));
             if let Some(value) = &value {
-                self.judge(kind, id, value).await.map_err(|answer| {
-                    tracing::warn!(%id, "a rollback would not stand");
-                    answer
-                })?;
+                self.judge(kind, id, value).await?;
             }
             let to = newest.map_or(0, |newest| newest.revision);
             changes.push((id.clone(), before.map(|stored| stored.modified), value, to));
@@ -465,7 +462,7 @@ impl Observer {
     /// Nobody told what happened in between: what stands now must be the newest that is remembered.
     async fn compare(&self, listing: &Listing) -> Result<(), store::Error> {
         let entries = self.store.list(&folder(&self.prefix, self.kind, None)).await?.entries;
-        let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
+        let mut all: Vec<_> = entries.iter().filter_map(Remembered::read).collect();
         all.sort_by_key(|remembered| std::cmp::Reverse(remembered.revision));
         // As of the listing: the history was read after it, and may know more.
         let newest = state_at(&all, At::Revision(listing.revision));
@@ -496,8 +493,8 @@ impl Observer {
         value: Option<&Value>,
     ) -> Result<(), store::Error> {
         let entries = self.store.list(&folder(&self.prefix, self.kind, Some(id))).await?.entries;
-        let known = entries.into_iter().filter_map(Remembered::read);
-        if known.into_iter().any(|known| known.revision == revision) {
+        let mut known = entries.iter().filter_map(Remembered::read);
+        if known.any(|known| known.revision == revision) {
             return Ok(());
         }
         self.note(id, revision, value).await
@@ -535,7 +532,7 @@ mod tests {
 
     async fn remembered(store: &Memory) -> Vec<(Revision, Option<String>, bool)> {
         let entries = store.list("/apisix-history/").await.unwrap().entries;
-        let mut all: Vec<_> = entries.into_iter().filter_map(Remembered::read).collect();
+        let mut all: Vec<_> = entries.iter().filter_map(Remembered::read).collect();
         all.sort_by_key(|one| one.revision);
         all.into_iter()
             .map(|one| (one.revision, one.entry.author, one.entry.value.is_some()))

@@ -649,12 +649,12 @@ mod tests {
             (
                 Kind::IdentityPolicies,
                 policy(json!({"principals": ["spiffe://d/a", "spiffe://D/a"]})),
-                r#"invalid configuration: property "rules" validation failed: failed to validate item 1: property "from" validation failed: property "principals" validation failed: failed to validate item 2: "spiffe://D/a" is not a SPIFFE ID pattern: the trust domain may have only a-z, 0-9, dot, dash and underscore"#,
+                r#"invalid configuration: rules[0].from.principals[1]: "spiffe://D/a" the trust domain may have only a-z, 0-9, dot, dash and underscore"#,
             ),
             (
                 Kind::IdentityPolicies,
                 policy(json!({"trust_domains": ["a/b"]})),
-                r#"invalid configuration: property "rules" validation failed: failed to validate item 1: property "from" validation failed: property "trust_domains" validation failed: failed to validate item 1: "a/b" is not a trust domain's name: "#,
+                r#"invalid configuration: rules[0].from.trust_domains[0]: "a/b" "#,
             ),
             (
                 Kind::Workloads,

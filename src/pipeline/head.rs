@@ -595,7 +595,7 @@ mod tests {
         let said = |head: &Head, name: &str| {
             let mut all = Vec::new();
             head.each_settled(name, &mut |value| {
-                all.push(String::from_utf8_lossy(value).into_owned())
+                all.push(String::from_utf8_lossy(value).into_owned());
             });
             all.join(" ")
         };

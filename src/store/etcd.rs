@@ -824,7 +824,6 @@ impl Store for Etcd {
                     lease: self.lease(*ttl).await?,
                     // It tells since when the key is there.
                     prev_kv: true,
-                    ..generated::PutRequest::default()
                 }),
                 None => Operation::RequestDeleteRange(generated::DeleteRangeRequest {
                     key,

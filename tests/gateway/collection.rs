@@ -196,7 +196,8 @@ async fn a_control_plane_that_is_killed_again_and_again_loses_nothing() {
     let mut denials = Vec::new();
     let mut addresses = admin.address;
     for _ in 0..3 {
-        for number in 0..40 {
+        // Below the number from which refusals of one kind are counted together.
+        for number in 0..30 {
             let answer = connection.send("GET", "/x", &[], "").await;
             denials.push(answer.denial().to_owned());
             if number == 25 {
@@ -207,7 +208,7 @@ async fn a_control_plane_that_is_killed_again_and_again_loses_nothing() {
         addresses = control.address("admin");
     }
     let admin = Admin { address: addresses, key: admin.key };
-    assert_eq!(denials.iter().collect::<BTreeSet<_>>().len(), 120);
+    assert_eq!(denials.iter().collect::<BTreeSet<_>>().len(), 90);
     has(&admin, &denials).await;
     let verified = ask(&admin, &["audit", "verify"]).good();
     assert!(verified.contains("result: the archive is what came"), "{verified}");
@@ -313,7 +314,7 @@ fn chained_anew(lines: &[&str], at: usize) -> String {
 
 /// As somebody does who wants his log to be read anew.
 fn forget_cursors(state: &Path) {
-    let _ = eventually("the folder of cursors", || {
+    eventually("the folder of cursors", || {
         std::fs::remove_dir_all(state.join("audit-cursors")).ok()
     });
 }

@@ -13,7 +13,7 @@ use crate::audit::Outcome;
 use crate::identity::Identity;
 use crate::identity::forge::Forge;
 use crate::observe::{
-    AuditLog, AuditSettings, CountersignedRecord, Countersigner, DecisionRecord, DenialId,
+    Allows, AuditLog, AuditSettings, CountersignedRecord, Countersigner, DecisionRecord, DenialId,
     EndsFacts, Expected, Posture, Registry, verify,
 };
 use crate::rt::{Live, Tasks};
@@ -51,6 +51,9 @@ impl World {
         let settings = AuditSettings {
             path: Some(self.log(name)),
             seal_within: Duration::ZERO,
+            // Each record for itself: what is counted here are records.
+            allows: Allows::Each,
+            single_denies: u32::MAX,
             ..AuditSettings::default()
         };
         let log = AuditLog::open(settings, &Posture::default()).unwrap();

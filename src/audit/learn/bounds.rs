@@ -199,7 +199,7 @@ mod tests {
             (vec![allow(get.clone())], "PUT", Verdict::Deny("no_rule", None)),
             (vec![allow(by_header.clone())], "GET", Verdict::Unknown),
             (vec![allow(by_header.clone())], "PUT", Verdict::Deny("no_rule", None)),
-            (vec![allow(get.clone()), allow(by_header.clone())], "GET", Verdict::Allow(one("p0"))),
+            (vec![allow(get), allow(by_header.clone())], "GET", Verdict::Allow(one("p0"))),
             (vec![allow(json!({})), deny(by_header.clone())], "GET", Verdict::Unknown),
             (vec![allow(json!({})), deny(by_header.clone())], "PUT", Verdict::Allow(one("p0"))),
             (vec![deny(by_header)], "GET", Verdict::Deny("no_rule", None)),

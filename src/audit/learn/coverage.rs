@@ -88,7 +88,9 @@ pub fn coverage(observations: &Observations, tried: Tried<'_>) -> Coverage {
 /// The lists of a used rule whose entries were not all used.
 fn partly(rule: &PolicyRule, uses: &[(&Asked, Evidence)]) -> Vec<EntryUse> {
     let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
-    let lists: [(&'static str, &[String], fn(String) -> PolicyRule); 4] = [
+    /// A field, its entries, and a rule with one of them alone.
+    type List<'a> = (&'static str, &'a [String], fn(String) -> PolicyRule);
+    let lists: [List<'_>; 4] = [
         ("from.principals", &from.principals, |one| PolicyRule {
             from: Some(From { principals: vec![one], ..From::default() }),
             ..PolicyRule::default()

@@ -17,9 +17,9 @@ pub(super) struct Templates {
 #[derive(Debug, Default)]
 struct Node {
     /// Segments that stand for themselves.
-    literal: BTreeMap<String, Node>,
+    literal: BTreeMap<String, Self>,
     /// What comes behind an identifier.
-    any: Option<Box<Node>>,
+    any: Option<Box<Self>>,
 }
 
 impl Templates {

@@ -23,6 +23,7 @@ pub(super) fn request<'a>(change: impl FnOnce(&mut Request<'a>)) -> Action<'a> {
 }
 
 /// Everything is allowed but what this rule refuses.
+#[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
 pub(super) fn all_but(rule: Value) -> World {
     World::new(&[
         ("all", json!({"action": "allow", "rules": [{}]})),
@@ -31,6 +32,7 @@ pub(super) fn all_but(rule: Value) -> World {
 }
 
 /// Nothing is allowed but what this rule allows.
+#[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
 pub(super) fn only(rule: Value) -> World {
     World::new(&[("only", json!({"action": "allow", "rules": [rule]}))])
 }
