@@ -272,7 +272,8 @@ impl Space {
                 _ => drop(hosts.insert(host.to_ascii_lowercase())),
             }
         }
-        hosts.insert(format!("{label}.test"));
+        // No pattern means it: none holds the label.
+        hosts.insert(format!("{label}.{label}"));
         let values: Vec<Value> = hosts.into_iter().map(Value::Host).collect();
         let patterns: Vec<String> = named.into_iter().collect();
         let means: Vec<Vec<bool>> = patterns

@@ -314,9 +314,11 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
             // Where no rule admits a protocol, both sets refuse it, and claims are about other requests.
             target.upgrade.is_some() && upgrade.is_none_or(|one| one.atoms.len() == 1)
         };
-        for (target, caller) in
-            points.iter().filter(|(target, _)| is_plain(target) && !switches(target))
-        {
+        // Nobody bears an ID without a path: it is a trust domain's own.
+        let is_told = |target: &Target, caller: &SpiffeId| {
+            is_plain(target) && !switches(target) && !caller.path().is_empty()
+        };
+        for (target, caller) in points.iter().filter(|(target, caller)| is_told(target, caller)) {
             for me in ["spiffe://a/me", "spiffe://b/me", "spiffe://b/other"] {
                 let me: SpiffeId = me.parse().unwrap();
                 // One trust domain stands for all that no policy names: this one is told apart only where it is named.
@@ -357,4 +359,24 @@ fn every_action_that_is_decided_differently_is_in_a_claim_and_every_claim_is_tru
         }
         Ok(())
     });
+}
+
+#[test]
+fn a_host_that_no_rule_names_is_told_apart_from_every_pattern() {
+    let set = |to: serde_json::Value| set_of(&[("p", allow(json!([{ "to": to }])))]);
+    let (old, new) = (set(json!({"methods": ["GET"]})), set(json!({"not_hosts": ["*.test"]})));
+    let difference = old.difference(&new, None, NOW);
+    let examples = |changes: &[Change]| -> Vec<(String, bool)> {
+        let request = |change: &Change| {
+            let target = &change.example.target;
+            let is_test = target.host.as_deref().unwrap_or_default().ends_with(".test");
+            (target.method.clone().unwrap_or_default(), is_test)
+        };
+        changes.iter().map(request).collect()
+    };
+    assert_eq!(examples(&difference.lost), [("GET".to_owned(), true)]);
+    let gained = examples(&difference.gained);
+    assert!(
+        !gained.is_empty() && gained.iter().all(|(method, is_test)| method != "GET" && !is_test)
+    );
 }
