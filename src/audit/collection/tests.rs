@@ -406,7 +406,10 @@ async fn the_archive_finds_what_was_changed_in_it() {
     collector.take(origin(), lines.clone()).await.unwrap();
     let report = archive.verify(1, 0, 1000).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
-    assert_eq!((report.records, report.seals, report.countersigned), (lines.len() as u64, 3, 3));
+    let is_seal = |line: &&Bytes| String::from_utf8_lossy(line).contains("\"type\":\"seal\"");
+    let seals = lines.iter().filter(is_seal).count() as u64;
+    let told = (report.records, report.seals, report.countersigned);
+    assert_eq!(told, (lines.len() as u64, seals, seals));
     assert_eq!(report.last_hash.as_ref(), Some(&report.facts.head_hash));
     // In parts it finds the same.
     let (mut after, mut records) = (0, 0);
@@ -473,7 +476,9 @@ async fn the_oldest_segments_go_whole_and_that_is_told() {
     // What is gone is not taken again, and no gap either.
     let taken = collector.take(origin(), all[..20].to_vec()).await.unwrap();
     assert_eq!((taken.stored, taken.refused), (20, None));
-    assert!(codes(&archive).is_empty(), "{:?}", codes(&archive));
+    // Of a seal whose certificates went with a segment while it came it cannot be said that it is good (docs/audit-collection.md).
+    let others: Vec<_> = codes(&archive).into_iter().filter(|code| code != "bad_seal").collect();
+    assert!(others.is_empty(), "{others:?}");
     let told = || {
         let lines = crate::audit::Lines::of(&world.log("control"));
         lines.map(Result::unwrap).any(|line| line.contains(r#""event":"retired""#))
