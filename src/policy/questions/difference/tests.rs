@@ -20,12 +20,10 @@ fn set_of(list: &[(&str, serde_json::Value)]) -> Policies {
     }))
 }
 #[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
-
 fn allow(rules: serde_json::Value) -> serde_json::Value {
     json!({"selector": {"workloads": ["spiffe://shop/billing"]}, "action": "allow", "rules": rules})
 }
 #[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
-
 fn deny(rules: serde_json::Value) -> serde_json::Value {
     json!({"selector": {"workloads": ["spiffe://shop/billing"]}, "action": "deny", "rules": rules})
 }

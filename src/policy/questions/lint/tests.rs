@@ -18,17 +18,14 @@ fn found(policies: &[(&str, Value)], around: &Surroundings) -> Vec<String> {
     findings.iter().map(line).collect()
 }
 #[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
-
 fn allow(rules: Value) -> Value {
     json!({"selector": {"workloads": ["spiffe://shop/billing"]}, "action": "allow", "rules": rules})
 }
 #[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
-
 fn deny(rules: Value) -> Value {
     json!({"selector": {"workloads": ["spiffe://shop/billing"]}, "action": "deny", "rules": rules})
 }
 #[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
-
 fn single(rule: Value) -> Vec<String> {
     let around = Surroundings { now: 1_790_000_000, ..Surroundings::default() };
     found(&[("p", allow(json!([rule])))], &around)
