@@ -1,6 +1,7 @@
 //! Retention: the oldest segments go whole, when there is too much or they are too old. It is told in our own log.
 
-use redb::ReadableTable;
+use redb::{ReadableTable, WriteTransaction};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::archive::Inner;
 use super::error::ArchiveError;
@@ -55,6 +56,28 @@ impl Inner {
         (is_too_much || is_too_old).then_some((*number, *segment))
     }
 
+    /// Moves the certificates that are still valid from a segment that goes into the newest one: a later seal may name them
+    /// without showing them again. What has expired signs no seal any more.
+    fn carry_certificates(
+        &self,
+        transaction: &WriteTransaction,
+        from: u32,
+        now: u64,
+    ) -> Result<(), ArchiveError> {
+        let newest = self.state.lock().segments.last_key_value().map(|(number, _)| *number);
+        let Some(newest) = newest.filter(|newest| *newest != from) else { return Ok(()) };
+        let (old, new) = (Names::of(from), Names::of(newest));
+        let going = transaction.open_table(old.certificates()).map_err(|e| self.failed(e))?;
+        let mut staying = transaction.open_table(new.certificates()).map_err(|e| self.failed(e))?;
+        for row in going.iter().map_err(|e| self.failed(e))? {
+            let (sha256, chain) = row.map_err(|e| self.failed(e))?;
+            if is_valid(chain.value(), now) {
+                staying.insert(sha256.value(), chain.value()).map_err(|e| self.failed(e))?;
+            }
+        }
+        Ok(())
+    }
+
     fn drop_segment(&self, number: u32, segment: &Segment, now: u64) -> Result<(), ArchiveError> {
         let names = Names::of(number);
         let mut transaction = self.database.begin_write().map_err(|e| self.failed(e))?;
@@ -94,6 +117,7 @@ impl Inner {
         transaction.delete_table(names.records()).map_err(|e| self.failed(e))?;
         transaction.delete_table(names.index()).map_err(|e| self.failed(e))?;
         transaction.delete_table(names.places()).map_err(|e| self.failed(e))?;
+        self.carry_certificates(&transaction, number, now)?;
         transaction.delete_table(names.certificates()).map_err(|e| self.failed(e))?;
         self.drop_findings(&transaction, now.min(segment.latest))?;
         transaction.commit().map_err(|e| self.failed(e))?;
@@ -116,7 +140,7 @@ impl Inner {
     /// Findings go with the records of their time.
     fn drop_findings(
         &self,
-        transaction: &redb::WriteTransaction,
+        transaction: &WriteTransaction,
         before: u64,
     ) -> Result<(), ArchiveError> {
         let mut findings = transaction.open_table(FINDINGS).map_err(|e| self.failed(e))?;
@@ -138,4 +162,16 @@ impl Inner {
             findings.remove(number).map_err(|e| self.failed(e))?;
         }
     }
+}
+
+/// Is the leaf of this chain (JSON, base64 of DER) valid still? `now` is in milliseconds since 1970.
+fn is_valid(chain: &[u8], now: u64) -> bool {
+    use base64::Engine;
+    let leaf = || {
+        let texts: Vec<String> = serde_json::from_slice(chain).ok()?;
+        let der = base64::engine::general_purpose::STANDARD.decode(texts.first()?).ok()?;
+        let (_, leaf) = X509Certificate::from_der(&der).ok()?;
+        u64::try_from(leaf.validity().not_after.timestamp()).ok()
+    };
+    leaf().is_some_and(|seconds| seconds.saturating_mul(1000) > now)
 }

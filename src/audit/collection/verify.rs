@@ -250,16 +250,13 @@ impl Judge {
         }
         self.before = Some((seq, link.hash));
         if link.is_seal() {
-            let named = Seals::names_certificate(line.as_bytes());
-            let kept = named.as_deref().and_then(|sha256| archive.inner.certificates(sha256));
-            // Its certificates may have gone with the segments that were retired. It was judged when it came.
-            let is_retired = kept.is_none() && report.facts.kept_from > report.facts.first_seq;
-            if let (Some(sha256), Some(chain)) = (named, kept) {
+            if let Some(sha256) = Seals::names_certificate(line.as_bytes())
+                && let Some(chain) = archive.inner.certificates(&sha256)
+            {
                 self.seals.know(&sha256, chain);
             }
             match self.seals.judge(line.as_bytes(), &link, None) {
                 Ok(_) => report.seals += 1,
-                Err(_) if is_retired => {}
                 Err(why) => report.find(seq, "bad_seal", format!("record {seq}: {why}")),
             }
         }

@@ -44,7 +44,10 @@ pub(super) fn variants(
     let asks_path = bears(&to.paths) || bears(&to.not_paths);
     let found = match (asks_host && !known.host) || (asks_path && !known.path) {
         true => None,
-        false => by_principal(&from, &to, &names, action, target, own),
+        false => {
+            let named = keep(&to, asks_host, asks_path);
+            by_principal(&from, &named, &names, action, target, own)
+        }
     };
     let Some(found) = found else {
         let same = names.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(", ");
@@ -56,14 +59,10 @@ pub(super) fn variants(
         }];
     };
     // What the callers say already is no part of the rule any more.
-    let bare = To {
-        hosts: Vec::new(),
-        not_hosts: Vec::new(),
-        paths: Vec::new(),
-        not_paths: Vec::new(),
-        ignore_case: to.ignore_case && !(to.grpc.is_empty() && to.not_grpc.is_empty()),
-        ..to
-    };
+    let bare = keep(&to, !asks_host, !asks_path);
+    let has_paths = [&bare.paths, &bare.not_paths, &bare.grpc, &bare.not_grpc];
+    let ignore_case = to.ignore_case && has_paths.iter().any(|list| !list.is_empty());
+    let bare = To { ignore_case, ..bare };
     let variant = |callers| Variant {
         rule: PolicyRule { to: Some(bare.clone()), ..rule.clone() },
         known,
@@ -71,6 +70,18 @@ pub(super) fn variants(
         besides: None,
     };
     found.into_iter().map(variant).collect()
+}
+
+/// It without its hosts or its paths.
+fn keep(to: &To, hosts: bool, paths: bool) -> To {
+    let only = |list: &[String], kept: bool| if kept { list.to_vec() } else { Vec::new() };
+    To {
+        hosts: only(&to.hosts, hosts),
+        not_hosts: only(&to.not_hosts, hosts),
+        paths: only(&to.paths, paths),
+        not_paths: only(&to.not_paths, paths),
+        ..to.clone()
+    }
 }
 
 /// What a name in braces can stand for.
@@ -190,10 +201,10 @@ fn specialised(principal: &str, bound: &[&str], chosen: &[Text]) -> Option<(Shap
 
 fn engine(principal: Option<&String>, to: &To, action: PolicyAction) -> Policy {
     let principals = principal.into_iter().cloned().collect();
-    let To { hosts, not_hosts, paths, not_paths, ignore_case, .. } = to.clone();
+    let To { hosts, not_hosts, paths, not_paths, ignore_case, upgrades, .. } = to.clone();
     let rule = PolicyRule {
         from: Some(From { principals, ..From::default() }),
-        to: Some(To { hosts, not_hosts, paths, not_paths, ignore_case, ..To::default() }),
+        to: Some(To { hosts, not_hosts, paths, not_paths, ignore_case, upgrades, ..To::default() }),
         ..PolicyRule::default()
     };
     alone(rule, action)
