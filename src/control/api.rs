@@ -61,7 +61,7 @@ const fn row(kind: Kind, schema: &'static str, id: IdRule, post: bool, patch: bo
     Row { kind, name: kind.singular(), schema, id, post, patch }
 }
 
-const TABLE: [Row; 15] = [
+const TABLE: [Row; 16] = [
     row(Kind::Routes, "route", IdRule::Generic, true, true),
     row(Kind::Services, "service", IdRule::Generic, true, true),
     row(Kind::Upstreams, "upstream", IdRule::Generic, true, true),
@@ -72,6 +72,7 @@ const TABLE: [Row; 15] = [
     row(Kind::GlobalRules, "global_rule", IdRule::Generic, false, true),
     row(Kind::PluginMetadata, "plugin_metadata", IdRule::Plugin, false, false),
     row(Kind::Ssls, "ssl", IdRule::Generic, true, true),
+    row(Kind::Secrets, "secret", IdRule::Generic, false, true),
     row(Kind::IdentityPolicies, "identity_policy", IdRule::Generic, true, true),
     row(Kind::IdentityModes, "identity_mode", IdRule::Generic, true, true),
     row(Kind::Workloads, "workload", IdRule::Generic, true, true),
@@ -710,7 +711,8 @@ fn target<'a>(segments: &'a [&'a str]) -> Option<Target<'a>> {
         });
     }
     let (name, rest) = segments.split_first()?;
-    let kind = Kind::named(name).filter(|kind| *kind != Kind::Credentials)?;
+    let kind =
+        Kind::named(name).filter(|kind| !matches!(kind, Kind::Credentials | Kind::Secrets))?;
     let id = rest.first().copied();
     let inside = rest.get(1..).unwrap_or_default();
     Some(Target { row: row_of(kind), consumer: None, id, inside })

@@ -170,7 +170,8 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         | Body::ConsumerGroup(_)
         | Body::PluginConfig(_)
         | Body::GlobalRule(_)
-        | Body::PluginMetadata(_) => Ok(()),
+        | Body::PluginMetadata(_)
+        | Body::Secret(_) => Ok(()),
     }
 }
 

@@ -14,6 +14,7 @@ mod resource;
 mod route;
 mod schema;
 mod secret;
+mod secret_manager;
 mod trust;
 mod upstream;
 mod workload;
@@ -38,6 +39,10 @@ pub use route::{
 };
 pub use schema::{plain, schema_of};
 pub use secret::{Ssl, SslClient, SslType, TlsVersion};
+pub use secret_manager::{
+    AwsSecrets, GcpAccount, GcpSecrets, ManagerType, SecretManager, SecretReference, VaultSecrets,
+    Verified,
+};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
     RevocationStrictness,

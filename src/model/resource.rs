@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, Id, IdentityMode, IdentityPolicy,
-    PluginConfig, Revision, Revocation, Route, Service, Ssl, Upstream, Workload,
+    PluginConfig, Revision, Revocation, Route, SecretManager, Service, Ssl, Upstream, Workload,
 };
 
 /// Everything that an operator can declare.
@@ -24,6 +24,7 @@ pub enum Kind {
     GlobalRules,
     PluginMetadata,
     Ssls,
+    Secrets,
     IdentityPolicies,
     IdentityModes,
     Workloads,
@@ -33,12 +34,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, referenced ones before those that refer to them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::TrustDomains,
         Self::Revocations,
         Self::Workloads,
         Self::IdentityModes,
         Self::IdentityPolicies,
+        Self::Secrets,
         Self::Ssls,
         Self::PluginMetadata,
         Self::Upstreams,
@@ -64,6 +66,7 @@ impl Kind {
             Self::GlobalRules => "global_rules",
             Self::PluginMetadata => "plugin_metadata",
             Self::Ssls => "ssls",
+            Self::Secrets => "secrets",
             Self::IdentityPolicies => "identity_policies",
             Self::IdentityModes => "identity_modes",
             Self::Workloads => "workloads",
@@ -85,6 +88,7 @@ impl Kind {
             Self::GlobalRules => "global rule",
             Self::PluginMetadata => "plugin metadata",
             Self::Ssls => "ssl",
+            Self::Secrets => "secret",
             Self::IdentityPolicies => "identity policy",
             Self::IdentityModes => "identity mode",
             Self::Workloads => "workload",
@@ -120,6 +124,10 @@ impl Kind {
             Self::Credentials => return None,
             kind => kind,
         };
+        // A manager's id has two parts, and no other kind's has.
+        if rest.contains('/') != matches!(kind, Self::Secrets | Self::Credentials) {
+            return None;
+        }
         Some((kind, Id::parse(rest).ok()?))
     }
 }
@@ -156,6 +164,7 @@ pub enum Body {
     GlobalRule(Box<GlobalRule>),
     PluginMetadata(Value),
     Ssl(Box<Ssl>),
+    Secret(Box<SecretManager>),
     IdentityPolicy(Box<IdentityPolicy>),
     IdentityMode(Box<IdentityMode>),
     Workload(Box<Workload>),
@@ -231,6 +240,7 @@ impl Body {
                 Self::PluginMetadata(settings)
             }
             Kind::Ssls => Self::Ssl(of(value)?),
+            Kind::Secrets => Self::Secret(of(value)?),
             Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
             Kind::IdentityModes => Self::IdentityMode(of(value)?),
             Kind::Workloads => Self::Workload(of(value)?),

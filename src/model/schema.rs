@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityMode, IdentityPolicy,
-    Kind, PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
+    Kind, PluginConfig, Revocation, Route, SecretManager, Service, Ssl, Upstream, Workload,
 };
 
 impl Kind {
@@ -23,6 +23,7 @@ impl Kind {
             Self::GlobalRules => schema_of::<GlobalRule>(),
             Self::PluginMetadata => json!({"type": "object"}),
             Self::Ssls => schema_of::<Ssl>(),
+            Self::Secrets => schema_of::<SecretManager>(),
             Self::IdentityPolicies => schema_of::<IdentityPolicy>(),
             Self::IdentityModes => schema_of::<IdentityMode>(),
             Self::Workloads => schema_of::<Workload>(),

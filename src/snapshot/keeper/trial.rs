@@ -44,7 +44,9 @@ impl Keeper {
             Body::Ssl(ssl) => self.ssls.trial(id, ssl),
             Body::IdentityPolicy(policy) => policy::check(policy),
             Body::IdentityMode(mode) => policy::check_mode(mode),
-            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
+            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) | Body::Secret(_) => {
+                Ok(())
+            }
         }
     }
 
