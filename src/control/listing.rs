@@ -65,17 +65,34 @@ pub(super) fn shown(kind: Kind, mut value: Value) -> Value {
     value
 }
 
+/// Takes out of a secret manager what opens it.
+pub(super) fn hide_secrets(kind: Kind, value: &mut Value) {
+    if kind != Kind::Secrets {
+        return;
+    }
+    let Some(fields) = value.as_object_mut() else { return };
+    for name in ["token", "access_key_id", "secret_access_key", "session_token"] {
+        fields.shift_remove(name);
+    }
+    if let Some(account) = fields.get_mut("auth_config").and_then(Value::as_object_mut) {
+        account.shift_remove("private_key");
+    }
+}
+
 /// The list of those entries that the query asks for.
 pub(super) fn list(kind: Kind, entries: Vec<Stored>, query: &Query) -> Answer {
     let mut entries: Vec<Stored> =
         entries.into_iter().filter(|stored| wanted(kind, &stored.value, query)).collect();
     let total = entries.len();
-    if let (Some(page), Some(size)) = (query.find("page"), query.find("page_size")) {
-        let Some(size) = size.parse().ok().filter(|size| (10..=500_usize).contains(size)) else {
+    // What is no number is not there, as in APISIX.
+    let number = |name| query.find(name).and_then(|text| text.trim().parse::<f64>().ok());
+    if let (Some(page), Some(size)) = (number("page"), number("page_size")) {
+        if !(10.0..=500.0).contains(&size) {
             let text = Value::from("page_size must be between 10 and 500");
             return Answer::json(http::StatusCode::BAD_REQUEST, text);
-        };
-        let page = page.parse::<usize>().unwrap_or(1).max(1);
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded")]
+        let (page, size) = (page.clamp(1.0, 1e9) as usize, size as usize);
         entries.sort_by_key(|stored| stored.created);
         entries = entries.into_iter().skip((page - 1).saturating_mul(size)).take(size).collect();
     }
@@ -98,10 +115,12 @@ fn wanted(kind: Kind, value: &Value, query: &Query) -> bool {
     {
         return false;
     }
-    if kind != Kind::Routes {
+    if !matches!(kind, Kind::Routes | Kind::StreamRoutes) {
         return true;
     }
-    if let Some(pattern) = query.find("uri") {
+    if kind == Kind::Routes
+        && let Some(pattern) = query.find("uri")
+    {
         let many = value.get("uris").and_then(Value::as_array).into_iter().flatten();
         let mut all = value.get("uri").into_iter().chain(many);
         if !all.any(|uri| finds(pattern, uri.as_str())) {

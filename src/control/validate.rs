@@ -1,6 +1,6 @@
 //! May this write stand? Its shape, what it refers to, its plugins, what must be unique, and a trial compile.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
@@ -11,18 +11,23 @@ use serde_json::Value;
 
 use super::answer::Answer;
 use super::certificates;
+use super::protos;
 use super::index::{Fact, auth_key};
 use super::wording::Checker;
 use super::{ControlPlane, Error, PluginPart};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain, WrongField};
 use crate::model::{
-    Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
-    SslType, Upstream,
+    Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, ManagerType, Nodes, OneOrMany, PassHost,
+    Resource, SslType, StreamRoute, Upstream,
 };
 use crate::policy;
 
 /// What the fields of a kind must look like.
-pub(super) struct Shapes(HashMap<Kind, Checker>);
+pub(super) struct Shapes {
+    kinds: HashMap<Kind, Checker>,
+    /// Each manager of secrets has its own fields.
+    managers: BTreeMap<ManagerType, Checker>,
+}
 
 impl Shapes {
     pub(super) fn new() -> Result<Self, Error> {
@@ -31,11 +36,17 @@ impl Shapes {
             let wrong = |why| Error::Schema { name: kind.name().into(), why };
             Ok((kind, checker.map_err(wrong)?))
         });
-        compiled.collect::<Result<_, _>>().map(Self)
+        let kinds = compiled.collect::<Result<_, _>>()?;
+        let managers = ManagerType::ALL.into_iter().map(|manager| {
+            let checker = Checker::new(manager.schema());
+            let wrong = |why| Error::Schema { name: format!("secrets/{manager}"), why };
+            Ok((manager, checker.map_err(wrong)?))
+        });
+        Ok(Self { kinds, managers: managers.collect::<Result<_, _>>()? })
     }
 
     pub(super) fn schema(&self, kind: Kind) -> Option<&Value> {
-        self.0.get(&kind).map(Checker::schema)
+        self.kinds.get(&kind).map(Checker::schema)
     }
 
     /// Judges fields and parses them.
@@ -48,11 +59,38 @@ impl Shapes {
             }
         }
         unsupported(kind, value).map_err(in_configuration)?;
-        if let Some(checker) = self.0.get(&kind) {
+        if kind == Kind::Secrets {
+            return self.check_manager(value).map_err(in_configuration);
+        }
+        if let Some(checker) = self.kinds.get(&kind) {
             checker.check(value).map_err(in_configuration)?;
         }
         let body = Body::parse(kind, value).map_err(in_configuration)?;
         sensible(&body)?;
+        Ok(body)
+    }
+
+    /// A manager of secrets looks as its type wants it, which its id names, or its fields do.
+    fn check_manager(&self, value: &Value) -> Result<Body, Invalid> {
+        let mut bare = value.clone();
+        // Its id has two parts; the schema of ids knows one.
+        let id = bare.as_object_mut().and_then(|fields| fields.shift_remove("id"));
+        let named = id.as_ref().and_then(Value::as_str).and_then(|id| id.split_once('/'));
+        let checker = named
+            .and_then(|(manager, _)| ManagerType::named(manager))
+            .and_then(|manager| self.managers.get(&manager));
+        if let Some(checker) = checker {
+            checker.check(&bare)?;
+        }
+        let body = Body::parse(Kind::Secrets, &bare)?;
+        if let (Some((manager, _)), Body::Secret(secret)) = (named, &body)
+            && secret.manager().name() != manager
+        {
+            return Err(Invalid(format!(
+                "these are the fields of {}, and the id is one of {manager}",
+                secret.manager()
+            )));
+        }
         Ok(body)
     }
 }
@@ -172,6 +210,17 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         | Body::GlobalRule(_)
         | Body::PluginMetadata(_)
         | Body::Secret(_) => Ok(()),
+        Body::Proto(proto) => protos::check(&proto.content)
+            .map_err(|why| Invalid(format!("invalid content: {why}"))),
+        Body::StreamRoute(route) => {
+            for (field, text) in
+                [("remote_addr", &route.remote_addr), ("server_addr", &route.server_addr)]
+            {
+                networks(field, &OneOrMany(&[], text.as_ref())).map_err(in_configuration)?;
+            }
+            let upstream = route.upstream.as_ref().map(|upstream| &upstream.upstream);
+            upstream.map_or(Ok(()), sensible_upstream)
+        }
     }
 }
 
@@ -334,6 +383,14 @@ impl ControlPlane {
             }
             return self.plugins.check_metadata(id, &settings);
         }
+        if kind == Kind::StreamRoutes {
+            // None of the plugins is one for connections.
+            let plugins = value.get("plugins").and_then(Value::as_object);
+            return match plugins.and_then(|plugins| plugins.keys().next()) {
+                Some(name) => Err(Invalid(format!("unknown plugin [{name}]"))),
+                None => Ok(()),
+            };
+        }
         let holds_credentials = matches!(kind, Kind::Consumers | Kind::Credentials);
         let part = if holds_credentials { PluginPart::Credential } else { PluginPart::Config };
         let plugins = value.get("plugins").and_then(Value::as_object);
@@ -369,7 +426,7 @@ impl ControlPlane {
         if plugins_first {
             self.judge_plugins(kind, id.as_str(), value)?;
         }
-        let mut referred = self.references(&body).await?;
+        let mut referred = self.references(id, &body).await?;
         if !plugins_first {
             self.judge_plugins(kind, id.as_str(), value)?;
         }
@@ -381,7 +438,7 @@ impl ControlPlane {
     }
 
     /// The resources that this one names; all of them must exist.
-    async fn references(&self, body: &Body) -> Result<Vec<Resource>, Answer> {
+    async fn references(&self, own: &Id, body: &Body) -> Result<Vec<Resource>, Answer> {
         let mut found = Vec::new();
         match body {
             Body::Route(route) => {
@@ -408,6 +465,11 @@ impl ControlPlane {
             Body::Upstream(upstream) => self.refer_to_client(Some(upstream), &mut found).await?,
             Body::Consumer(consumer) => {
                 self.refer(Kind::ConsumerGroups, consumer.group_id.as_ref(), &mut found).await?;
+            }
+            Body::StreamRoute(route) => {
+                self.refer(Kind::Upstreams, route.upstream_id.as_ref(), &mut found).await?;
+                self.refer(Kind::Services, route.service_id.as_ref(), &mut found).await?;
+                self.refer_to_superior(own, route).await?;
             }
             Body::TrustDomain(declared) => {
                 // Our own trust domain need not be declared: the trial knows which one that is.
@@ -453,6 +515,28 @@ impl ControlPlane {
             _ => Err(Answer::bad(format!(
                 "failed to fetch ssl info by ssl id [{id}], wrong ssl type"
             ))),
+        }
+    }
+
+    /// A stream route may be a part of another one, of the same protocol.
+    async fn refer_to_superior(&self, own: &Id, route: &StreamRoute) -> Result<(), Answer> {
+        let Some(protocol) = &route.protocol else { return Ok(()) };
+        let Some(id) = &protocol.superior_id else { return Ok(()) };
+        if id == own {
+            return Err(Answer::bad("stream route can not set itself as superior_id"));
+        }
+        let Some(superior) = self.resource(Kind::StreamRoutes, id).await? else {
+            return Err(Answer::bad(format!(
+                "failed to fetch stream routes[{id}], response code: 404"
+            )));
+        };
+        let Body::StreamRoute(superior) = superior.body else { return Ok(()) };
+        match superior.protocol {
+            Some(other) if other.name != protocol.name => Err(Answer::bad(format!(
+                "protocol mismatch: subordinate protocol [{}] does not match superior protocol [{}]",
+                protocol.name, other.name
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -529,6 +613,8 @@ impl ControlPlane {
             Kind::Services => "can not delete this service directly,",
             Kind::PluginConfigs => "can not delete this plugin config,",
             Kind::ConsumerGroups => "can not delete this consumer group,",
+            Kind::Protos => "can not delete this proto,",
+            Kind::StreamRoutes => "can not delete this stream route directly,",
             _ => return Ok(()),
         };
         let index = self.fresh_index().await?;
@@ -536,6 +622,7 @@ impl ControlPlane {
         // APISIX looks in this order.
         let order = [
             (Kind::Routes, "route"),
+            (Kind::StreamRoutes, "stream_route"),
             (Kind::Services, "service"),
             (Kind::PluginConfigs, "plugin_config"),
             (Kind::Consumers, "consumer"),
@@ -545,9 +632,12 @@ impl ControlPlane {
         ];
         for (user_kind, name) in order {
             if let Some((_, user)) = users.iter().find(|(found, _)| *found == user_kind) {
-                return Err(Answer::bad(format!(
-                    "{opening} {name} [{user}] is still using it now"
-                )));
+                return Err(Answer::bad(match (kind, user_kind) {
+                    (Kind::StreamRoutes, Kind::StreamRoutes) => format!(
+                        "{opening} stream route [{user}] is still using it as superior_id"
+                    ),
+                    _ => format!("{opening} {name} [{user}] is still using it now"),
+                }));
             }
         }
         Ok(())

@@ -9,12 +9,14 @@ mod identity_mode;
 mod meta;
 mod plugin_set;
 mod policy;
+mod proto;
 mod resilience;
 mod resource;
 mod route;
 mod schema;
 mod secret;
 mod secret_manager;
+mod stream_route;
 mod trust;
 mod upstream;
 mod workload;
@@ -32,6 +34,7 @@ pub use policy::{
     From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To,
     ValueMatch, When,
 };
+pub use proto::Proto;
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{
@@ -42,6 +45,9 @@ pub use secret::{Ssl, SslClient, SslType, TlsVersion};
 pub use secret_manager::{
     AwsSecrets, GcpAccount, GcpSecrets, ManagerType, SecretManager, SecretReference, VaultSecrets,
     Verified,
+};
+pub use stream_route::{
+    StreamLogger, StreamProtocol, StreamRoute, StreamScheme, StreamUpstream,
 };
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,

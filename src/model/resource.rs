@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::{
     Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, Id, IdentityMode, IdentityPolicy,
-    PluginConfig, Revision, Revocation, Route, SecretManager, Service, Ssl, Upstream, Workload,
+    PluginConfig, Proto, Revision, Revocation, Route, SecretManager, Service, Ssl, StreamRoute,
+    Upstream, Workload,
 };
 
 /// Everything that an operator can declare.
@@ -25,6 +26,8 @@ pub enum Kind {
     PluginMetadata,
     Ssls,
     Secrets,
+    Protos,
+    StreamRoutes,
     IdentityPolicies,
     IdentityModes,
     Workloads,
@@ -34,7 +37,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, referenced ones before those that refer to them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::TrustDomains,
         Self::Revocations,
         Self::Workloads,
@@ -42,6 +45,7 @@ impl Kind {
         Self::IdentityPolicies,
         Self::Secrets,
         Self::Ssls,
+        Self::Protos,
         Self::PluginMetadata,
         Self::Upstreams,
         Self::PluginConfigs,
@@ -50,6 +54,7 @@ impl Kind {
         Self::Credentials,
         Self::Services,
         Self::Routes,
+        Self::StreamRoutes,
         Self::GlobalRules,
     ];
 
@@ -67,6 +72,8 @@ impl Kind {
             Self::PluginMetadata => "plugin_metadata",
             Self::Ssls => "ssls",
             Self::Secrets => "secrets",
+            Self::Protos => "protos",
+            Self::StreamRoutes => "stream_routes",
             Self::IdentityPolicies => "identity_policies",
             Self::IdentityModes => "identity_modes",
             Self::Workloads => "workloads",
@@ -86,9 +93,11 @@ impl Kind {
             Self::ConsumerGroups => "consumer group",
             Self::PluginConfigs => "plugin config",
             Self::GlobalRules => "global rule",
-            Self::PluginMetadata => "plugin metadata",
+            Self::PluginMetadata => "plugin_metadata",
             Self::Ssls => "ssl",
             Self::Secrets => "secret",
+            Self::Protos => "proto",
+            Self::StreamRoutes => "stream route",
             Self::IdentityPolicies => "identity policy",
             Self::IdentityModes => "identity mode",
             Self::Workloads => "workload",
@@ -165,6 +174,8 @@ pub enum Body {
     PluginMetadata(Value),
     Ssl(Box<Ssl>),
     Secret(Box<SecretManager>),
+    Proto(Box<Proto>),
+    StreamRoute(Box<StreamRoute>),
     IdentityPolicy(Box<IdentityPolicy>),
     IdentityMode(Box<IdentityMode>),
     Workload(Box<Workload>),
@@ -241,6 +252,8 @@ impl Body {
             }
             Kind::Ssls => Self::Ssl(of(value)?),
             Kind::Secrets => Self::Secret(of(value)?),
+            Kind::Protos => Self::Proto(of(value)?),
+            Kind::StreamRoutes => Self::StreamRoute(of(value)?),
             Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
             Kind::IdentityModes => Self::IdentityMode(of(value)?),
             Kind::Workloads => Self::Workload(of(value)?),

@@ -120,6 +120,7 @@ impl Settings {
                 })?;
                 let audit = control.audit.check();
                 audit.map_err(|(field, problem)| Error::Setting { field, problem })?;
+                super::admin_door::check(control)?;
                 FeedRules::of(self, control).map(drop)
             }
             Role::Issuer => {

@@ -373,7 +373,13 @@ impl Keeper {
             }
             // Registration entries are the issuer's; trust is composed with the identity.
             // Whoever reads the feed has put secrets in the place of references.
-            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) | Body::Secret(_) => {}
+            Body::Workload(_)
+            | Body::TrustDomain(_)
+            | Body::Revocation(_)
+            | Body::Secret(_)
+            // What uses a definition names it.
+            | Body::Proto(_) => {}
+            Body::StreamRoute(_) => work.reject(kind, &id, revision, &trial::no_stream_proxy()),
         }
     }
 
@@ -451,7 +457,12 @@ impl Keeper {
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::IdentityModes => work.modes |= self.declared_modes.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
-            Kind::Workloads | Kind::TrustDomains | Kind::Revocations | Kind::Secrets => {}
+            Kind::Workloads
+            | Kind::TrustDomains
+            | Kind::Revocations
+            | Kind::Secrets
+            | Kind::Protos
+            | Kind::StreamRoutes => {}
         }
         self.mark_users(kind, id, work);
     }
@@ -560,7 +571,9 @@ impl Keeper {
             | Kind::Workloads
             | Kind::TrustDomains
             | Kind::Revocations
-            | Kind::Secrets => return None,
+            | Kind::Secrets
+            | Kind::Protos
+            | Kind::StreamRoutes => return None,
         })
     }
 
