@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "admin_api/access.rs"]
+mod access;
 #[path = "support/admin.rs"]
 mod admin;
 #[path = "support/etcd.rs"]
 mod etcd_server;
-#[path = "admin_api/access.rs"]
-mod access;
 #[path = "admin_api/history.rs"]
 mod history;
 #[path = "admin_api/kinds.rs"]

@@ -185,7 +185,10 @@ async fn key(verb: &KeyVerb, out: &mut (dyn Write + Send)) -> anyhow::Result<()>
             print(out, *output, &answer, |out| {
                 writeln!(out, "key     {key}")?;
                 writeln!(out, "sha256  {}", answer["sha256"].as_str().unwrap_or_default())?;
-                writeln!(out, "\nSettings: control.keys: [{{ name: NAME, sha256: SHA256, role: viewer }}]")?;
+                writeln!(
+                    out,
+                    "\nSettings: control.keys: [{{ name: NAME, sha256: SHA256, role: viewer }}]"
+                )?;
                 Ok(())
             })
         }
@@ -222,11 +225,7 @@ fn segment(name: &str) -> anyhow::Result<&str> {
     }
 }
 
-fn made(
-    out: &mut (dyn Write + Send),
-    output: Output,
-    answer: &Value,
-) -> anyhow::Result<()> {
+fn made(out: &mut (dyn Write + Send), output: Output, answer: &Value) -> anyhow::Result<()> {
     print(out, output, answer, |out| {
         writeln!(out, "{}", row(answer))?;
         writeln!(out, "\n  {}\n", answer["key"].as_str().unwrap_or_default())?;

@@ -143,7 +143,9 @@ impl Admin {
                 None => (authority, Way::Named(path(AUTHORITIES).map(PathBuf::from))),
             },
             (None, None) => {
-                bail!("the Admin API's address {url:?} is not http://host:port or https://host:port")
+                bail!(
+                    "the Admin API's address {url:?} is not http://host:port or https://host:port"
+                )
             }
         };
         let authority = authority.trim_end_matches('/');
@@ -245,7 +247,8 @@ async fn named(
     let connected = match authorities {
         None => connect_web(tcp, host, None).await,
         Some(path) => {
-            let roots = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let roots =
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             let bare = host.trim_start_matches('[').trim_end_matches(']');
             connect_private(tcp, bare, &roots, Alpn::Http1).await
         }

@@ -9,8 +9,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    admin_key, audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema,
-    status, tap, who_did,
+    admin_key, audit, check, conformance, demo, dev, explain, identity, policy, questions, run,
+    schema, status, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};

@@ -84,15 +84,12 @@ pub(super) fn list(kind: Kind, entries: Vec<Stored>, query: &Query) -> Answer {
     let mut entries: Vec<Stored> =
         entries.into_iter().filter(|stored| wanted(kind, &stored.value, query)).collect();
     let total = entries.len();
-    // What is no number is not there, as in APISIX.
-    let number = |name| query.find(name).and_then(|text| text.trim().parse::<f64>().ok());
-    if let (Some(page), Some(size)) = (number("page"), number("page_size")) {
-        if !(10.0..=500.0).contains(&size) {
+    if let (Some(page), Some(size)) = (query.find("page"), query.find("page_size")) {
+        let Some(size) = size.parse().ok().filter(|size| (10..=500_usize).contains(size)) else {
             let text = Value::from("page_size must be between 10 and 500");
             return Answer::json(http::StatusCode::BAD_REQUEST, text);
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded")]
-        let (page, size) = (page.clamp(1.0, 1e9) as usize, size as usize);
+        };
+        let page = page.parse::<usize>().unwrap_or(1).max(1);
         entries.sort_by_key(|stored| stored.created);
         entries = entries.into_iter().skip((page - 1).saturating_mul(size)).take(size).collect();
     }

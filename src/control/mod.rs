@@ -15,6 +15,7 @@ mod plugins;
 mod protos;
 mod questions;
 mod records;
+mod references;
 pub mod serve;
 mod validate;
 mod wording;
@@ -269,7 +270,12 @@ impl Access {
     ) -> Result<Self, Error> {
         settings.check().map_err(|(field, why)| Error::Access { field, why })?;
         let access::Settings {
-            peers, origins, proxies, requests_per_second, failures_per_minute, ..
+            peers,
+            origins,
+            proxies,
+            requests_per_second,
+            failures_per_minute,
+            ..
         } = settings;
         let wrong = |field| move |why| Error::Access { field, why };
         Ok(Self {

@@ -64,7 +64,8 @@ impl Plugin {
             fields.entry("properties").or_insert_with(|| json!({}));
         }
         if part == PluginPart::Config {
-            fields.insert("$comment".into(), json!("this is a mark for our injected plugin schema"));
+            fields
+                .insert("$comment".into(), json!("this is a mark for our injected plugin schema"));
             if let Some(properties) = fields.get_mut("properties").and_then(Value::as_object_mut) {
                 properties.insert("_meta".into(), META.clone());
             }

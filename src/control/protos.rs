@@ -3,7 +3,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use protox::Compiler;
-use protox::file::{ChainFileResolver, DescriptorSetFileResolver, File, FileResolver, GoogleFileResolver};
+use protox::file::{
+    ChainFileResolver, DescriptorSetFileResolver, File, FileResolver, GoogleFileResolver,
+};
 
 /// The name that the text goes by in sentences.
 const NAME: &str = "content.proto";
@@ -75,7 +77,8 @@ fn depth(text: &str) -> usize {
             '/' if rest.peek() == Some(&'*') => {
                 let mut before = ' ';
                 rest.next();
-                rest.by_ref().find(|next| std::mem::replace(&mut before, *next) == '*' && *next == '/');
+                rest.by_ref()
+                    .find(|next| std::mem::replace(&mut before, *next) == '*' && *next == '/');
             }
             '"' | '\'' => {
                 while let Some(next) = rest.next() {
@@ -125,7 +128,8 @@ mod tests {
 
     #[test]
     fn nesting_is_bounded_before_anybody_descends() {
-        let deep = format!("syntax = \"proto3\"; {}{}", "message A {".repeat(2000), "}".repeat(2000));
+        let deep =
+            format!("syntax = \"proto3\"; {}{}", "message A {".repeat(2000), "}".repeat(2000));
         assert_eq!(check(&deep), Err("it nests deeper than 64".into()));
         let commented = format!("{HELLO}\n/* {} */ // {}", "{".repeat(500), "(".repeat(500));
         assert_eq!(check(&commented), Ok(()));

@@ -46,9 +46,7 @@ pub use secret_manager::{
     AwsSecrets, GcpAccount, GcpSecrets, ManagerType, SecretManager, SecretReference, VaultSecrets,
     Verified,
 };
-pub use stream_route::{
-    StreamLogger, StreamProtocol, StreamRoute, StreamScheme, StreamUpstream,
-};
+pub use stream_route::{StreamLogger, StreamProtocol, StreamRoute, StreamScheme, StreamUpstream};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
     RevocationStrictness,

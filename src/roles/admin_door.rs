@@ -128,9 +128,8 @@ async fn mutual(
 type PublicConfig = Arc<rustls::ServerConfig>;
 
 fn read(certificate: &Path, key: &Path) -> Result<PublicConfig, String> {
-    let bytes = |path: &Path| {
-        std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-    };
+    let bytes =
+        |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     let (chain, key) = (bytes(certificate)?, Zeroizing::new(bytes(key)?));
     PublicCertificate::from_pem(["*"], &chain, &key)
         .and_then(public_server_config)
@@ -182,7 +181,10 @@ mod tests {
         }
         for open in [r#"{"admin": "0.0.0.0:9180"}"#, r#"{"admin": "10.0.0.1:9180"}"#] {
             let error = check(&control(open)).unwrap_err().to_string();
-            assert!(error.contains("control.admin") && error.contains("control.access.tls"), "{error}");
+            assert!(
+                error.contains("control.admin") && error.contains("control.access.tls"),
+                "{error}"
+            );
         }
     }
 }

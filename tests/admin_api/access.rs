@@ -8,7 +8,13 @@ async fn guarded(settings: Value) -> World {
     World::guarded(Arc::new(Memory::new()), settings).await
 }
 
-async fn with_key(world: &World, key: &str, method: &str, path: &str, body: &Value) -> (u16, Value) {
+async fn with_key(
+    world: &World,
+    key: &str,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> (u16, Value) {
     let bytes = if body.is_null() { String::new() } else { body.to_string() };
     world.send(method, &format!("/apisix/admin{path}"), &[("x-api-key", key)], bytes).await.pair()
 }
@@ -39,32 +45,88 @@ async fn roles_write_what_is_theirs_and_scopes_narrow_them() {
         forbidden("role security may not write upstreams")
     );
     assert_eq!(
-        with_key(&world, &operator, "POST", "/history/identity_policies/rollback", &json!({"to": 1})).await,
+        with_key(
+            &world,
+            &operator,
+            "POST",
+            "/history/identity_policies/rollback",
+            &json!({"to": 1})
+        )
+        .await,
         forbidden("role operator may not write identity_policies")
     );
-    assert_eq!(with_key(&world, &operator, "GET", "/identity_policies/p", &Value::Null).await.0, 200);
+    assert_eq!(
+        with_key(&world, &operator, "GET", "/identity_policies/p", &Value::Null).await.0,
+        200
+    );
 
     let scope = json!({"kinds": ["upstreams"], "labels": {"team": "shop"}, "id_prefix": "shop-"});
     let shop = make(&world, json!({"name": "shop", "role": "operator", "scope": scope})).await;
     world.put("/upstreams/bank-1", upstream()).await;
     world.put("/upstreams/shop-2", upstream()).await;
     let list = with_key(&world, &shop, "GET", "/upstreams", &Value::Null).await.1;
-    assert_eq!((&list["total"], &list["list"][0]["key"]), (&json!(1), &json!("/apisix/upstreams/shop-1")));
+    assert_eq!(
+        (&list["total"], &list["list"][0]["key"]),
+        (&json!(1), &json!("/apisix/upstreams/shop-1"))
+    );
     for (method, path, body, wanted) in [
         ("GET", "/upstreams/bank-1", Value::Null, (404, json!({"message": "Key not found"}))),
         ("GET", "/routes", Value::Null, forbidden("routes are out of this key's scope")),
-        ("PUT", "/upstreams/bank-1", body.clone(), forbidden("upstream bank-1 is out of this key's scope: ids that begin with \"shop-\"")),
-        ("PUT", "/upstreams/shop-3", upstream(), forbidden("upstream shop-3 would bear not the labels of this key's scope: team=shop")),
-        ("PUT", "/upstreams/shop-2", body.clone(), forbidden("upstream shop-2 bears not the labels of this key's scope: team=shop")),
-        ("PATCH", "/upstreams/shop-1", json!({"labels": null}), forbidden("upstream shop-1 would bear not the labels of this key's scope: team=shop")),
-        ("DELETE", "/upstreams/shop-2", Value::Null, forbidden("upstream shop-2 bears not the labels of this key's scope: team=shop")),
-        ("POST", "/questions/who-can", json!({}), forbidden("a caller with a scope reads resources alone")),
-        ("GET", "/history/identity_policies", Value::Null, forbidden("a caller with a scope reads resources alone")),
-        ("GET", "/access/keys", Value::Null, forbidden("admin keys are the matter of role admin without a scope")),
+        (
+            "PUT",
+            "/upstreams/bank-1",
+            body.clone(),
+            forbidden("upstream bank-1 is out of this key's scope: ids that begin with \"shop-\""),
+        ),
+        (
+            "PUT",
+            "/upstreams/shop-3",
+            upstream(),
+            forbidden("upstream shop-3 would bear not the labels of this key's scope: team=shop"),
+        ),
+        (
+            "PUT",
+            "/upstreams/shop-2",
+            body.clone(),
+            forbidden("upstream shop-2 bears not the labels of this key's scope: team=shop"),
+        ),
+        (
+            "PATCH",
+            "/upstreams/shop-1",
+            json!({"labels": null}),
+            forbidden("upstream shop-1 would bear not the labels of this key's scope: team=shop"),
+        ),
+        (
+            "DELETE",
+            "/upstreams/shop-2",
+            Value::Null,
+            forbidden("upstream shop-2 bears not the labels of this key's scope: team=shop"),
+        ),
+        (
+            "POST",
+            "/questions/who-can",
+            json!({}),
+            forbidden("a caller with a scope reads resources alone"),
+        ),
+        (
+            "GET",
+            "/history/identity_policies",
+            Value::Null,
+            forbidden("a caller with a scope reads resources alone"),
+        ),
+        (
+            "GET",
+            "/access/keys",
+            Value::Null,
+            forbidden("admin keys are the matter of role admin without a scope"),
+        ),
     ] {
         assert_eq!(with_key(&world, &shop, method, path, &body).await, wanted, "{method} {path}");
     }
-    assert_eq!(with_key(&world, &shop, "PATCH", "/upstreams/shop-1", &json!({"desc": "x"})).await.0, 200);
+    assert_eq!(
+        with_key(&world, &shop, "PATCH", "/upstreams/shop-1", &json!({"desc": "x"})).await.0,
+        200
+    );
     assert_eq!(with_key(&world, &shop, "DELETE", "/upstreams/shop-1", &Value::Null).await.0, 200);
 }
 
@@ -76,10 +138,21 @@ async fn keys_are_made_shown_once_rotated_and_revoked() {
     let who = with_key(&world, &first, "GET", "/access/whoami", &Value::Null).await;
     assert_eq!(who, (200, json!({"name": "deploy", "role": "viewer", "scope": {}})));
     assert_eq!(
-        world.ask("POST", "/access/keys", &json!({"name": "deploy", "role": "admin"})).await.status.as_u16(),
+        world
+            .ask("POST", "/access/keys", &json!({"name": "deploy", "role": "admin"}))
+            .await
+            .status
+            .as_u16(),
         409
     );
-    assert_eq!(world.ask("POST", "/access/keys", &json!({"name": "root", "role": "admin"})).await.status.as_u16(), 409);
+    assert_eq!(
+        world
+            .ask("POST", "/access/keys", &json!({"name": "root", "role": "admin"}))
+            .await
+            .status
+            .as_u16(),
+        409
+    );
     for bad in [
         json!({"name": "a/b", "role": "admin"}),
         json!({"name": "a", "role": "king"}),
@@ -92,11 +165,17 @@ async fn keys_are_made_shown_once_rotated_and_revoked() {
     let kept = store.get("/apisix-access/keys/deploy").await.unwrap().unwrap().value.to_string();
     assert!(!kept.contains(&first) && kept.contains("sha256"), "only the hash is kept: {kept}");
     let list = world.get("/access/keys").await;
-    let names: Vec<String> = list.json()["list"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().into()).collect();
+    let names: Vec<String> = list.json()["list"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap().into())
+        .collect();
     assert_eq!(names, ["root", "eyes", "deploy"]);
     assert!(!list.text.contains("sha256"), "{}", list.text);
 
-    let rotated = world.ask("POST", "/access/keys/deploy/rotate", &json!({"grace": 50})).await.json();
+    let rotated =
+        world.ask("POST", "/access/keys/deploy/rotate", &json!({"grace": 50})).await.json();
     let second = rotated["key"].as_str().unwrap().to_owned();
     let opens = async |key: &str| with_key(&world, key, "GET", "/routes", &Value::Null).await.0;
     assert_eq!((opens(&first).await, opens(&second).await), (200, 200));
@@ -168,10 +247,17 @@ async fn pages_call_where_they_may_and_cookies_are_lent_to_nobody() {
     assert_eq!(answer.headers["access-control-allow-origin"], "https://dashboard.example");
     assert_eq!(answer.headers.get("access-control-allow-credentials"), None);
     let preflight = world
-        .send("OPTIONS", "/apisix/admin/upstreams/1", &[page, ("access-control-request-method", "PUT")], "")
+        .send(
+            "OPTIONS",
+            "/apisix/admin/upstreams/1",
+            &[page, ("access-control-request-method", "PUT")],
+            "",
+        )
         .await;
     assert_eq!(preflight.status.as_u16(), 200);
-    assert!(preflight.headers["access-control-allow-headers"].to_str().unwrap().contains("X-API-KEY"));
+    assert!(
+        preflight.headers["access-control-allow-headers"].to_str().unwrap().contains("X-API-KEY")
+    );
     let evil = ("origin", "https://evil.example");
     for headers in [&[evil, ("x-api-key", ADMIN)][..], &[evil]] {
         let answer = put(headers).await;
@@ -221,7 +307,8 @@ async fn records_say_who_made_what_of_what() {
     world.ask("PATCH", "/upstreams/1", &json!({"desc": "x"})).await;
     world.delete("/upstreams/1").await;
     let trail = world.trail.0.lock().unwrap().clone();
-    let differences: Vec<&String> = trail.iter().filter_map(|one| one.difference.as_ref()).collect();
+    let differences: Vec<&String> =
+        trail.iter().filter_map(|one| one.difference.as_ref()).collect();
     assert_eq!(differences.len(), 3);
     assert!(differences.iter().all(|one| one.len() == 64));
     assert!(differences[0] != differences[1] && differences[1] != differences[2]);

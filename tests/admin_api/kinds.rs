@@ -25,7 +25,10 @@ async fn a_definition_is_compiled_before_it_is_stored() {
     assert_eq!(patched.pair(), (405, error("not supported `PATCH` method for proto")));
     for (body, why) in [
         (json!({}), "invalid configuration: property \"content\" is required"),
-        (json!({"content": 1}), "invalid configuration: property \"content\" validation failed: wrong type: expected string, got number"),
+        (
+            json!({"content": 1}),
+            "invalid configuration: property \"content\" validation failed: wrong type: expected string, got number",
+        ),
         (json!({"content": "syntax = \"proto3\"; message A { B b = 1; }"}), "invalid content: "),
         (json!({"content": PROTO, "id": "2"}), "wrong proto id"),
     ] {
@@ -55,12 +58,16 @@ async fn a_manager_of_secrets_lives_below_its_type() {
     assert_eq!(world.get("/secrets").await.json()["total"], json!(3));
     assert_eq!(world.get("/secrets/vault").await.json()["total"], json!(1));
     let patched = world.ask("PATCH", "/secrets/vault/test1/token", &json!("unknown")).await;
-    assert_eq!((patched.status.as_u16(), &patched.json()["value"]["token"]), (200, &json!("unknown")));
+    assert_eq!(
+        (patched.status.as_u16(), &patched.json()["value"]["token"]),
+        (200, &json!("unknown"))
+    );
     let patched = world.ask("PATCH", "/secrets/vault/test1", &body).await.json();
     assert_eq!((&patched["value"]["token"], &patched["key"]), (&json!("apisix"), &json!(key)));
 
     // Who may not write them is not shown what opens them.
-    let seen = world.send("GET", "/apisix/admin/secrets/vault/test1", &[("x-api-key", VIEWER)], "").await;
+    let seen =
+        world.send("GET", "/apisix/admin/secrets/vault/test1", &[("x-api-key", VIEWER)], "").await;
     assert_eq!(seen.json()["value"].get("token"), None);
     let seen = world.send("GET", "/apisix/admin/secrets", &[("x-api-key", VIEWER)], "").await.text;
     assert!(!seen.contains("secret_access_key") && seen.contains("aws/one"), "{seen}");
@@ -69,7 +76,13 @@ async fn a_manager_of_secrets_lives_below_its_type() {
     let mut strange = body.clone();
     strange["id"] = json!("vault/other");
     for (method, path, body, status, why) in [
-        ("PUT", "/secrets/vault/test1", &relative, 400, "invalid configuration: property \"uri\" validation failed: failed to match pattern"),
+        (
+            "PUT",
+            "/secrets/vault/test1",
+            &relative,
+            400,
+            "invalid configuration: property \"uri\" validation failed: failed to match pattern",
+        ),
         ("PUT", "/secrets/vault/test1", &strange, 400, "wrong secret id"),
         ("PUT", "/secrets/nobody/1", &body, 400, "invalid secret manager: nobody"),
         ("PUT", "/secrets/aws/1", &body, 400, "invalid configuration: "),
@@ -80,7 +93,10 @@ async fn a_manager_of_secrets_lives_below_its_type() {
     ] {
         let answer = world.ask(method, path, body).await;
         let text = answer.json()["error_msg"].as_str().unwrap().to_owned();
-        assert!(answer.status.as_u16() == status && text.starts_with(why), "{method} {path}: {text}");
+        assert!(
+            answer.status.as_u16() == status && text.starts_with(why),
+            "{method} {path}: {text}"
+        );
     }
     assert_eq!(
         world.delete("/secrets/vault/test1").await.pair(),
@@ -94,7 +110,10 @@ async fn a_stream_route_is_judged_with_what_it_refers_to() {
     let body = json!({"remote_addr": "127.0.0.1", "upstream": {"nodes": {"127.0.0.1:8080": 1}, "type": "roundrobin"}, "desc": "new route"});
     assert_eq!(
         world.ask("PUT", "/stream_routes/1", &body).await.pair(),
-        (201, json!({"key": "/apisix/stream_routes/1", "value": stamped(body.clone(), "1", BORN, BORN)}))
+        (
+            201,
+            json!({"key": "/apisix/stream_routes/1", "value": stamped(body.clone(), "1", BORN, BORN)})
+        )
     );
     assert_eq!(world.ask("POST", "/stream_routes", &body).await.status.as_u16(), 201);
     let redis = |superior: Option<&str>, name: &str| {
@@ -123,8 +142,14 @@ async fn a_stream_route_is_judged_with_what_it_refers_to() {
         assert_eq!(world.ask("PUT", "/stream_routes/x", &body).await.pair(), (400, error(&why)));
     }
     for (path, why) in [
-        ("/stream_routes/top", "can not delete this stream route directly, stream route [part] is still using it as superior_id"),
-        ("/services/s", "can not delete this service directly, stream_route [of-service] is still using it now"),
+        (
+            "/stream_routes/top",
+            "can not delete this stream route directly, stream route [part] is still using it as superior_id",
+        ),
+        (
+            "/services/s",
+            "can not delete this service directly, stream_route [of-service] is still using it now",
+        ),
     ] {
         assert_eq!(world.delete(path).await.pair(), (400, error(why)));
     }

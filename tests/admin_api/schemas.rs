@@ -64,7 +64,7 @@ async fn a_whole_configuration_is_judged_with_everything_that_is_wrong() {
     let judge = async |body: &Value| world.ask("POST", "/configs/validate", body).await;
     let route = |id: &str, uri: Value| json!({"id": id, "uri": uri, "upstream": upstream(), "modifiedIndex": 7});
     let good = json!({
-        "routes": [route("r1", json!("/a")), {"uri": "/b", "upstream_id": "not looked up"}, {"uri": "/c", "plugins": {}}],
+        "routes": [route("r1", json!("/a")), {"uri": "/b", "upstream_id": "not-looked-up"}, {"uri": "/c", "plugins": {}}],
         "routes_conf_version": 3,
         "consumers": [
             {"username": "jack", "plugins": {"key-auth": {"key": "k"}}},
@@ -101,7 +101,10 @@ async fn a_whole_configuration_is_judged_with_everything_that_is_wrong() {
         let headers = [("x-api-key", VIEWER), ("content-type", kind)];
         world.send("POST", "/apisix/admin/configs/validate", &headers, body.to_owned()).await
     };
-    assert_eq!(raw("application/json", "").await.pair(), (400, error("invalid request body: empty request body")));
+    assert_eq!(
+        raw("application/json", "").await.pair(),
+        (400, error("invalid request body: empty request body"))
+    );
     let broken = raw("application/json", "not json").await.json()["error_msg"].clone();
     assert!(broken.as_str().unwrap().starts_with("invalid request body: "));
     let yaml = "routes:\n  - id: r1\n    uri: /a\n    upstream_id: 1\n";
@@ -110,7 +113,7 @@ async fn a_whole_configuration_is_judged_with_everything_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn pages_are_numbers_or_are_not_there() {
+async fn pages_are_counted_from_one_and_have_bounds() {
     let world = world().await;
     for id in 1..=11 {
         world.put(&format!("/upstreams/{id}"), upstream()).await;
@@ -122,10 +125,13 @@ async fn pages_are_numbers_or_are_not_there() {
     assert_eq!(shown("page=-1&page_size=10").await, (11, 10));
     assert_eq!(shown("page=2&page_size=10").await, (11, 1));
     assert_eq!(shown("page=3&page_size=10").await, (11, 0));
-    assert_eq!(shown("page=x&page_size=10").await, (11, 11));
+    assert_eq!(shown("page=x&page_size=10").await, (11, 10));
     assert_eq!(shown("page=1").await, (11, 11));
     for size in ["9", "501", "0"] {
         let answer = world.get(&format!("/upstreams?page=1&page_size={size}")).await;
-        assert_eq!((answer.status.as_u16(), answer.text.trim()), (400, "page_size must be between 10 and 500"));
+        assert_eq!(
+            (answer.status.as_u16(), answer.text.trim()),
+            (400, "page_size must be between 10 and 500")
+        );
     }
 }

@@ -57,7 +57,11 @@ fn a_spiffe_id_is_what_the_settings_make_it_and_others_need_a_key() {
     // Nobody of another trust domain is let in, whatever it shows beside.
     let elsewhere = World::of("elsewhere.test");
     let stranger = elsewhere.files("/ops/alice");
-    let stranger = [("WARDGATE_ADMIN", url.as_str()), ("WARDGATE_IDENTITY", stranger.to_str().unwrap()), ("WARDGATE_KEY", &key)];
+    let stranger = [
+        ("WARDGATE_ADMIN", url.as_str()),
+        ("WARDGATE_IDENTITY", stranger.to_str().unwrap()),
+        ("WARDGATE_KEY", &key),
+    ];
     assert_eq!(asks(&stranger, &whoami).code, Some(1));
 }
 
@@ -68,7 +72,8 @@ async fn keys_are_made_rotated_and_revoked_from_the_command_line() {
     let url = format!("http://{}", control.address("admin"));
     let key = control.key();
     let root = [("WARDGATE_ADMIN", url.as_str()), ("WARDGATE_KEY", key.as_str())];
-    let make = ["admin", "key", "create", "ci", "--role", "operator", "--id-prefix", "ci-", "-o", "json"];
+    let make =
+        ["admin", "key", "create", "ci", "--role", "operator", "--id-prefix", "ci-", "-o", "json"];
     let made: Value = serde_json::from_str(&asks(&root, &make).good()).unwrap();
     let first = made["key"].as_str().unwrap().to_owned();
     let mut admin = control.admin();

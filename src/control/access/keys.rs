@@ -178,11 +178,10 @@ impl AdminKeys {
             }
             Err(source) => return Err(Error::File { path, source }),
         };
-        all.add(hashed, Principal {
-            name: GENERATED.into(),
-            role: Role::Admin,
-            scope: Scope::default(),
-        })?;
+        all.add(
+            hashed,
+            Principal { name: GENERATED.into(), role: Role::Admin, scope: Scope::default() },
+        )?;
         Ok((all, generated))
     }
 

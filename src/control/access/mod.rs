@@ -9,6 +9,6 @@ mod stored;
 pub use keys::{AdminKeys, Error, KeySettings, generate, hash};
 pub(super) use limits::{Limits, Pressure};
 pub use role::{Principal, Role, Scope};
-pub use settings::{PeerSettings, Settings, TlsSettings};
 pub(super) use settings::{Network, Peers, networks};
+pub use settings::{PeerSettings, Settings, TlsSettings};
 pub(super) use stored::{Previous, StoredKey, StoredKeys};

@@ -187,8 +187,12 @@ impl Principal {
             if let Some(value) = value
                 && !self.scope.has_labels(value)
             {
-                let labels: Vec<String> =
-                    self.scope.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let labels: Vec<String> = self
+                    .scope
+                    .labels
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect();
                 return Err(format!(
                     "{} {id} {when} not the labels of this key's scope: {}",
                     kind.singular(),
@@ -231,7 +235,8 @@ mod tests {
             Role::Operator,
             json!({"kinds": ["routes"], "labels": {"team": "shop"}, "id_prefix": "shop-"}),
         );
-        let (mine, id) = (json!({"labels": {"team": "shop", "x": "y"}}), Id::parse("shop-1").unwrap());
+        let (mine, id) =
+            (json!({"labels": {"team": "shop", "x": "y"}}), Id::parse("shop-1").unwrap());
         let theirs = json!({"labels": {"team": "bank"}});
         let change = |kind, id: &Id, before, after| shop.changes(kind, id, before, after).is_ok();
         assert!(change(Kind::Routes, &id, None, Some(&mine)));

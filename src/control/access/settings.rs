@@ -111,9 +111,9 @@ pub(crate) type Network = IpNet;
 pub(crate) fn networks(texts: &[String]) -> Result<Vec<Network>, String> {
     let network = |text: &String| {
         let address = text.parse::<IpAddr>().map(IpNet::from);
-        address.or_else(|_| text.parse::<IpNet>()).map_err(|_| {
-            format!("{text:?} is neither an address nor a network")
-        })
+        address
+            .or_else(|_| text.parse::<IpNet>())
+            .map_err(|_| format!("{text:?} is neither an address nor a network"))
     };
     texts.iter().map(network).collect()
 }

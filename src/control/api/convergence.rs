@@ -43,11 +43,7 @@ impl ControlPlane {
     }
 
     /// Waits until every connected data plane has acknowledged the write, if the client asked for that.
-    pub(super) async fn await_applied(
-        &self,
-        mut answer: Answer,
-        wait: Option<Duration>,
-    ) -> Answer {
+    pub(super) async fn await_applied(&self, mut answer: Answer, wait: Option<Duration>) -> Answer {
         let (Some(within), Some(revision), Some(convergence)) =
             (wait, answer.revision, &self.convergence)
         else {

@@ -195,9 +195,10 @@ impl ControlPlane {
 
     /// Not too much from one place.
     fn measure(&self, client: SocketAddr) -> Result<(), Answer> {
-        self.access.limits.asks(client.ip()).map_err(|Pressure(wait)| {
-            Answer::too_many("too many requests from this address", wait)
-        })
+        self.access
+            .limits
+            .asks(client.ip())
+            .map_err(|Pressure(wait)| Answer::too_many("too many requests from this address", wait))
     }
 
     fn authenticate(

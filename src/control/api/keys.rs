@@ -4,9 +4,9 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::ControlPlane;
 use super::super::access::{Previous, Principal, Role, Scope, StoredKey, generate, hash};
 use super::super::answer::Answer;
-use super::super::ControlPlane;
 use crate::model::Revision;
 use crate::store::{self, Expect};
 
@@ -50,7 +50,9 @@ impl ControlPlane {
             return Ok(Answer::ok(json!({"name": name, "role": role, "scope": scope})));
         }
         if !principal.is_full_admin() {
-            return Err(Answer::forbidden("admin keys are the matter of role admin without a scope"));
+            return Err(Answer::forbidden(
+                "admin keys are the matter of role admin without a scope",
+            ));
         }
         match (method, segments) {
             (&Method::GET, ["keys"]) => Ok(self.list_keys()),
@@ -151,11 +153,7 @@ impl ControlPlane {
         Ok(self.access.stored.place(name))
     }
 
-    async fn write_key(
-        &self,
-        key: &StoredKey,
-        expect: Expect,
-    ) -> Result<Revision, store::Error> {
+    async fn write_key(&self, key: &StoredKey, expect: Expect) -> Result<Revision, store::Error> {
         let place = self.access.stored.place(&key.name);
         Ok(self.store.put(&place, &json!(key), expect, None).await?.modified)
     }
@@ -165,7 +163,8 @@ impl ControlPlane {
         match self.access.stored.reaches(revision).await {
             true => Ok(()),
             false => {
-                let text = "it is written, but not seen here yet: the store's changes do not arrive";
+                let text =
+                    "it is written, but not seen here yet: the store's changes do not arrive";
                 Err(Answer::error(StatusCode::SERVICE_UNAVAILABLE, text))
             }
         }

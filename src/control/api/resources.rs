@@ -107,9 +107,7 @@ impl ControlPlane {
         let mut entries = self.store.list(&prefix).await?.entries;
         entries.retain(|stored| {
             let key = stored.key.strip_prefix(self.prefix.as_str()).and_then(Kind::split_key);
-            key.is_some_and(|(found, id)| {
-                found == kind && principal.sees(kind, &id, &stored.value)
-            })
+            key.is_some_and(|(found, id)| found == kind && principal.sees(kind, &id, &stored.value))
         });
         if target.consumer().is_some() && entries.is_empty() {
             return Err(Answer::key_not_found());
@@ -118,11 +116,7 @@ impl ControlPlane {
         Ok(listing::list(kind, entries, call.query))
     }
 
-    async fn create(
-        &self,
-        target: &Target<'_>,
-        call: &Call<'_>,
-    ) -> Result<Answer, Answer> {
+    async fn create(&self, target: &Target<'_>, call: &Call<'_>) -> Result<Answer, Answer> {
         let name = target.row.name;
         let mut fields = configuration(call.body.clone())?;
         if target.id.is_some() || fields.contains_key("id") {
@@ -145,11 +139,7 @@ impl ControlPlane {
         Ok(self.written(target.row.kind, StatusCode::CREATED, None, stored))
     }
 
-    async fn replace(
-        &self,
-        target: &Target<'_>,
-        call: &Call<'_>,
-    ) -> Result<Answer, Answer> {
+    async fn replace(&self, target: &Target<'_>, call: &Call<'_>) -> Result<Answer, Answer> {
         let kind = target.row.kind;
         let mut fields = configuration(call.body.clone())?;
         let id = target.id_of(&mut fields)?;
@@ -210,11 +200,7 @@ impl ControlPlane {
         }
     }
 
-    async fn change(
-        &self,
-        target: &Target<'_>,
-        call: &Call<'_>,
-    ) -> Result<Answer, Answer> {
+    async fn change(&self, target: &Target<'_>, call: &Call<'_>) -> Result<Answer, Answer> {
         let (kind, name) = (target.row.kind, target.row.name);
         let Some(id) = target.id else {
             let text = match kind {

@@ -49,12 +49,10 @@ impl ControlPlane {
                 self.plugin_schema(name, query)
             }
             (["schema", "validate", _], &Method::POST) => return None,
-            (["schema", name, ..], &Method::GET) if *name != "validate" => {
-                match self.shape(name) {
-                    Some(schema) => Answer::ok(schema),
-                    None => self.plugin_schema(name, query),
-                }
-            }
+            (["schema", name, ..], &Method::GET) if *name != "validate" => match self.shape(name) {
+                Some(schema) => Answer::ok(schema),
+                None => self.plugin_schema(name, query),
+            },
             (["schema", "validate", ..], &Method::GET) => not_found(),
             (["plugins" | "schema", ..], _) => not_found(),
             _ => return None,
