@@ -237,14 +237,15 @@ mod tests {
         );
         let (mine, id) =
             (json!({"labels": {"team": "shop", "x": "y"}}), Id::parse("shop-1").unwrap());
-        let theirs = json!({"labels": {"team": "bank"}});
+        let (theirs, nobodys) = (json!({"labels": {"team": "bank"}}), json!({}));
         let change = |kind, id: &Id, before, after| shop.changes(kind, id, before, after).is_ok();
         assert!(change(Kind::Routes, &id, None, Some(&mine)));
         assert!(change(Kind::Routes, &id, Some(&mine), None));
         assert!(!change(Kind::Routes, &id, Some(&theirs), Some(&mine)), "no taking over");
         assert!(!change(Kind::Routes, &id, Some(&mine), Some(&theirs)), "no giving away");
-        assert!(!change(Kind::Routes, &id, None, Some(&json!({}))));
-        assert!(!change(Kind::Routes, &Id::parse("bank-1").unwrap(), None, Some(&mine)));
+        assert!(!change(Kind::Routes, &id, None, Some(&nobodys)));
+        let bank = Id::parse("bank-1").unwrap();
+        assert!(!change(Kind::Routes, &bank, None, Some(&mine)));
         assert!(!change(Kind::Upstreams, &id, None, Some(&mine)));
         assert!(shop.sees(Kind::Routes, &id, &mine) && !shop.sees(Kind::Routes, &id, &theirs));
         assert!(!shop.is_unscoped() && principal(Role::Admin, json!({})).is_full_admin());
