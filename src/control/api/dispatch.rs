@@ -60,8 +60,16 @@ impl ControlPlane {
                 let body = read_body(body).await?;
                 return self.answer_access(method, rest, body, principal).await;
             }
+            // A whole set is read and written by who may read and write everything.
+            ["configs", ..] if method != Method::GET && !principal.is_full_admin() => {
+                return Err(Answer::forbidden(
+                    "a whole set is the matter of role admin without a scope",
+                ));
+            }
             // What follows tells of all resources at once.
-            ["audit" | "questions" | "history" | "revisions", ..] if !principal.is_unscoped() => {
+            ["audit" | "configs" | "questions" | "history" | "revisions", ..]
+                if !principal.is_unscoped() =>
+            {
                 return Err(Answer::forbidden("a caller with a scope reads resources alone"));
             }
             ["audit", ref what @ ..] if method == Method::GET => {
