@@ -1,9 +1,14 @@
 //! What must not be asked of memory, counted by the allocator itself: policy and the decision log add no allocation to a request,
-//! and a changed route costs the same among few and among many.
+//! and a changed route costs the same among few and among many. And what a request may ask of memory and of the kernel at all,
+//! counted at the workers of data planes that run.
+mod running;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use running::{Plane, Stand, Strace, Version};
 
 use wardgate::identity::SpiffeId;
 use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Labels, Resource};
@@ -14,20 +19,60 @@ use wardgate::observe::{
 use wardgate::policy::{Action, Content, Fields, Policy, RouteFacts, Token};
 use wardgate::snapshot::{Keeper, RouterKind, RouterSettings};
 
-/// The system's allocator, counting what this thread asks for.
+/// The system's allocator, counting what each thread asks for.
 struct Counting;
+
+/// Allocations by thread, for those who ask from another one. A thread takes a place with its first allocation.
+static PLACES: [Place; 256] = [const { Place { thread: AtomicU32::new(0), count: AtomicU64::new(0) } }; 256];
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+struct Place {
+    /// The system's number.
+    thread: AtomicU32,
+    count: AtomicU64,
+}
+
+/// Counts one allocation of this thread.
+fn count_one(bytes: usize) {
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+    let _ = BYTES.try_with(|count| count.set(count.get() + bytes));
+    let _ = PLACE.try_with(|place| {
+        if place.get() == u32::MAX {
+            place.set(TAKEN.fetch_add(1, Ordering::Relaxed));
+            if let Some(place) = PLACES.get(place.get() as usize) {
+                place.thread.store(this_thread(), Ordering::Relaxed);
+            }
+        }
+        if let Some(place) = PLACES.get(place.get() as usize) {
+            place.count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+/// The system's number of this thread.
+#[expect(unsafe_code, reason = "no argument, cannot fail, allocates nothing")]
+fn this_thread() -> u32 {
+    // SAFETY: as above.
+    unsafe { libc::gettid() }.unsigned_abs()
+}
+
+/// What a thread has asked for so far.
+fn allocations_of(thread: u32) -> u64 {
+    let place = PLACES.iter().find(|place| place.thread.load(Ordering::Relaxed) == thread);
+    place.expect("a thread with a place").count.load(Ordering::Relaxed)
+}
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
     static BYTES: Cell<usize> = const { Cell::new(0) };
+    static PLACE: Cell<u32> = const { Cell::new(u32::MAX) };
 }
 
 #[expect(unsafe_code, reason = "passes every call on unchanged; only counts beside it")]
 // SAFETY: all calls go to the system's allocator with the caller's own arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + layout.size()));
+        count_one(layout.size());
         // SAFETY: as above.
         unsafe { System.alloc(layout) }
     }
@@ -36,8 +81,7 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + size));
+        count_one(size);
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -285,5 +329,51 @@ fn a_changed_route_costs_the_same_among_few_and_among_many() {
         // Sixteen times as many routes; a sixteenth of them may lie in the part of a map that is copied.
         assert!(many.0 < 2 * few.0 + 64, "{name}: {few:?} and {many:?} allocations and bytes");
         assert!(many.1 < 3 * few.1 + 16_384, "{name}: {few:?} and {many:?} allocations and bytes");
+    }
+}
+
+/// What a request may cost the proxies on its way.
+struct Budget {
+    way: &'static str,
+    version: Version,
+    /// Of all workers together.
+    allocations: f64,
+    /// Of each worker: what moves bytes (receiving, sending). The rest is counted apart.
+    transfers: f64,
+}
+
+const BUDGETS: [Budget; 3] = [
+    Budget { way: "C", version: Version::Http1, allocations: 0.0, transfers: 4.0 },
+    Budget { way: "A", version: Version::Http1, allocations: 4.0, transfers: 4.0 },
+    Budget { way: "G", version: Version::Http2, allocations: 99.0, transfers: 9.0 },
+];
+
+/// Beside what each request costs there is what happens now and then, such as a timer; and batches of HTTP/2 depend on the pace.
+const NOW_AND_THEN: f64 = 0.05;
+
+#[test]
+#[expect(clippy::cast_precision_loss, reason = "thousands")]
+fn a_request_costs_the_workers_no_more_than_its_budget() {
+    const COUNTED: u64 = 3200;
+    let stand = Stand::start();
+    for budget in BUDGETS {
+        let planes: &[&Plane] = match budget.way {
+            "C" => &[&stand.ingress],
+            _ => &[&stand.outbound, &stand.inbound],
+        };
+        let ask = |requests| stand.ask(planes[0], budget.version, requests);
+        ask(1600);
+        let sum = || planes.iter().map(|plane| allocations_of(plane.worker)).sum::<u64>();
+        let before = sum();
+        ask(COUNTED);
+        let allocations = (sum() - before) as f64 / COUNTED as f64;
+        eprintln!("{} allocations: {allocations}", budget.way);
+
+        for plane in planes {
+            let strace = Strace::of(plane.worker);
+            ask(COUNTED);
+            let calls = strace.end();
+            eprintln!("{} {calls:?}", budget.way);
+        }
     }
 }
