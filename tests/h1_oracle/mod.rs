@@ -197,8 +197,10 @@ async fn hyper_server(bytes: &[u8], keep_alive: bool) -> (Vec<Reading>, hyper::R
         }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
-    let serve =
-        builder.keep_alive(keep_alive).half_close(true).serve_connection(TokioIo::new(server), service);
+    let serve = builder
+        .keep_alive(keep_alive)
+        .half_close(true)
+        .serve_connection(TokioIo::new(server), service);
     let (mut reader, mut writer) = tokio::io::split(client);
     let send = async {
         let _ = writer.write_all(bytes).await;

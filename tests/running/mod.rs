@@ -28,6 +28,7 @@ const BODY: &str = include_str!("../../LICENSE").split_at(1024).0;
 
 /// A data plane with one worker.
 pub(crate) struct Plane {
+    pub(crate) name: String,
     _running: Running,
     pub(crate) door: SocketAddr,
     inner: SocketAddr,
@@ -40,7 +41,7 @@ pub(crate) struct Stand {
     pub(crate) outbound: Plane,
     pub(crate) inbound: Plane,
     pub(crate) ingress: Plane,
-    runtime: Runtime,
+    _runtime: Runtime,
     folder: PathBuf,
 }
 
@@ -63,13 +64,20 @@ impl Stand {
         for name in ["billing", "shop", "ingress"] {
             let id = format!("spiffe://{DOMAIN}/{name}");
             let out = folder.join(name);
-            wardgate(&["identity", "issue", "--dir", text(&authority), "--id", &id, "--out", text(&out)]);
+            wardgate(&[
+                "identity",
+                "issue",
+                "--dir",
+                text(&authority),
+                "--id",
+                &id,
+                "--out",
+                text(&out),
+            ]);
         }
         let start = |name, doors, resources| plane(&runtime, &folder, name, &doors, &resources);
         let pool = json!({ "size": 320, "idle_timeout": 600, "requests": 1_000_000_000 });
-        let upstream = |id, scheme, node: SocketAddr| {
-            json!({ "id": id, "scheme": scheme, "nodes": { node.to_string(): 1 }, "keepalive_pool": pool })
-        };
+        let upstream = |id, scheme, node: SocketAddr| json!({ "id": id, "scheme": scheme, "nodes": { node.to_string(): 1 }, "keepalive_pool": pool });
         // One way of HTTP/1.1 and one of HTTP/2, each of its own version to the end.
         let routes = |listener| {
             ["h1", "h2"].map(|version| {
@@ -91,7 +99,8 @@ impl Stand {
         );
         let far = |id, scheme| {
             let mut far = upstream(id, scheme, inbound.inner);
-            far["tls"] = json!({ "identity": "svid", "spiffe_ids": [format!("spiffe://{DOMAIN}/billing")] });
+            far["tls"] =
+                json!({ "identity": "svid", "spiffe_ids": [format!("spiffe://{DOMAIN}/billing")] });
             far
         };
         let outbound = start(
@@ -107,21 +116,23 @@ impl Stand {
                 "upstreams": [upstream("app", "http", app)],
             }),
         );
-        Self { outbound, inbound, ingress, runtime, folder }
+        Self { outbound, inbound, ingress, _runtime: runtime, folder }
     }
 
     /// So many requests over some connections at once, of which each must be answered with 200 and the whole body.
     pub(crate) fn ask(&self, plane: &Plane, version: Version, requests: u64) {
-        let _here = self.runtime.enter();
         let url = format!("http://{}/{}/items/7", plane.door, version.path());
         let requests_text = requests.to_string();
         let out = Command::new("h2load")
             .args(version.load())
             .args(["-t", "1", "-n", &requests_text, &url])
             .output()
-            .expect("h2load is there: ./test installs it");
+            .expect("h2load is there: ./test installs it (nghttp2-client)");
         let report = String::from_utf8_lossy(&out.stdout);
-        assert!(report.contains(&format!("status codes: {requests} 2xx, 0 3xx, 0 4xx, 0 5xx")), "{report}");
+        assert!(
+            report.contains(&format!("status codes: {requests} 2xx, 0 3xx, 0 4xx, 0 5xx")),
+            "{report}"
+        );
         let data = format!("({}) data", requests * BODY.len() as u64);
         assert!(report.contains(&data), "expected {data}:\n{report}");
     }
@@ -142,6 +153,14 @@ impl Version {
         }
     }
 
+    /// That the load opens.
+    pub(crate) fn connections(self) -> u64 {
+        match self {
+            Self::Http1 => 16,
+            Self::Http2 => 8,
+        }
+    }
+
     fn load(self) -> &'static [&'static str] {
         match self {
             Self::Http1 => &["--h1", "-c", "16"],
@@ -156,7 +175,8 @@ fn text(path: &Path) -> &str {
 
 /// Runs a command of the binary.
 fn wardgate(arguments: &[&str]) -> Output {
-    let out = Command::new(env!("CARGO_BIN_EXE_wardgate")).args(arguments).stdin(Stdio::null()).output();
+    let out =
+        Command::new(env!("CARGO_BIN_EXE_wardgate")).args(arguments).stdin(Stdio::null()).output();
     let out = out.unwrap();
     assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     out
@@ -200,17 +220,21 @@ fn plane(runtime: &Runtime, folder: &Path, name: &str, doors: &Value, resources:
     });
     settings.as_object_mut().unwrap().extend(doors.as_object().unwrap().clone());
     std::fs::write(file("settings.yaml"), settings.to_string()).unwrap();
-    let read = SettingsFile::read(&file("settings.yaml"), &wardgate::sync::file::process_environment());
+    let read =
+        SettingsFile::read(&file("settings.yaml"), &wardgate::sync::file::process_environment());
     let settings = read.unwrap().settings;
     let before = workers();
     let running = runtime.block_on(Running::start(&settings, None, Sockets::new())).unwrap();
-    let door = |listener| running.doors.iter().find(|(door, _)| *door == listener).map(|(_, address)| *address);
+    let door = |listener| {
+        running.doors.iter().find(|(door, _)| *door == listener).map(|(_, address)| *address)
+    };
     let inner = door(Listeners::Inbound);
     let door = door(Listeners::Outbound).or(door(Listeners::Ingress)).unwrap();
     let worker = eventually("a worker", || workers().difference(&before).next().copied());
     let status = running.status.unwrap();
     eventually("a data plane that is ready", || is_ready(status).then_some(()));
-    Plane { _running: running, door, inner: inner.unwrap_or(door), worker }
+    let name = name.to_owned();
+    Plane { name, _running: running, door, inner: inner.unwrap_or(door), worker }
 }
 
 /// The threads of this process that carry traffic.
@@ -226,7 +250,8 @@ fn workers() -> BTreeSet<u32> {
 fn is_ready(status: SocketAddr) -> bool {
     use std::io::{Read as _, Write as _};
     let Ok(mut tcp) = std::net::TcpStream::connect(status) else { return false };
-    let asked = tcp.write_all(b"GET /status/ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let asked =
+        tcp.write_all(b"GET /status/ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     let mut answer = String::new();
     asked.is_ok() && tcp.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
 }
