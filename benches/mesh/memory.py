@@ -156,7 +156,7 @@ class Figures:
         stand = self.start(shape, inner=port if shape == "outbound" else None, nodes=nodes)
         first = stand.pids[:1]
         ask = {"to": f"127.0.0.1:{stand.door}", "connections": 1, "warm": 0, "size": BODY_SIZE}
-        Load("keep", self.cores.load, requests=count // 20, **ask).ready().go()
+        Load("keep", self.cores.load, requests=count // 2, **ask).ready().go()
         (before, few) = settled_rss(first), connections_from(first[0], port)
         Load("keep", self.cores.load, requests=count, **ask).ready().go()
         (after, many) = settled_rss(first), connections_from(first[0], port)
