@@ -1,9 +1,14 @@
 //! What must not be asked of memory, counted by the allocator itself: policy and the decision log add no allocation to a request,
-//! and a changed route costs the same among few and among many.
+//! and a changed route costs the same among few and among many. And what a request may ask of memory and of the kernel at all,
+//! counted at the workers of data planes that run.
+mod running;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use running::{Plane, Stand, Strace, Version};
 
 use wardgate::identity::SpiffeId;
 use wardgate::model::{Body, Change, Id, IdentityPolicy, Kind, Labels, Resource};
@@ -14,20 +19,61 @@ use wardgate::observe::{
 use wardgate::policy::{Action, Content, Fields, Policy, RouteFacts, Token};
 use wardgate::snapshot::{Keeper, RouterKind, RouterSettings};
 
-/// The system's allocator, counting what this thread asks for.
+/// The system's allocator, counting what each thread asks for.
 struct Counting;
+
+/// Allocations by thread, for those who ask from another one. A thread takes a place with its first allocation.
+static PLACES: [Place; 256] =
+    [const { Place { thread: AtomicU32::new(0), count: AtomicU64::new(0) } }; 256];
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+struct Place {
+    /// The system's number.
+    thread: AtomicU32,
+    count: AtomicU64,
+}
+
+/// Counts one allocation of this thread.
+fn count_one(bytes: usize) {
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+    let _ = BYTES.try_with(|count| count.set(count.get() + bytes));
+    let _ = PLACE.try_with(|place| {
+        if place.get() == u32::MAX {
+            place.set(TAKEN.fetch_add(1, Ordering::Relaxed));
+            if let Some(place) = PLACES.get(place.get() as usize) {
+                place.thread.store(this_thread(), Ordering::Relaxed);
+            }
+        }
+        if let Some(place) = PLACES.get(place.get() as usize) {
+            place.count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+/// The system's number of this thread.
+#[expect(unsafe_code, reason = "no argument, cannot fail, allocates nothing")]
+fn this_thread() -> u32 {
+    // SAFETY: as above.
+    unsafe { libc::gettid() }.unsigned_abs()
+}
+
+/// What a thread has asked for so far.
+fn allocations_of(thread: u32) -> u64 {
+    let place = PLACES.iter().find(|place| place.thread.load(Ordering::Relaxed) == thread);
+    place.expect("a thread with a place").count.load(Ordering::Relaxed)
+}
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
     static BYTES: Cell<usize> = const { Cell::new(0) };
+    static PLACE: Cell<u32> = const { Cell::new(u32::MAX) };
 }
 
 #[expect(unsafe_code, reason = "passes every call on unchanged; only counts beside it")]
 // SAFETY: all calls go to the system's allocator with the caller's own arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + layout.size()));
+        count_one(layout.size());
         // SAFETY: as above.
         unsafe { System.alloc(layout) }
     }
@@ -36,8 +82,7 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + size));
+        count_one(size);
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -285,5 +330,83 @@ fn a_changed_route_costs_the_same_among_few_and_among_many() {
         // Sixteen times as many routes; a sixteenth of them may lie in the part of a map that is copied.
         assert!(many.0 < 2 * few.0 + 64, "{name}: {few:?} and {many:?} allocations and bytes");
         assert!(many.1 < 3 * few.1 + 16_384, "{name}: {few:?} and {many:?} allocations and bytes");
+    }
+}
+
+/// What a request may cost the proxies on its way.
+struct Budget {
+    /// As in benches/mesh: A two sidecars, C an ingress, G two sidecars in HTTP/2.
+    way: &'static str,
+    version: Version,
+    /// Of all workers together.
+    allocations: f64,
+    /// System calls that move bytes, of each worker.
+    transfers: f64,
+}
+
+/// The aim is 0 in C and 4 in A (rustls: two a record). What is left is one box at each proxy, that of `proxy::http::Origin`.
+const BUDGETS: [Budget; 3] = [
+    Budget { way: "C", version: Version::Http1, allocations: 1.0, transfers: 4.0 },
+    Budget { way: "A", version: Version::Http1, allocations: 6.0, transfers: 4.0 },
+    // How many frames go out together depends on the pace; at most each by itself.
+    Budget { way: "G", version: Version::Http2, allocations: 54.0, transfers: 6.0 },
+];
+
+/// Beside what each request costs there is what happens now and then, such as a timer.
+const NOW_AND_THEN: f64 = 0.1;
+const TRANSFERS: [&str; 10] = [
+    "read", "readv", "recvfrom", "recvmsg", "recvmmsg", "write", "writev", "sendto", "sendmsg",
+    "sendmmsg",
+];
+/// Waiting is the less the busier a worker is.
+const WAITS: [&str; 3] = ["epoll_wait", "epoll_pwait", "futex"];
+/// Others, of which each connection has some.
+const OF_A_CONNECTION: u64 = 16;
+
+#[test]
+#[expect(clippy::cast_precision_loss, reason = "thousands")]
+fn a_request_costs_the_workers_no_more_than_its_budget() {
+    const COUNTED: u64 = 640;
+    let stand = Stand::start();
+    for Budget { way, version, allocations, transfers } in BUDGETS {
+        let planes: &[&Plane] = match way {
+            "C" => &[&stand.ingress],
+            _ => &[&stand.outbound, &stand.inbound],
+        };
+        let ask = |requests| stand.ask(planes[0], version, requests);
+        ask(COUNTED / 2);
+        // Both runs have as many connections: what these cost goes off.
+        let asked_for = |requests| {
+            let sum = || planes.iter().map(|plane| allocations_of(plane.worker)).sum::<u64>();
+            let before = sum();
+            ask(requests);
+            sum() - before
+        };
+        let (few, many) = (asked_for(160), asked_for(160 + COUNTED));
+        let each = many.saturating_sub(few) as f64 / COUNTED as f64;
+        assert!(
+            each <= allocations + NOW_AND_THEN,
+            "{way}: a request allocates {each} times, and may {allocations} times"
+        );
+
+        let watched: Vec<Strace> = planes.iter().map(|plane| Strace::of(plane.worker)).collect();
+        ask(COUNTED);
+        for (plane, strace) in planes.iter().zip(watched) {
+            let calls = strace.end();
+            let count = |counts: &dyn Fn(&str) -> bool| {
+                calls.iter().filter(|(name, _)| counts(name)).map(|(_, calls)| calls).sum::<u64>()
+            };
+            let each = count(&|name| TRANSFERS.contains(&name)) as f64 / COUNTED as f64;
+            // None at all would mean that another thread was looked at.
+            assert!(each > 0.5, "{way}, {}: {calls:?}", plane.name);
+            assert!(
+                each <= transfers + NOW_AND_THEN,
+                "{way}, {}: a request takes {each} system calls, and may {transfers}: {calls:?}",
+                plane.name
+            );
+            let others = count(&|name| !TRANSFERS.contains(&name) && !WAITS.contains(&name));
+            let may = OF_A_CONNECTION * version.connections() + COUNTED / 10;
+            assert!(others <= may, "{way}, {}: {others} other system calls: {calls:?}", plane.name);
+        }
     }
 }

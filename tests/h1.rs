@@ -1,7 +1,9 @@
 //! Our HTTP/1.1 codec beside hyper's: the same bytes mean the same, or we refuse them.
 mod h1_oracle;
 
-use h1_oracle::{Reading, compare_request, compare_response, our_request};
+use h1_oracle::{
+    Reading, compare_connection, compare_pieces, compare_request, compare_response, our_request,
+};
 use proptest::prelude::*;
 
 fn run(work: impl Future<Output = ()>) {
@@ -114,6 +116,26 @@ proptest! {
         method in prop::sample::select(&["GET", "HEAD", "POST"][..]),
     ) {
         run(compare_response(method, &bytes));
+    }
+
+    #[test]
+    fn a_connection_carries_the_same_requests_to_us_as_to_hyper(
+        messages in prop::collection::vec(message(FIRST), 1..4),
+    ) {
+        run(compare_connection(&messages.concat()));
+    }
+
+    #[test]
+    fn a_request_in_pieces_is_the_one_that_it_is_at_once(bytes in message(FIRST), size in 1_usize..40) {
+        compare_pieces(&bytes, size);
+    }
+
+    #[test]
+    fn a_chunked_body_in_pieces_is_the_one_that_it_is_at_once(
+        parts in prop::collection::vec(prop::sample::select(BODIES), 1..4),
+        size in 1_usize..9,
+    ) {
+        compare_pieces(parts.concat().as_bytes(), size);
     }
 
     #[test]

@@ -132,7 +132,7 @@ class Load:
     def __init__(self, verb, cores, **options):
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.child = subprocess.Popen(
-            ["taskset", "-c", cores, os.environ["MESH_LOAD"], verb, *words],
+            ["taskset", "-c", cores, self.binary(), verb, *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def ready(self):
@@ -140,9 +140,16 @@ class Load:
             self.fail()
         return self
 
-    def go(self):
+    @staticmethod
+    def binary():
+        return os.environ["MESH_LOAD"]
+
+    def begin(self):
         self.child.stdin.write("go\n")
         self.child.stdin.flush()
+
+    def go(self):
+        self.begin()
         return self.result()
 
     def result(self):
@@ -168,8 +175,11 @@ class Load:
 # ---------------------------------------------------------------- certificates
 
 
-def make_certificates(folder):
-    """One root and P-256 leaves that are lawful SVIDs and that peers which check a host name accept too."""
+def make_certificates(folder, root=None, serial=2):
+    """One root and P-256 leaves that are lawful SVIDs and that peers which check a host name accept too.
+
+    With `root` the leaves are signed by the one in that folder.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
 
@@ -177,11 +187,15 @@ def make_certificates(folder):
         subprocess.run(["openssl", *words], check=True, cwd=folder, text=True, capture_output=True)
 
     new_key = ["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"]
-    openssl(*new_key, "root.key")
-    openssl("req", "-x509", "-new", "-key", "root.key", "-subj", "/O=bench", "-days", "1", "-out", "bundle.pem",
-            "-addext", "keyUsage=critical,keyCertSign,cRLSign",
-            "-addext", f"subjectAltName=URI:spiffe://{TRUST_DOMAIN}")
-    for number, name in enumerate(["shop", "billing", "ingress"], start=2):
+    if root:
+        for name in ("root.key", "bundle.pem"):
+            shutil.copy(root / name, folder / name)
+    else:
+        openssl(*new_key, "root.key")
+        openssl("req", "-x509", "-new", "-key", "root.key", "-subj", "/O=bench", "-days", "1", "-out", "bundle.pem",
+                "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+                "-addext", f"subjectAltName=URI:spiffe://{TRUST_DOMAIN}")
+    for number, name in enumerate(["shop", "billing", "ingress"], start=serial):
         (folder / f"{name}.ext").write_text(
             "basicConstraints=critical,CA:FALSE\n"
             "keyUsage=critical,digitalSignature\n"

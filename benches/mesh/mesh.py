@@ -154,7 +154,7 @@ def begin(peer, topology, children, app, certificates):
 
 def rss_at_rest(stand):
     """Of one proxy, before it has carried anything: the last started, which is the inbound one in the mesh."""
-    time.sleep(0.3)
+    time.sleep(0.7)  # nginx opens its port before it has a worker
     return rss_kib(stand.pids[-1:]) / 1024
 
 

@@ -10,7 +10,7 @@ import resource
 import shutil
 from pathlib import Path
 
-from machine import OUT, TRUST_DOMAIN, free_port, wait_for_port
+from machine import OUT, TRUST_DOMAIN, Load, free_port, wait_for_port
 
 BODY_SIZE = 1024
 LARGE_SIZE = 100 << 20
@@ -28,6 +28,8 @@ class Sidecars:
         doors = [port for port in (self.door, self.inner) if port]
         for port in doors:
             wait_for_port(port, self.processes[0] if port == self.door else self.processes[-1])
+        for process in self.processes:
+            getattr(process, "until_ready", lambda: None)()
         return self
 
 
@@ -43,7 +45,7 @@ class App:
         app = nginx(children, "app", cores, "  default_type text/plain;\n  sendfile on;\n"
                     f"  server {{ listen 127.0.0.1:{self.h1}; {place} }}\n"
                     f"  server {{ listen 127.0.0.1:{self.h2} http2; {place} }}\n")
-        calls = children.start("app-grpc", [os.environ["MESH_LOAD"], "grpc", "--listen", f"127.0.0.1:{self.grpc}",
+        calls = children.start("app-grpc", [Load.binary(), "grpc", "--listen", f"127.0.0.1:{self.grpc}",
                                             "--size", BODY_SIZE], cores)
         self.processes = [app, calls]
         wait_for_port(self.h1, app)
@@ -275,7 +277,7 @@ class Relay:
 
     def _start(self, children, name, cores, to):
         door = free_port()
-        return door, children.start(name, [os.environ["MESH_LOAD"], "relay", "--listen", f"127.0.0.1:{door}",
+        return door, children.start(name, [Load.binary(), "relay", "--listen", f"127.0.0.1:{door}",
                                            "--to", f"127.0.0.1:{to}"], cores)
 
     def mesh(self, children, app, _certificates, cores, protocol="h1"):

@@ -43,12 +43,17 @@ def ratio(cells, peer, other, topology, key):
     return statistics.median(both) if both else None
 
 
+def yardsticks(name):
+    """What it is compared with: variants of ours with the plain one as well."""
+    return (*YARDSTICKS, "wardgate") if name.startswith("wardgate ") else YARDSTICKS
+
+
 def detail(topology, title, names, cells):
     names = [name for name in names if any(cell["peer"] == name and cell["topology"] == topology for cell in cells)]
     if not names:
         return
     others = [name for name in names if name not in YARDSTICKS]
-    ratios = [(name, yard) for name in others for yard in YARDSTICKS if yard in names and name.startswith("wardgate")]
+    ratios = [(name, yard) for name in others for yard in yardsticks(name) if yard in names and name.startswith("wardgate")]
     print(f"\n{topology}: {title}\n")
     print("| | " + " | ".join([*names, *(f"{name} / {yard}" for name, yard in ratios)]) + " |")
     print("|---|" + "---:|" * (len(names) + len(ratios)))
@@ -65,7 +70,8 @@ def detail(topology, title, names, cells):
 
 def summary(names, cells, failures, topologies):
     """One line a contestant: its cost in each topology, and the ratio to nginx and to HAProxy."""
-    print("\nCPU ms per 1,000 requests (E: per body; I: KiB per connection); in brackets the ratios to nginx and HAProxy in the same rounds\n")
+    print("\nCPU ms per 1,000 requests (E: per body; I: KiB per connection); in brackets the ratios to nginx and HAProxy "
+          "in the same rounds; of variants to the plain one as well\n")
     print("| | " + " | ".join(topologies) + " |")
     print("|---|" + "---:|" * len(topologies))
     for name in names:
@@ -74,7 +80,7 @@ def summary(names, cells, failures, topologies):
             for key, form in COSTS.items():
                 if found := values(cells, name, topology, key):
                     text = form.format(statistics.median(found.values()))
-                    told = [ratio(cells, name, yard, topology, key) for yard in YARDSTICKS]
+                    told = [ratio(cells, name, yard, topology, key) for yard in yardsticks(name)]
                     if any(told):
                         text += f" ({', '.join('-' if one is None else f'{one:.2f}' for one in told)})"
                     shown.append(text)

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import time
+import urllib.request
 
-from machine import OUT, TRUST_DOMAIN, Cores, free_port
+from machine import OUT, TRUST_DOMAIN, Cores, Failed, free_port, log_of
 from peers import Sidecars
 
 # Plugins as they stand on a route of a service, then the same number once more for all routes.
@@ -29,9 +31,11 @@ class Wardgate:
 
     protocols = ("h1", "h2", "grpc")
 
-    def __init__(self, binary, name="wardgate", routes=1, plugins=0, workers=1, audit="on"):
+    def __init__(self, binary, name="wardgate", routes=1, plugins=0, workers=1, audit="on", nodes=None, pool=320):
         self.binary, self.name = binary, name
         self.routes, self.plugins, self.workers, self.audit = routes, plugins, workers, audit
+        # In place of the next hop's address, and connections kept to each.
+        self.nodes, self.pool = nodes, pool
 
     def is_there(self):
         return self.binary
@@ -46,7 +50,7 @@ class Wardgate:
             "state_dir": str(folder / "state"),
             "identity": {"source": "files", "certificate": f"{certificates}/{name}.pem",
                          "key": f"{certificates}/{name}.key", "bundle": f"{certificates}/bundle.pem"},
-            "resources": str(folder / "resources.yaml"),
+            "resources": str(folder / "resources.json"),
             "status": f"127.0.0.1:{free_port()}",
             "audit": {"file": str(folder / "audit.jsonl")},
             "decision_log": {"allows": "each" if self.audit == "each" else "aggregated"},
@@ -55,13 +59,14 @@ class Wardgate:
             **doors,
         }
         self._furnish(resources)
-        # JSON is YAML; both files are read by the YAML reader.
+        # JSON is YAML.
         (folder / "settings.yaml").write_text(json.dumps(settings, indent=2) + "\n")
-        (folder / "resources.yaml").write_text(json.dumps(resources, indent=None if self.routes > 100 else 2) + "\n#END\n")
+        (folder / "resources.json").write_text(json.dumps(resources, indent=1))
         if self.workers > 1:
             cores = Cores(self.workers).proxy
         child = children.start(folder.name, [self.binary, "run", "-c", folder / "settings.yaml"], cores)
-        child.resources, child.status = folder / "resources.yaml", settings["status"]
+        child.until_ready = lambda: until_ready(child)
+        child.folder, child.resources, child.status = folder, resources, settings["status"]
         return child
 
     def _furnish(self, resources):
@@ -93,6 +98,10 @@ class Wardgate:
 
     def mesh(self, children, app, certificates, cores, protocol="h1"):
         inbound = self.inbound(children, app, certificates, cores, protocol)
+        outbound = self.outbound(children, inbound.inner, certificates, cores, protocol)
+        return Sidecars([*outbound.processes, *inbound.processes], door=outbound.door, inner=inbound.inner)
+
+    def outbound(self, children, inner, certificates, cores, protocol="h1"):
         door = free_port()
         process = self._start(
             children, "shop", "sidecar", cores, certificates,
@@ -102,11 +111,11 @@ class Wardgate:
                 "routes": [{"id": "to-billing", "uri": "/*", "workload_selector": {"listener": "outbound"},
                             "upstream_id": "billing"}],
                 "upstreams": [{
-                    **self._upstream("billing", inbound.inner, "https" if protocol == "h1" else "grpcs"),
+                    **self._upstream("billing", inner, "https" if protocol == "h1" else "grpcs"),
                     "tls": {"identity": "svid", "spiffe_ids": [f"spiffe://{TRUST_DOMAIN}/billing"]},
                 }],
             })
-        return Sidecars([process, *inbound.processes], door=door, inner=inbound.inner)
+        return Sidecars([process], door=door)
 
     def plain(self, children, app, certificates, cores):
         door = free_port()
@@ -120,8 +129,21 @@ class Wardgate:
         return Sidecars([process], door=door)
 
     def _upstream(self, name, port, scheme):
-        return {"id": name, "type": "roundrobin", "scheme": scheme, "nodes": {f"127.0.0.1:{port}": 1},
-                "keepalive_pool": {"size": 320, "idle_timeout": 600, "requests": 1000000000}}
+        return {"id": name, "type": "roundrobin", "scheme": scheme, "nodes": self.nodes or {f"127.0.0.1:{port}": 1},
+                "keepalive_pool": {"size": self.pool, "idle_timeout": 600, "requests": 1000000000}}
+
+
+def until_ready(child):
+    """A door is open before the first configuration is in force."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://{child.status}/status/ready", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.02)
+    raise Failed(f"{child.name} does not get ready:\n{log_of(child)}")
 
 
 def other_routes(like, count):

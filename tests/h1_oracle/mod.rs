@@ -79,6 +79,61 @@ pub(crate) fn our_request(bytes: &[u8]) -> Reading {
     }
 }
 
+/// Everything that we read on one connection, request after request; the last is no whole one, or ends the connection.
+fn our_requests(mut bytes: &[u8]) -> (Vec<Message>, Last) {
+    let mut whole = Vec::new();
+    loop {
+        let mut head = Head::default();
+        let facts = match read_request(bytes, 0, &mut head) {
+            Err(_) => return (whole, Last::Refused),
+            Ok(None) => return (whole, Last::Incomplete),
+            Ok(Some(facts)) => facts,
+        };
+        let rest = &bytes[facts.length..];
+        let (body, length) = match body_and_length(facts.framing, rest) {
+            Err(_) => return (whole, Last::Refused),
+            Ok(None) => return (whole, Last::Incomplete),
+            Ok(Some(read)) => read,
+        };
+        let line = format!("{} {}", head.method(), head.target());
+        whole.push(Message { line, fields: fields(&head), body });
+        if !facts.keep_alive {
+            return (whole, Last::Closed);
+        }
+        bytes = &rest[length..];
+    }
+}
+
+/// Why nothing more is read.
+#[derive(Debug, PartialEq, Eq)]
+enum Last {
+    Incomplete,
+    Refused,
+    Closed,
+}
+
+/// A request's body, and the bytes that it takes on the wire.
+fn body_and_length(framing: Framing, rest: &[u8]) -> Result<Option<(Vec<u8>, usize)>, String> {
+    let length = match framing {
+        Framing::Chunked => {
+            let (mut chunks, mut at) = (Chunks::default(), 0);
+            loop {
+                match chunks.step(&rest[at..]).map_err(|error| error.to_string())? {
+                    Step::Skip(count) => at += count,
+                    Step::Data(count) => {
+                        chunks.took(count);
+                        at += count;
+                    }
+                    Step::More => return Ok(None),
+                    Step::End(count) => break at + count,
+                }
+            }
+        }
+        _ => body(framing, rest, false)?.map_or(0, |body| body.len()),
+    };
+    Ok(body(framing, rest, false)?.map(|body| (body, length)))
+}
+
 /// Our reading of a response to `method`.
 pub(crate) fn our_response(method: &str, bytes: &[u8]) -> Reading {
     let mut head = Head::default();
@@ -109,8 +164,17 @@ fn hyper_fields(map: &http::HeaderMap, without_host: bool) -> Vec<(String, Vec<u
 
 /// hyper's reading of a request.
 pub(crate) async fn hyper_request(bytes: &[u8]) -> Reading {
+    let (seen, served) = hyper_server(bytes, false).await;
+    seen.into_iter().next().unwrap_or(match served {
+        Ok(()) => Reading::Incomplete,
+        Err(error) => Reading::Refused(error.to_string()),
+    })
+}
+
+/// Everything that hyper reads on one connection, and how the connection ended.
+async fn hyper_server(bytes: &[u8], keep_alive: bool) -> (Vec<Reading>, hyper::Result<()>) {
     let (client, server) = tokio::io::duplex(1 << 20);
-    let seen: Arc<Mutex<Option<Reading>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<Reading>>> = Arc::default();
     let sink = seen.clone();
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let sink = sink.clone();
@@ -128,13 +192,15 @@ pub(crate) async fn hyper_request(bytes: &[u8]) -> Reading {
                     body: body.to_bytes().to_vec(),
                 }),
             };
-            sink.lock().expect("nobody panics").get_or_insert(reading);
+            sink.lock().expect("nobody panics").push(reading);
             Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::new())))
         }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
-    let serve =
-        builder.keep_alive(false).half_close(true).serve_connection(TokioIo::new(server), service);
+    let serve = builder
+        .keep_alive(keep_alive)
+        .half_close(true)
+        .serve_connection(TokioIo::new(server), service);
     let (mut reader, mut writer) = tokio::io::split(client);
     let send = async {
         let _ = writer.write_all(bytes).await;
@@ -143,11 +209,7 @@ pub(crate) async fn hyper_request(bytes: &[u8]) -> Reading {
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut sink).await;
     };
     let (served, ()) = tokio::join!(serve, send);
-    let seen = seen.lock().expect("nobody panics").take();
-    seen.unwrap_or_else(|| match served {
-        Ok(()) => Reading::Incomplete,
-        Err(error) => Reading::Refused(error.to_string()),
-    })
+    (std::mem::take(&mut *seen.lock().expect("nobody panics")), served)
 }
 
 /// hyper's reading of a response to `method`.
@@ -241,5 +303,86 @@ pub(crate) async fn compare_response(method: &str, bytes: &[u8]) {
             panic!("we take what hyper refuses ({why}): {:?}", String::from_utf8_lossy(bytes));
         }
         _ => {}
+    }
+}
+
+/// Panics when a connection's bytes are other requests to us than to hyper: what one sees as a body, the other must not see as
+/// a request (smuggling).
+pub(crate) async fn compare_connection(bytes: &[u8]) {
+    let (ours, last) = our_requests(bytes);
+    let (theirs, _) = hyper_server(bytes, true).await;
+    let theirs: Vec<&Message> = theirs.iter().map_while(Reading::whole).collect();
+    let shown = String::from_utf8_lossy(bytes);
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(&ours, theirs, "{shown:?}");
+    }
+    // See `compare_request`: hyper's Uri is the one thing that is stricter.
+    let odd = |message: &Message| {
+        message.line.bytes().any(|b| b"\"<>\\^`{|}".contains(&b)) || message.line.len() > 8000
+    };
+    if let Some(more) = ours.get(theirs.len()) {
+        assert!(odd(more), "we read one more request than hyper: {more:?} of {shown:?}");
+    }
+    if last == Last::Incomplete && !ours.iter().any(odd) {
+        assert!(theirs.len() <= ours.len(), "hyper reads one more request than we: {shown:?}");
+    }
+}
+
+impl Reading {
+    fn whole(&self) -> Option<&Message> {
+        match self {
+            Self::Whole(message) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// Panics when a head or a chunked body means something else as it comes in pieces of `size` bytes than all at once.
+pub(crate) fn compare_pieces(bytes: &[u8], size: usize) {
+    let ends = (1..bytes.len()).step_by(size.max(1)).chain([bytes.len()]);
+    let shown = String::from_utf8_lossy(bytes);
+    let mut whole = Head::default();
+    let at_once = read_request(bytes, 0, &mut whole);
+    let mut scanned = 0;
+    for end in ends.clone() {
+        let mut head = Head::default();
+        match read_request(&bytes[..end], scanned, &mut head) {
+            Ok(None) => {
+                scanned = end;
+                assert!(end < bytes.len() || at_once == Ok(None), "we wait for more of {shown:?}");
+            }
+            Ok(Some(facts)) => {
+                assert_eq!(at_once, Ok(Some(facts)), "{shown:?}");
+                assert_eq!((head.method(), head.target()), (whole.method(), whole.target()));
+                assert_eq!(fields(&head), fields(&whole), "{shown:?}");
+                break;
+            }
+            Err(why) => {
+                assert!(at_once.is_err(), "in pieces {why}: {shown:?}");
+                break;
+            }
+        }
+    }
+    let at_once = body_and_length(Framing::Chunked, bytes);
+    let (mut chunks, mut at, mut data) = (Chunks::default(), 0, Vec::new());
+    for end in ends {
+        let in_pieces = loop {
+            match chunks.step(&bytes[at..end]) {
+                Ok(Step::Skip(count)) => at += count,
+                Ok(Step::Data(count)) => {
+                    data.extend_from_slice(&bytes[at..at + count]);
+                    chunks.took(count);
+                    at += count;
+                }
+                Ok(Step::More) => break Ok(None),
+                Ok(Step::End(count)) => break Ok(Some((std::mem::take(&mut data), at + count))),
+                Err(why) => break Err(why.to_string()),
+            }
+        };
+        match in_pieces {
+            Ok(None) => assert!(end < bytes.len() || at_once == Ok(None), "we wait: {shown:?}"),
+            Ok(read) => return assert_eq!(at_once, Ok(read), "{shown:?}"),
+            Err(why) => return assert!(at_once.is_err(), "in pieces {why}: {shown:?}"),
+        }
     }
 }

@@ -21,7 +21,9 @@ pub async fn keep(options: &Options) -> Result<String, String> {
     }
     // All at once, so that the proxies' pools are as large as they will have to be.
     let warming = options.warming()?;
-    let (connections, _) = run(connections, &target, options.requests()?.map(|_| 1), warming).await?;
+    if !warming.is_zero() {
+        (connections, _) = run(connections, &target, options.requests()?.map(|_| 1), warming).await?;
+    }
     wait_for_go()?;
     let began = Instant::now();
     let (_, micros) = run(connections, &target, options.requests()?, options.lasting()?).await?;

@@ -6,6 +6,7 @@
 //! mesh-load rate  --to ADDRESS ... --rate 1000     an open loop: latency counts from when a request was due
 //! mesh-load idle  --to ADDRESS ... --connections N one request each, then held until standard input ends
 //! mesh-load grpc  --listen ADDRESS --size N        the application of gRPC: answers any call with N bytes
+//! mesh-load slow  --listen ADDRESS --seconds S     an application that answers each request after S seconds
 //! mesh-load relay --listen ADDRESS --to ADDRESS    a TCP relay: the floor
 //! ```
 //!
@@ -30,6 +31,7 @@ fn main() {
         "idle" => runtime.block_on(closed::idle(&options)),
         "rate" => open::rate(&options),
         "grpc" => runtime.block_on(servers::grpc(&options)),
+        "slow" => runtime.block_on(servers::slow(&options)),
         "relay" => runtime.block_on(servers::relay(&options)),
         other => Err(format!("no such verb: {other}")),
     };

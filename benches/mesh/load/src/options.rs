@@ -21,7 +21,7 @@ pub struct Tls {
 impl Options {
     pub fn from_arguments() -> Result<Self, String> {
         let mut words = std::env::args().skip(1);
-        let verb = words.next().ok_or("say what to do: keep, fresh, rate, idle, grpc, relay")?;
+        let verb = words.next().ok_or("say what to do: keep, fresh, rate, idle, grpc, slow, relay")?;
         let mut given = HashMap::new();
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or(format!("expected --NAME, found {word}"))?;
@@ -65,6 +65,11 @@ impl Options {
 
     pub fn connections(&self) -> Result<usize, String> {
         self.number("connections", 32)
+    }
+
+    /// Further addresses of loopback to listen at.
+    pub fn addresses(&self) -> Result<u16, String> {
+        self.number("addresses", 0)
     }
 
     /// Requests per second.

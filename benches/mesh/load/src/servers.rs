@@ -1,8 +1,13 @@
-//! What stands behind and beside the proxies: an application of gRPC, and a relay of TCP as the floor.
+//! What stands behind and beside the proxies: an application of gRPC, one that takes its time, and a relay of TCP as the floor.
+
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use crate::options::Options;
 
@@ -48,17 +53,62 @@ async fn answer(mut body: h2::RecvStream, mut respond: h2::server::SendResponse<
     let _ = stream.send_trailers(trailers);
 }
 
-/// Carries bytes both ways, unread.
-pub async fn relay(options: &Options) -> Result<String, String> {
+/// HTTP/1.1 that answers each request after `seconds` with `size` bytes, so that requests are under way together.
+pub async fn slow(options: &Options) -> Result<String, String> {
     let listener = listening(options).await?;
-    let to = options.to()?;
+    let (size, after) = (options.size()?, options.lasting()?);
+    let body = "x".repeat(usize::try_from(size).map_err(|error| error.to_string())?);
+    let response: Bytes = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n{body}").into();
     loop {
-        let (mut near, _) = listener.accept().await.map_err(|error| error.to_string())?;
-        tokio::spawn(async move {
-            let _ = near.set_nodelay(true);
-            let Ok(mut far) = TcpStream::connect(to).await else { return };
-            let _ = far.set_nodelay(true);
-            let _ = tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 32 << 10, 32 << 10).await;
+        let (tcp, _) = listener.accept().await.map_err(|error| error.to_string())?;
+        tokio::spawn(serve_slowly(tcp, response.clone(), after));
+    }
+}
+
+async fn serve_slowly(mut tcp: TcpStream, response: Bytes, after: Duration) {
+    let _ = tcp.set_nodelay(true);
+    let mut head = BytesMut::with_capacity(4096);
+    while matches!(tcp.read_buf(&mut head).await, Ok(count) if count > 0) {
+        if head.ends_with(b"\r\n\r\n") {
+            head.clear();
+            tokio::time::sleep(after).await;
+            if tcp.write_all(&response).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Carries bytes both ways, unread; with `addresses` at so many addresses of loopback, from 127.1.0.1 on, all with one port.
+pub async fn relay(options: &Options) -> Result<String, String> {
+    let (listen, to) = (options.listen()?, options.to()?);
+    let addresses = (0..options.addresses()?).map(|number| {
+        let [high, low] = (number / 250 * 256 + number % 250 + 1).to_be_bytes();
+        SocketAddr::from(([127, 1, high, low], listen.port()))
+    });
+    let mut doors = JoinSet::new();
+    for address in std::iter::once(listen).chain(addresses) {
+        let listener = TcpListener::bind(address).await.map_err(|error| format!("{address}: {error}"))?;
+        doors.spawn(async move {
+            loop {
+                let accepted = listener.accept().await;
+                let (near, _) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => return Err::<String, _>(error.to_string()),
+                };
+                tokio::spawn(carry(near, to));
+            }
         });
     }
+    match doors.join_next().await {
+        Some(Ok(Err(error))) => Err(error),
+        _ => Err("a door was closed".to_owned()),
+    }
+}
+
+async fn carry(mut near: TcpStream, to: SocketAddr) {
+    let _ = near.set_nodelay(true);
+    let Ok(mut far) = TcpStream::connect(to).await else { return };
+    let _ = far.set_nodelay(true);
+    let _ = tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 32 << 10, 32 << 10).await;
 }
