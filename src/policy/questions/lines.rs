@@ -191,7 +191,8 @@ fn domains(rules: &[Ruled]) -> BTreeSet<String> {
     let named = texts.filter_map(|text| Shape::of_text(text).root).map(String::from);
     let of_rules = rules.iter().filter_map(|rule| rule.rule.from.as_ref()).flat_map(|from| {
         let patterns = from.principals.iter().chain(&from.not_principals);
-        patterns.filter_map(|text| Shape::of_text(text).root).map(String::from)
+        let roots = patterns.filter_map(|text| Shape::of_text(text).root).map(String::from);
+        roots.chain(from.trust_domains.iter().chain(&from.not_trust_domains).cloned())
     });
     named.chain(of_rules).chain([OTHER.to_owned()]).collect()
 }
@@ -377,6 +378,7 @@ pub(super) fn may_meet(one: &Line, other: &Line) -> bool {
         one.iter().any(|one| other.iter().any(|other| one.meet(other).is_some()))
     };
     let nobody = one.callers.nobody && other.callers.nobody;
+    let denies = one.action == PolicyAction::Deny && other.action == PolicyAction::Deny;
     let listed = |one: &[String], other: &[String], meet: fn(&str, &str) -> bool| {
         one.is_empty()
             || other.is_empty()
@@ -386,7 +388,8 @@ pub(super) fn may_meet(one: &Line, other: &Line) -> bool {
         && shapes(&one.workloads, &other.workloads)
         && (nobody || shapes(&one.callers.any_of, &other.callers.any_of))
         && listed(&one.to.methods, &other.to.methods, |a, b| a.eq_ignore_ascii_case(b))
-        && listed(&one.to.hosts, &other.to.hosts, hosts_meet)
+        // Where the host is absent, deny rules hold whatever hosts they name.
+        && (denies || listed(&one.to.hosts, &other.to.hosts, hosts_meet))
         && (one.to.ports.is_empty()
             || other.to.ports.is_empty()
             || one.to.ports.iter().any(|port| other.to.ports.contains(port)))

@@ -21,7 +21,8 @@ pub(super) enum Value {
     Connection(bool),
     Route(Option<TargetRoute>),
     Port(u16),
-    Host(String),
+    /// None: it is absent, or no host name.
+    Host(Option<String>),
     Method(String),
     Path(String),
     Upgrade(Option<String>),
@@ -188,7 +189,13 @@ impl Space {
         let mut routes: Vec<Option<TargetRoute>> = vec![None];
         match known {
             Some(known) => routes.extend(known.iter().cloned().map(Some)),
-            None => routes.extend(imagined(&selectors).into_iter().map(Some)),
+            None => {
+                let (found, cut) = imagined(&selectors);
+                routes.extend(found.into_iter().map(Some));
+                if cut {
+                    self.not_compared.push(format!("routes: beyond {LABELS} sets of labels"));
+                }
+            }
         }
         let selects = |selector: &PolicySelector, route: &Option<TargetRoute>| match route {
             None => false,
@@ -259,7 +266,7 @@ impl Space {
             return;
         }
         let mut label = "some".to_owned();
-        while named.iter().any(|host| host.contains(&label)) {
+        while named.iter().any(|host| host.to_ascii_lowercase().contains(&label)) {
             label.push('x');
         }
         let mut hosts: BTreeSet<String> = BTreeSet::new();
@@ -274,9 +281,10 @@ impl Space {
         }
         // No pattern means it: none holds the label.
         hosts.insert(format!("{label}.{label}"));
-        let values: Vec<Value> = hosts.into_iter().map(Value::Host).collect();
-        let patterns: Vec<String> = named.into_iter().collect();
-        let means: Vec<Vec<bool>> = patterns
+        let mut values: Vec<Value> = hosts.into_iter().map(Some).map(Value::Host).collect();
+        values.push(Value::Host(None));
+        let mut patterns: Vec<String> = named.into_iter().collect();
+        let mut means: Vec<Vec<bool>> = patterns
             .iter()
             .map(|host| {
                 judge(
@@ -286,6 +294,8 @@ impl Space {
                 )
             })
             .collect();
+        patterns.push("absent".to_owned());
+        means.push(values.iter().map(|value| *value == Value::Host(None)).collect());
         let of = |to: &To| To {
             hosts: to.hosts.clone(),
             not_hosts: to.not_hosts.clone(),
@@ -464,7 +474,10 @@ impl Space {
                 Mode::Enforce,
             );
             let text = text.join(", ");
-            let absent = format!("absent or unclear: {text}");
+            let absent = match asks_value(&rule) {
+                true => format!("absent or unclear: {text}"),
+                false => format!("unclear: {text}"),
+            };
             let patterns = vec![text.clone(), format!("not: {text}"), absent];
             self.dimensions.push(Dimension { what: "", atoms, patterns, by_line });
         }
@@ -503,44 +516,51 @@ impl Space {
     }
 }
 
-/// Can what the part asks for be absent, so that it neither allows nor exempts from refusal?
+/// Can what the part asks for be absent or unclear, so that it neither allows nor exempts from refusal?
 fn may_be_absent(rule: &PolicyRule) -> bool {
+    // There may be no token at all, and a query that reads in several ways; whether a header field is there is always clear.
+    rule.from.iter().any(|from| !from.claims.is_empty())
+        || rule.when.iter().any(|when| !when.query.is_empty() || when.cel.is_some())
+        || asks_value(rule)
+}
+
+/// Does the part ask for the value of something?
+fn asks_value(rule: &PolicyRule) -> bool {
     let claims = rule.from.iter().flat_map(|from| &from.claims);
-    let when = rule.when.iter();
-    let named = claims.chain(when.flat_map(|when| when.headers.iter().chain(&when.query)));
-    let mut named = named;
-    named.any(|entry| entry.present.is_none())
+    let when = rule.when.iter().flat_map(|when| when.headers.iter().chain(&when.query));
+    claims.chain(when).any(|entry| !(entry.values.is_empty() && entry.not_values.is_empty()))
         || rule.when.as_ref().is_some_and(|when| when.cel.is_some())
 }
 
 /// The id of a route that no policy names.
 const OTHER_ROUTE: &str = "other-route";
+/// So many sets of labels are imagined.
+const LABELS: usize = 128;
 
 /// Routes that selectors tell apart, where the real ones are not known.
-fn imagined(selectors: &[&PolicySelector]) -> Vec<TargetRoute> {
+fn imagined(selectors: &[&PolicySelector]) -> (Vec<TargetRoute>, bool) {
     let other = || Id::parse(OTHER_ROUTE).unwrap_or_else(|_| Id::from(0));
     let ids: BTreeSet<Id> =
         selectors.iter().flat_map(|one| one.routes.iter().cloned()).chain([other()]).collect();
     let mut labels: Vec<Labels> = vec![Labels::default()];
+    let mut cut = false;
     for selector in selectors.iter().filter(|one| !one.labels.is_empty()) {
-        if !labels.contains(&selector.labels) {
-            labels.push(selector.labels.clone());
-        }
-        // A route may bear what two selectors ask for.
-        for at in 1..labels.len().min(64) {
+        // A route may bear what several selectors ask for, or only one.
+        for at in 0..labels.len() {
             let mut both = labels[at].clone();
             let clash = selector
                 .labels
                 .iter()
                 .any(|(name, value)| both.get(name).is_some_and(|found| found != value));
             both.extend(selector.labels.clone());
-            if !clash && !labels.contains(&both) && labels.len() < 128 {
-                labels.push(both);
+            if !clash && !labels.contains(&both) {
+                cut |= labels.len() == LABELS;
+                labels.extend((!cut).then_some(both));
             }
         }
     }
     let routes = ids.iter().flat_map(|id| labels.iter().map(|labels| (id.clone(), labels.clone())));
-    routes.map(|(id, labels)| TargetRoute { id, labels }).collect()
+    (routes.map(|(id, labels)| TargetRoute { id, labels }).collect(), cut)
 }
 
 /// The atoms that one of these means and none of those; `None` for all.
@@ -594,7 +614,7 @@ pub(super) fn set(target: &mut Target, value: &Value) {
         Value::Connection(connection) => target.connection = *connection,
         Value::Route(route) => target.route.clone_from(route),
         Value::Port(port) => target.port = Some(*port),
-        Value::Host(host) => target.host = Some(host.clone()),
+        Value::Host(host) => target.host.clone_from(host),
         Value::Method(method) => target.method = Some(method.clone()),
         Value::Path(path) => target.path = Some(path.clone()),
         Value::Upgrade(upgrade) => target.upgrade.clone_from(upgrade),

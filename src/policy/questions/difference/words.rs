@@ -100,7 +100,8 @@ pub(super) fn text(value: &Value) -> String {
             route.as_ref().map_or_else(|| "none".into(), |route| route.id.to_string())
         }
         Value::Port(port) => port.to_string(),
-        Value::Host(text) | Value::Method(text) | Value::Path(text) => text.clone(),
+        Value::Host(host) => host.clone().unwrap_or_else(|| "absent".into()),
+        Value::Method(text) | Value::Path(text) => text.clone(),
         Value::Upgrade(upgrade) => or_none(upgrade),
         Value::Lot(lot) => format!("lot {lot}"),
         Value::Condition(..) => String::new(),
