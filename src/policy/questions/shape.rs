@@ -450,7 +450,8 @@ fn cases(text: &str) -> impl Iterator<Item = String> + use<'_> {
                 return char;
             }
             letter += 1;
-            let is_upper = upper == last || upper.checked_shr(letter - 1).is_some_and(|bits| bits & 1 == 1);
+            let is_upper =
+                upper == last || upper.checked_shr(letter - 1).is_some_and(|bits| bits & 1 == 1);
             if is_upper { char.to_ascii_uppercase() } else { char.to_ascii_lowercase() }
         });
         written.collect()
