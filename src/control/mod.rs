@@ -190,6 +190,8 @@ pub struct ControlPlane {
     written: AtomicU64,
     /// From the check of references to the write nobody else writes here. It is held across the store's answer on purpose.
     writes: tokio::sync::Mutex<()>,
+    /// The policies that were asked about last.
+    asked: questions::Asked,
     /// Completes the history of what is written past the Admin API.
     _historians: Tasks,
 }
@@ -256,6 +258,7 @@ impl ControlPlane {
             clock: parts.clock,
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),
+            asked: questions::Asked::default(),
             _historians: historians,
         }))
     }

@@ -1,6 +1,9 @@
 //! Questions about policies, answered by the rules that data planes enforce: `/apisix/admin/questions/...`.
 
+use std::sync::Arc;
+
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,6 +14,7 @@ use super::listing::Query;
 use crate::identity::SpiffeId;
 use crate::model::{Body, Id, IdentityPolicy, Kind, Resource, Revision};
 use crate::policy::questions::{Policies, Scene, Supposed, TargetRoute, Walked, ask, scene};
+use crate::store::{self, Store};
 
 /// The kinds that routing and policy look at.
 const KINDS: [Kind; 9] = [
@@ -44,13 +48,13 @@ impl ControlPlane {
         if *question == "diff" {
             return self.answer_difference(body).await;
         }
-        let resources = self.declared(at).await?;
+        let declared = self.declared(at).await?;
         let (trial, now) = (self.trial.clone(), self.clock.now());
         let question = (*question).to_owned();
         let answer = aside(move || {
-            let scene = scene(&resources, now);
+            let scene = declared.scene(now);
             let walk = |workload: &SpiffeId, supposed: &Supposed| {
-                trial.walk(&resources, workload, supposed).unwrap_or_else(|| Walked {
+                trial.walk(&declared.resources, workload, supposed).unwrap_or_else(|| Walked {
                     fault: Some("this control plane finds no routes".into()),
                     ..Walked::default()
                 })
@@ -87,49 +91,106 @@ impl ControlPlane {
             return Ok((given_policies(list).map_err(Answer::bad)?, None));
         }
         let at = at.as_deref().map(At::parse).transpose().map_err(Answer::bad)?;
-        let resources = self.declared(at).await?;
-        let Scene { policies, around } = scene(&resources, self.clock.now());
+        let Scene { policies, around } = self.declared(at).await?.scene(self.clock.now());
         Ok((policies, around.routes))
     }
 
-    /// Everything that routing and policy look at; policies as of a moment, if one is given. What cannot be read is left out,
-    /// but for policies, which then stand for what they may have kept out.
-    async fn declared(&self, at: Option<At>) -> Result<Vec<Resource>, Answer> {
-        let mut found = Vec::new();
+    /// Everything that routing and policy look at; policies as of a moment, if one is given.
+    async fn declared(&self, at: Option<At>) -> Result<Arc<Declared>, Answer> {
+        let Some(at) = at else {
+            return self.asked.declared(&*self.store, &self.prefix).await;
+        };
+        let mut entries = Vec::new();
         for kind in KINDS {
-            let values: Vec<(Id, Revision, Value)> = match at {
-                Some(at) if super::history::is_kept(kind) => {
-                    let state = self.state_at(kind, at).await?;
-                    state.into_iter().map(|(id, (revision, value))| (id, revision, value)).collect()
-                }
-                _ => {
-                    let prefix = format!("{}/{}/", self.prefix, kind.name());
-                    let entries = self.store.list(&prefix).await?.entries;
-                    let named = entries.into_iter().filter_map(|stored| {
-                        let key = stored.key.strip_prefix(self.prefix.as_str())?;
-                        let (found, id) = Kind::split_key(key)?;
-                        (found == kind).then_some((id, stored.modified, stored.value))
-                    });
-                    named.collect()
-                }
-            };
-            for (id, revision, value) in values {
-                let body = match Body::parse(kind, &value) {
-                    Ok(body) => body,
-                    Err(_) if kind == Kind::IdentityPolicies => {
-                        // As data planes take it: it refuses everybody.
-                        let refuses = json!({ "action": "deny", "rules": [] });
-                        match Body::parse(kind, &refuses) {
-                            Ok(body) => body,
-                            Err(_) => continue,
-                        }
-                    }
-                    Err(_) => continue,
-                };
-                found.push(Resource { kind, id, revision, body });
+            if super::history::is_kept(kind) {
+                let state = self.state_at(kind, at).await?;
+                let named = state.into_iter();
+                entries.extend(named.map(|(id, (revision, value))| (kind, id, revision, value)));
+            } else {
+                entries.extend(listed(&*self.store, &self.prefix, kind).await?);
             }
         }
-        Ok(found)
+        aside(move || Arc::new(Declared::of(entries))).await
+    }
+}
+
+type Entry = (Kind, Id, Revision, Value);
+
+async fn listed(store: &dyn Store, prefix: &str, kind: Kind) -> Result<Vec<Entry>, store::Error> {
+    let entries = store.list(&format!("{prefix}/{}/", kind.name())).await?.entries;
+    let named = entries.into_iter().filter_map(|stored| {
+        let (found, id) = Kind::split_key(stored.key.strip_prefix(prefix)?)?;
+        (found == kind).then_some((kind, id, stored.modified, stored.value))
+    });
+    Ok(named.collect())
+}
+
+/// What questions are asked about.
+#[derive(Debug)]
+struct Declared {
+    resources: Vec<Resource>,
+    /// Made at some time before.
+    scene: Scene,
+}
+
+impl Declared {
+    /// What cannot be read is left out, but for policies, which then stand for what they may have kept out.
+    fn of(entries: Vec<Entry>) -> Self {
+        let read = |(kind, id, revision, value): Entry| {
+            let refuses = || {
+                // As data planes take it: it refuses everybody.
+                let text = json!({ "action": "deny", "rules": [] });
+                Body::parse(kind, &text).ok().filter(|_| kind == Kind::IdentityPolicies)
+            };
+            let body = Body::parse(kind, &value).ok().or_else(refuses)?;
+            Some(Resource { kind, id, revision, body })
+        };
+        let resources: Vec<Resource> = entries.into_iter().filter_map(read).collect();
+        let scene = scene(&resources, 0);
+        Self { resources, scene }
+    }
+
+    fn scene(&self, now: i64) -> Scene {
+        let mut scene = self.scene.clone();
+        scene.around.now = now;
+        scene
+    }
+}
+
+/// What was asked about last: while the store stands as it stood, the next question costs only itself.
+#[derive(Debug, Default)]
+pub(super) struct Asked(Mutex<Option<Last>>);
+
+#[derive(Clone, Debug)]
+struct Last {
+    /// The store's revision.
+    revision: Revision,
+    /// Each entry and its revision: others of the store may have changed.
+    entries: Vec<(Kind, Id, Revision)>,
+    declared: Arc<Declared>,
+}
+
+impl Asked {
+    async fn declared(&self, store: &dyn Store, prefix: &str) -> Result<Arc<Declared>, Answer> {
+        let last = self.0.lock().clone();
+        // Where nothing is, a listing tells the revision alone.
+        let revision = store.list(&format!("{prefix}/questions/")).await?.revision;
+        if let Some(last) = last.as_ref().filter(|last| last.revision == revision) {
+            return Ok(last.declared.clone());
+        }
+        let mut entries = Vec::new();
+        for kind in KINDS {
+            entries.extend(listed(store, prefix, kind).await?);
+        }
+        let found: Vec<_> =
+            entries.iter().map(|(kind, id, revision, _)| (*kind, id.clone(), *revision)).collect();
+        let declared = match last.filter(|last| last.entries == found) {
+            Some(last) => last.declared,
+            None => aside(move || Arc::new(Declared::of(entries))).await?,
+        };
+        let last = Last { revision, entries: found, declared: declared.clone() };
+        *self.0.lock() = Some(last);
+        Ok(declared)
     }
 }
 
@@ -155,4 +216,43 @@ fn given_policies(list: Vec<IdentityPolicy>) -> Result<Policies, String> {
         Ok((id, 0, policy))
     });
     Ok(Policies::new(named.collect::<Result<Vec<_>, String>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Expect;
+    use crate::store::memory::Memory;
+
+    #[tokio::test]
+    async fn policies_are_compiled_once_for_all_questions_while_they_stand() {
+        let store = Memory::new();
+        let put = async |key: &str, value: Value| {
+            store.put(key, &value, Expect::Anything, None).await.unwrap();
+        };
+        let allow = |who: &str| {
+            let rule = json!({"from": {"principals": [who]}});
+            json!({"action": "allow", "rules": [rule]})
+        };
+        put("/apisix/identity_policies/p", allow("spiffe://shop/a")).await;
+        let asked = Asked::default();
+        let declared = async || asked.declared(&store, "/apisix").await.unwrap();
+        let who = |declared: &Declared| {
+            let me = "spiffe://shop/me".parse().unwrap();
+            let answer = declared.scene(7).policies.who_can(&me, &Default::default());
+            answer.grants.into_iter().flat_map(|grant| grant.who).collect::<Vec<_>>()
+        };
+        let first = declared().await;
+        assert_eq!(who(&first), ["spiffe://shop/a"]);
+        assert!(Arc::ptr_eq(&first, &declared().await), "the same revision");
+        assert_eq!(first.scene(9).around.now, 9);
+        // What questions do not look at changes nothing.
+        put("/apisix/consumers/c", json!({"username": "c"})).await;
+        assert!(Arc::ptr_eq(&first, &declared().await), "another revision of the same policies");
+        put("/apisix/identity_policies/p", allow("spiffe://shop/b")).await;
+        let second = declared().await;
+        assert_eq!(who(&second), ["spiffe://shop/b"]);
+        store.delete("/apisix/identity_policies/p", Expect::Anything).await.unwrap();
+        assert_eq!(who(&*declared().await), Vec::<String>::new());
+    }
 }

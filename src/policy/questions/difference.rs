@@ -4,8 +4,10 @@
 //! Both sets become boxes (`lines.rs`), the values of each kind that rules tell apart become a few that stand for all
 //! ([`space`]), and a decision diagram over both ([`diagram`]) has only what they decide differently.
 
+mod circumstances;
 mod diagram;
 mod example;
+mod routes;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -17,7 +19,8 @@ use self::diagram::{Diagram, Node};
 use self::example::Engines;
 use self::space::{Space, Value};
 use self::words::{Words, describe};
-use super::lines::{EACH, Line, lines, may_meet};
+use super::instances::SYMBOLS;
+use super::lines::{Lines, lines};
 use super::policies::{Policies, Via};
 use super::target::{Target, TargetRoute};
 
@@ -90,8 +93,6 @@ pub struct Decided {
 
 /// So many changes are told at most.
 const CHANGES: usize = 1000;
-/// So many pairs of rules are looked at to leave out those that cannot matter.
-const PAIRS: usize = 4_000_000;
 /// So many requests are tried for one claim.
 const TRIES: usize = 48;
 
@@ -102,12 +103,11 @@ impl Policies {
     /// examples, in seconds since 1970. Requests are compared whose host and path read in one way only; what is decided at
     /// public doors where no policy selects a route is not compared.
     pub fn difference(&self, new: &Self, routes: Option<&[TargetRoute]>, now: i64) -> Difference {
-        let (lines, mut not_compared) = lines(self, new);
-        let lines = relevant(lines);
+        let Lines { lines, texts, mut not_compared } = lines(self, new);
         if lines.is_empty() {
             return Difference { not_compared, ..Difference::default() };
         }
-        let space = Space::of(&lines, routes);
+        let space = Space::of(&lines, &texts, routes);
         not_compared.extend(space.not_compared.iter().cloned());
         let mut diagram = Diagram::new(&lines, &space);
         let root = diagram.root();
@@ -138,9 +138,6 @@ impl Policies {
     }
 }
 
-/// The place of a name in braces, in the words of a claim.
-const ANY: &str = "{any}";
-
 /// Leaves out what a claim for any text in the place of a name in braces says already.
 fn without_instances(changes: Vec<Change>) -> Vec<Change> {
     let words = |change: &Change| {
@@ -148,26 +145,40 @@ fn without_instances(changes: Vec<Change>) -> Vec<Change> {
         [workloads, workloads_but, who, who_but, what].map(|list| list.join("\n")).join("\n\n")
     };
     let all: Vec<String> = changes.iter().map(words).collect();
+    let any = SYMBOLS[0].1;
+    // Which of the symbols stands for a text means nothing.
+    let alike: Vec<String> = all.iter().map(|one| in_order(one)).collect();
+    let is_first = |at: usize| match all.contains(&alike[at]) {
+        true => alike[at] == all[at],
+        false => !alike[..at].contains(&alike[at]),
+    };
     let is_instance = |general: &String, one: &String| {
-        let Some((before, after)) = general.split_once(ANY) else { return false };
+        let Some((before, after)) = general.split_once(any) else { return false };
         let Some(rest) = one.strip_prefix(before) else { return false };
         let end = after.chars().next().and_then(|next| rest.find(next)).unwrap_or(rest.len());
-        general != one && general.replace(ANY, &rest[..end]) == *one
+        general != one && general.replace(any, &rest[..end]) == *one
     };
-    let kept = changes.into_iter().zip(&all);
-    kept.filter(|(_, one)| !all.iter().any(|general| is_instance(general, one)))
-        .map(|(change, _)| change)
-        .collect()
+    let kept = changes.into_iter().zip(&all).enumerate();
+    kept.filter(|(at, (_, one))| {
+        is_first(*at) && !all.iter().any(|general| is_instance(general, one))
+    })
+    .map(|(_, (change, _))| change)
+    .collect()
 }
 
-/// The rules that changed, and those that may hold where one of them does.
-fn relevant(lines: Vec<Line>) -> Vec<Line> {
-    let changed: Vec<Line> = lines.iter().filter(|line| !line.is_common()).cloned().collect();
-    if changed.len().saturating_mul(lines.len()) > PAIRS {
-        return lines;
+/// The symbols of a claim named in the order in which they stand there.
+fn in_order(words: &str) -> String {
+    let mut found: Vec<(usize, &str)> =
+        SYMBOLS.iter().filter_map(|(_, shown)| Some((words.find(shown)?, *shown))).collect();
+    found.sort_unstable();
+    let mut text = words.to_owned();
+    for (at, (_, shown)) in found.iter().enumerate() {
+        text = text.replace(shown, &format!("{{{at}}}"));
     }
-    let matters = |line: &Line| !line.is_common() || changed.iter().any(|one| may_meet(one, line));
-    lines.into_iter().filter(matters).collect()
+    for (at, (_, shown)) in SYMBOLS.iter().enumerate() {
+        text = text.replace(&format!("{{{at}}}"), shown);
+    }
+    text
 }
 
 /// Values for which both sets decide differently: for each dimension that counts, some of its atoms.
@@ -230,7 +241,10 @@ fn show(
         let dimension = &space.dimensions[*at];
         let Words { any_of, but } = describe(dimension, atoms);
         let named = |texts: Vec<String>| -> Vec<String> {
-            texts.into_iter().map(|text| text.replace(EACH, ANY)).collect()
+            let named = |text: String| {
+                SYMBOLS.iter().fold(text, |text, (symbol, shown)| text.replace(symbol, shown))
+            };
+            texts.into_iter().map(named).collect()
         };
         let (any_of, but) = (named(any_of), named(but));
         match dimension.atoms.first().map(|atom| &atom.value) {

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::callers::Callers;
-use super::captures::{compared, is_segment, names_of, with};
+use super::captures::names_of;
+use super::instances::{Binders, Instance, SYMBOLS, Texts, instances};
 use super::overlap::hosts_meet;
 use super::policies::{Policies, Via};
 use super::shape::Shape;
@@ -11,12 +12,10 @@ use crate::model::{
     From, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To, ValueMatch, When,
 };
 
-/// What a name in braces is compared as, when it stands for any text.
-pub(super) const EACH: &str = "any-same-text";
 /// A trust domain that stands for all that no policy names, where rules mean the workload's own.
 pub(super) const OTHER: &str = "any-other-trust-domain";
-/// So many texts are tried in the place of a name in braces.
-const TEXTS: usize = 24;
+/// So many pairs of rules are looked at to leave out those that cannot matter.
+const PAIRS: usize = 4_000_000;
 
 /// A box: the part of a rule that holds for requests, or for connections.
 #[derive(Clone, Debug)]
@@ -33,6 +32,10 @@ pub(super) struct Line {
     /// It is about gRPC calls alone.
     pub(super) is_call: bool,
     pub(super) paths: Paths,
+    /// It is about requests and connections without a host alone.
+    pub(super) no_host: bool,
+    /// Where its names in braces were bound.
+    pub(super) binders: Binders,
     /// It decides for lots below.
     pub(super) below: u8,
     /// What has to hold, or not to hold, besides: a rule with that part alone.
@@ -63,8 +66,17 @@ struct Ruled {
     rule: PolicyRule,
 }
 
-/// Both sets as boxes, and what could not be put into boxes.
-pub(super) fn lines(old: &Policies, new: &Policies) -> (Vec<Line>, Vec<String>) {
+/// Both sets as boxes.
+pub(super) struct Lines {
+    pub(super) lines: Vec<Line>,
+    /// What stands in the place of names in braces.
+    pub(super) texts: Texts,
+    /// What could not be put into boxes.
+    pub(super) not_compared: Vec<String>,
+}
+
+/// Both sets as boxes: the rules that changed, and those that may hold where one of them does.
+pub(super) fn lines(old: &Policies, new: &Policies) -> Lines {
     let mut rules: BTreeMap<String, Ruled> = BTreeMap::new();
     for (policies, is_old) in [(old, true), (new, false)] {
         for (via, selector, rule) in ruled(policies) {
@@ -82,23 +94,46 @@ pub(super) fn lines(old: &Policies, new: &Policies) -> (Vec<Line>, Vec<String>) 
             place.get_or_insert(via);
         }
     }
+    let rules = relevant(rules.into_values().collect());
+    let texts = Texts::of(rules.iter().map(|rule| &rule.rule));
     let mut not_compared = Vec::new();
-    let rules: Vec<Ruled> = rules.into_values().collect();
-    let texts = texts(&rules);
+    if texts.cut {
+        let places = SYMBOLS.len();
+        not_compared.push(format!("names in braces, bound in more than {places} places at once"));
+    }
     let domains = domains(&rules);
     let mut lines = Vec::new();
     for rule in &rules {
-        if texts.len() > TEXTS && !compared(&rule.rule).is_empty() {
+        let found = instances(&rule.rule, rule.action, &texts).unwrap_or_else(|| {
             let via = rule.old.as_ref().or(rule.new.as_ref());
             let via = via.map(ToString::to_string).unwrap_or_default();
-            not_compared
-                .push(format!("{via}: names in braces, beyond {TEXTS} texts in their place"));
-        }
-        for one in concrete(&rule.rule, &texts) {
-            add_lines(rule, &one, &domains, &mut lines);
+            not_compared.push(format!("{via}: too many texts in the place of names in braces"));
+            vec![Instance::plain(rule.rule.clone())]
+        });
+        for instance in found {
+            add_lines(rule, &instance, &domains, &mut lines);
         }
     }
-    (lines, not_compared)
+    Lines { lines, texts, not_compared }
+}
+
+/// The rules that changed, and those that may hold where one of them does.
+fn relevant(rules: Vec<Ruled>) -> Vec<Ruled> {
+    let domains = domains(&rules);
+    // As they stand, rules mean at least what they mean with texts in the place of names.
+    let wide = |rule: &Ruled| {
+        let mut lines = Vec::new();
+        add_lines(rule, &Instance::plain(rule.rule.clone()), &domains, &mut lines);
+        lines
+    };
+    let wide: Vec<Vec<Line>> = rules.iter().map(wide).collect();
+    let changed: Vec<&Line> = wide.iter().flatten().filter(|line| !line.is_common()).collect();
+    if changed.len().saturating_mul(rules.len()) > PAIRS {
+        return rules;
+    }
+    let matters = |line: &Line| !line.is_common() || changed.iter().any(|one| may_meet(one, line));
+    let kept: Vec<bool> = wide.iter().map(|lines| lines.iter().any(matters)).collect();
+    rules.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(rule, _)| rule).collect()
 }
 
 /// Every rule that decides. A broken policy is a rule that refuses everything, or one that allows nothing.
@@ -123,88 +158,22 @@ fn ruled(policies: &Policies) -> Vec<(Via, PolicySelector, PolicyRule)> {
     found
 }
 
-/// Texts that may stand in the place of names in braces: those that rules name elsewhere.
-fn texts(rules: &[Ruled]) -> BTreeSet<String> {
-    if rules.iter().all(|rule| compared(&rule.rule).is_empty()) {
-        return BTreeSet::new();
-    }
-    let mut texts = BTreeSet::new();
-    for Ruled { rule, .. } in rules {
-        let (from, to) =
-            (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
-        let ids = from.principals.iter().chain(&from.not_principals);
-        let ids = ids.flat_map(|text| text.split('/').skip(3));
-        let paths = to.paths.iter().chain(&to.not_paths).flat_map(|text| text.split('/'));
-        let hosts = to.hosts.iter().chain(&to.not_hosts).filter_map(|text| text.split('.').next());
-        let accounts = from.namespaces.iter().chain(&from.service_accounts);
-        let accounts = accounts.flat_map(|text| text.split('/'));
-        let named = ids.chain(paths).chain(hosts).chain(accounts);
-        texts.extend(named.filter(|text| is_segment(text)).map(str::to_owned));
-    }
-    texts
-}
-
-/// The rule with each text in the place of its names in braces; as it stands when it compares none.
-fn concrete(rule: &PolicyRule, texts: &BTreeSet<String>) -> Vec<PolicyRule> {
-    let mut found = vec![rule.clone()];
-    // A rule with several principals and hosts is as several rules with one of each.
-    if !compared(rule).is_empty() {
-        found = one_of_each(rule);
-    }
-    let mut done = Vec::new();
-    while let Some(rule) = found.pop() {
-        let Some(name) = compared(&rule).into_iter().next() else {
-            done.push(rule);
-            continue;
-        };
-        let each = texts.iter().take(TEXTS).map(String::as_str).chain([EACH]);
-        found.extend(each.map(|text| with(&rule, &name, text)));
-        if done.len() + found.len() > 4096 {
-            done.append(&mut found);
-        }
-    }
-    done
-}
-
-fn one_of_each(rule: &PolicyRule) -> Vec<PolicyRule> {
-    let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
-    let single = |list: &[String]| -> Vec<Vec<String>> {
-        match list {
-            [] => vec![Vec::new()],
-            _ => list.iter().map(|text| vec![text.clone()]).collect(),
-        }
-    };
-    let mut rules = Vec::new();
-    for principals in single(&from.principals) {
-        for hosts in single(&to.hosts) {
-            let from = From { principals: principals.clone(), ..from.clone() };
-            let to = To { hosts, ..to.clone() };
-            rules.push(PolicyRule { from: Some(from), to: Some(to), ..rule.clone() });
-        }
-    }
-    rules
-}
-
 /// The trust domains of workloads, and one that no selector names: what namespaces mean depends on them.
 fn domains(rules: &[Ruled]) -> BTreeSet<String> {
     let texts = rules.iter().flat_map(|rule| &rule.selector.workloads);
     let named = texts.filter_map(|text| Shape::of_text(text).root).map(String::from);
     let of_rules = rules.iter().filter_map(|rule| rule.rule.from.as_ref()).flat_map(|from| {
         let patterns = from.principals.iter().chain(&from.not_principals);
-        patterns.filter_map(|text| Shape::of_text(text).root).map(String::from)
+        let roots = patterns.filter_map(|text| Shape::of_text(text).root).map(String::from);
+        roots.chain(from.trust_domains.iter().chain(&from.not_trust_domains).cloned())
     });
     named.chain(of_rules).chain([OTHER.to_owned()]).collect()
 }
 
-fn add_lines(
-    rule: &Ruled,
-    concrete: &PolicyRule,
-    domains: &BTreeSet<String>,
-    lines: &mut Vec<Line>,
-) {
-    let from = concrete.from.clone().unwrap_or_default();
-    let to = concrete.to.clone().unwrap_or_default();
-    let when = concrete.when.clone().unwrap_or_default();
+fn add_lines(rule: &Ruled, instance: &Instance, domains: &BTreeSet<String>, lines: &mut Vec<Line>) {
+    let PolicyRule { from, to, when, .. } = instance.rule.clone();
+    let (from, to, when) =
+        (from.unwrap_or_default(), to.unwrap_or_default(), when.unwrap_or_default());
     let allow = rule.action == PolicyAction::Allow;
     let mut workloads: Vec<Shape> =
         rule.selector.workloads.iter().map(|text| Shape::of_text(text)).collect();
@@ -236,6 +205,8 @@ fn add_lines(
         Mode::Canary(percent) => percent,
     };
     for (workloads, callers) in at {
+        let nobody = || Callers { nobody: true, ..Callers::default() };
+        let callers = if instance.nobody { nobody() } else { callers };
         let line = Line {
             old: rule.old.clone(),
             new: rule.new.clone(),
@@ -247,11 +218,13 @@ fn add_lines(
             to: To { paths: Vec::new(), not_paths: Vec::new(), ..to.clone() },
             is_call: allow && !to.grpc.is_empty(),
             paths: Paths::default(),
+            no_host: instance.no_host,
+            binders: instance.binders.clone(),
             below,
             conditions: of_connections(&from, &when),
         };
         add_connection(&line, &to, &from, &when, lines);
-        add_requests(line, &to, &from, &when, lines);
+        add_requests(line, instance, &from, &when, lines);
     }
 }
 
@@ -276,20 +249,27 @@ fn add_connection(line: &Line, to: &To, from: &From, when: &When, lines: &mut Ve
     });
 }
 
-fn add_requests(mut line: Line, to: &To, from: &From, when: &When, lines: &mut Vec<Line>) {
+fn add_requests(
+    mut line: Line,
+    instance: &Instance,
+    from: &From,
+    when: &When,
+    lines: &mut Vec<Line>,
+) {
+    let to = &instance.rule.to.clone().unwrap_or_default();
     let allow = line.action == PolicyAction::Allow;
-    let template = |wide: bool| move |text: &String| Shape::of_template(text, wide, to.ignore_case);
+    let template = |wide: bool| move |text: &String| instance.template(text, wide, to.ignore_case);
     let call = |wide: bool| {
         move |text: &String| Shape::of_template(&format!("/{text}"), wide, to.ignore_case)
     };
     let mut all_of: Vec<Vec<Shape>> = Vec::new();
     if !to.paths.is_empty() {
-        all_of.push(to.paths.iter().map(template(!allow)).collect());
+        all_of.push(to.paths.iter().filter_map(template(!allow)).collect());
     }
     if !to.grpc.is_empty() {
         all_of.push(to.grpc.iter().map(call(!allow)).collect());
     }
-    let mut but: Vec<Shape> = to.not_paths.iter().map(template(allow)).collect();
+    let mut but: Vec<Shape> = to.not_paths.iter().filter_map(template(allow)).collect();
     let not_calls: Vec<Shape> = to.not_grpc.iter().map(call(allow)).collect();
     line.conditions.extend(of_requests(from, when));
     if line.is_call {
@@ -377,6 +357,7 @@ pub(super) fn may_meet(one: &Line, other: &Line) -> bool {
         one.iter().any(|one| other.iter().any(|other| one.meet(other).is_some()))
     };
     let nobody = one.callers.nobody && other.callers.nobody;
+    let denies = one.action == PolicyAction::Deny && other.action == PolicyAction::Deny;
     let listed = |one: &[String], other: &[String], meet: fn(&str, &str) -> bool| {
         one.is_empty()
             || other.is_empty()
@@ -386,7 +367,8 @@ pub(super) fn may_meet(one: &Line, other: &Line) -> bool {
         && shapes(&one.workloads, &other.workloads)
         && (nobody || shapes(&one.callers.any_of, &other.callers.any_of))
         && listed(&one.to.methods, &other.to.methods, |a, b| a.eq_ignore_ascii_case(b))
-        && listed(&one.to.hosts, &other.to.hosts, hosts_meet)
+        // Where the host is absent, deny rules hold whatever hosts they name.
+        && (denies || listed(&one.to.hosts, &other.to.hosts, hosts_meet))
         && (one.to.ports.is_empty()
             || other.to.ports.is_empty()
             || one.to.ports.iter().any(|port| other.to.ports.contains(port)))

@@ -7,6 +7,7 @@ mod captures;
 mod conditions;
 mod difference;
 mod engine;
+mod instances;
 mod lines;
 mod lint;
 mod overlap;

@@ -65,7 +65,12 @@ fn paths_meet(allow: &To, deny: &To) -> bool {
 }
 
 pub(super) fn hosts_meet(one: &str, other: &str) -> bool {
-    let plain = |text: &str| text.trim_end_matches('.').to_ascii_lowercase();
+    let plain = |text: &str| {
+        // A name in braces is one label, and a star one or more: taking it for a star leaves nothing out.
+        let named = text.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let text = named.map_or(text.to_owned(), |(_, rest)| format!("*{rest}"));
+        text.trim_end_matches('.').to_ascii_lowercase()
+    };
     let (one, other) = (plain(one), plain(other));
     match (one.strip_prefix('*'), other.strip_prefix('*')) {
         (None, None) => one == other,

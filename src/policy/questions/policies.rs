@@ -110,7 +110,7 @@ impl std::fmt::Display for Via {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
-    list: Vec<Stated>,
+    list: Arc<[Stated]>,
 }
 
 impl Policies {
@@ -118,7 +118,7 @@ impl Policies {
     pub fn new(policies: impl IntoIterator<Item = (Id, Revision, IdentityPolicy)>) -> Self {
         let mut list: Vec<_> = policies.into_iter().map(Stated::new).collect();
         list.sort_by(|one, other| one.id.cmp(&other.id));
-        Self { list }
+        Self { list: list.into() }
     }
 
     /// The policies.

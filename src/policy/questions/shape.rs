@@ -404,15 +404,11 @@ impl<'a> Walk<'a> {
                 Some(Segment::Exactly(text)) => exact.entry(text).or_default().push(index),
                 Some(segment) => {
                     match segment {
-                        Segment::Folded(text) => {
-                            texts.insert(text.to_string());
-                            texts.insert(text.to_ascii_uppercase());
-                        }
                         Segment::Like { prefix, suffix } => {
                             prefixes.insert(prefix);
                             suffixes.insert(suffix);
                         }
-                        Segment::Any | Segment::Exactly(_) => {}
+                        Segment::Any | Segment::Exactly(_) | Segment::Folded(_) => {}
                     }
                     others.push((index, segment));
                 }
@@ -425,6 +421,12 @@ impl<'a> Walk<'a> {
             }
         }
         texts.extend(exact.keys().map(|text| (*text).to_owned()));
+        // Each text in a case in which no shape names it.
+        let folded = others.iter().filter_map(|(_, segment)| match segment {
+            Segment::Folded(text) => cases(text).find(|case| !exact.contains_key(&**case)),
+            _ => None,
+        });
+        texts.extend(folded.collect::<Vec<_>>());
         order.extend(texts);
         let branch = |text: String| {
             let met = others.iter().filter(|(_, segment)| segment.holds(&text)).map(|(at, _)| *at);
@@ -435,6 +437,26 @@ impl<'a> Walk<'a> {
         };
         order.into_iter().map(branch).collect()
     }
+}
+
+/// A text in lower case, in upper case, and then in others.
+fn cases(text: &str) -> impl Iterator<Item = String> + use<'_> {
+    let letters = text.bytes().filter(u8::is_ascii_alphabetic).count();
+    let last = (1_u32 << letters.min(16)) - 1;
+    let written = move |upper: u32| {
+        let mut letter = 0;
+        let written = text.chars().map(|char| {
+            if !char.is_ascii_alphabetic() {
+                return char;
+            }
+            letter += 1;
+            let is_upper =
+                upper == last || upper.checked_shr(letter - 1).is_some_and(|bits| bits & 1 == 1);
+            if is_upper { char.to_ascii_uppercase() } else { char.to_ascii_lowercase() }
+        });
+        written.collect()
+    };
+    [0, last].into_iter().chain(1..last).map(written)
 }
 
 /// A name that `include` means and none of `minus`.

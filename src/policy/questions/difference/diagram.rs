@@ -40,7 +40,8 @@ pub(super) struct Diagram<'a> {
     looks_at: Vec<Vec<usize>>,
     pub(super) nodes: Vec<Node>,
     known: HashMap<Node, u32>,
-    memo: HashMap<(Side, Side), u32>,
+    /// By the next dimension: the same rules may be met before one and behind it.
+    memo: HashMap<(usize, Side, Side), u32>,
 }
 
 impl<'a> Diagram<'a> {
@@ -111,13 +112,6 @@ impl<'a> Diagram<'a> {
             (Side::Allowed, Side::Denied) => return self.node(Node::Lost),
             _ => {}
         }
-        let key = (old.clone(), new.clone());
-        if let Some(at) = self.memo.get(&key) {
-            return *at;
-        }
-        if self.nodes.len() + self.memo.len() > NODES {
-            return self.node(Node::Unknown);
-        }
         let next = |side: &Side| match side {
             Side::Open(rules) => rules
                 .iter()
@@ -130,6 +124,13 @@ impl<'a> Diagram<'a> {
         let Some(dimension) = next(old).into_iter().chain(next(new)).min() else {
             return self.node(Node::Unknown);
         };
+        let key = (dimension, old.clone(), new.clone());
+        if let Some(at) = self.memo.get(&key) {
+            return *at;
+        }
+        if self.nodes.len() + self.memo.len() > NODES {
+            return self.node(Node::Unknown);
+        }
         let found = self.split(dimension, old, new);
         self.memo.insert(key, found);
         found

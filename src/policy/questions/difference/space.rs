@@ -1,14 +1,15 @@
 //! Everything in which two actions can differ for the rules of two sets: a few values of each kind stand for all.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use super::super::callers::{Callers, NOBODY};
 use super::super::engine::alone;
+use super::super::instances::Texts;
 use super::super::lines::{Line, OTHER, is_free};
-use super::super::shape::{Name, Shape, Space as Names, atoms};
+use super::super::shape::{Name, Segment, Shape, Space as Names, atoms};
 use super::super::target::{Target, TargetRoute};
 use crate::identity::SpiffeId;
-use crate::model::{Id, Labels, Mode, PolicyAction, PolicyRule, PolicySelector, To};
+use crate::model::{PolicyAction, PolicyRule, To};
 
 /// So many values of a kind are told apart.
 const ATOMS: usize = 20_000;
@@ -21,7 +22,8 @@ pub(super) enum Value {
     Connection(bool),
     Route(Option<TargetRoute>),
     Port(u16),
-    Host(String),
+    /// None: it is absent, or no host name.
+    Host(Option<String>),
     Method(String),
     Path(String),
     Upgrade(Option<String>),
@@ -49,7 +51,7 @@ pub(super) struct Atom {
 }
 
 /// For each line, some of a dimension's atoms; `None` for all.
-type ByLine = Vec<Option<Vec<u32>>>;
+pub(super) type ByLine = Vec<Option<Vec<u32>>>;
 
 /// One kind of difference.
 #[derive(Debug)]
@@ -69,19 +71,19 @@ pub(super) struct Space {
     pub(super) not_compared: Vec<String>,
 }
 
-fn number(at: usize) -> u32 {
+pub(super) fn number(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 impl Space {
-    pub(super) fn of(lines: &[Line], routes: Option<&[TargetRoute]>) -> Self {
+    pub(super) fn of(lines: &[Line], texts: &Texts, routes: Option<&[TargetRoute]>) -> Self {
         let mut space = Self { dimensions: Vec::new(), not_compared: Vec::new() };
         space.workloads(lines);
-        space.callers(lines);
+        space.callers(lines, texts);
         space.contents(lines);
         space.routes(lines, routes);
         space.ports(lines);
-        space.hosts(lines);
+        space.hosts(lines, texts);
         space.methods(lines);
         space.paths(lines);
         space.upgrades(lines);
@@ -139,12 +141,34 @@ impl Space {
         self.dimensions.push(dimension);
     }
 
-    fn callers(&mut self, lines: &[Line]) {
+    fn callers(&mut self, lines: &[Line], texts: &Texts) {
         let both = |callers: &Callers| {
             callers.any_of.iter().chain(&callers.but).cloned().collect::<Vec<_>>()
         };
+        // Where names in braces are bound, callers bear one of the texts.
+        let mut binders: Vec<&(Shape, Vec<usize>)> = Vec::new();
+        for found in lines.iter().filter_map(|line| line.binders.principal.as_ref()) {
+            if !binders.contains(&found) {
+                binders.push(found);
+            }
+        }
+        let with = |shape: &Shape, at: usize, text: &str| {
+            let mut shape = shape.clone();
+            shape.segments[at] = Segment::exactly(text);
+            shape
+        };
+        let bound = binders.iter().flat_map(|(shape, places)| {
+            let texts =
+                places.iter().flat_map(|at| texts.values.iter().map(move |text| (at, text)));
+            texts.map(|(at, text)| with(shape, *at, text)).chain([shape.clone()])
+        });
         let shapes = lines.iter().flat_map(|line| both(&line.callers)).chain([Shape::all()]);
-        let id = |name: &Name| name.id().map(|id| Value::Caller(Some(id)));
+        let shapes = shapes.chain(bound);
+        let counts = |name: &Name| {
+            let bears = |at: &usize| texts.values.contains(&name.segments[*at]);
+            binders.iter().all(|(shape, places)| !shape.holds(name) || places.iter().all(bears))
+        };
+        let id = |name: &Name| name.id().filter(|_| counts(name)).map(|id| Value::Caller(Some(id)));
         let (mut dimension, means) = self.tell_apart("caller", Names::Ids, shapes, id);
         let nobody = number(dimension.atoms.len());
         let met = vec![number(dimension.patterns.len())];
@@ -179,58 +203,6 @@ impl Space {
         });
     }
 
-    fn routes(&mut self, lines: &[Line], known: Option<&[TargetRoute]>) {
-        let selectors: Vec<&PolicySelector> = lines.iter().map(|line| &line.selector).collect();
-        let asks = |one: &PolicySelector| !(one.routes.is_empty() && one.labels.is_empty());
-        if !selectors.iter().any(|one| asks(one)) {
-            return;
-        }
-        let mut routes: Vec<Option<TargetRoute>> = vec![None];
-        match known {
-            Some(known) => routes.extend(known.iter().cloned().map(Some)),
-            None => routes.extend(imagined(&selectors).into_iter().map(Some)),
-        }
-        let selects = |selector: &PolicySelector, route: &Option<TargetRoute>| match route {
-            None => false,
-            Some(route) => {
-                (selector.routes.is_empty() || selector.routes.contains(&route.id))
-                    && selector
-                        .labels
-                        .iter()
-                        .all(|(name, value)| route.labels.get(name) == Some(value))
-            }
-        };
-        let atoms = routes
-            .iter()
-            .enumerate()
-            .map(|(at, route)| Atom { value: Value::Route(route.clone()), met: vec![number(at)] });
-        let text = |route: &Option<TargetRoute>| match route {
-            None => "none".to_owned(),
-            Some(route) if known.is_some() || route.id.as_str() != OTHER_ROUTE => {
-                route.id.to_string()
-            }
-            Some(route) if route.labels.is_empty() => "any other".to_owned(),
-            Some(route) => {
-                let labels = route.labels.iter().map(|(name, value)| format!("{name}={value}"));
-                format!("any other labelled {}", labels.collect::<Vec<_>>().join(" "))
-            }
-        };
-        let by_line = lines.iter().map(|line| {
-            asks(&line.selector).then(|| {
-                let chosen =
-                    routes.iter().enumerate().filter(|(_, route)| selects(&line.selector, route));
-                chosen.map(|(at, _)| number(at)).collect()
-            })
-        });
-        let dimension = Dimension {
-            what: "route",
-            atoms: atoms.collect(),
-            patterns: routes.iter().map(text).collect(),
-            by_line: by_line.collect(),
-        };
-        self.dimensions.push(dimension);
-    }
-
     fn ports(&mut self, lines: &[Line]) {
         let named: BTreeSet<u16> = lines
             .iter()
@@ -252,31 +224,42 @@ impl Space {
         self.judged("port", values, patterns, lines, of, |at, value| value == at);
     }
 
-    fn hosts(&mut self, lines: &[Line]) {
+    fn hosts(&mut self, lines: &[Line], texts: &Texts) {
         let listed = lines.iter().flat_map(|line| line.to.hosts.iter().chain(&line.to.not_hosts));
-        let named: BTreeSet<String> = listed.cloned().collect();
-        if named.is_empty() {
+        let mut named: BTreeSet<String> = listed.cloned().collect();
+        if named.is_empty() && !lines.iter().any(|line| line.no_host) {
             return;
         }
+        // Where a name in braces is bound, hosts bear one of the texts.
+        let bound: BTreeSet<&String> =
+            lines.iter().filter_map(|line| line.binders.suffix.as_ref()).collect();
+        let is_label = |text: &&String| !text.contains('.') && **text == text.to_ascii_lowercase();
+        for suffix in &bound {
+            named.insert(format!("{{label}}{suffix}"));
+            named
+                .extend(texts.values.iter().filter(is_label).map(|text| format!("{text}{suffix}")));
+        }
         let mut label = "some".to_owned();
-        while named.iter().any(|host| host.contains(&label)) {
+        while named.iter().any(|host| host.to_ascii_lowercase().contains(&label)) {
             label.push('x');
         }
         let mut hosts: BTreeSet<String> = BTreeSet::new();
         for host in &named {
             match host.split_once('.') {
                 Some((first, rest)) if first == "*" || is_free(first) => {
-                    hosts.insert(format!("{label}.{rest}"));
-                    hosts.insert(format!("{label}.{label}.{rest}"));
+                    let suffix = format!(".{}", rest.trim_end_matches('.').to_ascii_lowercase());
+                    hosts.extend((!bound.contains(&suffix)).then(|| format!("{label}{suffix}")));
+                    hosts.insert(format!("{label}.{label}{suffix}"));
                 }
                 _ => drop(hosts.insert(host.to_ascii_lowercase())),
             }
         }
         // No pattern means it: none holds the label.
         hosts.insert(format!("{label}.{label}"));
-        let values: Vec<Value> = hosts.into_iter().map(Value::Host).collect();
-        let patterns: Vec<String> = named.into_iter().collect();
-        let means: Vec<Vec<bool>> = patterns
+        let mut values: Vec<Value> = hosts.into_iter().map(Some).map(Value::Host).collect();
+        values.push(Value::Host(None));
+        let mut patterns: Vec<String> = named.into_iter().collect();
+        let mut means: Vec<Vec<bool>> = patterns
             .iter()
             .map(|host| {
                 judge(
@@ -286,12 +269,20 @@ impl Space {
                 )
             })
             .collect();
+        patterns.push("absent".to_owned());
+        means.push(values.iter().map(|value| *value == Value::Host(None)).collect());
         let of = |to: &To| To {
             hosts: to.hosts.clone(),
             not_hosts: to.not_hosts.clone(),
             ..To::default()
         };
+        let absent = number(values.len().saturating_sub(1));
         self.judged("host", values, patterns, lines, of, |pattern, value| means[pattern][value]);
+        let Some(dimension) = self.dimensions.last_mut() else { return };
+        for (_, holds) in lines.iter().zip(&mut dimension.by_line).filter(|(line, _)| line.no_host)
+        {
+            *holds = Some(vec![absent]);
+        }
     }
 
     fn methods(&mut self, lines: &[Line]) {
@@ -432,44 +423,6 @@ impl Space {
         self.dimensions.push(dimension);
     }
 
-    fn conditions(&mut self, lines: &[Line]) {
-        let mut all: BTreeMap<String, (PolicyRule, ByLine)> = BTreeMap::new();
-        for (at, line) in lines.iter().enumerate() {
-            for (rule, holds) in &line.conditions {
-                let key = serde_json::json!(rule).to_string();
-                let entry =
-                    all.entry(key).or_insert_with(|| (rule.clone(), vec![None; lines.len()]));
-                let wanted = match (holds, line.action) {
-                    (false, _) => vec![1],
-                    (true, PolicyAction::Allow) => vec![0],
-                    (true, PolicyAction::Deny) if may_be_absent(rule) => vec![0, 2],
-                    (true, PolicyAction::Deny) => vec![0],
-                };
-                // Asked to hold and not to hold: it never does.
-                let before = entry.1[at].take().unwrap_or_else(|| vec![0, 1, 2]);
-                entry.1[at] = Some(before.into_iter().filter(|one| wanted.contains(one)).collect());
-            }
-        }
-        for (rule, by_line) in all.into_values() {
-            let standings = [Standing::Holds, Standing::Fails, Standing::Absent];
-            let count = if may_be_absent(&rule) { 3 } else { 2 };
-            let atoms = standings.iter().take(count).enumerate().map(|(at, standing)| Atom {
-                value: Value::Condition(Box::new(rule.clone()), *standing),
-                met: vec![number(at)],
-            });
-            let atoms = atoms.collect();
-            let text = super::super::conditions::conditions(
-                &PolicySelector::default(),
-                &rule,
-                Mode::Enforce,
-            );
-            let text = text.join(", ");
-            let absent = format!("absent or unclear: {text}");
-            let patterns = vec![text.clone(), format!("not: {text}"), absent];
-            self.dimensions.push(Dimension { what: "", atoms, patterns, by_line });
-        }
-    }
-
     /// A dimension whose lines the engine judges, value by value.
     fn judged(
         &mut self,
@@ -501,46 +454,6 @@ impl Space {
         let atoms = atoms.collect();
         self.dimensions.push(Dimension { what, atoms, patterns, by_line });
     }
-}
-
-/// Can what the part asks for be absent, so that it neither allows nor exempts from refusal?
-fn may_be_absent(rule: &PolicyRule) -> bool {
-    let claims = rule.from.iter().flat_map(|from| &from.claims);
-    let when = rule.when.iter();
-    let named = claims.chain(when.flat_map(|when| when.headers.iter().chain(&when.query)));
-    let mut named = named;
-    named.any(|entry| entry.present.is_none())
-        || rule.when.as_ref().is_some_and(|when| when.cel.is_some())
-}
-
-/// The id of a route that no policy names.
-const OTHER_ROUTE: &str = "other-route";
-
-/// Routes that selectors tell apart, where the real ones are not known.
-fn imagined(selectors: &[&PolicySelector]) -> Vec<TargetRoute> {
-    let other = || Id::parse(OTHER_ROUTE).unwrap_or_else(|_| Id::from(0));
-    let ids: BTreeSet<Id> =
-        selectors.iter().flat_map(|one| one.routes.iter().cloned()).chain([other()]).collect();
-    let mut labels: Vec<Labels> = vec![Labels::default()];
-    for selector in selectors.iter().filter(|one| !one.labels.is_empty()) {
-        if !labels.contains(&selector.labels) {
-            labels.push(selector.labels.clone());
-        }
-        // A route may bear what two selectors ask for.
-        for at in 1..labels.len().min(64) {
-            let mut both = labels[at].clone();
-            let clash = selector
-                .labels
-                .iter()
-                .any(|(name, value)| both.get(name).is_some_and(|found| found != value));
-            both.extend(selector.labels.clone());
-            if !clash && !labels.contains(&both) && labels.len() < 128 {
-                labels.push(both);
-            }
-        }
-    }
-    let routes = ids.iter().flat_map(|id| labels.iter().map(|labels| (id.clone(), labels.clone())));
-    routes.map(|(id, labels)| TargetRoute { id, labels }).collect()
 }
 
 /// The atoms that one of these means and none of those; `None` for all.
@@ -594,7 +507,7 @@ pub(super) fn set(target: &mut Target, value: &Value) {
         Value::Connection(connection) => target.connection = *connection,
         Value::Route(route) => target.route.clone_from(route),
         Value::Port(port) => target.port = Some(*port),
-        Value::Host(host) => target.host = Some(host.clone()),
+        Value::Host(host) => target.host.clone_from(host),
         Value::Method(method) => target.method = Some(method.clone()),
         Value::Path(path) => target.path = Some(path.clone()),
         Value::Upgrade(upgrade) => target.upgrade.clone_from(upgrade),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::super::instances::SYMBOLS;
 use super::space::{Dimension, Value};
 
 /// A set in words.
@@ -27,8 +28,10 @@ pub(super) fn describe(dimension: &Dimension, chosen: &[u32]) -> Words {
         }
     }
     meant.retain(|(_, atoms)| !atoms.is_empty());
-    // The widest first.
-    meant.sort_by_key(|(at, atoms)| (std::cmp::Reverse(atoms.len()), *at));
+    // The widest first; of those that mean the same, those with a text that is the same elsewhere.
+    let names_text =
+        |at: usize| SYMBOLS.iter().any(|(symbol, _)| dimension.patterns[at].contains(symbol));
+    meant.sort_by_key(|(at, atoms)| (std::cmp::Reverse(atoms.len()), !names_text(*at), *at));
     let apart: Vec<&(usize, Vec<u32>)> =
         meant.iter().filter(|(_, atoms)| atoms.iter().all(|atom| !chosen.contains(atom))).collect();
     let mut words = Words::default();
@@ -100,7 +103,8 @@ pub(super) fn text(value: &Value) -> String {
             route.as_ref().map_or_else(|| "none".into(), |route| route.id.to_string())
         }
         Value::Port(port) => port.to_string(),
-        Value::Host(text) | Value::Method(text) | Value::Path(text) => text.clone(),
+        Value::Host(host) => host.clone().unwrap_or_else(|| "absent".into()),
+        Value::Method(text) | Value::Path(text) => text.clone(),
         Value::Upgrade(upgrade) => or_none(upgrade),
         Value::Lot(lot) => format!("lot {lot}"),
         Value::Condition(..) => String::new(),

@@ -14,7 +14,7 @@ use crate::model::{PolicyAction, PolicyRule, PolicySelector, To};
 
 pub(super) fn compare(policies: &Policies, findings: &mut Findings) {
     duplicates(policies, findings);
-    let (lines, _) = lines(policies, &Policies::default());
+    let lines = lines(policies, &Policies::default()).lines;
     // A rule is idle when all its parts are, for requests and for connections.
     let mut index = ByShape::default();
     for (at, line) in lines.iter().enumerate() {
@@ -93,6 +93,8 @@ fn covers(wide: &Line, narrow: &Line) -> bool {
         to,
         is_call,
         paths,
+        no_host,
+        binders: _,
         below,
         conditions,
     } = narrow;
@@ -125,6 +127,7 @@ fn covers(wide: &Line, narrow: &Line) -> bool {
         && selects(&wide.selector, selector)
         && is_wider(&wide.to, to)
         && (!wide.is_call || *is_call)
+        && (!wide.no_host || *no_host)
         && what
         && wide.below >= *below
         && wide.conditions.iter().all(|condition| conditions.contains(condition))
