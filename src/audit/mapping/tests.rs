@@ -108,6 +108,7 @@ fn write_all(lane: &AuditLane) {
         src_addr: "[2001:db8::1]:5000".parse().unwrap(),
         presented_id: Some("spiffe://elsewhere.test/web"),
         presented_serial: Some("ff"),
+        presented_issuer_ski: None,
         dst_spiffe_id: Some("spiffe://shop.test/billing"),
         dst_port: 15006,
         reason: "unknown_trust_domain",
@@ -132,6 +133,7 @@ fn write_all(lane: &AuditLane) {
             serial: Some("0c"),
             not_after: Some(1_800_000_000),
             trust_domains: Some("shop.test"),
+            bundle_revisions: None,
             detail,
         })
         .unwrap();
