@@ -136,7 +136,8 @@ impl Ends {
         fields.object("dst", |dst| {
             let id = ("spiffe_id", "spiffe_id_hmac");
             hidden(!facts.is_originated).principal(tenant, dst, id, facts.dst_spiffe_id);
-            dst.some_text("expected_id", facts.dst_expected_id);
+            let expected = ("expected_id", "expected_id_hmac");
+            redaction.principal(tenant, dst, expected, facts.dst_expected_id);
             dst.number("port", facts.dst_port);
             if let Some(original) = facts.dst_original {
                 dst.shown("original", &original);

@@ -303,7 +303,8 @@ impl Record for UpstreamRefusedRecord<'_> {
         fields.text("side", "originated");
         fields.object("src", |src| src.some_text("spiffe_id", self.src_spiffe_id));
         fields.object("dst", |dst| {
-            dst.text("expected_id", self.expected_id);
+            let expected = ("expected_id", "expected_id_hmac");
+            redaction.principal(None, dst, expected, Some(self.expected_id));
             let id = ("presented_id", "presented_id_hmac");
             redaction.principal(None, dst, id, self.presented_id);
             if self.presented_serial.is_some() {

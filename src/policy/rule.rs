@@ -9,9 +9,9 @@ use super::callers::Callers;
 use super::captures::Captures;
 use super::circumstances::{Circumstances, Sources};
 use super::decision::Clause;
+use super::rule_hash;
 use super::targets::Targets;
 use crate::identity::{SpiffePattern, TrustDomain};
-use super::rule_hash;
 use crate::model::{Invalid, Mode, PolicyAction, PolicyRule};
 
 /// One rule of one policy.

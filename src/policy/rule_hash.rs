@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn a_rule_is_known_by_what_it_says_and_not_by_its_name() {
         let hash = |action, mode, text| of(action, mode, &serde_json::from_value(text).unwrap());
-        let read = || json!({"from": {"principals": ["spiffe://shop/web"]}, "to": {"methods": ["GET"]}});
+        let read =
+            || json!({"from": {"principals": ["spiffe://shop/web"]}, "to": {"methods": ["GET"]}});
         let of_read = hash(PolicyAction::Allow, Mode::Enforce, read());
         let text = r#"{"action":"allow","mode":"enforce","from":{"principals":["spiffe://shop/web"]},"to":{"methods":["GET"]}}"#;
         let by_hand = crate::rt::crypto::digest::digest(&SHA256, text.as_bytes());

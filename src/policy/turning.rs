@@ -54,7 +54,8 @@ mod tests {
         };
         // 1970-01-01 was a Thursday.
         let (nine, ten) = (9 * 3600, 10 * 3600);
-        let office = compiled(json!({"times": [{"days": ["thu"], "from": "09:00", "until": "10:00"}]}));
+        let office =
+            compiled(json!({"times": [{"days": ["thu"], "from": "09:00", "until": "10:00"}]}));
         assert_eq!(office.turning.windows.len(), 1, "what two rules ask is looked at once");
         assert!(office.asks_time());
         assert!(office.turns(nine - 1, nine) && office.turns(ten - 1, ten));

@@ -606,9 +606,11 @@ mod tests {
         }
 
         fn allow(&mut self, principal: &str) {
-            let text = serde_json::json!({
-                "action": "allow", "rules": [{ "from": { "principals": [principal] } }],
-            });
+            self.rule(serde_json::json!({ "from": { "principals": [principal] } }));
+        }
+
+        fn rule(&mut self, rule: serde_json::Value) {
+            let text = serde_json::json!({ "action": "allow", "rules": [rule] });
             let kind = Kind::IdentityPolicies;
             let (id, body) = (Id::parse("p").unwrap(), Body::parse(kind, &text).unwrap());
             let put = Change::Put(Resource { kind, id, revision: 2, body });
@@ -745,6 +747,37 @@ mod tests {
         settled("the end", || web.is_cut()).await;
         assert_eq!((web.lapse(), shop.lapse()), (Some(Lapse::PolicyChanged), None));
         assert!(world.watch.policies() > before);
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_span_of_time_that_ends_wakes_what_is_under_way_and_has_it_decided_again() {
+        let mut world = World::new(at_once());
+        let end = time::OffsetDateTime::from_unix_timestamp(world.begun + 60).unwrap();
+        let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
+        world.rule(serde_json::json!({ "when": { "times": [{ "not_after": end }] } }));
+        let peer = world.peer(&world.forge, "/web", i64::MAX);
+        let proof = world.connect(&peer);
+        let running = world.run();
+        tokio::task::yield_now().await;
+        proof.set_busy(true);
+        let woken = Arc::new(AtomicU64::new(0));
+        let attending = {
+            let (proof, woken) = (proof.clone(), woken.clone());
+            crate::rt::spawn(std::future::poll_fn(move |context| {
+                proof.attend(context.waker());
+                woken.fetch_add(1, Ordering::Relaxed);
+                std::task::Poll::<()>::Pending
+            }))
+        };
+        tokio::task::yield_now().await;
+        let (policies, polls) = (world.watch.policies(), woken.load(Ordering::Relaxed));
+        world.clock.advance(60);
+        settled("a second look", || world.watch.policies() > policies).await;
+        settled("a wake", || woken.load(Ordering::Relaxed) > polls).await;
+        // The connection as such stands: what it carries is decided by whoever carries it.
+        assert_eq!(proof.lapse(), None);
+        attending.abort();
         running.abort();
     }
 

@@ -243,12 +243,11 @@ impl Connect {
             Protocol::Http1 => Alpn::Http1,
             Protocol::Http2 => Alpn::Http2,
         };
-        let failed =
-            |error: mtls::Error| Error::Handshake {
-                endpoint: name(),
-                reason: causes(&error),
-                error: error.into(),
-            };
+        let failed = |error: mtls::Error| Error::Handshake {
+            endpoint: name(),
+            reason: causes(&error),
+            error: error.into(),
+        };
         if let Some(connector) = connector {
             let server_name = endpoint.server_name(sent_host);
             let tls = connector.connect(tcp, server_name, alpn).await.map_err(failed)?;
