@@ -12,8 +12,8 @@ use super::{Format, Here, Severity, open_telemetry, syslog};
 use crate::identity::forge::Forge;
 use crate::observe::{
     AdminRecord, AuditLane, AuditLog, AuditSettings, ConfigRecord, ConnectionRecord,
-    DecisionRecord, DenialId, EndsFacts, HandshakeRefusedRecord, UpstreamRefusedRecord, IdentityRecord, IssuerRecord,
-    Nearest, Posture, TlsFacts, TokenFacts, WouldBe, record_types,
+    DecisionRecord, DenialId, EndsFacts, HandshakeRefusedRecord, IdentityRecord, IssuerRecord,
+    Nearest, Posture, TlsFacts, TokenFacts, UpstreamRefusedRecord, WouldBe, record_types,
 };
 use crate::rt::Live;
 
