@@ -16,7 +16,7 @@ use wardgate::observe::{
     AuditLane, AuditLog, AuditSettings, DecisionRecord, DenialId, EndsFacts, Nearest, Posture,
     Registry,
 };
-use wardgate::policy::{Action, Content, Fields, Policy, RouteFacts, Token};
+use wardgate::policy::{Action, Content, Fields, Policy, RouteFacts, Token, other_readings};
 use wardgate::snapshot::{Keeper, RouterKind, RouterSettings};
 
 /// The system's allocator, counting what each thread asks for.
@@ -166,7 +166,10 @@ fn a_decision_and_its_record_allocate_nothing() {
 
     let count = allocations(|| {
         for _ in 0..1000 {
-            assert!(policy.decide(&standing, &ask("GET")).is_allowed());
+            let allowed = policy.decide(&standing, &ask("GET"));
+            let rule = allowed.outcome.rule().and_then(|rule| policy.rule(rule)).unwrap();
+            // What the rule says was worked out when it was compiled.
+            assert_eq!((rule.hash.len(), rule.is_canary), (16, false));
             let refused = policy.decide(&standing, &ask("DELETE"));
             assert!(!refused.is_allowed());
             assert!(policy.nearest(&standing, &ask("DELETE")).is_some());
@@ -211,6 +214,8 @@ fn a_decision_and_its_record_allocate_nothing() {
         src_serial: Some("0a1b2c"),
         src_spki_sha256: Some("ff"),
         src_not_after: Some(1_795_262_400),
+        src_issuer_ski: Some("0123456789abcdef0123456789abcdef01234567"),
+        src_bundle_revision: Some("0123456789abcdef"),
         dst_spiffe_id: Some(me.as_str()),
         ..EndsFacts::of(1, "127.0.0.1:40000".parse().unwrap(), 15006)
     });
@@ -228,6 +233,8 @@ fn a_decision_and_its_record_allocate_nothing() {
             path: &path,
             policy_id: Some("allow"),
             rule: Some("9877"),
+            rule_hash: Some("0123456789abcdef"),
+            readings: Some(other_readings),
             ..DecisionRecord::of(&ends, true)
         };
         lane.decision(&record).unwrap();
@@ -243,6 +250,7 @@ fn a_decision_and_its_record_allocate_nothing() {
                 host: b"billing.internal:80",
                 path: b"/invoices/7",
                 reason: Some("no_rule"),
+                readings: Some(other_readings),
                 denial_id: Some(DenialId::new()),
                 nearest: Some(Nearest { policy_id: "allow", rule: "9877", clause: "methods" }),
                 ..DecisionRecord::of(&ends, false)

@@ -512,6 +512,7 @@ impl Shared {
                 serial: None,
                 not_after: None,
                 trust_domains: Some(domain.as_str()),
+                bundle_revisions: None,
                 detail: Some(report),
             });
         }

@@ -12,6 +12,7 @@ use x509_parser::public_key::PublicKey;
 
 use super::svid::{certificates, concatenated, pem_text};
 use super::{Error, TrustDomain, strict_json};
+use crate::rt::crypto::digest::{SHA256, digest};
 
 /// A key that verifies JWT-SVIDs of its trust domain, and nothing else (64).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +112,16 @@ impl TrustBundle {
             return Ok(BundleDocument::parse(domain, text)?.bundle);
         }
         Self::from_pem(domain, text)
+    }
+
+    /// Tells what the bundle trusts from everything else: the first 16 digits of the SHA-256 over the SHA-256 of its root
+    /// certificates, each once and ascending. It has nothing to do with who published it under which number.
+    pub fn revision(&self) -> String {
+        let mut roots: Vec<_> =
+            self.roots.iter().map(|root| digest(&SHA256, root).as_ref().to_vec()).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        hex::encode(&digest(&SHA256, &roots.concat()).as_ref()[..8])
     }
 
     /// The roots as PEM.

@@ -19,6 +19,10 @@ pub struct Peer {
     pub sha256: String,
     /// When the proof ends, seconds since 1970: the earliest notAfter of the presented chain.
     pub not_after: i64,
+    /// The key that signed the leaf, as the leaf names it (its authority key identifier), lower-case hexadecimal.
+    pub issuer_ski: Option<String>,
+    /// The revision of the trust bundle that vouched for it, see [`super::TrustBundle::revision`].
+    pub bundle_revision: Arc<str>,
     /// Which half of the handshake it held.
     pub purpose: Purpose,
     /// What it presented, leaf first: trust may change while the connection lives, and is asked again then.

@@ -42,6 +42,12 @@ impl ExpectedPeers {
         Self { patterns: [SpiffePattern::exactly(id)].into() }
     }
 
+    /// As an operator writes them, separated by blanks.
+    pub fn text(&self) -> String {
+        let texts = self.patterns.iter().map(ToString::to_string);
+        texts.collect::<Vec<_>>().join(" ")
+    }
+
     /// Is `id` among them?
     pub fn admits(&self, id: &SpiffeId) -> bool {
         self.patterns.iter().any(|pattern| pattern.matches(id))

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+use super::ExpectedPeers;
 use crate::identity::{Flaw, Identity, Peer, SpiffeId};
 use crate::model::{Listeners, Strictness};
 
@@ -132,6 +133,8 @@ pub struct Begun {
     pub remote: SocketAddr,
     /// Whom the handshake proved; nobody on a plain connection.
     pub peer: Option<Arc<Peer>>,
+    /// Of a connection that we made: whom we wanted there.
+    pub expected: Option<Arc<ExpectedPeers>>,
     /// Of a caller that was let in without an identity at a door of the mesh: how strict the door was.
     pub lax: Option<Strictness>,
     /// Who we were in the handshake, and when the SVID that we showed ends, seconds since 1970.
@@ -458,6 +461,7 @@ mod tests {
             local: address,
             remote: address,
             peer: None,
+            expected: None,
             own: None,
             since: 0,
             old_at,

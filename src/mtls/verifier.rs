@@ -261,7 +261,8 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let verified = verify_tls13_signature(message, leaf, signature, &self.algorithms);
         if verified.is_err() && self.demand == Demand::Nothing {
-            let presented = Presented::default();
+            // What it showed is not believed, and stands in the record all the same.
+            let presented = VERDICT.take().map(|verdict| verdict.presented).unwrap_or_default();
             VERDICT.set(Some(Verdict { peer: Err(Refusal::NoProof), presented }));
             return Ok(HandshakeSignatureValid::assertion());
         }

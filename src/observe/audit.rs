@@ -19,7 +19,7 @@ use super::lane::{Full, Lane, Lanes, Room, Stalled};
 use super::progress::{Hold, Holds, Progress};
 use super::record::{
     AdminRecord, ConfigRecord, ConnectionRecord, HandshakeRefusedRecord, IdentityRecord,
-    IssuerRecord, Record,
+    IssuerRecord, Record, UpstreamRefusedRecord,
 };
 use super::redact::{LoggedHeader, RedactSettings, Redaction};
 use super::settings::{Allows, Connections, DecisionLogSettings, RetainSettings, WhenFull};
@@ -298,6 +298,14 @@ impl AuditLane {
     /// # Errors
     /// As [`AuditLane::decision`], if the log is required.
     pub fn handshake_refused(&self, record: &HandshakeRefusedRecord<'_>) -> Result<(), Full> {
+        self.record(record)
+    }
+
+    /// Records a handshake that failed on a connection which we made. Dropped and counted when there is no room.
+    ///
+    /// # Errors
+    /// As [`AuditLane::decision`], if the log is required.
+    pub fn upstream_refused(&self, record: &UpstreamRefusedRecord<'_>) -> Result<(), Full> {
         self.record(record)
     }
 

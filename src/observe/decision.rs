@@ -32,8 +32,10 @@ pub struct Nearest<'a> {
 /// A token, by what may be written down of it: never its text.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenFacts<'a> {
-    /// The start of its SHA-256, lower-case hexadecimal.
-    pub hash: &'a str,
+    /// The start of its SHA-256, lower-case hexadecimal, where it is known.
+    pub hash: Option<&'a str>,
+    /// Who gave it; only when its signature was good.
+    pub issuer: Option<&'a str>,
     /// Whom it names; only when its signature was good.
     pub subject: Option<&'a str>,
     /// Its `jti`; only when its signature was good.
@@ -111,13 +113,13 @@ pub struct DecisionRecord<'a> {
     pub config_revision: u64,
     /// The plugin that decided, when it was no policy.
     pub plugin: Option<&'a str>,
-    /// The token that the caller presented.
+    /// The token that the caller presented: a plugin refused it, or the decision rests on it. Not in the record of many.
     pub token: Option<TokenFacts<'a>>,
     /// The request's own fields: its id, its trace, and the headers that the settings choose are read there when the record is
     /// written, and nothing of that in a request whose record is only counted.
     pub head: Option<&'a dyn RequestHead>,
-    /// The other ways in which the path can be read, if there are any.
-    pub readings: &'a [String],
+    /// Tells the other ways in which the path can be read, none for a plain one. Asked when a record of its own is written.
+    pub readings: Option<fn(path: &str) -> Vec<String>>,
     /// The record must be written singly, and stands in the room of refusals: its route asks for `audit: required`.
     pub must_stand: bool,
     /// Who called, where a trusted sender named somebody else than the connection's other end.
@@ -153,7 +155,7 @@ impl<'a> DecisionRecord<'a> {
             plugin: None,
             token: None,
             head: None,
-            readings: &[],
+            readings: None,
             must_stand: false,
             caller: None,
         }
@@ -174,9 +176,7 @@ impl Record for DecisionRecord<'_> {
         self.write_asked(fields);
         if !self.method.is_empty() {
             redaction.path(tenant, fields, self.path, self.template);
-            if !self.readings.is_empty() && redaction.paths == PathRedaction::Keep {
-                fields.texts("path_readings", self.readings.iter().cloned());
-            }
+            self.write_readings(fields, redaction);
         }
         fields.some_number("status", self.status);
         self.write_decision(fields);
@@ -192,7 +192,8 @@ impl Record for DecisionRecord<'_> {
         }
         if let Some(token) = &self.token {
             fields.object("token", |fields| {
-                fields.text("hash", token.hash);
+                fields.some_text("hash", token.hash);
+                fields.some_text("issuer", token.issuer);
                 redaction.principal(tenant, fields, ("subject", "subject_hmac"), token.subject);
                 redaction.principal(tenant, fields, ("id", "id_hmac"), token.id);
             });
@@ -209,6 +210,17 @@ impl Record for DecisionRecord<'_> {
 }
 
 impl DecisionRecord<'_> {
+    fn write_readings(&self, fields: &mut Fields<'_>, redaction: &Redaction) {
+        let Some(readings) = self.readings.filter(|_| redaction.paths == PathRedaction::Keep)
+        else {
+            return;
+        };
+        let readings = std::str::from_utf8(self.path).map(readings).unwrap_or_default();
+        if !readings.is_empty() {
+            fields.texts("path_readings", readings.into_iter());
+        }
+    }
+
     fn write_where(&self, fields: &mut Fields<'_>) {
         fields.some_text("route_id", self.route_id);
         fields.some_text("service_id", self.service_id);

@@ -38,12 +38,20 @@ pub struct EndsFacts<'a> {
     pub src_spki_sha256: Option<&'a str>,
     /// When its proof ends, seconds since 1970.
     pub src_not_after: Option<i64>,
+    /// The key that signed its certificate, as that certificate names it (its authority key identifier), lower-case hexadecimal.
+    pub src_issuer_ski: Option<&'a str>,
+    /// The trust bundle that vouched for it, by its revision.
+    pub src_bundle_revision: Option<&'a str>,
     /// The socket's other end, or whom a balancer introduced there.
     pub src_addr: SocketAddr,
     /// The balancer that introduced it.
     pub src_via: Option<SocketAddr>,
     /// Our own identity; of a connection that we made, the other end's.
     pub dst_spiffe_id: Option<&'a str>,
+    /// Of a connection that we made: whom we wanted there, as patterns.
+    pub dst_expected_id: Option<&'a str>,
+    /// The address that the caller connected to, where a balancer told it.
+    pub dst_original: Option<SocketAddr>,
     /// The listener's port.
     pub dst_port: u16,
     /// We made the connection: `src` is ourselves.
@@ -61,9 +69,13 @@ impl<'a> EndsFacts<'a> {
             src_serial: None,
             src_spki_sha256: None,
             src_not_after: None,
+            src_issuer_ski: None,
+            src_bundle_revision: None,
             src_addr,
             src_via: None,
             dst_spiffe_id: None,
+            dst_expected_id: None,
+            dst_original: None,
             dst_port,
             is_originated: false,
             tls: None,
@@ -109,6 +121,8 @@ impl Ends {
                     if let Some(seconds) = facts.src_not_after {
                         cert.time("not_after", millis(seconds));
                     }
+                    cert.some_text("issuer_ski", facts.src_issuer_ski);
+                    cert.some_text("bundle_revision", facts.src_bundle_revision);
                 });
             }
             let sockets = [(ADDRESS, Some(facts.src_addr)), (VIA, facts.src_via)];
@@ -122,7 +136,12 @@ impl Ends {
         fields.object("dst", |dst| {
             let id = ("spiffe_id", "spiffe_id_hmac");
             hidden(!facts.is_originated).principal(tenant, dst, id, facts.dst_spiffe_id);
+            let expected = ("expected_id", "expected_id_hmac");
+            redaction.principal(tenant, dst, expected, facts.dst_expected_id);
             dst.number("port", facts.dst_port);
+            if let Some(original) = facts.dst_original {
+                dst.shown("original", &original);
+            }
         });
         if let Some(tls) = &facts.tls {
             fields.object("tls", |fields| {

@@ -55,7 +55,7 @@ pub use metrics::{Counter, Gauge, Histogram, MetricKind, Registry, WardgateMetri
 pub use progress::{Hold, Progress};
 pub use record::{
     AdminRecord, ConfigRecord, ConnectionRecord, HandshakeRefusedRecord, IdentityRecord,
-    IssuerRecord, next_connection_id, record_types,
+    IssuerRecord, UpstreamRefusedRecord, next_connection_id, record_types,
 };
 pub use redact::{
     AddressRedaction, ChosenHeader, LoggedHeader, PathRedaction, PrincipalRedaction,

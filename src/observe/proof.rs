@@ -155,6 +155,7 @@ fn a_line_says_who_did_what_to_whom_and_why() {
         src_addr: "10.0.0.1:1".parse().unwrap(),
         presented_id: Some("spiffe://elsewhere/web"),
         presented_serial: Some("1f"),
+        presented_issuer_ski: None,
         dst_spiffe_id: Some("spiffe://shop/billing"),
         dst_port: 15006,
         reason: "unknown_trust_domain",
@@ -181,6 +182,7 @@ fn a_line_says_who_did_what_to_whom_and_why() {
             serial: Some("2a"),
             not_after: Some(1_795_262_400),
             trust_domains: Some("shop"),
+            bundle_revisions: None,
             detail: None,
         })
         .unwrap();

@@ -30,11 +30,36 @@ pub struct HandshakeRefusedRecord<'a> {
     pub presented_id: Option<&'a str>,
     /// The serial number of the certificate that was presented.
     pub presented_serial: Option<&'a str>,
+    /// The key that signed it, as it says itself.
+    pub presented_issuer_ski: Option<&'a str>,
     /// Our own identity.
     pub dst_spiffe_id: Option<&'a str>,
     /// The listener's port.
     pub dst_port: u16,
     /// A stable code: `no_certificate`, `expired`, ...
+    pub reason: &'a str,
+    /// A sentence for people.
+    pub detail: Option<&'a str>,
+}
+
+/// A handshake that failed on a connection which we made: somebody else than whom we wanted, or we are not wanted there.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamRefusedRecord<'a> {
+    /// See [`next_connection_id`].
+    pub conn_id: u64,
+    /// Our own identity.
+    pub src_spiffe_id: Option<&'a str>,
+    /// Where we connected to.
+    pub upstream: &'a str,
+    /// Whom we wanted there, as patterns.
+    pub expected_id: &'a str,
+    /// The identity that was presented and not believed, or not expected, if any could be read.
+    pub presented_id: Option<&'a str>,
+    /// The serial number of the certificate that was presented.
+    pub presented_serial: Option<&'a str>,
+    /// The key that signed it, as it says itself.
+    pub presented_issuer_ski: Option<&'a str>,
+    /// A stable code: `unexpected_peer`, `expired`, `refused_by_peer`, ...
     pub reason: &'a str,
     /// A sentence for people.
     pub detail: Option<&'a str>,
@@ -96,6 +121,8 @@ pub struct IdentityRecord<'a> {
     pub not_after: Option<i64>,
     /// The trust domains that we can verify, separated by blanks.
     pub trust_domains: Option<&'a str>,
+    /// The revisions of their bundles, in the same order, separated by blanks.
+    pub bundle_revisions: Option<&'a str>,
     /// A sentence for people.
     pub detail: Option<&'a str>,
 }
@@ -248,6 +275,7 @@ impl Record for HandshakeRefusedRecord<'_> {
                 let serial = ("serial", "serial_hmac");
                 src.object("cert", |cert| {
                     redaction.principal(None, cert, serial, self.presented_serial);
+                    cert.some_text("issuer_ski", self.presented_issuer_ski);
                 });
             }
             redaction.socket(None, src, ADDRESS, self.src_addr);
@@ -259,6 +287,39 @@ impl Record for HandshakeRefusedRecord<'_> {
         redaction.write_key(None, fields);
         fields.text("outcome", outcome(self.is_observed));
         fields.some_text("mode", self.is_observed.then_some("observe"));
+        fields.text("reason", self.reason);
+        redaction.sentence(fields, self.detail);
+    }
+}
+
+impl Record for UpstreamRefusedRecord<'_> {
+    const TYPE: Type = Type::HandshakeRefused;
+
+    // As those of connections that come in: a caller's requests make us connect.
+    fn is_reserved(&self) -> bool {
+        false
+    }
+
+    fn write(&self, fields: &mut Fields<'_>, redaction: &Redaction) {
+        fields.number("conn_id", self.conn_id);
+        fields.text("side", "originated");
+        fields.object("src", |src| src.some_text("spiffe_id", self.src_spiffe_id));
+        fields.object("dst", |dst| {
+            let expected = ("expected_id", "expected_id_hmac");
+            redaction.principal(None, dst, expected, Some(self.expected_id));
+            let id = ("presented_id", "presented_id_hmac");
+            redaction.principal(None, dst, id, self.presented_id);
+            if self.presented_serial.is_some() {
+                let serial = ("serial", "serial_hmac");
+                dst.object("cert", |cert| {
+                    redaction.principal(None, cert, serial, self.presented_serial);
+                    cert.some_text("issuer_ski", self.presented_issuer_ski);
+                });
+            }
+        });
+        fields.text("upstream", self.upstream);
+        redaction.write_key(None, fields);
+        fields.text("outcome", outcome(false));
         fields.text("reason", self.reason);
         redaction.sentence(fields, self.detail);
     }
@@ -301,6 +362,7 @@ impl Record for IdentityRecord<'_> {
             fields.time("not_after", millis(seconds));
         }
         fields.some_text("trust_domains", self.trust_domains);
+        fields.some_text("bundle_revisions", self.bundle_revisions);
         fields.some_text("detail", self.detail);
     }
 }

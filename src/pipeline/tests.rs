@@ -21,6 +21,8 @@ pub(crate) fn client() -> Client {
             spki_sha256: "0b".into(),
             sha256: "0c".into(),
             not_after: 0,
+            issuer_ski: None,
+            bundle_revision: "".into(),
             purpose: crate::identity::Purpose::Client,
             chain: Arc::default(),
         })),

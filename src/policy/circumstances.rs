@@ -181,8 +181,12 @@ impl Circumstances {
         self.condition.as_ref().map_or_else(Asks::default, Condition::asks)
     }
 
+    pub(super) fn condition_asks_time(&self) -> bool {
+        self.condition_asks().time
+    }
+
     pub(super) fn asks_time(&self) -> bool {
-        !(self.times.is_empty() && self.not_times.is_empty()) || self.condition_asks().time
+        !(self.times.is_empty() && self.not_times.is_empty()) || self.condition_asks_time()
     }
 
     pub(super) fn asks_fields(&self) -> bool {

@@ -8,7 +8,7 @@ use super::index::Group;
 use super::path::Readings;
 use super::policy_set::{Met, Policy, Standing, Stated, index};
 use super::rule::{Holding, LOTS, Rule};
-use crate::model::PolicyAction;
+use crate::model::{Mode, PolicyAction};
 
 /// How many rules are compared to find the nearest one.
 const NEAR: usize = 256;
@@ -200,7 +200,13 @@ impl Policy {
     pub fn rule(&self, rule: RuleRef) -> Option<RuleName<'_>> {
         let rule = self.rules.get(rule.0 as usize)?;
         let Stated { id, revision, .. } = self.stated(rule);
-        Some(RuleName { policy: id, rule: &rule.name, revision: *revision })
+        Some(RuleName {
+            policy: id,
+            rule: &rule.name,
+            revision: *revision,
+            hash: &rule.hash,
+            is_canary: matches!(rule.mode, Mode::Canary(_)),
+        })
     }
 
     /// The allow rule that came nearest to matching: what an operator would change first.

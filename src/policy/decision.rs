@@ -19,6 +19,10 @@ pub struct RuleName<'a> {
     pub rule: &'a str,
     /// The store's revision of the policy.
     pub revision: Revision,
+    /// What the rule says: 16 digits, worked out when it was compiled (`docs/audit.md`, `rule_hash`).
+    pub hash: &'a str,
+    /// It decides for some connections only.
+    pub is_canary: bool,
 }
 
 /// Why an action is refused. The codes are stable: logs, metrics and answers carry them.

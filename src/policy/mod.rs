@@ -24,9 +24,11 @@ mod policy_set;
 mod query;
 pub mod questions;
 mod rule;
+mod rule_hash;
 mod selector;
 mod targets;
 mod times;
+mod turning;
 mod values;
 
 #[cfg(test)]
@@ -42,4 +44,5 @@ pub use export::{Cedar, export_cedar};
 pub use files::{Declared, Flaw, Place, Placed};
 pub use import::{Difference, Import, ImportOptions, Weight, import_istio, import_linkerd};
 pub use modes::{Modes, check_mode};
+pub use path::other_readings;
 pub use policy_set::{Policy, Standing, check};

@@ -100,6 +100,24 @@ pub(super) fn read(path: &str) -> Readings<'_> {
     Readings::Several(readings)
 }
 
+/// The readings of a path that are not the path itself, the first eight of them and at most 4 KiB: for records. None for a path
+/// that everybody reads the same, and none for one that cannot be read.
+///
+/// ```
+/// # use wardgate::policy::other_readings;
+/// assert_eq!(other_readings("/a//b"), ["/a/b"]);
+/// assert!(other_readings("/a/b").is_empty());
+/// ```
+pub fn other_readings(path: &str) -> Vec<String> {
+    let Readings::Several(readings) = read(path) else { return Vec::new() };
+    let mut room = 4096;
+    let fits = |reading: &String| {
+        room -= reading.len().min(room);
+        room > 0
+    };
+    readings.into_iter().filter(|reading| reading != path).take(8).take_while(fits).collect()
+}
+
 /// No byte of it invites a second reading.
 fn is_plain(path: &str) -> bool {
     let bytes = path.as_bytes();

@@ -10,6 +10,7 @@ use super::decision::RuleRef;
 use super::index::{ByCaller, ByRoute, Group};
 use super::rule::{Frame, LOTS, Rule, check_mode, decides_below, parse_pattern};
 use super::selector::Selector;
+use super::turning::Turning;
 use crate::identity::{Peer, SpiffeId, TrustDomain};
 use crate::model::{Id, IdentityPolicy, Invalid, Kind, Mode, PolicyAction, Rejected, Revision};
 
@@ -47,6 +48,7 @@ pub struct Policy {
     standings: Mutex<HashMap<SpiffeId, Arc<Met>>>,
     nobody: Arc<Met>,
     pub(super) asks: Asks,
+    pub(super) turning: Turning,
 }
 
 /// Which facts the rules look at.
@@ -246,6 +248,7 @@ impl Policy {
             by_route.add(index(at), stated);
         }
         let asks = Asks::of(&all);
+        let turning = Turning::of(&all);
         let mut policy = Self {
             version: VERSION.fetch_add(1, Ordering::Relaxed),
             policies: stated.into(),
@@ -256,6 +259,7 @@ impl Policy {
             standings: Mutex::default(),
             nobody: Arc::default(),
             asks,
+            turning,
         };
         policy.nobody = Arc::new(policy.meet(None));
         (policy, rejected)
@@ -279,6 +283,12 @@ impl Policy {
     /// Does a rule look at the time?
     pub fn asks_time(&self) -> bool {
         self.asks.time
+    }
+
+    /// May what a rule says of the time be another thing at `now` than it was at `before`, in seconds since 1970? What was
+    /// decided before is to be decided again then. Of conditions that ask the time it is supposed every ten seconds.
+    pub fn turns(&self, before: i64, now: i64) -> bool {
+        self.turning.turns(before, now)
     }
 
     /// Is a rule in canary mode? Where none is, the connection's lot decides nothing.

@@ -9,6 +9,7 @@ use super::callers::Callers;
 use super::captures::Captures;
 use super::circumstances::{Circumstances, Sources};
 use super::decision::Clause;
+use super::rule_hash;
 use super::targets::Targets;
 use crate::identity::{SpiffePattern, TrustDomain};
 use crate::model::{Invalid, Mode, PolicyAction, PolicyRule};
@@ -19,6 +20,8 @@ pub(super) struct Rule {
     /// Index of its policy.
     pub(super) policy: u32,
     pub(super) name: Box<str>,
+    /// What it says; see [`rule_hash::of`].
+    pub(super) hash: Box<str>,
     pub(super) action: PolicyAction,
     pub(super) mode: Mode,
     pub(super) from: Callers,
@@ -77,11 +80,13 @@ impl Rule {
         let when = Circumstances::compile(rule.from.as_ref(), rule.when.as_ref())?;
         let captures =
             Captures::of(&from, &to).map_err(|why| Wrong::new("from.principals", why))?;
+        let mode = rule.mode.unwrap_or(frame.mode);
         Ok(Self {
             policy: frame.policy,
             name,
+            hash: rule_hash::of(frame.action, mode, rule),
             action: frame.action,
-            mode: rule.mode.unwrap_or(frame.mode),
+            mode,
             from,
             to,
             sources,
@@ -95,6 +100,7 @@ impl Rule {
         Self {
             policy: frame.policy,
             name: name.into(),
+            hash: rule_hash::of(frame.action, frame.mode, &PolicyRule::default()),
             action: frame.action,
             mode: frame.mode,
             from: Callers::default(),

@@ -17,7 +17,7 @@ const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
 
 /// One entry of `times` or `not_times`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Window {
     /// A bit for each day, Monday first.
     days: u8,
@@ -31,7 +31,7 @@ pub(super) struct Window {
     text: Box<str>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Zone {
     /// No day and no time of day is asked for.
     None,
@@ -92,6 +92,11 @@ impl Window {
         let text = serde_json::to_string(window).unwrap_or_default().into();
         let (from, until) = (start, end);
         Ok(Self { days: mask, from, until, zone, not_before: earliest, not_after: latest, text })
+    }
+
+    /// As it was written.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Is this moment within? `None` for a moment that no calendar has.

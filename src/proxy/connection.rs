@@ -18,7 +18,7 @@ use super::passthrough::{Heard, Passthrough};
 use super::relay::{Outcome, Relay};
 use super::sources::Seat;
 use super::worker::Worker;
-use crate::identity::{Peer, SpiffeId};
+use crate::identity::{Peer, Presented, SpiffeId};
 use crate::model::Strictness;
 use crate::mtls::{self, Acceptor, Demand, EdgeAcceptor, EdgeSession, Lapse, LetIn, Proof};
 use crate::observe::{ConnectionRecord, HandshakeRefusedRecord, TlsFacts};
@@ -141,7 +141,7 @@ pub(in crate::proxy) async fn run(
         Ok(Err(NotMet::TurnedAway(limit))) => {
             return worker.metrics.turn_away(limit, address.ip());
         }
-        Ok(Err(NotMet::Refused(Refused { reason, code, presented, serial }))) => {
+        Ok(Err(NotMet::Refused(Refused { reason, code, presented }))) => {
             worker.note_handshake(address, &reason);
             worker.metrics.handshake_refused(code);
             // Nobody came in; a log that is full has counted what it lost.
@@ -149,8 +149,9 @@ pub(in crate::proxy) async fn run(
                 conn_id: number,
                 is_observed: false,
                 src_addr: address,
-                presented_id: presented.as_deref(),
-                presented_serial: serial.as_deref(),
+                presented_id: presented.id.as_deref(),
+                presented_serial: presented.serial.as_deref(),
+                presented_issuer_ski: presented.issuer_ski.as_deref(),
                 dst_spiffe_id: me.as_ref().map(SpiffeId::as_str),
                 dst_port: local.port(),
                 reason: code,
@@ -290,8 +291,7 @@ fn note_end(
 struct Refused {
     reason: String,
     code: &'static str,
-    presented: Option<String>,
-    serial: Option<String>,
+    presented: Presented,
 }
 
 /// Who connects, as far as it is known.
@@ -330,12 +330,8 @@ async fn meet(
             Err(unheard) => {
                 let Some(code) = unheard.code() else { return Err(NotMet::Left) };
                 let reason = unheard.sentence().to_owned();
-                return Err(NotMet::Refused(Refused {
-                    reason,
-                    code,
-                    presented: None,
-                    serial: None,
-                }));
+                let presented = Presented::default();
+                return Err(NotMet::Refused(Refused { reason, code, presented }));
             }
         }
         caller.seat = listener.seat(worker, caller.address).map_err(NotMet::TurnedAway)?;
@@ -347,8 +343,7 @@ impl From<mtls::Error> for Refused {
     fn from(error: mtls::Error) -> Self {
         Self {
             code: error.code(),
-            presented: error.presented().and_then(|presented| presented.id.clone()),
-            serial: error.presented().and_then(|presented| presented.serial.clone()),
+            presented: error.presented().cloned().unwrap_or_default(),
             reason: error.refusal().map_or_else(|| error.to_string(), ToString::to_string),
         }
     }
@@ -386,8 +381,7 @@ async fn shake_hands(
                 Some(code) => NotMet::Refused(Refused {
                     reason: unheard.sentence.to_owned(),
                     code,
-                    presented: None,
-                    serial: None,
+                    presented: Presented::default(),
                 }),
             }),
         },
@@ -423,6 +417,7 @@ async fn meet_lax(
             src_addr: caller.address,
             presented_id: presented.id.as_deref(),
             presented_serial: presented.serial.as_deref(),
+            presented_issuer_ski: presented.issuer_ski.as_deref(),
             dst_spiffe_id: listener
                 .me
                 .as_ref()

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use super::metrics::ProxyMetrics;
 use crate::identity::{Identity, Peer, RevocationMode, SpiffeId, Trust};
 use crate::model::{Listeners, Strictness};
-use crate::mtls::{Begun, Lapse, Opening, Proof, Proofs};
-use crate::observe::{AuditLane, ConnectionRecord, EndsFacts};
+use crate::mtls::{Begun, ExpectedPeers, Lapse, Opening, Proof, Proofs};
+use crate::observe::{AuditLane, ConnectionRecord, Ends, EndsFacts};
 use crate::policy::{Modes, Policy};
 use crate::rt::{Clock, Live};
 use crate::snapshot::Snapshot;
@@ -129,7 +129,12 @@ impl Watch {
         watch
     }
 
-    /// How often the policy has changed: what was decided when it was another number is asked again.
+    /// Who we are, as last seen.
+    pub(in crate::proxy) fn me(&self) -> Option<SpiffeId> {
+        self.seen.lock().as_ref().map(|seen| seen.me.clone())
+    }
+
+    /// How often the policy has changed, by a change of its text or by the time: what was decided when it was another number is asked again.
     pub(in crate::proxy) fn policies(&self) -> u64 {
         self.policies.load(Ordering::Relaxed)
     }
@@ -145,7 +150,7 @@ impl Watch {
         lax: Option<Strictness>,
     ) -> Arc<Proof> {
         let opening = Opening::Accepted(door);
-        self.enter(number, opening, (local, remote), peer, before, lax)
+        self.enter(Opened { number, opening, local, remote, peer, before, lax, expected: None })
     }
 
     /// The proof of a connection that we made to a workload.
@@ -154,10 +159,18 @@ impl Watch {
         stream: &Stream,
         peer: &Arc<Peer>,
         before: &Identity,
+        expected: Option<Arc<ExpectedPeers>>,
     ) -> std::io::Result<Arc<Proof>> {
-        let ends = (stream.tcp().local_addr()?, stream.tcp().peer_addr()?);
-        let number = crate::observe::next_connection_id();
-        Ok(self.enter(number, Opening::Originated, ends, Some(peer), Some(before), None))
+        Ok(self.enter(Opened {
+            number: crate::observe::next_connection_id(),
+            opening: Opening::Originated,
+            local: stream.tcp().local_addr()?,
+            remote: stream.tcp().peer_addr()?,
+            peer: Some(peer),
+            before: Some(before),
+            lax: None,
+            expected,
+        }))
     }
 
     /// The connection's door asks for more than when it let the caller in without an identity.
@@ -165,15 +178,8 @@ impl Watch {
         self.fall(proof, Lapse::ModeTightened);
     }
 
-    fn enter(
-        &self,
-        number: u64,
-        opening: Opening,
-        (local, remote): (SocketAddr, SocketAddr),
-        peer: Option<&Arc<Peer>>,
-        before: Option<&Identity>,
-        lax: Option<Strictness>,
-    ) -> Arc<Proof> {
+    fn enter(&self, opened: Opened<'_>) -> Arc<Proof> {
+        let Opened { number, opening, local, remote, peer, before, lax, expected } = opened;
         let since = self.clock.now();
         let max_age = match peer {
             Some(_) => self.limits.max_age,
@@ -188,7 +194,8 @@ impl Watch {
         });
         let own = peer.and(before).map(Begun::own);
         let peer = peer.cloned();
-        let begun = Begun { number, opening, local, remote, peer, lax, own, since, old_at };
+        let begun =
+            Begun { number, opening, local, remote, peer, expected, lax, own, since, old_at };
         self.look();
         // The handshake judged by the trust of `before`, or by a later one.
         let judged = match (&*self.seen.lock(), before) {
@@ -271,6 +278,7 @@ impl Watch {
             (snapshot.load().policy.clone(), snapshot.load().modes.clone());
         let mut hard_again = Instant::now() + HARD_AGAIN;
         let mut judged = 0;
+        let mut told = self.clock.now();
         loop {
             let second = 1000 - crate::rt::unix_millis() % 1000;
             let tick = Instant::now() + Duration::from_millis(second);
@@ -288,6 +296,11 @@ impl Watch {
                 () = self.news.notified() => {}
                 () = tokio::time::sleep_until(next) => {}
             }
+            let now = self.clock.now();
+            if policy.asks_time() && now != told && policy.turns(told, now) {
+                self.follow_policy(&policy, &modes, close_fallen).await;
+            }
+            told = now;
             if Instant::now() >= hard_again {
                 hard_again = Instant::now() + HARD_AGAIN;
                 self.doubt_where_hard();
@@ -417,6 +430,19 @@ impl Watch {
     }
 }
 
+/// A connection that has just been made.
+struct Opened<'a> {
+    number: u64,
+    opening: Opening,
+    local: SocketAddr,
+    remote: SocketAddr,
+    peer: Option<&'a Arc<Peer>>,
+    /// Who we were when its handshake began.
+    before: Option<&'a Identity>,
+    lax: Option<Strictness>,
+    expected: Option<Arc<ExpectedPeers>>,
+}
+
 /// What was found about peers in one go, by certificate: of ten thousand connections most come from the same few.
 #[derive(Default)]
 struct Known(HashMap<String, Vec<Judged>>);
@@ -449,28 +475,38 @@ async fn changed<T>(live: Option<&mut Live<T>>) {
     std::future::pending::<()>().await;
 }
 
-/// A connection is gone. Of one that we made and that had lost its proof, this is the record; one that came in writes its own,
-/// which knows more.
+/// Who is at the ends of a connection that we made, for its records.
+pub(in crate::proxy) fn originated_ends(begun: &Begun, lane: &AuditLane) -> Ends {
+    let expected = begun.expected.as_ref().map(|expected| expected.text());
+    lane.ends(&EndsFacts {
+        src_spiffe_id: begun.own.as_ref().map(|(own, _)| own.as_str()),
+        dst_spiffe_id: begun.peer.as_ref().map(|peer| peer.id.as_str()),
+        dst_expected_id: expected.as_deref(),
+        is_originated: true,
+        ..EndsFacts::of(begun.number, begun.local, begun.remote.port())
+    })
+}
+
+/// A connection is gone. Of one that we made and that had lost its proof, or where all have one, this is the record; one that
+/// came in writes its own, which knows more.
 fn ended(proof: &Proof, lane: &AuditLane, metrics: &ProxyMetrics) {
     let begun = &proof.begun;
     if begun.opening != Opening::Originated {
         return;
     }
     metrics.proved_upstreams.add(-1.0);
-    let Some(lapse) = proof.lapse() else { return };
-    metrics.ended(begun.opening, lapse);
-    let peer = begun.peer.as_deref();
-    let ends = lane.ends(&EndsFacts {
-        src_spiffe_id: begun.own.as_ref().map(|(own, _)| own.as_str()),
-        dst_spiffe_id: peer.map(|peer| peer.id.as_str()),
-        is_originated: true,
-        ..EndsFacts::of(begun.number, begun.local, begun.remote.port())
-    });
+    let lapse = proof.lapse();
+    if let Some(lapse) = lapse {
+        metrics.ended(begun.opening, lapse);
+    } else if !lane.records_connections() {
+        return;
+    }
+    let ends = originated_ends(begun, lane);
     // What is lost is counted in the log itself.
     let _ = lane.connection(&ConnectionRecord {
         side: Some(begun.opening.name()),
-        peer_serial: peer.map(|peer| peer.serial.as_str()),
-        reason: Some(lapse.code()),
+        peer_serial: begun.peer.as_ref().map(|peer| peer.serial.as_str()),
+        reason: lapse.map(Lapse::code),
         ..ConnectionRecord::of(&ends, if proof.is_cut() { "forced_close" } else { "close" })
     });
 }
@@ -544,6 +580,8 @@ mod tests {
                 spki_sha256: String::new(),
                 sha256: svid.serial.clone(),
                 not_after,
+                issuer_ski: None,
+                bundle_revision: "".into(),
                 purpose: Purpose::Client,
                 chain: svid.chain.clone().into(),
             })
@@ -568,9 +606,11 @@ mod tests {
         }
 
         fn allow(&mut self, principal: &str) {
-            let text = serde_json::json!({
-                "action": "allow", "rules": [{ "from": { "principals": [principal] } }],
-            });
+            self.rule(serde_json::json!({ "from": { "principals": [principal] } }));
+        }
+
+        fn rule(&mut self, rule: serde_json::Value) {
+            let text = serde_json::json!({ "action": "allow", "rules": [rule] });
             let kind = Kind::IdentityPolicies;
             let (id, body) = (Id::parse("p").unwrap(), Body::parse(kind, &text).unwrap());
             let put = Change::Put(Resource { kind, id, revision: 2, body });
@@ -707,6 +747,37 @@ mod tests {
         settled("the end", || web.is_cut()).await;
         assert_eq!((web.lapse(), shop.lapse()), (Some(Lapse::PolicyChanged), None));
         assert!(world.watch.policies() > before);
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_span_of_time_that_ends_wakes_what_is_under_way_and_has_it_decided_again() {
+        let mut world = World::new(at_once());
+        let end = time::OffsetDateTime::from_unix_timestamp(world.begun + 60).unwrap();
+        let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
+        world.rule(serde_json::json!({ "when": { "times": [{ "not_after": end }] } }));
+        let peer = world.peer(&world.forge, "/web", i64::MAX);
+        let proof = world.connect(&peer);
+        let running = world.run();
+        tokio::task::yield_now().await;
+        proof.set_busy(true);
+        let woken = Arc::new(AtomicU64::new(0));
+        let attending = {
+            let (proof, woken) = (proof.clone(), woken.clone());
+            crate::rt::spawn(std::future::poll_fn(move |context| {
+                proof.attend(context.waker());
+                woken.fetch_add(1, Ordering::Relaxed);
+                std::task::Poll::<()>::Pending
+            }))
+        };
+        tokio::task::yield_now().await;
+        let (policies, polls) = (world.watch.policies(), woken.load(Ordering::Relaxed));
+        world.clock.advance(60);
+        settled("a second look", || world.watch.policies() > policies).await;
+        settled("a wake", || woken.load(Ordering::Relaxed) > polls).await;
+        // The connection as such stands: what it carries is decided by whoever carries it.
+        assert_eq!(proof.lapse(), None);
+        attending.abort();
         running.abort();
     }
 

@@ -14,16 +14,16 @@ use tokio::time::Instant;
 use super::buffer::Buffers;
 use super::limits::Limits;
 use super::metrics::ProxyMetrics;
-use super::proof::Watch;
+use super::proof::{Watch, originated_ends};
 use super::senders::Senders;
 use super::sources::Sources;
-use crate::identity::{Identity, Tokens};
-use crate::mtls::Challenges;
-use crate::observe::AuditLane;
+use crate::identity::{Identity, SpiffeId, Tokens};
+use crate::mtls::{self, Challenges, ExpectedPeers, Proof};
+use crate::observe::{AuditLane, ConnectionRecord, UpstreamRefusedRecord, next_connection_id};
 use crate::pipeline::{Client, Exchange};
 use crate::rt::{Cached, Clock, Live};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Connect, Pool};
+use crate::upstream::{Connect, Endpoint, Error, Pool, Security};
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
@@ -171,9 +171,54 @@ impl Worker {
         tracing::debug!(address = %client.address, connection = client.connection, "refused: {sentence}");
     }
 
-    pub(in crate::proxy) fn note_unreachable(&self, error: &crate::upstream::Error) {
+    pub(in crate::proxy) fn note_unreachable(&self, error: &Error, endpoint: &Endpoint) {
         self.metrics.unreachable.increment();
         tracing::debug!(%error, "an upstream cannot be reached");
+        if let (Error::Handshake { error, reason, .. }, Security::Mesh(expected)) =
+            (error, &endpoint.security)
+        {
+            self.note_upstream_refused(error, reason, expected, endpoint);
+        }
+    }
+
+    /// Somebody else than whom we wanted, or we are not wanted there: as much on record as who was refused here.
+    fn note_upstream_refused(
+        &self,
+        error: &mtls::Error,
+        reason: &str,
+        expected: &ExpectedPeers,
+        endpoint: &Endpoint,
+    ) {
+        if error.refusal().is_none() {
+            return;
+        }
+        let me = self.watch.me();
+        let presented = error.presented();
+        // Nothing is sent there either way; a log that is full has counted what it lost.
+        let _ = self.lane.upstream_refused(&UpstreamRefusedRecord {
+            conn_id: next_connection_id(),
+            src_spiffe_id: me.as_ref().map(SpiffeId::as_str),
+            upstream: &endpoint.authority(),
+            expected_id: &expected.text(),
+            presented_id: presented.and_then(|presented| presented.id.as_deref()),
+            presented_serial: presented.and_then(|presented| presented.serial.as_deref()),
+            presented_issuer_ski: presented.and_then(|presented| presented.issuer_ski.as_deref()),
+            reason: error.code(),
+            detail: Some(reason),
+        });
+    }
+
+    /// A connection was made to a workload.
+    pub(in crate::proxy) fn note_originated(&self, proof: &Proof) {
+        if self.lane.records_connections() {
+            let ends = originated_ends(&proof.begun, &self.lane);
+            // What is lost is counted in the log itself.
+            let _ = self.lane.connection(&ConnectionRecord {
+                side: Some(proof.begun.opening.name()),
+                peer_serial: proof.begun.peer.as_ref().map(|peer| peer.serial.as_str()),
+                ..ConnectionRecord::of(&ends, "open")
+            });
+        }
     }
 
     pub(in crate::proxy) fn note_handshake(&self, address: SocketAddr, reason: &str) {

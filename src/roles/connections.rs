@@ -55,7 +55,8 @@ impl Connections {
 }
 
 fn row(proof: &Proof) -> Value {
-    let Begun { number, opening, local, remote, peer, lax, own, since, old_at } = &proof.begun;
+    let Begun { number, opening, local, remote, peer, expected, lax, own, since, old_at } =
+        &proof.begun;
     let door = match opening {
         Opening::Accepted(door) => Some(door),
         Opening::Originated => None,
@@ -69,6 +70,7 @@ fn row(proof: &Proof) -> Value {
         "peer": peer.as_ref().map(|peer| json!({
             "spiffe_id": peer.id.as_str(), "serial": peer.serial, "not_after": peer.not_after,
         })),
+        "expected": expected.as_ref().map(|expected| expected.text()),
         "own": own.as_ref().map(|(id, end)| json!({ "spiffe_id": id.as_str(), "not_after": end })),
         "let_in_by_mode": lax,
         "since": since,

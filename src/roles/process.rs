@@ -26,7 +26,9 @@ use super::warnings::WarningSettings;
 use crate::acme::Reports;
 use crate::audit::{Follower, OutputBoard, Outputs};
 use crate::federation::{Board, Federation, Reach};
-use crate::identity::{FileSource, IdentitySource, JwtBundleSource, Refresh, WorkloadApiSource};
+use crate::identity::{
+    FileSource, IdentitySource, JwtBundleSource, Refresh, TrustBundle, WorkloadApiSource,
+};
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
@@ -495,12 +497,15 @@ impl Running {
                 };
                 let domains: Vec<&str> =
                     now.trust.bundles.iter().map(|bundle| bundle.domain.as_str()).collect();
+                let revisions: Vec<String> =
+                    now.trust.bundles.iter().map(TrustBundle::revision).collect();
                 let _ = lane.identity(&IdentityRecord {
                     event,
                     spiffe_id: now.id().as_str(),
                     serial: Some(&now.svid.serial),
                     not_after: Some(now.svid.not_after),
                     trust_domains: Some(&domains.join(" ")),
+                    bundle_revisions: Some(&revisions.join(" ")),
                     detail: None,
                 });
                 tracing::info!(id = %now.id(), serial = %now.svid.serial, event, "identity in use");

@@ -237,6 +237,7 @@ impl Warning {
                     serial: Some(&svid.serial),
                     not_after: Some(svid.not_after),
                     trust_domains: None,
+                    bundle_revisions: None,
                     detail: Some(&detail),
                 });
             }

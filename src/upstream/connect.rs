@@ -126,6 +126,8 @@ pub enum Error {
         endpoint: String,
         /// What failed.
         reason: String,
+        /// The error itself.
+        error: Box<mtls::Error>,
     },
     /// It took too long.
     #[error("{endpoint}: no connection within {within:?}")]
@@ -241,8 +243,11 @@ impl Connect {
             Protocol::Http1 => Alpn::Http1,
             Protocol::Http2 => Alpn::Http2,
         };
-        let failed =
-            |error: mtls::Error| Error::Handshake { endpoint: name(), reason: causes(&error) };
+        let failed = |error: mtls::Error| Error::Handshake {
+            endpoint: name(),
+            reason: causes(&error),
+            error: error.into(),
+        };
         if let Some(connector) = connector {
             let server_name = endpoint.server_name(sent_host);
             let tls = connector.connect(tcp, server_name, alpn).await.map_err(failed)?;

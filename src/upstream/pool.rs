@@ -277,6 +277,7 @@ mod tests {
             local: address,
             remote: address,
             peer: None,
+            expected: None,
             own: None,
             since: 1000,
             old_at: Some(end),

@@ -17,7 +17,7 @@ use prost::Message;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
@@ -41,14 +41,14 @@ mod otlp;
 
 /// What a collector has got: records in the order in which they came.
 #[derive(Clone, Default)]
-struct Got(Arc<Mutex<Vec<Value>>>);
+pub(crate) struct Got(Arc<Mutex<Vec<Value>>>);
 
 impl Got {
-    fn add(&self, record: Value) {
+    pub(crate) fn add(&self, record: Value) {
         self.0.lock().unwrap().push(record);
     }
 
-    fn all(&self) -> Vec<Value> {
+    pub(crate) fn all(&self) -> Vec<Value> {
         self.0.lock().unwrap().clone()
     }
 
@@ -57,7 +57,7 @@ impl Got {
     }
 
     /// Waits until this record is there.
-    async fn has(&self, what: &str, seq: u64) {
+    pub(crate) async fn has(&self, what: &str, seq: u64) {
         eventually_async(&format!("{what} has record {seq}"), || async {
             self.numbers().contains(&seq).then_some(())
         })
@@ -80,18 +80,18 @@ impl Got {
 }
 
 /// A listener that can be closed and opened again at the same address.
-struct Door {
-    address: SocketAddr,
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
     tasks: Option<Tasks>,
 }
 
 impl Door {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         Self { address, tasks: None }
     }
 
-    async fn open<F, R>(&mut self, serve: F)
+    pub(crate) async fn open<F, R>(&mut self, serve: F)
     where
         F: Fn(TcpStream) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
@@ -159,9 +159,11 @@ async fn http_collector(tcp: TcpStream, got: Got, mood: Arc<Mutex<Mood>>) {
 
 /// A collector of OpenTelemetry's logs.
 #[derive(Clone)]
-struct Collector {
-    got: Got,
-    resources: Got,
+pub(crate) struct Collector {
+    pub(crate) got: Got,
+    pub(crate) resources: Got,
+    /// So many records of each request it says it did not take.
+    pub(crate) rejects: i64,
 }
 
 fn text(value: Option<&otlp::AnyValue>) -> Option<Value> {
@@ -212,7 +214,11 @@ impl LogsService for Collector {
             return Err(tonic::Status::unauthenticated("no key"));
         }
         self.take(request.get_ref());
-        Ok(tonic::Response::new(ExportLogsServiceResponse { partial_success: None }))
+        let partial_success = (self.rejects > 0).then(|| ExportLogsPartialSuccess {
+            rejected_log_records: self.rejects,
+            error_message: "some are too old".to_owned(),
+        });
+        Ok(tonic::Response::new(ExportLogsServiceResponse { partial_success }))
     }
 }
 
@@ -235,10 +241,10 @@ async fn protobuf_collector(tcp: TcpStream, collector: Collector) {
         auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tcp), service).await;
 }
 
-/// TLS with a certificate of `authority`, for clients with another one of it.
-fn tls_of(authority: &Authority, pair: &Pair) -> TlsAcceptor {
+/// TLS with this certificate, for clients that one of these authorities vouches for.
+pub(crate) fn tls_of(clients: &str, pair: &Pair) -> TlsAcceptor {
     let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(authority.pem().as_bytes()) {
+    for root in CertificateDer::pem_slice_iter(clients.as_bytes()) {
         roots.add(root.unwrap()).unwrap();
     }
     let clients =
@@ -252,11 +258,11 @@ fn tls_of(authority: &Authority, pair: &Pair) -> TlsAcceptor {
         .with_client_cert_verifier(clients)
         .with_single_cert(chain, key)
         .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     TlsAcceptor::from(Arc::new(config))
 }
 
-async fn grpc_collector(tcp: TcpStream, tls: TlsAcceptor, collector: Collector) {
+pub(crate) async fn grpc_collector(tcp: TcpStream, tls: TlsAcceptor, collector: Collector) {
     let Ok(tls) = tls.accept(tcp).await else { return };
     let service = TowerToHyperService::new(LogsServiceServer::new(collector));
     let _ =
@@ -266,7 +272,12 @@ async fn grpc_collector(tcp: TcpStream, tls: TlsAcceptor, collector: Collector) 
 /// A receiver of syslog over TLS that is in the mesh: it counts octets, and reads messages as RFC 5424 has them.
 async fn syslog_receiver(tcp: TcpStream, acceptor: Acceptor, got: Got) {
     let Ok((tls, peer)) = acceptor.accept(tcp).await else { return };
-    let mut reader = BufReader::new(tls);
+    messages(tls, peer.id.as_str(), got).await;
+}
+
+/// Messages with counted octets, as RFC 5425 and RFC 6587 have them.
+pub(crate) async fn messages(stream: impl AsyncRead + Unpin, peer: &str, got: Got) {
+    let mut reader = BufReader::new(stream);
     loop {
         let mut length = Vec::new();
         match reader.read_until(b' ', &mut length).await {
@@ -278,18 +289,21 @@ async fn syslog_receiver(tcp: TcpStream, acceptor: Acceptor, got: Got) {
         if reader.read_exact(&mut message).await.is_err() {
             return;
         }
-        let message = String::from_utf8(message).unwrap();
-        let (head, rest) = message.split_once(" [").unwrap();
-        let (fields, body) = rest.split_once("] ").unwrap();
-        let record: Value = serde_json::from_str(body).unwrap();
-        let seq = record["seq"].clone();
-        got.add(json!({
-            "seq": seq, "head": head, "fields": fields, "record": record, "peer": peer.id.as_str(),
-        }));
+        got.add(message_of(&message, peer));
     }
 }
 
-fn billing_policy(world: &World) -> Value {
+/// One message, taken apart.
+pub(crate) fn message_of(message: &[u8], peer: &str) -> Value {
+    let message = std::str::from_utf8(message).unwrap();
+    let (head, rest) = message.split_once(" [").unwrap();
+    let (fields, body) = rest.split_once("] ").unwrap();
+    let record: Value = serde_json::from_str(body).unwrap();
+    let seq = record["seq"].clone();
+    json!({ "seq": seq, "head": head, "fields": fields, "record": record, "peer": peer })
+}
+
+pub(crate) fn billing_policy(world: &World) -> Value {
     json!({ "identity_policies": [allow("p", &[&world.id("/billing")], &[&world.id("/shop")])] })
 }
 
@@ -304,7 +318,7 @@ fn written(process: &Process) -> Vec<u64> {
     numbers
 }
 
-fn seq_of(process: &Process, path: &str) -> u64 {
+pub(crate) fn seq_of(process: &Process, path: &str) -> u64 {
     process.record_with("/path", &json!(path))["seq"].as_u64().unwrap()
 }
 
@@ -328,10 +342,10 @@ async fn collectors_get_every_record_in_order_though_they_and_the_gateway_fail()
     let [mut http_door, mut otel_door, mut old_door, mut syslog_door] =
         [Door::new().await, Door::new().await, Door::new().await, Door::new().await];
     let acceptor = Acceptor::new(Live::fixed(world.identity("/siem")));
-    let tls = tls_of(&authority, &server);
-    let collector = Collector { got: otel.clone(), resources: resources.clone() };
+    let tls = tls_of(&authority.pem(), &server);
+    let collector = Collector { got: otel.clone(), resources: resources.clone(), rejects: 0 };
     otel_door.open(move |tcp| grpc_collector(tcp, tls.clone(), collector.clone())).await;
-    let collector = Collector { got: old.clone(), resources: resources.clone() };
+    let collector = Collector { got: old.clone(), resources: resources.clone(), rejects: 0 };
     old_door.open(move |tcp| protobuf_collector(tcp, collector.clone())).await;
     let receive = {
         let (acceptor, got) = (acceptor.clone(), syslog.clone());

@@ -105,6 +105,65 @@ async fn answers_are_what_the_sidecar_then_does() {
 }
 
 #[test]
+fn a_request_is_explained_by_the_declared_routes_and_along_the_one_that_is_supposed() {
+    let folder = crate::etcd_server::new_folder("supposed");
+    let file = folder.join("all.yaml");
+    let text = json!({
+        "services": [{ "id": "s", "hosts": ["billing"], "upstream": { "nodes": { "127.0.0.1:9": 1 } } }],
+        "routes": [
+            { "id": "7", "uri": "/invoices/*", "service_id": "s", "workload_selector": { "listener": "inbound" } },
+            { "id": "8", "uri": "/admin/*", "methods": ["PUT"], "service_id": "s", "workload_selector": { "listener": "inbound" },
+              "plugins": { "request-id": {} } },
+            { "id": "9", "uri": "/*", "upstream": { "nodes": { "127.0.0.1:9": 1 } } },
+        ],
+        "identity_policies": [
+            { "id": "p", "action": "allow", "selector": { "routes": ["7"] }, "rules": [{ "from": { "principals": ["spiffe://shop/web"] } }] },
+        ],
+    });
+    std::fs::write(&file, text.to_string()).unwrap();
+    let ask = |path: &str, more: &[&str]| {
+        let line = [
+            "explain",
+            "request",
+            "GET",
+            path,
+            "--as",
+            "spiffe://shop/web",
+            "--to",
+            "spiffe://shop/billing",
+        ];
+        let ended = run(line.iter().chain(&["-f", file.to_str().unwrap()]).chain(more));
+        (ended.code, ended.out + &ended.err)
+    };
+    let invoice = "http://billing/invoices/7";
+    let (code, told) = ask(invoice, &[]);
+    assert!(code == Some(0) && told.contains("2 route     7\n"), "{told}");
+    assert!(told.contains("allow  policy/p:1") && told.contains("127.0.0.1:9"), "{told}");
+    assert_eq!(ask(invoice, &["--route", "7"]), (code, told));
+    // Along a route that the router would not choose: its plugins, and what policy says to it.
+    let (code, told) = ask(invoice, &["--route", "8"]);
+    assert!(
+        code == Some(3) && told.contains("2 route     8\n") && told.contains("request-id"),
+        "{told}"
+    );
+    assert!(told.contains("the router sends this request to route 7"), "{told}");
+    assert!(told.contains("would be refused by policy"), "{told}");
+    for (route, expected) in
+        [("9", "route 9 serves another door"), ("10", "there is no route \"10\"")]
+    {
+        let (code, told) = ask(invoice, &["--route", route]);
+        assert!(code == Some(3) && told.contains(expected), "{told}");
+    }
+    // A sidecar's own route is a supposition, and is said to be one.
+    let other = "http://billing/other";
+    let (_, told) = ask(other, &[]);
+    assert!(told.contains("no declared route matches; with `sidecar.app`"), "{told}");
+    let (code, told) = ask(other, &["--route", "none"]);
+    assert!(code == Some(3) && told.contains("no route matches: 404"), "{told}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn files_answer_as_well_and_the_exit_code_tells() {
     let folder = crate::etcd_server::new_folder("questions");
     let file = |name: &str, text: &str| {

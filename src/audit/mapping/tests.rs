@@ -13,7 +13,7 @@ use crate::identity::forge::Forge;
 use crate::observe::{
     AdminRecord, AuditLane, AuditLog, AuditSettings, ConfigRecord, ConnectionRecord,
     DecisionRecord, DenialId, EndsFacts, HandshakeRefusedRecord, IdentityRecord, IssuerRecord,
-    Nearest, Posture, TlsFacts, TokenFacts, WouldBe, record_types,
+    Nearest, Posture, TlsFacts, TokenFacts, UpstreamRefusedRecord, WouldBe, record_types,
 };
 use crate::rt::Live;
 
@@ -51,6 +51,8 @@ fn write_all(lane: &AuditLane) {
         src_serial: Some("0a1b"),
         src_spki_sha256: Some("c0ffee"),
         src_not_after: Some(1_800_000_000),
+        src_issuer_ski: Some("5e1f"),
+        src_bundle_revision: Some("0123456789abcdef"),
         src_via: Some("10.0.0.1:443".parse().unwrap()),
         dst_spiffe_id: Some("spiffe://shop.test/billing"),
         tls: Some(TlsFacts {
@@ -69,6 +71,7 @@ fn write_all(lane: &AuditLane) {
         path: b"/invoices/7",
         policy_id: Some("p"),
         rule: Some("read"),
+        rule_hash: Some("fedcba9876543210"),
         policy_revision: Some(12),
         config_revision: 34,
         ..DecisionRecord::of(&ends, true)
@@ -82,12 +85,20 @@ fn write_all(lane: &AuditLane) {
         allowed: false,
         policy_id: None,
         rule: None,
+        rule_hash: None,
+        path: b"/invoices//7",
+        readings: Some(|_| vec!["/invoices/7".into()]),
         policy_revision: None,
         reason: Some("no_rule"),
         denial_id: Some(DenialId::new()),
         nearest: Some(Nearest { policy_id: "p", rule: "read", clause: "methods" }),
         would_be: Some(WouldBe { allowed: true, reason: None, rule: Some(("observed", "all")) }),
-        token: Some(TokenFacts { hash: "abcd", subject: Some("alice"), id: None }),
+        token: Some(TokenFacts {
+            hash: Some("abcd"),
+            issuer: None,
+            subject: Some("alice"),
+            id: None,
+        }),
         caller: Some("192.0.2.7:1".parse().unwrap()),
         ..request
     })
@@ -108,10 +119,23 @@ fn write_all(lane: &AuditLane) {
         src_addr: "[2001:db8::1]:5000".parse().unwrap(),
         presented_id: Some("spiffe://elsewhere.test/web"),
         presented_serial: Some("ff"),
+        presented_issuer_ski: None,
         dst_spiffe_id: Some("spiffe://shop.test/billing"),
         dst_port: 15006,
         reason: "unknown_trust_domain",
         detail: Some("nobody vouches for elsewhere.test"),
+    })
+    .unwrap();
+    lane.upstream_refused(&UpstreamRefusedRecord {
+        conn_id: 9,
+        src_spiffe_id: Some("spiffe://shop.test/web"),
+        upstream: "10.0.0.2:15006",
+        expected_id: "spiffe://shop.test/billing",
+        presented_id: Some("spiffe://shop.test/other"),
+        presented_serial: Some("0d"),
+        presented_issuer_ski: Some("5e1f"),
+        reason: "unexpected_peer",
+        detail: Some("the peer is spiffe://shop.test/other, which is not who was expected"),
     })
     .unwrap();
     lane.connection(&ConnectionRecord {
@@ -132,6 +156,7 @@ fn write_all(lane: &AuditLane) {
             serial: Some("0c"),
             not_after: Some(1_800_000_000),
             trust_domains: Some("shop.test"),
+            bundle_revisions: Some("0123456789abcdef"),
             detail,
         })
         .unwrap();

@@ -166,6 +166,10 @@ pub(in crate::cli) async fn can_i(
 Examples:
   wardgate explain request GET http://billing/invoices/7 --as spiffe://shop/web --to billing
   wardgate explain request GET http://shop.example/ --as nobody --to spiffe://shop/wardgate/ingress --door ingress
+  wardgate explain request GET /invoices/7 --as spiffe://shop/web --to billing --route 7    as if route 7 took it
+
+The route is the one that the router finds among the declared ones. A sidecar has one of its own besides (`sidecar.app`), which
+only its settings know: it is supposed where no other matches, and not with --route none.
 
 Exit codes: 0 would be forwarded, 3 would not.")]
 pub(in crate::cli) struct RequestArgs {
@@ -182,6 +186,9 @@ pub(in crate::cli) struct RequestArgs {
     /// Which door it comes through
     #[arg(long, default_value = "inbound", value_parser = ["inbound", "ingress"])]
     door: String,
+    /// The route that it is supposed to take, by its id, though the router may choose another one; none for none
+    #[arg(long, value_name = "ID")]
+    route: Option<String>,
     #[command(flatten)]
     facts: FactArgs,
     #[command(flatten)]
@@ -201,7 +208,7 @@ pub(in crate::cli) async fn request(
 ) -> anyhow::Result<ExitCode> {
     let question = json!({
         "door": args.door, "workload": args.workload, "identity": caller(&args.identity)?,
-        "target": args.facts.target(&args.method, &args.url)?,
+        "target": args.facts.target(&args.method, &args.url)?, "route": args.route,
     });
     let answer = args.subject.ask("explain", &question).await?;
     let forwarded = answer["forwarded"] == true;

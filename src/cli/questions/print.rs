@@ -207,6 +207,9 @@ pub(super) fn request(answer: &Value, out: &mut dyn Write) -> anyhow::Result<()>
         }
         None => writeln!(out, " 2 route     none")?,
     }
+    if let Some(note) = &walked.note {
+        writeln!(out, "             {}", safe(note))?;
+    }
     let plugins =
         if walked.plugins.is_empty() { "none".into() } else { walked.plugins.join(" · ") };
     writeln!(out, " 3 plugins   {}", safe(&plugins))?;

@@ -12,6 +12,8 @@ const MAX_CERTIFICATES: usize = 6;
 const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 const MAX_CHAIN_BYTES: usize = 64 * 1024;
 const MAX_NAMES: usize = 32;
+/// Longer names of an authority's key are not for records.
+const MAX_KEY_IDENTIFIER: usize = 64;
 
 /// What a presented certificate is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Presented {
     pub serial: Option<String>,
     /// SHA-256 of the leaf certificate, lower-case hexadecimal.
     pub sha256: Option<String>,
+    /// The key that signed it, as its authority key identifier names it, lower-case hexadecimal.
+    pub issuer_ski: Option<String>,
 }
 
 /// What a leaf says about itself, after the rules that need no authority: 22 to 35 and 49.
@@ -48,6 +52,8 @@ pub(in crate::identity) struct Leaf {
     pub(in crate::identity) id: SpiffeId,
     pub(in crate::identity) serial: String,
     pub(in crate::identity) spki_sha256: String,
+    /// See [`Presented::issuer_ski`].
+    pub(in crate::identity) issuer_ski: Option<String>,
     pub(in crate::identity) public_key: Vec<u8>,
     pub(in crate::identity) not_before: i64,
     pub(in crate::identity) not_after: i64,
@@ -105,6 +111,13 @@ impl Leaf {
                     purposes = Some((found.server_auth, found.client_auth));
                 }
                 ParsedExtension::BasicConstraints(found) => is_authority = found.ca,
+                ParsedExtension::AuthorityKeyIdentifier(found) => {
+                    presented.issuer_ski = found
+                        .key_identifier
+                        .as_ref()
+                        .filter(|key| key.0.len() <= MAX_KEY_IDENTIFIER)
+                        .map(|key| hex::encode(key.0));
+                }
                 ParsedExtension::ParseError { .. } => return Err(malformed("an extension")),
                 _ => {}
             }
@@ -139,6 +152,7 @@ impl Leaf {
             id,
             serial,
             spki_sha256: hex::encode(digest(&SHA256, spki.raw)),
+            issuer_ski: presented.issuer_ski.clone(),
             public_key: spki.subject_public_key.data.to_vec(),
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),

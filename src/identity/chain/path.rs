@@ -1,6 +1,7 @@
 //! From a leaf to an authority of its trust domain: RFC 5280 path validation, and the rules for the authorities on the way.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::rt::crypto::certificates as algorithm;
@@ -36,6 +37,8 @@ pub(in crate::identity) static ALGORITHMS: &[&dyn SignatureVerificationAlgorithm
 #[derive(Debug)]
 pub(super) struct Anchors {
     domain: TrustDomain,
+    /// See [`TrustBundle::revision`].
+    pub(super) revision: Arc<str>,
     anchors: Vec<TrustAnchor<'static>>,
     roots: Vec<Root>,
     standing: Standing,
@@ -68,6 +71,7 @@ impl Anchors {
     pub(super) fn of(bundle: &TrustBundle, lists: &RevocationLists) -> Self {
         let mut found = Self {
             domain: bundle.domain.clone(),
+            revision: bundle.revision().into(),
             anchors: Vec::new(),
             roots: Vec::new(),
             standing: Standing::of(&bundle.domain, lists),

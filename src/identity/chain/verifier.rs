@@ -81,6 +81,8 @@ impl ChainVerifier {
             spki_sha256: facts.spki_sha256,
             sha256,
             not_after,
+            issuer_ski: facts.issuer_ski,
+            bundle_revision: roots.revision.clone(),
             purpose,
             chain: std::iter::once(leaf)
                 .chain(intermediates)

@@ -152,6 +152,8 @@ async fn accept(
                         presented_id: presented.and_then(|presented| presented.id.as_deref()),
                         presented_serial: presented
                             .and_then(|presented| presented.serial.as_deref()),
+                        presented_issuer_ski: presented
+                            .and_then(|presented| presented.issuer_ski.as_deref()),
                         dst_spiffe_id: Some(me.id().as_str()),
                         dst_port: port,
                         reason: error.code(),

@@ -63,6 +63,7 @@ fn record(audit: &AuditLog, event: &'static str) {
         serial: None,
         not_after: None,
         trust_domains: None,
+        bundle_revisions: None,
         detail: None,
     };
     audit.control().identity(&record).unwrap();

@@ -26,6 +26,10 @@ pub struct Supposed {
     /// The request. Its route is found, not given.
     #[serde(default)]
     pub target: Target,
+    /// The route that it is supposed to take, by its id, wherever the router would send it; `none`: none, so that a sidecar
+    /// without an application of its own answers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
 }
 
 /// What a supposed request meets before and after policy.
@@ -45,6 +49,9 @@ pub struct Walked {
     /// The upstream's nodes, as far as they are known here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
+    /// The router would do something else than what is supposed, or what is told rests on settings that are not known here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Does a policy select the route? At the ingress others are open.
     pub governed: bool,
 }

@@ -21,7 +21,7 @@ use crate::observe::{DecisionRecord, DenialId, TokenFacts};
 use crate::pipeline::{
     BodyFilters, Exchange, Fault, Flow, Known, Refusal, Reply, ResponseSource, Side as FaultSide,
 };
-use crate::policy::{Decision, Outcome, Standing};
+use crate::policy::{Decision, Outcome, Standing, other_readings};
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
@@ -302,7 +302,8 @@ fn refused_by_plugin(
     let Some(refusal) = exchange.notes.find::<Refusal>() else { return Course::Reply(reply) };
     let denial = DenialId::new();
     let token = refusal.token_hash.as_deref().map(|hash| TokenFacts {
-        hash,
+        hash: Some(hash),
+        issuer: None,
         subject: refusal.token.as_ref().map(|token| token.id.as_str()),
         id: refusal.token.as_ref().and_then(|token| token.token_id.as_deref()),
     });
@@ -313,6 +314,7 @@ fn refused_by_plugin(
         method: exchange.request.method().as_bytes(),
         host: exchange.request.authority().as_bytes(),
         path: exchange.request.path().as_bytes(),
+        readings: Some(other_readings),
         status: Some(reply.status),
         mode: "plugin",
         reason: Some(refusal.reason),

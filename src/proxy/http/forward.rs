@@ -465,7 +465,7 @@ impl Attempt<'_> {
         let connect = &self.worker.connect;
         let established = connect.introducing(self.endpoint, host, protocol, within, self.caller);
         let established = established.await.map_err(|error| {
-            self.worker.note_unreachable(&error);
+            self.worker.note_unreachable(&error, self.endpoint);
             let (status, sentence) = match error {
                 crate::upstream::Error::Late { .. } => (504, "the upstream did not answer in time"),
                 _ => (502, "the upstream cannot be reached"),
@@ -480,8 +480,13 @@ impl Attempt<'_> {
                     Failure::Fault(Fault::upstream(502, sentence, cause, true))
                 };
                 let watch = &self.worker.watch;
-                let proof = watch.originated(&established.stream, peer, before);
+                let expected = match &self.endpoint.security {
+                    Security::Mesh(expected) => Some(expected.clone()),
+                    Security::Plain | Security::Public(_) => None,
+                };
+                let proof = watch.originated(&established.stream, peer, before, expected);
                 let proof = proof.map_err(|error| failed(error.to_string()))?;
+                self.worker.note_originated(&proof);
                 // Trust may have changed while hands were shaken.
                 if let Some(lapse) = watch.lapse(&proof) {
                     return Err(failed(format!(

@@ -12,11 +12,13 @@ use crate::identity::{JwtSvid, Peer, SpiffeId};
 use crate::model::{Listeners, Strictness};
 use crate::mtls::EdgeSession;
 use crate::observe::{
-    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, RequestHead, TlsFacts, WouldBe,
+    DecisionRecord, DenialId, Ends, EndsFacts, Full, Nearest, RequestHead, TlsFacts, TokenFacts,
+    WouldBe,
 };
 use crate::pipeline::{Client, Exchange, Head, Reply, Rewritten, RouteInfo};
 use crate::policy::{
     Action, Content, Decision, Outcome, Policy, Reason, Request, RouteFacts, Standing, Token,
+    other_readings,
 };
 use crate::proxy::worker::Worker;
 use crate::rt::unix_seconds;
@@ -47,8 +49,11 @@ impl ConnectionStanding {
             src_serial: peer.map(|peer| peer.serial.as_str()),
             src_spki_sha256: peer.map(|peer| peer.spki_sha256.as_str()),
             src_not_after: peer.map(|peer| peer.not_after),
+            src_issuer_ski: peer.and_then(|peer| peer.issuer_ski.as_deref()),
+            src_bundle_revision: peer.map(|peer| &*peer.bundle_revision),
             src_via: client.introduced.map(|introduced| introduced.by),
             dst_spiffe_id: client.me.as_ref().map(SpiffeId::as_str),
+            dst_original: client.introduced.map(|introduced| introduced.destination),
             tls: tls.map(|tls| TlsFacts { sni: client.sni.as_deref(), ..tls }),
             ..EndsFacts::of(client.connection, client.address, client.local.port())
         });
@@ -113,6 +118,8 @@ pub(in crate::proxy) struct Asked<'a> {
     head: &'a Head,
     upgrade: Option<&'a str>,
     token: Token<'a>,
+    /// The token's hash, where one is known.
+    token_hash: Option<&'a str>,
     /// Which of the route's paths matched.
     path_at: usize,
     pub(in crate::proxy) is_http2: bool,
@@ -132,6 +139,7 @@ impl<'a> Asked<'a> {
             head: &exchange.request,
             upgrade: exchange.upgrade.as_deref(),
             token: token(exchange.verified_claims()),
+            token_hash: exchange.token.as_deref().map(|token| &*token.hash),
             path_at: exchange.matched_path,
             is_http2: exchange.is_http2,
             caller: exchange.caller,
@@ -166,6 +174,14 @@ impl<'a> Asked<'a> {
             query,
             ..asked
         }
+    }
+
+    /// The token that the decision may rest on, for its record.
+    fn token_facts(&self) -> Option<TokenFacts<'a>> {
+        let Token::Verified(claims) = self.token else { return None };
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        let (issuer, subject, id) = (text("iss"), text("sub"), text("jti"));
+        Some(TokenFacts { hash: self.token_hash, issuer, subject, id })
     }
 
     fn action(&self, policy: &Policy) -> Action<'a> {
@@ -225,6 +241,7 @@ impl Kept {
             head: &self.head,
             upgrade: self.upgrade.as_deref(),
             token: token(self.claims.as_deref().or_else(claims)),
+            token_hash: self.token.as_deref().map(|token| &*token.hash),
             path_at: self.path_at,
             is_http2: self.is_http2,
             caller: self.caller,
@@ -352,6 +369,8 @@ impl Judge<'_> {
             method: asked.method.as_bytes(),
             host: asked.host.as_bytes(),
             path: asked.path.as_bytes(),
+            readings: Some(other_readings),
+            token: asked.token_facts(),
             denial_id,
             nearest: if decision.is_allowed() { None } else { self.nearest(asked) },
             caller: asked.caller,
@@ -402,11 +421,16 @@ pub(in crate::proxy) fn decided<'a>(
     });
     let rule = if is_observed { None } else { named(decision.outcome) };
     DecisionRecord {
-        mode: if is_observed { "observe" } else { "enforce" },
+        mode: match &rule {
+            _ if is_observed => "observe",
+            Some(rule) if rule.is_canary => "canary",
+            _ => "enforce",
+        },
         would_be,
         reason: decision.outcome.reason().filter(|_| !is_observed).map(Reason::code),
         policy_id: rule.map(|rule| rule.policy.as_str()),
         rule: rule.map(|rule| rule.rule),
+        rule_hash: rule.map(|rule| rule.hash),
         policy_revision: rule.map(|rule| rule.revision),
         ..DecisionRecord::of(ends, is_observed || decision.is_allowed())
     }
