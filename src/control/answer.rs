@@ -20,11 +20,15 @@ pub(super) struct Answer {
     pub(super) applied: Option<bool>,
     /// SHA-256 of what was stored, in hex.
     pub(super) digest: Option<String>,
+    /// Further fields of the head.
+    pub(super) headers: Vec<(&'static str, String)>,
+    /// A body that is not JSON, and its type.
+    pub(super) other: Option<(&'static str, String)>,
 }
 
 impl Answer {
     pub(super) fn json(status: StatusCode, body: Value) -> Self {
-        Self { status, body: Some(body), revision: None, applied: None, digest: None }
+        Self { body: Some(body), ..Self::empty(status) }
     }
 
     pub(super) fn ok(body: Value) -> Self {
@@ -32,7 +36,15 @@ impl Answer {
     }
 
     pub(super) fn empty(status: StatusCode) -> Self {
-        Self { status, body: None, revision: None, applied: None, digest: None }
+        Self {
+            status,
+            body: None,
+            revision: None,
+            applied: None,
+            digest: None,
+            headers: Vec::new(),
+            other: None,
+        }
     }
 
     /// `{"error_msg": ...}`.
@@ -63,6 +75,16 @@ impl Answer {
         if let Some(applied) = self.applied {
             let value = HeaderValue::from_static(if applied { "true" } else { "false" });
             headers.insert(HeaderName::from_static("x-wardgate-applied"), value);
+        }
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        if let Some((content_type, body)) = self.other {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            *response.body_mut() = Body::from(body);
+            return response;
         }
         match self.body {
             None => {}

@@ -13,13 +13,12 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::auth::{Principal, Role};
 use super::history::Author;
 use super::listing::{self, Query};
-use super::{AdminRecord, ControlPlane, PluginPart, patch, records};
+use super::{AdminRecord, ControlPlane, PluginPart, configs, patch, records};
 use crate::identity::TrustDomain;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -137,7 +136,13 @@ async fn enter(
             Err(refusal) => refusal,
             Ok(known) => {
                 principal = Some(known.clone());
-                let answer = plane.answer(&method, &path, &query, body, &known.name).await;
+                let (headers, name) = (&head.headers, &known.name);
+                let answer = match configs::is_here(&path) {
+                    true => {
+                        plane.answer_configs((&method, &path), headers, &query, body, name).await
+                    }
+                    false => plane.answer(&method, &path, &query, body, name).await,
+                };
                 answer.unwrap_or_else(|answer| answer)
             }
         },
@@ -167,12 +172,12 @@ async fn enter(
 
 /// Only those who may write may send what is neither a GET nor a question.
 fn reads(method: &Method, path: &str) -> bool {
-    method == Method::GET || is_question(path)
+    matches!(*method, Method::GET | Method::HEAD) || is_question(path)
 }
 
 /// A question changes nothing, whatever its method: it has a body.
 fn is_question(path: &str) -> bool {
-    path.starts_with("/apisix/admin/questions/")
+    path.starts_with("/apisix/admin/questions/") || configs::is_question(path)
 }
 
 fn is_root(path: &str) -> bool {
@@ -255,6 +260,9 @@ impl ControlPlane {
             let body = read_body(body).await?;
             return self.answer_question(method, rest, query, body).await;
         }
+        if self.standalone.is_some() && *method != Method::GET {
+            return Err(Answer::error(StatusCode::NOT_FOUND, super::standalone::COMES_WHOLE));
+        }
         if let ["history", ref rest @ ..] = segments[..] {
             let body = read_body(body).await?;
             return self.answer_history(method, rest, query, body, author).await;
@@ -282,6 +290,9 @@ impl ControlPlane {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
         if let (["audit", what @ ..], &Method::GET) = (segments, method) {
             return Some(self.answer_records(what, query).await);
+        }
+        if let (["revisions", revision], &Method::GET) = (segments, method) {
+            return Some(self.answer_revision(revision, query).await);
         }
         let answer = match (segments, method) {
             (["plugins", "reload"], &Method::PUT) => Answer::json(StatusCode::OK, "done".into()),
@@ -315,10 +326,6 @@ impl ControlPlane {
                 }
             }
             (["schema", "validate", _], &Method::POST) => return None,
-            (["revisions", revision], &Method::GET) => match revision.parse() {
-                Ok(revision) => self.convergence(revision),
-                Err(_) => Answer::bad("a revision is a number"),
-            },
             (["plugins" | "schema" | "revisions", ..], _) => not_found(),
             _ => return None,
         };
@@ -370,37 +377,6 @@ impl ControlPlane {
                 Err(Answer::bad(bare))
             }
         }
-    }
-
-    /// `GET /apisix/admin/revisions/<revision>`: which data planes run it, which refused something, and why.
-    fn convergence(&self, revision: Revision) -> Answer {
-        let Some(convergence) = &self.convergence else {
-            return Answer::error(StatusCode::NOT_FOUND, "this control plane feeds no data planes");
-        };
-        let planes = convergence.data_planes();
-        let applied = planes.iter().filter(|plane| plane.applied >= revision).count();
-        let list: Vec<Value> = planes
-            .iter()
-            .map(|plane| {
-                let rejected: Vec<Value> = plane
-                    .rejected
-                    .iter()
-                    .map(|one| {
-                        json!({
-                            "kind": one.kind.name(), "id": one.id.as_str(),
-                            "revision": one.revision, "reason": one.reason,
-                        })
-                    })
-                    .collect();
-                json!({
-                    "id": plane.id, "connected": plane.connected, "revision": plane.applied,
-                    "applied": plane.applied >= revision, "rejected": rejected,
-                })
-            })
-            .collect();
-        Answer::ok(json!({
-            "revision": revision, "total": planes.len(), "applied": applied, "data_planes": list,
-        }))
     }
 
     async fn serve_resource(&self, target: Target<'_>, call: Call<'_>) -> Result<Answer, Answer> {
@@ -596,7 +572,10 @@ impl ControlPlane {
             // First the credentials: a half-done removal must not leave any to a later consumer of that name.
             let below = self.store.list(&format!("{key}/credentials/")).await?;
             for credential in below.entries {
-                self.store.delete(&credential.key, Expect::Anything).await?;
+                let place = credential.key.strip_prefix(self.prefix.as_str());
+                if let Some((kind, id)) = place.and_then(Kind::split_key) {
+                    self.store_delete((kind, &id), call.author).await?;
+                }
             }
         }
         let removed = self.store_delete((kind, &id), call.author).await?;
@@ -619,25 +598,6 @@ impl ControlPlane {
         let mut answer = Answer::json(status, body);
         answer.revision = Some(stored.modified);
         answer.digest = Some(hex::encode(digest(&SHA256, json.as_bytes())));
-        answer
-    }
-
-    /// Waits until every connected data plane has acknowledged the write, if the client asked for that.
-    async fn await_applied(&self, mut answer: Answer, wait: Option<Duration>) -> Answer {
-        let (Some(within), Some(revision), Some(convergence)) =
-            (wait, answer.revision, &self.convergence)
-        else {
-            return answer;
-        };
-        let deadline = Instant::now() + within;
-        let applied = || {
-            let planes = convergence.data_planes();
-            planes.iter().all(|plane| !plane.connected || plane.applied >= revision)
-        };
-        while !applied() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        answer.applied = Some(applied());
         answer
     }
 }
@@ -765,7 +725,7 @@ fn ttl(query: &Query) -> Result<Option<u64>, Answer> {
     Ok(Some(seconds))
 }
 
-fn wait(query: &Query) -> Result<Option<Duration>, Answer> {
+pub(super) fn wait(query: &Query) -> Result<Option<Duration>, Answer> {
     match query.find("wait") {
         None => Ok(None),
         Some("applied") => {

@@ -5,16 +5,23 @@
 
 mod answer;
 mod api;
+mod apply;
 pub mod auth;
 mod certificates;
-mod history;
+mod changes;
+mod configs;
+mod draft;
+pub mod history;
 mod index;
 mod listing;
 mod patch;
 mod plugins;
 mod questions;
 mod records;
+mod revisions;
 pub mod serve;
+mod sets;
+pub mod standalone;
 mod validate;
 mod wording;
 
@@ -34,8 +41,10 @@ use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
 use auth::AdminKeys;
+use history::HistorySettings;
 use index::Index;
 use plugins::Plugins;
+use standalone::{Standalone, StandaloneSettings};
 use validate::Shapes;
 
 /// What an operator sets about the Admin API.
@@ -114,6 +123,19 @@ pub trait Trial: Send + Sync {
     /// A data plane would refuse the candidate; the sentence says why.
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid>;
 
+    /// Compiles a whole state, of which some is `changed` and the rest stands already. Does no I/O and keeps nothing. Tells what a
+    /// data plane would refuse of all of it.
+    fn check_whole(&self, _kept: Vec<Resource>, changed: Vec<Resource>) -> Vec<Rejected> {
+        let refused = |candidate: Resource| match self.check(&candidate, &[]) {
+            Ok(()) => None,
+            Err(Invalid(reason)) => {
+                let Resource { kind, id, revision, .. } = candidate;
+                Some(Rejected { kind, id, revision, reason })
+            }
+        };
+        changed.into_iter().filter_map(refused).collect()
+    }
+
     /// What a supposed request at this workload would meet among these resources; `None` where there is no router.
     fn walk(
         &self,
@@ -167,6 +189,11 @@ pub struct DataPlaneState {
 pub trait Convergence: Send + Sync {
     /// All data planes that were seen.
     fn data_planes(&self) -> Vec<DataPlaneState>;
+
+    /// What lies in the store and cannot be read: data planes keep the version before, or its place closed.
+    fn unreadable(&self) -> Vec<Rejected> {
+        Vec::new()
+    }
 }
 
 /// What a control plane is made of.
@@ -191,6 +218,10 @@ pub struct Parts {
     pub archive: Option<Archive>,
     /// For `create_time` and `update_time`.
     pub clock: Clock,
+    /// How much of the past is kept.
+    pub history: HistorySettings,
+    /// APISIX's API-driven standalone mode: the configuration comes whole, and the store is in memory.
+    pub standalone: Option<StandaloneSettings>,
 }
 
 /// A control plane at work. It follows the store from its first moment to its last.
@@ -205,6 +236,8 @@ pub struct ControlPlane {
     convergence: Option<Arc<dyn Convergence>>,
     archive: Option<Archive>,
     clock: Clock,
+    revisions_kept: usize,
+    standalone: Option<Standalone>,
     shapes: Shapes,
     index: Index,
     /// The newest revision that this process wrote: the index must have seen it before it is asked.
@@ -238,9 +271,15 @@ impl ControlPlane {
     pub fn new(parts: Parts) -> Result<Arc<Self>, Error> {
         let index = Index::follow(parts.store.clone(), &parts.prefix);
         let mut historians = Tasks::new();
-        for kind in history::KEPT {
+        // What lives in memory and comes whole has no past of its own.
+        let remembers = parts.standalone.is_none();
+        for kind in history::COMPLETE.into_iter().filter(|_| remembers) {
             let (store, prefix) = (parts.store.clone(), parts.prefix.clone());
             historians.add(history::follow(store, prefix, kind, parts.clock.clone()));
+        }
+        if remembers && parts.history.revisions > 0 {
+            let (store, prefix) = (parts.store.clone(), parts.prefix.clone());
+            historians.add(history::follow_rest(store, prefix, parts.clock.clone()));
         }
         Ok(Arc::new(Self {
             plugins: Plugins::new(parts.catalog)?,
@@ -255,6 +294,8 @@ impl ControlPlane {
             convergence: parts.convergence,
             archive: parts.archive,
             clock: parts.clock,
+            revisions_kept: parts.history.revisions,
+            standalone: parts.standalone.map(Standalone::new),
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),
             _historians: historians,

@@ -98,7 +98,7 @@ impl ControlPlane {
         let mut found = Vec::new();
         for kind in KINDS {
             let values: Vec<(Id, Revision, Value)> = match at {
-                Some(at) if super::history::is_kept(kind) => {
+                Some(at) if super::history::is_complete(kind) => {
                     let state = self.state_at(kind, at).await?;
                     state.into_iter().map(|(id, (revision, value))| (id, revision, value)).collect()
                 }

@@ -19,10 +19,11 @@ use crate::control::auth::AdminKeys;
 use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
 use crate::federation::Federation;
 use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
-use crate::model::Redacted;
+use crate::model::{Redacted, Rejected};
 use crate::observe::{self, AuditLane};
 use crate::rt::{Clock, Drain, Sockets, Tasks};
 use crate::store::sealed::{Sealed, SealingKey};
+use crate::store::memory::Memory;
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
@@ -111,6 +112,7 @@ impl ControlPlaneRole {
         shared: &Shared,
     ) -> Result<Self, Error> {
         let identity = &federation.identity();
+        // What comes whole rests in memory, under whatever prefix.
         let chosen = match &control.store {
             Some(chosen) => chosen.clone(),
             None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
@@ -122,8 +124,13 @@ impl ControlPlaneRole {
         let sealing = control.sealing_key.clone().unwrap_or_else(|| state_dir.join("sealing.key"));
         let sealing = SealingKey::open(&sealing)?;
         let patience = if shared.sockets.is_open() { Duration::ZERO } else { LET_GO_WITHIN };
-        let opened = open(&chosen, patience).await?;
-        let store: Arc<dyn Store> = Arc::new(Sealed::new(opened, sealing, &chosen.prefix));
+        let store: Arc<dyn Store> = match &control.standalone {
+            Some(_) => Arc::new(Memory::new()),
+            None => {
+                let opened = open(&chosen, patience).await?;
+                Arc::new(Sealed::new(opened, sealing, &chosen.prefix))
+            }
+        };
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 
         let mut tasks = Tasks::new();
@@ -151,17 +158,21 @@ impl ControlPlaneRole {
             convergence: Some(Arc::new(Planes(publisher.clone()))),
             archive: collector.as_ref().map(|collector| collector.archive().clone()),
             clock: Clock::system(),
+            history: control.history.clone(),
+            standalone: control.standalone.clone(),
         };
         let admin_api = ControlPlane::new(parts)?;
         let (admin_listener, admin) = listen(&shared.sockets, "admin", control.admin)?;
         let (feed_listener, feed) = listen(&shared.sockets, "feed", control.feed)?;
 
         let drain = Drain::new();
-        tasks.add(admin_api.serve(admin_listener, drain.guard()));
+        tasks.add(admin_api.clone().serve(admin_listener, drain.guard()));
         follow_store(&store, &chosen.prefix, federation, &mut tasks);
         let (following, followed, prefix) = (publisher.clone(), store.clone(), chosen.prefix);
         let guard = drain.guard();
         tasks.add(async move {
+            // Until there is a configuration, data planes keep the one that they have.
+            admin_api.has_configuration().await;
             if let Err(error) = following.follow(&*followed, &prefix, guard).await {
                 tracing::error!(%error, "the feed no longer follows the store");
             }
@@ -276,5 +287,9 @@ impl control::Convergence for Planes {
             rejected: plane.rejected,
         };
         self.0.convergence().data_planes.into_iter().map(state).collect()
+    }
+
+    fn unreadable(&self) -> Vec<Rejected> {
+        self.0.convergence().unreadable
     }
 }

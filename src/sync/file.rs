@@ -348,7 +348,7 @@ fn item(
     let (Value::Object(mut fields), missing) = resolve(value, environment) else {
         return Err(Invalid::new("must be an object"));
     };
-    let key = name(kind, place, &mut fields)?;
+    let key = item_name(kind, place, &mut fields)?;
     let value = Value::Object(fields);
     let outcome = match missing {
         Some(name) => Err(Invalid::new(format!(
@@ -361,7 +361,16 @@ fn item(
     Ok(Item { key, outcome, closed })
 }
 
-fn name(kind: Kind, place: usize, fields: &mut Map<String, Value>) -> Result<Key, Invalid> {
+/// What an item of a list is called, as APISIX calls it: consumers by `username`, credentials `<consumer>/credentials/<id>` in the
+/// list of consumers or of credentials, all others by `id`, or by their `place` (from 1) in the list.
+///
+/// # Errors
+/// The name is missing where it must be, or is none.
+pub fn item_name(
+    kind: Kind,
+    place: usize,
+    fields: &mut Map<String, Value>,
+) -> Result<Key, Invalid> {
     let given = match fields.get("id") {
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),

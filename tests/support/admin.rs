@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use wardgate::control::auth::{AdminKeys, KeySettings, Role};
+use wardgate::control::standalone::StandaloneSettings;
 use wardgate::control::{
     AdminRecord, AuditTrail, ControlPlane, Convergence, DataPlaneState, Parts, PluginCatalog,
     PluginFacts, PluginPart, Trial,
@@ -147,6 +148,16 @@ impl Answer {
 
 impl World {
     pub async fn with(store: Arc<dyn Store>) -> Self {
+        Self::start(store, None).await
+    }
+
+    /// In APISIX's API-driven standalone mode.
+    pub async fn standalone(settings: StandaloneSettings) -> Self {
+        let store = Arc::new(wardgate::store::memory::Memory::new());
+        Self::start(store, Some(settings)).await
+    }
+
+    async fn start(store: Arc<dyn Store>, standalone: Option<StandaloneSettings>) -> Self {
         let key = |name: &str, key: &str, role| KeySettings {
             name: name.into(),
             key: Redacted::new(key.into()),
@@ -167,6 +178,8 @@ impl World {
             convergence: Some(planes.clone()),
             archive: None,
             clock: clock.clone(),
+            history: wardgate::control::history::HistorySettings::default(),
+            standalone,
         })
         .unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
