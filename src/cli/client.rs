@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_secs(10);
+/// And one to a whole configuration, which is compiled first, and perhaps waited for.
+const LONG: Duration = Duration::from_secs(180);
 
 /// An answer, its body read.
 #[derive(Debug)]
@@ -42,6 +44,17 @@ pub(crate) async fn send(
     headers: &[(&str, &str)],
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
+    send_within(WITHIN, authority, host, (method, path), headers, body).await
+}
+
+async fn send_within(
+    within: Duration,
+    authority: &str,
+    host: &str,
+    (method, path): (&str, &str),
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
     let exchange = async {
         let tcp = TcpStream::connect(authority)
             .await
@@ -67,9 +80,9 @@ pub(crate) async fn send(
         connection.abort();
         Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
     };
-    match tokio::time::timeout(WITHIN, exchange).await {
+    match tokio::time::timeout(within, exchange).await {
         Ok(answer) => answer,
-        Err(_) => bail!("{authority} did not answer within {} s", WITHIN.as_secs()),
+        Err(_) => bail!("{authority} did not answer within {} s", within.as_secs()),
     }
 }
 
@@ -98,6 +111,19 @@ impl Admin {
         let path = format!("/apisix/admin{path}");
         let headers = [("x-api-key", self.key.as_str())];
         send(&self.authority, &self.authority, method, &path, &headers, body).await
+    }
+
+    /// Asks what takes long.
+    pub(crate) async fn call_long(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
+        let path = format!("/apisix/admin{path}");
+        let headers = [("x-api-key", self.key.as_str())];
+        let authority = &self.authority;
+        send_within(LONG, authority, authority, (method, &path), &headers, body).await
     }
 
     /// Writes a resource.

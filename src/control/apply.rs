@@ -170,6 +170,23 @@ impl ControlPlane {
         Err(store::Error::Conflict.into())
     }
 
+    /// Judges a set as if nothing were stored. Of a part, what it refers to need not be there.
+    ///
+    /// # Errors
+    /// All that is wrong, as `configs/validate` answers it.
+    pub async fn judge_set(&self, set: Map<String, Value>, is_part: bool) -> Result<(), Value> {
+        let items = sets::read(set).map_err(|flaws| sets::refusal_body(&flaws))?;
+        let state = State::new();
+        let changes = items.iter().map(|item| (item.place.clone(), Some(item.value.clone())));
+        let draft = Draft { state: &state, changes: changes.collect() };
+        let references = if is_part { References::Free } else { References::Checked };
+        match self.judge_draft(&draft, references).await {
+            Ok(flaws) if flaws.is_empty() => Ok(()),
+            Ok(flaws) => Err(sets::refusal_body(&located(flaws, &items))),
+            Err(_) => Err(json!({"error_msg": "the trial broke off", "errors": []})),
+        }
+    }
+
     fn notes_folder(&self) -> String {
         format!("{}-owners/", self.prefix)
     }
@@ -410,9 +427,7 @@ fn stamped(kind: Kind, mut value: Value, before: Option<&Stored>, now: i64) -> V
 impl Plan {
     fn shown(&self, shrinks: &[Shrink]) -> Value {
         let name = |place: &Place| json!({"kind": place.0.name(), "id": place.1});
-        let from = |place: &Place, revision: Revision| {
-            json!({"kind": place.0.name(), "id": place.1, "from": revision})
-        };
+        let from = |place: &Place, revision: Revision| json!({"kind": place.0.name(), "id": place.1, "from": revision});
         let updated = self.updated.iter().map(|(place, revision, changes)| {
             let mut told = from(place, *revision);
             told["changes"] = json!(changes);

@@ -7,7 +7,15 @@ const MOST: usize = 200;
 
 /// Fields of plugins' settings whose values are nobody's business.
 const SECRET: [&str; 10] = [
-    "key", "secret", "password", "passwd", "token", "credential", "private", "apikey", "api_key",
+    "key",
+    "secret",
+    "password",
+    "passwd",
+    "token",
+    "credential",
+    "private",
+    "apikey",
+    "api_key",
     "auth_header",
 ];
 
@@ -129,7 +137,9 @@ fn blank(path: &str, value: &mut Value) {
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(|inner| blank(&format!("{path}/0"), inner)),
+        Value::Array(values) => {
+            values.iter_mut().for_each(|inner| blank(&format!("{path}/0"), inner))
+        }
         _ => {}
     }
 }
@@ -148,7 +158,8 @@ mod tests {
     #[test]
     fn differences_are_told_by_field() {
         let before = json!({"uri": "/a", "upstream": {"nodes": {"a:1": 1, "b/c:1": 1}}, "hosts": ["a", "b"]});
-        let after = json!({"uri": "/b", "upstream": {"nodes": {"a:1": 2}}, "hosts": ["a"], "name": "n"});
+        let after =
+            json!({"uri": "/b", "upstream": {"nodes": {"a:1": 2}}, "hosts": ["a"], "name": "n"});
         assert_eq!(
             told(Kind::Routes, &before, &after),
             json!([
@@ -171,7 +182,8 @@ mod tests {
         );
         let person = |plugins: Value| json!({"username": "j", "plugins": plugins});
         let one = person(json!({"key-auth": {"key": "s1"}}));
-        let two = person(json!({"key-auth": {"key": "s2"}, "jwt-auth": {"key": "who", "secret": "s3"}}));
+        let two =
+            person(json!({"key-auth": {"key": "s2"}, "jwt-auth": {"key": "who", "secret": "s3"}}));
         let all = told(Kind::Consumers, &one, &two);
         assert_eq!(
             all,

@@ -106,9 +106,9 @@ impl Draft<'_> {
             }
             for id in client_certificates(value) {
                 let client = self.after(&(Kind::Ssls, id.clone())).map(|ssl| {
-                    Body::parse(Kind::Ssls, ssl).is_ok_and(|body| {
-                        matches!(body, Body::Ssl(ssl) if ssl.ssl_type == SslType::Client)
-                    })
+                    Body::parse(Kind::Ssls, ssl).is_ok_and(
+                        |body| matches!(body, Body::Ssl(ssl) if ssl.ssl_type == SslType::Client),
+                    )
                 });
                 let why = match client {
                     Some(true) => continue,
@@ -152,9 +152,8 @@ impl Draft<'_> {
 
     /// Keys that two have, and plugins that two global rules have.
     fn clashes(&self, flaws: &mut Vec<Flaw>) {
-        let concerned = |kind| {
-            matches!(kind, Kind::Consumers | Kind::Credentials | Kind::GlobalRules)
-        };
+        let concerned =
+            |kind| matches!(kind, Kind::Consumers | Kind::Credentials | Kind::GlobalRules);
         let puts = |(place, value): (&Place, &Option<Value>)| concerned(place.0) && value.is_some();
         if !self.changes.iter().any(puts) {
             return;
@@ -192,8 +191,7 @@ impl Draft<'_> {
         let (mut kept, mut changed) = (Vec::new(), Vec::new());
         for (place, value, is_changed) in self.all_after() {
             if let Ok(body) = Body::parse(place.0, value) {
-                let resource =
-                    Resource { kind: place.0, id: place.1.clone(), revision: 0, body };
+                let resource = Resource { kind: place.0, id: place.1.clone(), revision: 0, body };
                 if is_changed { changed.push(resource) } else { kept.push(resource) }
             }
         }
@@ -437,9 +435,13 @@ mod tests {
 
     #[test]
     fn more_than_half_of_a_kind_is_a_shrink() {
-        for (of, deleted, least, shrinks) in
-            [(4, 2, 0, false), (4, 3, 0, true), (1, 1, 0, false), (2, 2, 0, true), (9, 9, 10, false)]
-        {
+        for (of, deleted, least, shrinks) in [
+            (4, 2, 0, false),
+            (4, 3, 0, true),
+            (1, 1, 0, false),
+            (2, 2, 0, true),
+            (9, 9, 10, false),
+        ] {
             let state = routes(of);
             let gone = state.keys().take(deleted).map(|place| (place.clone(), None));
             let draft = Draft { state: &state, changes: gone.collect() };

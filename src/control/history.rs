@@ -482,8 +482,7 @@ impl ControlPlane {
                     (Some(_), Some(_)) => "replace",
                 };
                 let from = sources.get(place).copied().unwrap_or(0);
-                let mut told =
-                    json!({"id": place.1, "action": action, "from": before, "to": from});
+                let mut told = json!({"id": place.1, "action": action, "from": before, "to": from});
                 if kinds.len() > 1 {
                     told["kind"] = json!(place.0.name());
                 }
@@ -603,8 +602,12 @@ pub(super) async fn follow_rest(store: Arc<dyn Store>, prefix: String, clock: Cl
             }
         };
         for ((kind, id), revision, value) in settled {
-            let observer =
-                Observer { store: store.clone(), prefix: prefix.clone(), kind, clock: clock.clone() };
+            let observer = Observer {
+                store: store.clone(),
+                prefix: prefix.clone(),
+                kind,
+                clock: clock.clone(),
+            };
             while let Err(error) = observer.note(&id, revision, value.as_ref()).await {
                 tracing::warn!(%error, "the history cannot be completed; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::listing::Query;
-use super::{Convergence, ControlPlane, DataPlaneState};
+use super::{ControlPlane, Convergence, DataPlaneState};
 use crate::model::{Rejected, Revision};
 use crate::store;
 

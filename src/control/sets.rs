@@ -154,11 +154,7 @@ pub(super) fn unknown(list: &str) -> String {
 }
 
 /// One item with its name; without an id of its own it is named by its place.
-pub(super) fn item(
-    kind: Kind,
-    value: Value,
-    at: At,
-) -> Result<Item, (Option<String>, Invalid)> {
+pub(super) fn item(kind: Kind, value: Value, at: At) -> Result<Item, (Option<String>, Invalid)> {
     let told = value.get("id").or_else(|| value.get("username"));
     let told = told.and_then(super::index::id_text);
     let Value::Object(mut fields) = value else {
@@ -197,9 +193,9 @@ fn lawful(kind: Kind, id: &Id) -> Result<(), Invalid> {
             )),
         },
         Kind::Ssls => super::certificates::lawful_id(id),
-        _ if id.as_str().len() > 64 => wrong(
-            "property \"id\" validation failed: object matches none of the required".into(),
-        ),
+        _ if id.as_str().len() > 64 => {
+            wrong("property \"id\" validation failed: object matches none of the required".into())
+        }
         _ => Ok(()),
     }
 }
@@ -241,11 +237,13 @@ pub(super) fn keep_hidden(value: &mut Value, stored: &Value, shown: &Value) {
     for (field, secret) in stored {
         match (value.get_mut(field), shown.get(field)) {
             (None, None) => drop(value.insert(field.clone(), secret.clone())),
-            (Some(said), Some(shown)) if shown != secret => match said == shown && !said.is_object() {
-                // It was hidden behind something, and that came back.
-                true => *said = secret.clone(),
-                false => keep_hidden(said, secret, shown),
-            },
+            (Some(said), Some(shown)) if shown != secret => {
+                match said == shown && !said.is_object() {
+                    // It was hidden behind something, and that came back.
+                    true => *said = secret.clone(),
+                    false => keep_hidden(said, secret, shown),
+                }
+            }
             _ => {}
         }
     }
@@ -313,7 +311,11 @@ mod tests {
                 at("routes", 1, "\"a b\" is no id"),
                 at("routes", 4, "id is required"),
                 at("rotues", 0, "rotues"),
-                at("stream_routes", 0, "stream_routes are not supported by this version of Wardgate"),
+                at(
+                    "stream_routes",
+                    0,
+                    "stream_routes are not supported by this version of Wardgate"
+                ),
                 at("services", 0, "services"),
                 at("trust_domains", 0, "invalid configuration"),
                 at("routes", 3, "found duplicate id a in routes"),

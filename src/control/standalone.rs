@@ -27,7 +27,8 @@ use crate::model::Kind;
 use crate::store::{Expect, Write};
 
 /// Where one resource is written in vain.
-pub(super) const COMES_WHOLE: &str = "this control plane is standalone: its configuration comes whole, by PUT /apisix/admin/configs";
+pub(super) const COMES_WHOLE: &str =
+    "this control plane is standalone: its configuration comes whole, by PUT /apisix/admin/configs";
 
 /// The digest's and the time's fields, in heads and (as APISIX has it) in the body.
 const DIGEST: (&str, &str) = ("x-digest", "X-Digest");

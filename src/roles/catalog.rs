@@ -115,7 +115,8 @@ impl Trial for KeeperTrial {
         found.extend(keeper.apply(puts.collect(), 0).rejected);
         // What a data plane puts up with and an operator should not write.
         for resource in changed.iter().filter(|one| !of_offices(one)) {
-            let is_known = found.iter().any(|one| (one.kind, &one.id) == (resource.kind, &resource.id));
+            let is_known =
+                found.iter().any(|one| (one.kind, &one.id) == (resource.kind, &resource.id));
             if !is_known && let Err(Invalid(why)) = keeper.trial(&Change::Put(resource.clone())) {
                 found.push(rejected(resource, why));
             }

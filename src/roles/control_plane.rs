@@ -20,10 +20,10 @@ use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
 use crate::federation::Federation;
 use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
 use crate::model::{Redacted, Rejected};
-use crate::observe::{self, AuditLane};
+use crate::observe::{self, AuditLane, MetricKind, Registry};
 use crate::rt::{Clock, Drain, Sockets, Tasks};
-use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::memory::Memory;
+use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
@@ -142,6 +142,7 @@ impl ControlPlaneRole {
             feed_rules(shared.plugins),
             Arc::new(move |id, role| rules.allow(id, role)),
         );
+        show_feed(&shared.registry, &publisher);
         let parts = control::Parts {
             store: store.clone(),
             prefix: chosen.prefix.clone(),
@@ -254,6 +255,46 @@ pub(super) fn listen(
     let socket = sockets.one(name, address)?;
     let bound = socket.local_addr().map_err(failed)?;
     Ok((TcpListener::from_std(socket).map_err(failed)?, bound))
+}
+
+/// How far the data planes are, as metrics: how many there are, how many lag behind what was published, and what they refuse.
+fn show_feed(registry: &Registry, publisher: &Publisher) {
+    const PLANES: &str = "wardgate_feed_data_planes";
+    const BEHIND: &str = "wardgate_feed_data_planes_behind";
+    const REFUSED: &str = "wardgate_feed_refused_resources";
+    const UNREADABLE: &str = "wardgate_feed_unreadable_resources";
+    let gauge = MetricKind::Gauge;
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    registry.describe(PLANES, gauge, "Data planes that are connected to the feed.");
+    registry.describe(
+        BEHIND,
+        gauge,
+        "Connected data planes that have not answered the newest revision.",
+    );
+    registry.describe(
+        REFUSED,
+        gauge,
+        "Resources that a connected data plane refuses, by data plane.",
+    );
+    registry.describe(UNREADABLE, gauge, "Resources of the store that cannot be read.");
+    let seen = publisher.clone();
+    registry.computed(PLANES, &[], gauge, move || number(seen.convergence().data_planes.len()));
+    let seen = publisher.clone();
+    registry.computed(BEHIND, &[], gauge, move || {
+        let state = seen.convergence();
+        number(state.data_planes.iter().filter(|plane| plane.applied < state.revision).count())
+    });
+    let seen = publisher.clone();
+    registry.gathered(REFUSED, gauge, move |row| {
+        for plane in
+            seen.convergence().data_planes.iter().filter(|plane| !plane.rejected.is_empty())
+        {
+            let labels = [("spiffe_id", &*plane.spiffe_id), ("node", plane.node.as_str())];
+            row(&labels, number(plane.rejected.len()));
+        }
+    });
+    let seen = publisher.clone();
+    registry.computed(UNREADABLE, &[], gauge, move || number(seen.convergence().unreadable.len()));
 }
 
 /// Admin calls go into the decision log.

@@ -121,7 +121,8 @@ impl Settings {
                 let audit = control.audit.check();
                 audit.map_err(|(field, problem)| Error::Setting { field, problem })?;
                 if control.standalone.is_some() && control.store.is_some() {
-                    let problem = "give either standalone or store: what comes whole rests in memory";
+                    let problem =
+                        "give either standalone or store: what comes whole rests in memory";
                     return Err(missing("control.standalone", problem));
                 }
                 if control.history.revisions > 1000 {
