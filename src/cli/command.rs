@@ -26,6 +26,7 @@ First steps:
   wardgate demo                                 see one allowed and two refused calls, in one process
   wardgate dev --to http://127.0.0.1:8000       put a sidecar and an ingress before your own application
   wardgate run --role sidecar -c sidecar.yaml   start a role with its settings
+  wardgate apply -f config/ --dry-run           what would these files change at the control plane?
   wardgate explain denial d-…                   why was this refused?
 
 Environment:

@@ -635,7 +635,11 @@ plugins: [key-auth]
         fs::remove_file(&path).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), feed.next()).await.is_err());
         assert!(status.load().error.as_ref().unwrap().contains("cannot read"));
-        assert_eq!(status.load().left_out, 6, "five that have no good name, and one that lacks a variable");
+        assert_eq!(
+            status.load().left_out,
+            6,
+            "five that have no good name, and one that lacks a variable"
+        );
         let second = FIRST
             .replace("uri: /one", "uri: 7")
             .replace("uri: /second", "uri: /2nd")
