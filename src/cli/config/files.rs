@@ -128,8 +128,13 @@ fn singular(name: &str) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| kind.singular().replace(' ', "_") == name)
 }
 
-/// The documents of a text. JSON is YAML.
+/// The documents of a text. JSON is YAML, but for characters that YAML wants escaped.
 pub(super) fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
+    if text.trim_start().starts_with('{')
+        && let Ok(value) = serde_json::from_str(text)
+    {
+        return Ok(vec![value]);
+    }
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: 100_000_000,
