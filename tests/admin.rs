@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "admin_api/access.rs"]
+mod access;
 #[path = "admin_api/adc.rs"]
 mod adc;
 #[path = "support/admin.rs"]
@@ -12,6 +14,10 @@ mod apply;
 mod etcd_server;
 #[path = "admin_api/history.rs"]
 mod history;
+#[path = "admin_api/kinds.rs"]
+mod kinds;
+#[path = "admin_api/schemas.rs"]
+mod schemas;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,7 +155,7 @@ async fn paths_and_bodies_that_make_no_sense_get_apisix_s_answers() {
         ("consumer_groups", "consumer group"),
         ("plugin_configs", "plugin config"),
         ("global_rules", "global rule"),
-        ("plugin_metadata", "plugin metadata"),
+        ("plugin_metadata", "plugin_metadata"),
         ("consumers/bob/credentials", "credential"),
     ] {
         let answer = world.ask("POST", &format!("/{kind}"), &json!({})).await;
@@ -158,7 +164,7 @@ async fn paths_and_bodies_that_make_no_sense_get_apisix_s_answers() {
     for (path, name) in [
         ("consumers/bob", "consumer"),
         ("consumers/bob/credentials/1", "credential"),
-        ("plugin_metadata/prometheus", "plugin metadata"),
+        ("plugin_metadata/prometheus", "plugin_metadata"),
     ] {
         let answer = world.ask("PATCH", &format!("/{path}"), &json!({})).await;
         assert_eq!(
@@ -314,7 +320,7 @@ async fn ids_are_the_path_s_the_body_s_or_the_server_s() {
         ("create_time", json!({"uri": "/a", "upstream": upstream(), "create_time": 1})),
         ("upstream.update_time", json!({"uri": "/a", "upstream": {"nodes": {}, "update_time": 1}})),
     ] {
-        let text = format!("the property is forbidden: {field}");
+        let text = format!("the property is forbidden:  {field}");
         assert_eq!(world.ask("PUT", "/routes/8", &body).await.pair(), (400, error(&text)));
     }
 }

@@ -83,6 +83,7 @@ fn say(log: &AuditLog, path: &str) {
         status: 200,
         revision: None,
         body_sha256: None,
+        diff_sha256: None,
         reason: None,
     };
     log.control().admin(&record).unwrap();

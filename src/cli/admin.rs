@@ -11,7 +11,7 @@ use crate::cli::client::Admin;
 /// Where the Admin API is.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct AdminArgs {
-    /// The Admin API, as http://127.0.0.1:9180
+    /// The Admin API, as http://127.0.0.1:9180; https:// with the identity in WARDGATE_IDENTITY, or a public name's certificate
     #[arg(long, env = "WARDGATE_ADMIN", value_name = "URL")]
     admin: Option<String>,
     /// The Admin API's key
@@ -29,10 +29,13 @@ impl AdminArgs {
         let Some(url) = &self.admin else {
             bail!("the Admin API is not named: --admin URL or WARDGATE_ADMIN")
         };
-        let Some(key) = &self.key else {
-            bail!("the Admin API wants a key: --key or WARDGATE_KEY")
-        };
-        Admin::new(url, key)
+        match &self.key {
+            Some(key) => Admin::new(url, key),
+            None if Admin::has_identity(url) => Admin::new(url, ""),
+            None => bail!(
+                "the Admin API wants a key (--key or WARDGATE_KEY), or an identity (WARDGATE_IDENTITY, over https)"
+            ),
+        }
     }
 }
 

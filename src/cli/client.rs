@@ -1,5 +1,9 @@
 //! A small HTTP client for commands that ask a running process.
 
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -8,7 +12,13 @@ use http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::identity::{FileSettings, FileSource, IdentitySource as _, SpiffeId};
+use crate::mtls::{Alpn, Connector, ExpectedPeers, connect_private, connect_web};
+use crate::rt::Clock;
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -44,24 +54,44 @@ pub(crate) async fn send(
     headers: &[(&str, &str)],
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
-    send_within(WITHIN, authority, host, (method, path), headers, body).await
+    within(WITHIN, authority, async {
+        let tcp = connect(authority).await?;
+        exchange(tcp, host, method, path, headers, body).await
+    })
+    .await
 }
 
-async fn send_within(
-    within: Duration,
+async fn connect(authority: &str) -> anyhow::Result<TcpStream> {
+    let tcp = TcpStream::connect(authority)
+        .await
+        .with_context(|| format!("nobody answers at {authority}"))?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+async fn within<T>(
+    patience: Duration,
     authority: &str,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(patience, work).await {
+        Ok(done) => done,
+        Err(_) => bail!("{authority} did not answer within {} s", patience.as_secs()),
+    }
+}
+
+/// One request on a connection of its own.
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     host: &str,
-    (method, path): (&str, &str),
+    method: &str,
+    path: &str,
     headers: &[(&str, &str)],
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
-    let exchange = async {
-        let tcp = TcpStream::connect(authority)
-            .await
-            .with_context(|| format!("nobody answers at {authority}"))?;
-        tcp.set_nodelay(true)?;
+    {
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await?;
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = crate::rt::spawn(connection);
         let text = body.map(ToString::to_string).unwrap_or_default();
         let mut request = http::Request::builder()
@@ -79,26 +109,60 @@ async fn send_within(
         let body = body.collect().await?.to_bytes();
         connection.abort();
         Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
-    };
-    match tokio::time::timeout(within, exchange).await {
-        Ok(answer) => answer,
-        Err(_) => bail!("{authority} did not answer within {} s", within.as_secs()),
     }
 }
 
+/// The folder of an identity (`svid.pem`, `key.pem`, `bundle.pem`) for an Admin API over mTLS.
+const IDENTITY: &str = "WARDGATE_IDENTITY";
+/// Authorities (PEM) for an Admin API with a certificate of a public name; the system's when not given.
+const AUTHORITIES: &str = "WARDGATE_ADMIN_CA";
+
 /// The Admin API of a control plane.
+#[derive(Debug)]
 pub(crate) struct Admin {
     authority: String,
     key: String,
+    way: Way,
+}
+
+/// How the Admin API is reached.
+#[derive(Debug)]
+enum Way {
+    Plain,
+    /// As whoever the folder names, to the control plane of the same trust domain.
+    Mesh(PathBuf),
+    /// To whoever owns the name.
+    Named(Option<PathBuf>),
 }
 
 impl Admin {
-    /// At `url` (`http://host:port`), with an admin key.
+    /// At `url`, with an admin key: `http://host:port`, or `https://host:port`. The environment says how the latter is proved.
     pub(crate) fn new(url: &str, key: &str) -> anyhow::Result<Self> {
-        let Some(authority) = url.strip_prefix("http://") else {
-            bail!("the Admin API's address {url:?} is not http://host:port");
+        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let (authority, way) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+            (Some(authority), _) => (authority, Way::Plain),
+            (None, Some(authority)) => match path(IDENTITY) {
+                Some(folder) => (authority, Way::Mesh(folder.into())),
+                None => (authority, Way::Named(path(AUTHORITIES).map(PathBuf::from))),
+            },
+            (None, None) => {
+                bail!(
+                    "the Admin API's address {url:?} is not http://host:port or https://host:port"
+                )
+            }
         };
-        Ok(Self { authority: authority.trim_end_matches('/').to_owned(), key: key.to_owned() })
+        let authority = authority.trim_end_matches('/');
+        let authority = match (&way, authority.rsplit_once(':')) {
+            (Way::Plain, _) => authority.to_owned(),
+            (_, Some((_, port))) if port.parse::<u16>().is_ok() => authority.to_owned(),
+            _ => format!("{authority}:443"),
+        };
+        Ok(Self { authority, key: key.to_owned(), way })
+    }
+
+    /// Does the environment name an identity, so that no key is needed?
+    pub(crate) fn has_identity(url: &str) -> bool {
+        url.starts_with("https://") && std::env::var_os(IDENTITY).is_some_and(|it| !it.is_empty())
     }
 
     /// Asks; `path` is below `/apisix/admin`.
@@ -108,9 +172,43 @@ impl Admin {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Answer> {
+        self.call_within(WITHIN, method, path, body).await
+    }
+
+    async fn call_within(
+        &self,
+        patience: Duration,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
         let path = format!("/apisix/admin{path}");
         let headers = [("x-api-key", self.key.as_str())];
-        send(&self.authority, &self.authority, method, &path, &headers, body).await
+        let headers = if self.key.is_empty() { &headers[..0] } else { &headers[..] };
+        let host = self.authority.as_str();
+        match &self.way {
+            Way::Plain => {
+                within(patience, host, async {
+                    let tcp = connect(host).await?;
+                    exchange(tcp, host, method, &path, headers, body).await
+                })
+                .await
+            }
+            Way::Mesh(folder) => {
+                within(patience, host, async {
+                    let (stream, _source) = mesh(host, folder).await?;
+                    exchange(stream, host, method, &path, headers, body).await
+                })
+                .await
+            }
+            Way::Named(authorities) => {
+                within(patience, host, async {
+                    let stream = named(host, authorities.as_deref()).await?;
+                    exchange(stream, host, method, &path, headers, body).await
+                })
+                .await
+            }
+        }
     }
 
     /// Asks what takes long.
@@ -120,10 +218,7 @@ impl Admin {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Answer> {
-        let path = format!("/apisix/admin{path}");
-        let headers = [("x-api-key", self.key.as_str())];
-        let authority = &self.authority;
-        send_within(LONG, authority, authority, (method, &path), &headers, body).await
+        self.call_within(LONG, method, path, body).await
     }
 
     /// Writes a resource.
@@ -143,4 +238,51 @@ impl Admin {
     pub(crate) async fn has(&self, path: &str) -> anyhow::Result<bool> {
         Ok(self.call("GET", path, None).await?.status == 200)
     }
+}
+
+/// As whoever the folder says, to the control plane of that trust domain and to nobody else.
+async fn mesh(
+    authority: &str,
+    folder: &Path,
+) -> anyhow::Result<(TlsStream<TcpStream>, FileSource)> {
+    let settings = FileSettings {
+        certificate: folder.join("svid.pem"),
+        key: folder.join("key.pem"),
+        bundle: folder.join("bundle.pem"),
+        further_bundles: BTreeMap::new(),
+        first_within_seconds: 0,
+    };
+    let source = FileSource::start(settings, Clock::system())
+        .await
+        .with_context(|| format!("no usable identity in {}", folder.display()))?;
+    let own = source.identity().load();
+    let control = format!("spiffe://{}/wardgate/control", own.id().trust_domain_name());
+    let expected = Arc::new(ExpectedPeers::exactly(&control.parse::<SpiffeId>()?));
+    let connector = Connector::new(source.identity());
+    let tcp = connect(authority).await?;
+    let (stream, _) = connector
+        .connect(tcp, &expected, Alpn::Http1)
+        .await
+        .with_context(|| format!("no mTLS with {control} at {authority}"))?;
+    Ok((stream, source))
+}
+
+async fn named(
+    authority: &str,
+    authorities: Option<&Path>,
+) -> anyhow::Result<TlsStream<TcpStream>> {
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let tcp = connect(authority).await?;
+    let connected = match authorities {
+        None => connect_web(tcp, host, None).await,
+        Some(path) => {
+            let roots =
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            connect_private(tcp, bare, &roots, Alpn::Http1).await
+        }
+    };
+    connected.with_context(|| {
+        format!("no TLS with {authority}: {AUTHORITIES} names its authorities, {IDENTITY} an identity for mTLS")
+    })
 }

@@ -9,8 +9,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    audit, check, config, conformance, demo, dev, explain, identity, policy, questions, run,
-    schema, status, tap, who_did,
+    admin_key, audit, check, config, conformance, demo, dev, explain, identity, policy, questions,
+    run, schema, status, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -33,6 +33,10 @@ Environment:
   WARDGATE_LOG     what to log, as info or wardgate=debug
   WARDGATE_ADMIN   the Admin API for commands that ask it, as http://127.0.0.1:9180
   WARDGATE_KEY     its key
+  WARDGATE_IDENTITY
+                   the folder of an identity (svid.pem, key.pem, bundle.pem) for an Admin API over mTLS
+  WARDGATE_ADMIN_CA
+                   authorities (PEM) for an Admin API with a certificate of a public name
   WARDGATE_AUDIT   the decision log for commands that read it
   WARDGATE_ALLOW_CORE_DUMPS
                    1 opens the process' memory to debuggers and core files, private keys with it
@@ -81,6 +85,8 @@ enum Command {
     Audit(audit::AuditArgs),
     WhoDid(who_did::WhoDidArgs),
     Tap(tap::TapArgs),
+    /// Who may administer: make, list, rotate and revoke admin keys
+    Admin(admin_key::AdminCommandArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
@@ -166,6 +172,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => runtime.block_on(audit::run(&args, out)),
         Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
         Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
+        Command::Admin(args) => runtime.block_on(admin_key::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;

@@ -1,6 +1,7 @@
 //! What people type: commands that start roles, read logs, and ask running processes. A door: it defines nothing itself.
 
 mod admin;
+mod admin_key;
 mod archive;
 mod audit;
 mod audit_export;

@@ -1,8 +1,10 @@
 //! What the Admin API answers with, in APISIX's bodies.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, StatusCode};
 use serde_json::{Value, json};
 
@@ -24,6 +26,10 @@ pub(super) struct Answer {
     pub(super) headers: Vec<(&'static str, String)>,
     /// A body that is not JSON, and its type.
     pub(super) other: Option<(&'static str, String)>,
+    /// SHA-256 of what was there before and what is there now, in hex.
+    pub(super) difference: Option<String>,
+    /// When to try again.
+    retry_after: Option<Duration>,
 }
 
 impl Answer {
@@ -44,6 +50,8 @@ impl Answer {
             digest: None,
             headers: Vec::new(),
             other: None,
+            difference: None,
+            retry_after: None,
         }
     }
 
@@ -54,6 +62,29 @@ impl Answer {
 
     pub(super) fn bad(text: impl Into<String>) -> Self {
         Self::error(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn forbidden(text: impl Into<String>) -> Self {
+        Self::error(StatusCode::FORBIDDEN, text)
+    }
+
+    pub(super) fn too_many(text: &str, wait: Duration) -> Self {
+        let retry_after = Some(wait);
+        Self { retry_after, ..Self::error(StatusCode::TOO_MANY_REQUESTS, text) }
+    }
+
+    /// Why the caller was not let do it, if it was not.
+    pub(super) fn reason(&self) -> Option<String> {
+        // Others may quote what was sent, and records hold no secrets.
+        let refused = matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+        );
+        let body = self.body.as_ref().filter(|_| refused)?;
+        let texts = ["error_msg", "description", "message"];
+        let texts: Vec<&str> =
+            texts.iter().filter_map(|name| body.get(name).and_then(Value::as_str)).collect();
+        (!texts.is_empty()).then(|| texts.join(": "))
     }
 
     pub(super) fn key_not_found() -> Self {
@@ -85,6 +116,9 @@ impl Answer {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
             *response.body_mut() = Body::from(body);
             return response;
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(RETRY_AFTER, wait.as_secs().saturating_add(1).into());
         }
         match self.body {
             None => {}

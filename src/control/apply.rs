@@ -13,13 +13,14 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::ControlPlane;
+use super::access::Principal;
 use super::answer::Answer;
 use super::changes::differences;
 use super::configs::WholeCall;
 use super::draft::{Draft, References, Shrink, State};
 use super::history::Author;
 use super::index::Place;
-use super::listing::{Query, shown};
+use super::listing::{Query, hide_secrets, shown};
 use super::sets::{self, At, Flaw, Item, bare, keep_hidden};
 use crate::model::{Id, Kind, Revision};
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -107,7 +108,7 @@ impl ControlPlane {
         dry_run: bool,
     ) -> Result<Answer, Answer> {
         let options = Options::read(call.query)?;
-        let wait = super::api::wait(call.query)?;
+        let wait = super::api::body::wait(call.query)?;
         let invalid = |why: String| Answer::bad(format!("invalid request body: {why}"));
         let top = sets::parse(call.headers, &call.body).map_err(invalid)?;
         let items = sets::read(top).map_err(|flaws| sets::refusal(&flaws))?;
@@ -117,6 +118,15 @@ impl ControlPlane {
             let notes = self.notes().await?;
             let plan = self.plan(&items, &options, &state, &notes)?;
             let draft = Draft { state: &state, changes: plan.changes.clone() };
+            // Also of a mere question: it tells how what is stored differs.
+            for ((kind, id), value) in draft.changes.iter().filter(|_| !call.only_asks(dry_run)) {
+                let before = state.get(&(*kind, id.clone())).map(|stored| &stored.value);
+                let may = call.principal.changes(*kind, id, before, value.as_ref());
+                may.map_err(Answer::forbidden)?;
+            }
+            for (kind, _) in plan.noted.keys().filter(|_| !dry_run) {
+                call.principal.writes(*kind).map_err(Answer::forbidden)?;
+            }
             let flaws = self.judge_draft(&draft, References::Checked).await?;
             if !flaws.is_empty() {
                 return Err(sets::refusal(&located(flaws, &items)));
@@ -141,7 +151,7 @@ impl ControlPlane {
                 told["commits"] = json!(0);
                 return Ok(Answer::ok(told));
             }
-            let author = Author { name: call.author, rollback_to: None };
+            let author = Author { name: &call.principal.name, rollback_to: None };
             let mut writes = self.writes_of(&draft, |_| author);
             for (place, owner) in &plan.noted {
                 let write = Write {
@@ -349,20 +359,24 @@ impl ControlPlane {
     }
 
     /// `GET /apisix/admin/configs/dump`: all there is, at one revision, without times and private keys.
-    pub(super) async fn dump(&self) -> Result<Answer, Answer> {
+    pub(super) async fn dump(&self, principal: &Principal) -> Result<Answer, Answer> {
         let (state, revision) = self.state().await?;
-        let mut answer = Answer::ok(Value::Object(dumped(&state)));
+        let mut answer = Answer::ok(Value::Object(dumped(&state, principal)));
         answer.headers.push(("x-wardgate-revision", revision.to_string()));
         Ok(answer)
     }
 }
 
 /// The lists of a state, credentials behind their consumers as APISIX has them.
-pub(super) fn dumped(state: &State) -> Map<String, Value> {
+pub(super) fn dumped(state: &State, principal: &Principal) -> Map<String, Value> {
     let mut lists: Map<String, Value> = Map::new();
     for kind in Kind::ALL {
         for (place, stored) in state.iter().filter(|(place, _)| place.0 == kind) {
             let mut value = shown(kind, bare(kind, &place.1, &stored.value));
+            // Who may not write secrets is not shown them.
+            if principal.writes(kind).is_err() {
+                hide_secrets(kind, &mut value);
+            }
             let list = match kind {
                 Kind::Credentials => {
                     value["id"] = json!(place.1);

@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
 
 use super::ControlPlane;
+use super::access::Principal;
 use super::answer::Answer;
 use super::listing::Query;
 
@@ -32,7 +33,15 @@ pub(super) struct WholeCall<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) query: &'a Query,
     pub(super) body: Vec<u8>,
-    pub(super) author: &'a str,
+    /// Who calls, and what it may do.
+    pub(super) principal: &'a Principal,
+}
+
+impl WholeCall<'_> {
+    /// Does somebody only ask who may see everything?
+    pub(super) fn only_asks(&self, dry_run: bool) -> bool {
+        dry_run && self.principal.is_unscoped()
+    }
 }
 
 impl ControlPlane {
@@ -42,23 +51,29 @@ impl ControlPlane {
         headers: &HeaderMap,
         query: &Query,
         body: Body,
-        author: &str,
+        principal: &Principal,
     ) -> Result<Answer, Answer> {
         let rest = path.strip_prefix(ROOT).unwrap_or_default().trim_matches('/');
         let body = match *method {
             Method::PUT | Method::POST => read(body).await?,
             _ => Vec::new(),
         };
-        let call = WholeCall { headers, query, body, author };
+        let call = WholeCall { headers, query, body, principal };
         match (method, rest, &self.standalone) {
-            (&Method::GET, "", Some(standalone)) => self.standalone_get(standalone, headers).await,
+            // What follows tells of all resources at once, or replaces them.
+            (&Method::GET, "dump", _) | (_, "", Some(_)) if !principal.is_unscoped() => {
+                Err(Answer::forbidden("a caller with a scope reads resources alone"))
+            }
+            (&Method::GET, "", Some(standalone)) => {
+                self.standalone_get(standalone, headers, principal).await
+            }
             (&Method::HEAD, "", Some(standalone)) => Ok(standalone.head().await),
             (&Method::PUT, "", Some(standalone)) => self.standalone_put(standalone, &call).await,
             (_, "", None) => {
                 Err(Answer::error(StatusCode::NOT_FOUND, "Unsupported resource type: configs"))
             }
-            (&Method::POST, "validate", _) => self.validate_configs(&call).await,
-            (&Method::GET, "dump", _) => self.dump().await,
+            (&Method::POST, "validate", _) => self.validate_configs(headers, &call.body),
+            (&Method::GET, "dump", _) => self.dump(principal).await,
             (&Method::POST, "diff", None) => self.apply(&call, true).await,
             (&Method::POST, "apply", None) => self.apply(&call, false).await,
             (&Method::POST, "diff" | "apply", Some(_)) => {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ControlPlane;
+use super::access::Principal;
 use super::answer::Answer;
 use super::draft::{Draft, References};
 use super::index::Place;
@@ -316,13 +317,16 @@ impl ControlPlane {
         segments: &[&str],
         query: &Query,
         body: Option<Value>,
-        author: &str,
+        principal: &Principal,
     ) -> Result<Answer, Answer> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
         match (method, segments) {
             (&Method::GET, []) => return self.list_everything(query).await,
             (&Method::POST, ["rollback"]) => {
-                return self.roll_back(&Kind::ALL, None, body, author).await;
+                for kind in Kind::ALL {
+                    principal.writes(kind).map_err(Answer::forbidden)?;
+                }
+                return self.roll_back(&Kind::ALL, None, body, &principal.name).await;
             }
             _ => {}
         }
@@ -347,9 +351,13 @@ impl ControlPlane {
                 let found = found.ok_or_else(Answer::key_not_found)?;
                 Ok(Answer::ok(found.shown(kind, true)))
             }
-            (&Method::POST, ["rollback"]) => self.roll_back(&[kind], None, body, author).await,
-            (&Method::POST, [one, "rollback"]) => {
-                self.roll_back(&[kind], Some(id(one)?), body, author).await
+            (&Method::POST, ["rollback"] | [_, "rollback"]) => {
+                principal.writes(kind).map_err(Answer::forbidden)?;
+                let only = match rest {
+                    [one, _] => Some(id(one)?),
+                    _ => None,
+                };
+                self.roll_back(&[kind], only, body, &principal.name).await
             }
             _ => Err(not_found()),
         }

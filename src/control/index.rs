@@ -78,7 +78,17 @@ pub(super) fn facts(kind: Kind, id: &Id, value: &Value) -> Vec<Fact> {
     {
         facts.push(Fact::Refers(Kind::Consumers, consumer.to_owned()));
     }
+    if kind == Kind::StreamRoutes
+        && let Some(superior) = value.pointer("/protocol/superior_id").and_then(id_text)
+    {
+        facts.push(Fact::Refers(Kind::StreamRoutes, superior));
+    }
     for (name, config) in plugins() {
+        if name == "grpc-transcode"
+            && let Some(proto) = config.get("proto_id").and_then(id_text)
+        {
+            facts.push(Fact::Refers(Kind::Protos, proto));
+        }
         if name == "traffic-split" {
             facts.extend(split_upstreams(config).map(|id| Fact::Refers(Kind::Upstreams, id)));
         }

@@ -65,6 +65,20 @@ pub(super) fn shown(kind: Kind, mut value: Value) -> Value {
     value
 }
 
+/// Takes out of a secret manager what opens it.
+pub(super) fn hide_secrets(kind: Kind, value: &mut Value) {
+    if kind != Kind::Secrets {
+        return;
+    }
+    let Some(fields) = value.as_object_mut() else { return };
+    for name in ["token", "access_key_id", "secret_access_key", "session_token"] {
+        fields.shift_remove(name);
+    }
+    if let Some(account) = fields.get_mut("auth_config").and_then(Value::as_object_mut) {
+        account.shift_remove("private_key");
+    }
+}
+
 /// The list of those entries that the query asks for.
 pub(super) fn list(kind: Kind, entries: Vec<Stored>, query: &Query) -> Answer {
     let mut entries: Vec<Stored> =
@@ -98,10 +112,12 @@ fn wanted(kind: Kind, value: &Value, query: &Query) -> bool {
     {
         return false;
     }
-    if kind != Kind::Routes {
+    if !matches!(kind, Kind::Routes | Kind::StreamRoutes) {
         return true;
     }
-    if let Some(pattern) = query.find("uri") {
+    if kind == Kind::Routes
+        && let Some(pattern) = query.find("uri")
+    {
         let many = value.get("uris").and_then(Value::as_array).into_iter().flatten();
         let mut all = value.get("uri").into_iter().chain(many);
         if !all.any(|uri| finds(pattern, uri.as_str())) {

@@ -3,10 +3,10 @@
 //! What it needs from above comes in as traits, so that this room names no plugin, no compiler and no audit file:
 //! [`PluginCatalog`], [`Trial`], [`AuditTrail`], [`Convergence`].
 
+pub mod access;
 mod answer;
 mod api;
 mod apply;
-pub mod auth;
 mod certificates;
 mod changes;
 mod configs;
@@ -16,8 +16,10 @@ mod index;
 mod listing;
 mod patch;
 mod plugins;
+mod protos;
 mod questions;
 mod records;
+mod references;
 mod revisions;
 pub mod serve;
 mod sets;
@@ -29,8 +31,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::audit::Archive;
@@ -40,39 +40,12 @@ use crate::policy::questions::{Supposed, Walked};
 use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
-use auth::AdminKeys;
+use access::{AdminKeys, Limits, Network, Peers, StoredKeys};
 use history::HistorySettings;
 use index::Index;
 use plugins::Plugins;
 use standalone::{Standalone, StandaloneSettings};
 use validate::Shapes;
-
-/// What an operator sets about the Admin API.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Where the Admin API listens.
-    #[serde(default = "default_listen")]
-    #[schemars(with = "String")]
-    pub listen: SocketAddr,
-    /// Keys beside the generated one.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub keys: Vec<auth::KeySettings>,
-    /// Names, beside `localhost` and plain addresses, under which clients may call the Admin API. Requests for other names
-    /// are refused: a web page that rebinds its own name to this address does not get through.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hosts: Vec<String>,
-}
-
-fn default_listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 9180))
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { listen: default_listen(), keys: Vec::new(), hosts: Vec::new() }
-    }
-}
 
 /// Which of a plugin's schemas is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +123,7 @@ pub trait Trial: Send + Sync {
 /// One request that changes something, or wanted to.
 #[derive(Clone, Debug)]
 pub struct AdminRecord<'a> {
-    /// Whose key it was; `None` when there was none, or a wrong one.
+    /// Whose key or SPIFFE ID it was; `None` when there was none, or a wrong one.
     pub principal: Option<&'a str>,
     /// Where it came from.
     pub client: SocketAddr,
@@ -164,6 +137,10 @@ pub struct AdminRecord<'a> {
     pub revision: Option<Revision>,
     /// SHA-256 of the stored JSON, in hex.
     pub digest: Option<String>,
+    /// SHA-256 of the JSON before, a line feed, and the JSON after (`null` for nothing), in hex: what exactly was changed.
+    pub difference: Option<String>,
+    /// Why the caller was not let do it.
+    pub reason: Option<String>,
 }
 
 /// Where records of administration go.
@@ -204,8 +181,10 @@ pub struct Parts {
     pub prefix: String,
     /// Who may administer.
     pub keys: AdminKeys,
-    /// Further names of this host, see [`Settings::hosts`].
+    /// Further names of this host.
     pub hosts: Vec<String>,
+    /// Who reaches the Admin API, and how.
+    pub access: access::Settings,
     /// The plugins.
     pub catalog: Arc<dyn PluginCatalog>,
     /// The trial compiler.
@@ -228,7 +207,7 @@ pub struct Parts {
 pub struct ControlPlane {
     store: Arc<dyn Store>,
     prefix: String,
-    keys: AdminKeys,
+    access: Access,
     hosts: Vec<String>,
     plugins: Plugins,
     trial: Arc<dyn Trial>,
@@ -248,6 +227,17 @@ pub struct ControlPlane {
     _historians: Tasks,
 }
 
+/// Who is let in.
+struct Access {
+    /// Of the settings, and the generated one.
+    keys: AdminKeys,
+    stored: StoredKeys,
+    peers: Peers,
+    limits: Limits,
+    origins: Vec<String>,
+    proxies: Vec<Network>,
+}
+
 /// Why a control plane cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -260,6 +250,14 @@ pub enum Error {
         /// What the validator said.
         why: String,
     },
+    /// The settings of access cannot hold what they say.
+    #[error("setting {field}: {why}")]
+    Access {
+        /// The setting.
+        field: &'static str,
+        /// What was expected.
+        why: String,
+    },
 }
 
 impl ControlPlane {
@@ -267,8 +265,9 @@ impl ControlPlane {
     /// yet.
     ///
     /// # Errors
-    /// A schema cannot be used.
+    /// A schema cannot be used, or the settings of access.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Error> {
+        let access = Access::of(parts.access, parts.keys, &parts.store, &parts.prefix)?;
         let index = Index::follow(parts.store.clone(), &parts.prefix);
         let mut historians = Tasks::new();
         // What lives in memory and comes whole has no past of its own.
@@ -287,7 +286,7 @@ impl ControlPlane {
             index,
             store: parts.store,
             prefix: parts.prefix,
-            keys: parts.keys,
+            access,
             hosts: parts.hosts,
             trial: parts.trial,
             audit: parts.audit,
@@ -300,5 +299,33 @@ impl ControlPlane {
             writes: tokio::sync::Mutex::new(()),
             _historians: historians,
         }))
+    }
+}
+
+impl Access {
+    fn of(
+        settings: access::Settings,
+        keys: AdminKeys,
+        store: &Arc<dyn Store>,
+        prefix: &str,
+    ) -> Result<Self, Error> {
+        settings.check().map_err(|(field, why)| Error::Access { field, why })?;
+        let access::Settings {
+            peers,
+            origins,
+            proxies,
+            requests_per_second,
+            failures_per_minute,
+            ..
+        } = settings;
+        let wrong = |field| move |why| Error::Access { field, why };
+        Ok(Self {
+            keys,
+            stored: StoredKeys::follow(store.clone(), prefix),
+            peers: Peers::of(&peers).map_err(wrong("control.access.peers"))?,
+            limits: Limits::new(requests_per_second, failures_per_minute),
+            origins,
+            proxies: access::networks(&proxies).map_err(wrong("control.access.proxies"))?,
+        })
     }
 }

@@ -1,13 +1,33 @@
 //! The plugins as the Admin API shows and judges them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::{Map, Value, json};
 
 use super::wording::Checker;
 use super::{Error, PluginCatalog, PluginFacts, PluginPart};
 use crate::model::Invalid;
+
+/// What every plugin has beside its own settings.
+static META: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "type": "object",
+        "properties": {
+            "disable": {"type": "boolean"},
+            "error_response": {"oneOf": [{"type": "string"}, {"type": "object"}]},
+            "filter": {
+                "description": "filter determines whether the plugin needs to be executed at runtime",
+                "type": "array",
+            },
+            "priority": {
+                "description": "priority of plugins by customized order",
+                "type": "integer",
+            },
+        },
+        "additionalProperties": false,
+    })
+});
 
 /// All plugins with their compiled schemas.
 pub(super) struct Plugins {
@@ -34,6 +54,31 @@ impl Plugin {
     /// The schema of one of its parts.
     pub(super) fn schema(&self, part: PluginPart) -> Option<&Value> {
         self.checker(part).map(Checker::schema)
+    }
+
+    /// The schema of one of its parts as APISIX publishes it: with what every plugin has, and the titles that clients read.
+    pub(super) fn published(&self, part: PluginPart) -> Option<Value> {
+        let mut schema = self.schema(part)?.clone();
+        let Some(fields) = schema.as_object_mut() else { return Some(schema) };
+        if fields.get("type") == Some(&json!("object")) {
+            fields.entry("properties").or_insert_with(|| json!({}));
+        }
+        if part == PluginPart::Config {
+            fields
+                .insert("$comment".into(), json!("this is a mark for our injected plugin schema"));
+            if let Some(properties) = fields.get_mut("properties").and_then(Value::as_object_mut) {
+                properties.insert("_meta".into(), META.clone());
+            }
+        }
+        let title = match part {
+            PluginPart::Config => "work with route or service object",
+            PluginPart::Credential => "work with consumer object",
+            PluginPart::Metadata => return Some(schema),
+        };
+        if self.authenticates() {
+            fields.insert("title".into(), json!(title));
+        }
+        Some(schema)
     }
 
     fn checker(&self, part: PluginPart) -> Option<&Checker> {
@@ -91,8 +136,8 @@ impl Plugins {
                 ("consumer_schema", PluginPart::Credential),
                 ("metadata_schema", PluginPart::Metadata),
             ] {
-                if let Some(schema) = plugin.schema(part) {
-                    facts.insert(name.into(), schema.clone());
+                if let Some(schema) = plugin.published(part) {
+                    facts.insert(name.into(), schema);
                 }
             }
             (plugin.name.clone(), Value::Object(facts))

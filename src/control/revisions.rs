@@ -20,7 +20,7 @@ impl ControlPlane {
         revision: &str,
         query: &Query,
     ) -> Result<Answer, Answer> {
-        let wait = super::api::wait(query)?;
+        let wait = super::api::body::wait(query)?;
         let revision = match revision {
             "latest" => self.latest().await?,
             text => text.parse().map_err(|_| Answer::bad("a revision is a number, or latest"))?,

@@ -16,12 +16,13 @@ use serde_json::{Map, Number, Value, json};
 use tokio::sync::{Mutex, watch};
 
 use super::ControlPlane;
+use super::access::Principal;
 use super::answer::Answer;
 use super::apply::located;
 use super::configs::WholeCall;
 use super::draft::{Draft, References, State};
 use super::index::Place;
-use super::listing::shown;
+use super::listing::{hide_secrets, shown};
 use super::sets::{self, At, Flaw, Item, bare, keep_hidden};
 use crate::model::Kind;
 use crate::store::{Expect, Write};
@@ -118,14 +119,21 @@ impl Config {
         digest.into_iter().chain(time).collect()
     }
 
-    fn shown(&self) -> Value {
+    fn shown(&self, principal: &Principal) -> Value {
         let mut told = Map::new();
         for name in lists() {
             let list = self.lists.get(name).cloned().unwrap_or_default();
             if !list.raw.is_empty() {
                 let kind = Kind::named(name);
                 let value = |value: Value| match kind {
-                    Some(kind) => shown(kind, value),
+                    Some(kind) => {
+                        let mut value = shown(kind, value);
+                        // Who may not write secrets is not shown them.
+                        if principal.writes(kind).is_err() {
+                            hide_secrets(kind, &mut value);
+                        }
+                        value
+                    }
                     None => value,
                 };
                 told.insert(name.into(), list.raw.into_iter().map(value).collect());
@@ -211,12 +219,13 @@ impl ControlPlane {
         &self,
         standalone: &Standalone,
         headers: &HeaderMap,
+        principal: &Principal,
     ) -> Result<Answer, Answer> {
         let config = standalone.config.lock().await;
         let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
         let mut answer = match accept {
             Some(accept) if accept.starts_with("application/yaml") => {
-                let text = serde_saphyr::to_string(&config.shown()).map_err(|error| {
+                let text = serde_saphyr::to_string(&config.shown(principal)).map_err(|error| {
                     tracing::error!(%error, "the configuration cannot be written as YAML");
                     Answer::error(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode yaml")
                 })?;
@@ -224,7 +233,7 @@ impl ControlPlane {
                 answer.other = Some(("application/yaml", text));
                 answer
             }
-            _ => Answer::ok(config.shown()),
+            _ => Answer::ok(config.shown(principal)),
         };
         answer.headers = config.headers();
         Ok(answer)
@@ -236,7 +245,7 @@ impl ControlPlane {
         standalone: &Standalone,
         call: &WholeCall<'_>,
     ) -> Result<Answer, Answer> {
-        let wait = super::api::wait(call.query)?;
+        let wait = super::api::body::wait(call.query)?;
         let header = |name| call.headers.get(name).and_then(|value| value.to_str().ok());
         let digest = header(DIGEST.0).ok_or_else(|| Answer::bad("missing digest header"))?;
         let invalid = |why: String| Answer::bad(format!("invalid request body: {why}"));
@@ -263,6 +272,11 @@ impl ControlPlane {
                 Some(at) => at_place(at, &flaw.error),
                 None => Answer::bad(flaw.error.clone()),
             });
+        }
+        for ((kind, id), value) in &draft.changes {
+            let before = state.get(&(*kind, id.clone())).map(|stored| &stored.value);
+            let may = call.principal.changes(*kind, id, before, value.as_ref());
+            may.map_err(Answer::forbidden)?;
         }
         let is_meant = header(ALLOW_SHRINK) == Some("true");
         if standalone.settings.shrink_guard
@@ -299,30 +313,6 @@ impl ControlPlane {
         standalone.has_come.send_replace(true);
         drop(config);
         Ok(self.await_applied(answer, wait).await)
-    }
-
-    /// `POST /apisix/admin/configs/validate`: everything that is wrong with a set, whatever is stored.
-    pub(super) async fn validate_configs(&self, call: &WholeCall<'_>) -> Result<Answer, Answer> {
-        let invalid = |why: String| Answer::bad(format!("invalid request body: {why}"));
-        if call.body.is_empty() {
-            return Err(invalid("empty request body".into()));
-        }
-        let top = sets::parse(call.headers, &call.body).map_err(invalid)?;
-        if let Some(field) = stranger(&top) {
-            return Err(invalid(format!("{field}: no kind of resource has this name")));
-        }
-        let (mut items, mut flaws) = (Vec::new(), Vec::new());
-        for list in lists() {
-            let (of_list, wrong) = items_of(list, list_of(&top, list).map_err(Answer::bad)?);
-            items.extend(of_list);
-            flaws.extend(wrong);
-        }
-        let state = State::new();
-        let changes = items.iter().map(|item| (item.place.clone(), Some(item.value.clone())));
-        let draft = Draft { state: &state, changes: changes.collect() };
-        flaws.extend(self.judge_draft(&draft, References::Free).await?);
-        let flaws = located(flaws, &items);
-        if flaws.is_empty() { Ok(Answer::ok(json!({}))) } else { Err(sets::refusal(&flaws)) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! May this write stand? Its shape, what it refers to, its plugins, what must be unique, and a trial compile.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
@@ -12,17 +12,22 @@ use serde_json::Value;
 use super::answer::Answer;
 use super::certificates;
 use super::index::{Fact, auth_key};
+use super::protos;
 use super::wording::Checker;
 use super::{ControlPlane, Error, PluginPart};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain, WrongField};
 use crate::model::{
-    Balance, Body, DomainTrust, HashOn, Id, Invalid, Kind, Nodes, OneOrMany, PassHost, Resource,
-    SslType, Upstream,
+    Balance, Body, HashOn, Id, Invalid, Kind, ManagerType, Nodes, OneOrMany, PassHost, Resource,
+    Upstream,
 };
 use crate::policy;
 
 /// What the fields of a kind must look like.
-pub(super) struct Shapes(HashMap<Kind, Checker>);
+pub(super) struct Shapes {
+    kinds: HashMap<Kind, Checker>,
+    /// Each manager of secrets has its own fields.
+    managers: BTreeMap<ManagerType, Checker>,
+}
 
 impl Shapes {
     pub(super) fn new() -> Result<Self, Error> {
@@ -31,11 +36,17 @@ impl Shapes {
             let wrong = |why| Error::Schema { name: kind.name().into(), why };
             Ok((kind, checker.map_err(wrong)?))
         });
-        compiled.collect::<Result<_, _>>().map(Self)
+        let kinds = compiled.collect::<Result<_, _>>()?;
+        let managers = ManagerType::ALL.into_iter().map(|manager| {
+            let checker = Checker::new(manager.schema());
+            let wrong = |why| Error::Schema { name: format!("secrets/{manager}"), why };
+            Ok((manager, checker.map_err(wrong)?))
+        });
+        Ok(Self { kinds, managers: managers.collect::<Result<_, _>>()? })
     }
 
     pub(super) fn schema(&self, kind: Kind) -> Option<&Value> {
-        self.0.get(&kind).map(Checker::schema)
+        self.kinds.get(&kind).map(Checker::schema)
     }
 
     /// Judges fields and parses them.
@@ -48,11 +59,38 @@ impl Shapes {
             }
         }
         unsupported(kind, value).map_err(in_configuration)?;
-        if let Some(checker) = self.0.get(&kind) {
+        if kind == Kind::Secrets {
+            return self.check_manager(value).map_err(in_configuration);
+        }
+        if let Some(checker) = self.kinds.get(&kind) {
             checker.check(value).map_err(in_configuration)?;
         }
         let body = Body::parse(kind, value).map_err(in_configuration)?;
         sensible(&body)?;
+        Ok(body)
+    }
+
+    /// A manager of secrets looks as its type wants it, which its id names, or its fields do.
+    fn check_manager(&self, value: &Value) -> Result<Body, Invalid> {
+        let mut bare = value.clone();
+        // Its id has two parts; the schema of ids knows one.
+        let id = bare.as_object_mut().and_then(|fields| fields.shift_remove("id"));
+        let named = id.as_ref().and_then(Value::as_str).and_then(|id| id.split_once('/'));
+        let checker = named
+            .and_then(|(manager, _)| ManagerType::named(manager))
+            .and_then(|manager| self.managers.get(&manager));
+        if let Some(checker) = checker {
+            checker.check(&bare)?;
+        }
+        let body = Body::parse(Kind::Secrets, &bare)?;
+        if let (Some((manager, _)), Body::Secret(secret)) = (named, &body)
+            && secret.manager().name() != manager
+        {
+            return Err(Invalid(format!(
+                "these are the fields of {}, and the id is one of {manager}",
+                secret.manager()
+            )));
+        }
         Ok(body)
     }
 }
@@ -170,7 +208,20 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
         | Body::ConsumerGroup(_)
         | Body::PluginConfig(_)
         | Body::GlobalRule(_)
-        | Body::PluginMetadata(_) => Ok(()),
+        | Body::PluginMetadata(_)
+        | Body::Secret(_) => Ok(()),
+        Body::Proto(proto) => {
+            protos::check(&proto.content).map_err(|why| Invalid(format!("invalid content: {why}")))
+        }
+        Body::StreamRoute(route) => {
+            for (field, text) in
+                [("remote_addr", &route.remote_addr), ("server_addr", &route.server_addr)]
+            {
+                networks(field, &OneOrMany(&[], text.as_ref())).map_err(in_configuration)?;
+            }
+            let upstream = route.upstream.as_ref().map(|upstream| &upstream.upstream);
+            upstream.map_or(Ok(()), sensible_upstream)
+        }
     }
 }
 
@@ -310,13 +361,6 @@ fn sensible_host(host: &str) -> Result<(), Invalid> {
     }
 }
 
-/// The other trust domain whose bundle verifies the endpoint's server.
-fn rests_on(declared: &DomainTrust) -> Option<Id> {
-    let domain = declared.id.as_ref()?.as_str().parse().ok()?;
-    let declared = DeclaredDomain::new(domain, declared).ok()?;
-    Id::parse(declared.rests_on()?.as_str()).ok()
-}
-
 impl ControlPlane {
     /// Shape and plugins, without a look into the store: what `schema/validate` answers.
     pub(super) fn judge_shape(&self, kind: Kind, id: &str, value: &Value) -> Result<Body, Invalid> {
@@ -332,6 +376,14 @@ impl ControlPlane {
                 fields.shift_remove("id");
             }
             return self.plugins.check_metadata(id, &settings);
+        }
+        if kind == Kind::StreamRoutes {
+            // None of the plugins is one for connections.
+            let plugins = value.get("plugins").and_then(Value::as_object);
+            return match plugins.and_then(|plugins| plugins.keys().next()) {
+                Some(name) => Err(Invalid(format!("unknown plugin [{name}]"))),
+                None => Ok(()),
+            };
         }
         let holds_credentials = matches!(kind, Kind::Consumers | Kind::Credentials);
         let part = if holds_credentials { PluginPart::Credential } else { PluginPart::Config };
@@ -368,7 +420,7 @@ impl ControlPlane {
         if plugins_first {
             self.judge_plugins(kind, id.as_str(), value)?;
         }
-        let mut referred = self.references(&body).await?;
+        let mut referred = self.references(id, &body).await?;
         if !plugins_first {
             self.judge_plugins(kind, id.as_str(), value)?;
         }
@@ -376,108 +428,6 @@ impl ControlPlane {
         self.add_metadata(value, &mut referred).await?;
         let candidate = Resource { kind, id: id.clone(), revision: 0, body };
         self.trial.check(&candidate, &referred)?;
-        Ok(())
-    }
-
-    /// The resources that this one names; all of them must exist.
-    async fn references(&self, body: &Body) -> Result<Vec<Resource>, Answer> {
-        let mut found = Vec::new();
-        match body {
-            Body::Route(route) => {
-                self.refer(Kind::Upstreams, route.upstream_id.as_ref(), &mut found).await?;
-                self.refer(Kind::Services, route.service_id.as_ref(), &mut found).await?;
-                self.refer(Kind::PluginConfigs, route.plugin_config_id.as_ref(), &mut found)
-                    .await?;
-                let beyond = found.iter().find_map(|resource| match &resource.body {
-                    Body::Service(service) => service.upstream_id.clone(),
-                    _ => None,
-                });
-                // The service was accepted with its upstream; if that was deleted by force, the trial tells.
-                if let Some(id) = beyond
-                    && let Some(resource) = self.resource(Kind::Upstreams, &id).await?
-                {
-                    found.push(resource);
-                }
-                self.refer_to_client(route.upstream.as_ref(), &mut found).await?;
-            }
-            Body::Service(service) => {
-                self.refer(Kind::Upstreams, service.upstream_id.as_ref(), &mut found).await?;
-                self.refer_to_client(service.upstream.as_ref(), &mut found).await?;
-            }
-            Body::Upstream(upstream) => self.refer_to_client(Some(upstream), &mut found).await?,
-            Body::Consumer(consumer) => {
-                self.refer(Kind::ConsumerGroups, consumer.group_id.as_ref(), &mut found).await?;
-            }
-            Body::TrustDomain(declared) => {
-                // Our own trust domain need not be declared: the trial knows which one that is.
-                if let Some(id) = rests_on(declared)
-                    && let Some(resource) = self.resource(Kind::TrustDomains, &id).await?
-                {
-                    found.push(resource);
-                }
-            }
-            _ => {}
-        }
-        Ok(found)
-    }
-
-    async fn refer(
-        &self,
-        kind: Kind,
-        id: Option<&Id>,
-        found: &mut Vec<Resource>,
-    ) -> Result<(), Answer> {
-        let Some(id) = id else { return Ok(()) };
-        let Some(resource) = self.resource(kind, id).await? else {
-            let name = kind.singular();
-            return Err(Answer::bad(format!(
-                "failed to fetch {name} info by {name} id [{id}], response code: 404"
-            )));
-        };
-        found.push(resource);
-        Ok(())
-    }
-
-    /// The certificate that an upstream shows must be one to show.
-    async fn refer_to_client(
-        &self,
-        upstream: Option<&Upstream>,
-        found: &mut Vec<Resource>,
-    ) -> Result<(), Answer> {
-        let tls = upstream.and_then(|upstream| upstream.tls.as_ref());
-        let Some(id) = tls.and_then(|tls| tls.client_cert_id.as_ref()) else { return Ok(()) };
-        self.refer(Kind::Ssls, Some(id), found).await?;
-        match found.last().map(|resource| &resource.body) {
-            Some(Body::Ssl(ssl)) if ssl.ssl_type == SslType::Client => Ok(()),
-            _ => Err(Answer::bad(format!(
-                "failed to fetch ssl info by ssl id [{id}], wrong ssl type"
-            ))),
-        }
-    }
-
-    async fn resource(&self, kind: Kind, id: &Id) -> Result<Option<Resource>, Answer> {
-        let Some(stored) = self.store.get(&self.key(kind, id)).await? else { return Ok(None) };
-        let body = Body::parse(kind, &stored.value).map_err(|why| {
-            let name = kind.singular();
-            Answer::bad(format!("failed to fetch {name} info by {name} id [{id}]: {why}"))
-        })?;
-        Ok(Some(Resource { kind, id: id.clone(), revision: stored.modified, body }))
-    }
-
-    async fn add_metadata(&self, value: &Value, found: &mut Vec<Resource>) -> Result<(), Answer> {
-        let plugins = value.get("plugins").and_then(Value::as_object);
-        for (name, _) in plugins.into_iter().flatten() {
-            let has_metadata = self
-                .plugins
-                .find(name)
-                .is_some_and(|plugin| plugin.schema(PluginPart::Metadata).is_some());
-            if has_metadata
-                && let Ok(id) = Id::parse(name)
-                && let Some(resource) = self.resource(Kind::PluginMetadata, &id).await?
-            {
-                found.push(resource);
-            }
-        }
         Ok(())
     }
 
@@ -528,6 +478,8 @@ impl ControlPlane {
             Kind::Services => "can not delete this service directly,",
             Kind::PluginConfigs => "can not delete this plugin config,",
             Kind::ConsumerGroups => "can not delete this consumer group,",
+            Kind::Protos => "can not delete this proto,",
+            Kind::StreamRoutes => "can not delete this stream route directly,",
             _ => return Ok(()),
         };
         let index = self.fresh_index().await?;
@@ -535,6 +487,7 @@ impl ControlPlane {
         // APISIX looks in this order.
         let order = [
             (Kind::Routes, "route"),
+            (Kind::StreamRoutes, "stream_route"),
             (Kind::Services, "service"),
             (Kind::PluginConfigs, "plugin_config"),
             (Kind::Consumers, "consumer"),
@@ -544,9 +497,12 @@ impl ControlPlane {
         ];
         for (user_kind, name) in order {
             if let Some((_, user)) = users.iter().find(|(found, _)| *found == user_kind) {
-                return Err(Answer::bad(format!(
-                    "{opening} {name} [{user}] is still using it now"
-                )));
+                return Err(Answer::bad(match (kind, user_kind) {
+                    (Kind::StreamRoutes, Kind::StreamRoutes) => {
+                        format!("{opening} stream route [{user}] is still using it as superior_id")
+                    }
+                    _ => format!("{opening} {name} [{user}] is still using it now"),
+                }));
             }
         }
         Ok(())

@@ -17,7 +17,8 @@ pub type Labels = BTreeMap<String, String>;
 
 /// A resource's name within its kind: 1 to 64 of `[a-zA-Z0-9-_.]`, or on the wire an integer from 1.
 ///
-/// A credential's id is `<consumer>/credentials/<id>`, a key path within its kind's folder, as in APISIX's etcd layout.
+/// A credential's id is `<consumer>/credentials/<id>` and a secret manager's `<type>/<id>`: key paths within their kinds' folders,
+/// as in APISIX's etcd layout.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(Arc<str>);
 
@@ -35,8 +36,13 @@ impl Id {
         };
         let fits = match text.split_once("/credentials/") {
             Some((consumer, id)) => lawful(consumer, 256) && lawful(id, 64),
-            // Consumers' names may be longer than ids; the schema holds the others to 64.
-            None => lawful(text, 256),
+            None => match text.split_once('/') {
+                Some((manager, id)) => {
+                    super::ManagerType::named(manager).is_some() && lawful(id, 64)
+                }
+                // Consumers' names may be longer than ids; the schema holds the others to 64.
+                None => lawful(text, 256),
+            },
         };
         if fits {
             Ok(Self(text.into()))

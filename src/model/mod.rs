@@ -9,11 +9,14 @@ mod identity_mode;
 mod meta;
 mod plugin_set;
 mod policy;
+mod proto;
 mod resilience;
 mod resource;
 mod route;
 mod schema;
 mod secret;
+mod secret_manager;
+mod stream_route;
 mod trust;
 mod upstream;
 mod workload;
@@ -31,6 +34,7 @@ pub use policy::{
     From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To,
     ValueMatch, When,
 };
+pub use proto::Proto;
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{
@@ -38,6 +42,11 @@ pub use route::{
 };
 pub use schema::{plain, schema_of};
 pub use secret::{Ssl, SslClient, SslType, TlsVersion};
+pub use secret_manager::{
+    AwsSecrets, GcpAccount, GcpSecrets, ManagerType, SecretManager, SecretReference, VaultSecrets,
+    Verified,
+};
+pub use stream_route::{StreamLogger, StreamProtocol, StreamRoute, StreamScheme, StreamUpstream};
 pub use trust::{
     BundleEndpoint, BundleText, DomainRevocation, DomainTrust, EndpointProfile, Revocation,
     RevocationStrictness,

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::{
     Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, Id, IdentityMode, IdentityPolicy,
-    PluginConfig, Revision, Revocation, Route, Service, Ssl, Upstream, Workload,
+    PluginConfig, Proto, Revision, Revocation, Route, SecretManager, Service, Ssl, StreamRoute,
+    Upstream, Workload,
 };
 
 /// Everything that an operator can declare.
@@ -24,6 +25,9 @@ pub enum Kind {
     GlobalRules,
     PluginMetadata,
     Ssls,
+    Secrets,
+    Protos,
+    StreamRoutes,
     IdentityPolicies,
     IdentityModes,
     Workloads,
@@ -33,13 +37,15 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, referenced ones before those that refer to them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::TrustDomains,
         Self::Revocations,
         Self::Workloads,
         Self::IdentityModes,
         Self::IdentityPolicies,
+        Self::Secrets,
         Self::Ssls,
+        Self::Protos,
         Self::PluginMetadata,
         Self::Upstreams,
         Self::PluginConfigs,
@@ -48,6 +54,7 @@ impl Kind {
         Self::Credentials,
         Self::Services,
         Self::Routes,
+        Self::StreamRoutes,
         Self::GlobalRules,
     ];
 
@@ -64,6 +71,9 @@ impl Kind {
             Self::GlobalRules => "global_rules",
             Self::PluginMetadata => "plugin_metadata",
             Self::Ssls => "ssls",
+            Self::Secrets => "secrets",
+            Self::Protos => "protos",
+            Self::StreamRoutes => "stream_routes",
             Self::IdentityPolicies => "identity_policies",
             Self::IdentityModes => "identity_modes",
             Self::Workloads => "workloads",
@@ -83,8 +93,11 @@ impl Kind {
             Self::ConsumerGroups => "consumer group",
             Self::PluginConfigs => "plugin config",
             Self::GlobalRules => "global rule",
-            Self::PluginMetadata => "plugin metadata",
+            Self::PluginMetadata => "plugin_metadata",
             Self::Ssls => "ssl",
+            Self::Secrets => "secret",
+            Self::Protos => "proto",
+            Self::StreamRoutes => "stream route",
             Self::IdentityPolicies => "identity policy",
             Self::IdentityModes => "identity mode",
             Self::Workloads => "workload",
@@ -120,6 +133,10 @@ impl Kind {
             Self::Credentials => return None,
             kind => kind,
         };
+        // A manager's id has two parts, and no other kind's has.
+        if rest.contains('/') != matches!(kind, Self::Secrets | Self::Credentials) {
+            return None;
+        }
         Some((kind, Id::parse(rest).ok()?))
     }
 }
@@ -156,6 +173,9 @@ pub enum Body {
     GlobalRule(Box<GlobalRule>),
     PluginMetadata(Value),
     Ssl(Box<Ssl>),
+    Secret(Box<SecretManager>),
+    Proto(Box<Proto>),
+    StreamRoute(Box<StreamRoute>),
     IdentityPolicy(Box<IdentityPolicy>),
     IdentityMode(Box<IdentityMode>),
     Workload(Box<Workload>),
@@ -231,6 +251,9 @@ impl Body {
                 Self::PluginMetadata(settings)
             }
             Kind::Ssls => Self::Ssl(of(value)?),
+            Kind::Secrets => Self::Secret(of(value)?),
+            Kind::Protos => Self::Proto(of(value)?),
+            Kind::StreamRoutes => Self::StreamRoute(of(value)?),
             Kind::IdentityPolicies => Self::IdentityPolicy(of(value)?),
             Kind::IdentityModes => Self::IdentityMode(of(value)?),
             Kind::Workloads => Self::Workload(of(value)?),

@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Consumer, ConsumerGroup, Credential, DomainTrust, GlobalRule, IdentityMode, IdentityPolicy,
-    Kind, PluginConfig, Revocation, Route, Service, Ssl, Upstream, Workload,
+    Kind, PluginConfig, Proto, Revocation, Route, SecretManager, Service, Ssl, StreamRoute,
+    Upstream, Workload,
 };
 
 impl Kind {
@@ -23,6 +24,9 @@ impl Kind {
             Self::GlobalRules => schema_of::<GlobalRule>(),
             Self::PluginMetadata => json!({"type": "object"}),
             Self::Ssls => schema_of::<Ssl>(),
+            Self::Secrets => schema_of::<SecretManager>(),
+            Self::Protos => schema_of::<Proto>(),
+            Self::StreamRoutes => schema_of::<StreamRoute>(),
             Self::IdentityPolicies => schema_of::<IdentityPolicy>(),
             Self::IdentityModes => schema_of::<IdentityMode>(),
             Self::Workloads => schema_of::<Workload>(),

@@ -269,6 +269,7 @@ mod tests {
             status: 200,
             revision: None,
             body_sha256: None,
+            diff_sha256: None,
             reason: None,
         };
         log.control().admin(&record).unwrap();

@@ -203,6 +203,7 @@ fn a_line_says_who_did_what_to_whom_and_why() {
             status: 400,
             revision: None,
             body_sha256: Some("00"),
+            diff_sha256: None,
             reason: Some("invalid"),
         })
         .unwrap();

@@ -155,6 +155,8 @@ pub struct AdminRecord<'a> {
     pub revision: Option<u64>,
     /// SHA-256 of the body, lower-case hexadecimal.
     pub body_sha256: Option<&'a str>,
+    /// SHA-256 of the JSON before, a line feed, and the JSON after, lower-case hexadecimal.
+    pub diff_sha256: Option<&'a str>,
     /// Why it was refused.
     pub reason: Option<&'a str>,
 }
@@ -362,6 +364,7 @@ impl Record for AdminRecord<'_> {
         fields.number("status", self.status);
         fields.some_number("revision", self.revision);
         fields.some_text("body_sha256", self.body_sha256);
+        fields.some_text("diff_sha256", self.diff_sha256);
         fields.some_text("reason", self.reason);
     }
 }

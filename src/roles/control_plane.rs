@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use super::admin_door;
 use super::catalog::{Catalog, KeeperTrial, feed_rules};
 use super::collection::{self, may_ship, open_archive};
 use super::error::Error;
@@ -15,7 +16,7 @@ use super::process::Shared;
 use super::settings::{ControlSettings, Settings};
 use super::trust::follow_store;
 use crate::audit::Collector;
-use crate::control::auth::AdminKeys;
+use crate::control::access::AdminKeys;
 use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
 use crate::federation::Federation;
 use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
@@ -111,6 +112,7 @@ impl ControlPlaneRole {
         federation: &Federation,
         shared: &Shared,
     ) -> Result<Self, Error> {
+        admin_door::check(control)?;
         let identity = &federation.identity();
         // What comes whole rests in memory, under whatever prefix.
         let chosen = match &control.store {
@@ -148,6 +150,7 @@ impl ControlPlaneRole {
             prefix: chosen.prefix.clone(),
             keys,
             hosts: control.hosts.clone(),
+            access: control.access.clone(),
             catalog: Arc::new(Catalog { table: shared.plugins, registry: shared.registry.clone() }),
             trial: Arc::new(KeeperTrial {
                 table: shared.plugins,
@@ -167,7 +170,15 @@ impl ControlPlaneRole {
         let (feed_listener, feed) = listen(&shared.sockets, "feed", control.feed)?;
 
         let drain = Drain::new();
-        tasks.add(admin_api.clone().serve(admin_listener, drain.guard()));
+        let tls = control.access.tls.as_ref();
+        admin_door::serve(
+            admin_api.clone(),
+            admin_listener,
+            tls,
+            identity,
+            drain.guard(),
+            &mut tasks,
+        )?;
         follow_store(&store, &chosen.prefix, federation, &mut tasks);
         let (following, followed, prefix) = (publisher.clone(), store.clone(), chosen.prefix);
         let guard = drain.guard();
@@ -311,7 +322,8 @@ impl AuditTrail for Trail {
             status: record.status,
             revision: record.revision,
             body_sha256: record.digest.as_deref(),
-            reason: None,
+            diff_sha256: record.difference.as_deref(),
+            reason: record.reason.as_deref(),
         });
     }
 }

@@ -74,6 +74,7 @@ impl Embedded {
             store: Some(store::settings::Settings::in_file(world.state_dir.join("store.redb"))),
             keys: Vec::new(),
             hosts: Vec::new(),
+            access: crate::control::access::Settings::default(),
             sealing_key: None,
             ingress_ids: Vec::new(),
             audit: ArchiveSettings::default(),

@@ -26,7 +26,7 @@ pub enum Error {
     Store(#[from] crate::store::Error),
     /// The Admin API's keys.
     #[error("the admin keys cannot be used")]
-    AdminKeys(#[from] crate::control::auth::Error),
+    AdminKeys(#[from] crate::control::access::Error),
     /// A schema of this build.
     #[error(transparent)]
     Control(#[from] crate::control::Error),

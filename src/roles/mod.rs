@@ -1,5 +1,6 @@
 //! Roles: the one room that knows all others, and wires them together. A door: it defines nothing itself.
 
+mod admin_door;
 mod catalog;
 mod collection;
 mod connections;

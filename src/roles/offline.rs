@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::catalog::{Catalog, KeeperTrial};
 use super::error::Error;
-use crate::control::auth::AdminKeys;
+use crate::control::access::{self, AdminKeys};
 use crate::control::history::HistorySettings;
 use crate::control::{AdminRecord, AuditTrail, ControlPlane, Parts};
 use crate::identity::TrustDomain;
@@ -31,6 +31,7 @@ pub async fn judge_offline(
         store: Arc::new(Memory::new()),
         prefix: DEFAULT_PREFIX.to_owned(),
         keys: AdminKeys::of(&[])?,
+        access: access::Settings::default(),
         hosts: Vec::new(),
         catalog: Arc::new(Catalog { table: crate::plugins::ALL, registry: registry.clone() }),
         trial: Arc::new(KeeperTrial {

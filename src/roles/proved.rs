@@ -40,7 +40,7 @@ impl<S> Proved<S> {
         if self.lapsed.is_none()
             && let Poll::Ready(lapse) = self.ended.as_mut().poll(context)
         {
-            tracing::warn!("a feed's connection ends: {}", lapse.code());
+            tracing::warn!("a connection of a part of ours ends: {}", lapse.code());
             self.lapsed = Some(lapse);
         }
         match self.lapsed {

@@ -14,7 +14,7 @@ use super::stapling::Stapling;
 use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
 use crate::audit::{ArchiveSettings, InvalidOutput, OutputSettings};
-use crate::control::auth::KeySettings;
+use crate::control::access::{self, KeySettings};
 use crate::control::history::HistorySettings;
 use crate::control::standalone::StandaloneSettings;
 use crate::federation::EndpointSettings;
@@ -439,7 +439,7 @@ fn default_https() -> Option<SocketAddr> {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControlSettings {
-    /// The Admin API. It speaks plain HTTP with an admin key: keep it on loopback, or behind something that adds TLS.
+    /// The Admin API. It speaks plain HTTP on loopback; elsewhere it needs `access.tls`.
     #[serde(default = "default_admin")]
     pub admin: SocketAddr,
     /// The feed for data planes, over mTLS.
@@ -455,9 +455,13 @@ pub struct ControlSettings {
     /// Control planes that share a store share this file.
     #[serde(default)]
     pub sealing_key: Option<PathBuf>,
-    /// Names, beside `localhost` and plain addresses, under which the Admin API may be called.
+    /// Names, beside `localhost` and plain addresses, under which the Admin API may be called. A web page that rebinds its own
+    /// name to this address does not get through.
     #[serde(default)]
     pub hosts: Vec<String>,
+    /// Who reaches the Admin API, and how.
+    #[serde(default)]
+    pub access: access::Settings,
     /// SPIFFE ID patterns of data planes that may ask for an ingress' configuration;
     /// `spiffe://<trust domain>/wardgate/ingress` when not given.
     #[serde(default)]

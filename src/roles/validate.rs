@@ -129,6 +129,7 @@ impl Settings {
                     let problem = format!("{}; expected 0 to 1000", control.history.revisions);
                     return Err(missing("control.history.revisions", &problem));
                 }
+                super::admin_door::check(control)?;
                 FeedRules::of(self, control).map(drop)
             }
             Role::Issuer => {

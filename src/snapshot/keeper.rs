@@ -372,7 +372,14 @@ impl Keeper {
                 self.put_route(id, revision, body.into(), parts, work);
             }
             // Registration entries are the issuer's; trust is composed with the identity.
-            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => {}
+            // Whoever reads the feed has put secrets in the place of references.
+            Body::Workload(_)
+            | Body::TrustDomain(_)
+            | Body::Revocation(_)
+            | Body::Secret(_)
+            // What uses a definition names it.
+            | Body::Proto(_) => {}
+            Body::StreamRoute(_) => work.reject(kind, &id, revision, &trial::no_stream_proxy()),
         }
     }
 
@@ -450,7 +457,12 @@ impl Keeper {
             Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
             Kind::IdentityModes => work.modes |= self.declared_modes.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
-            Kind::Workloads | Kind::TrustDomains | Kind::Revocations => {}
+            Kind::Workloads
+            | Kind::TrustDomains
+            | Kind::Revocations
+            | Kind::Secrets
+            | Kind::Protos
+            | Kind::StreamRoutes => {}
         }
         self.mark_users(kind, id, work);
     }
@@ -558,7 +570,10 @@ impl Keeper {
             | Kind::IdentityModes
             | Kind::Workloads
             | Kind::TrustDomains
-            | Kind::Revocations => return None,
+            | Kind::Revocations
+            | Kind::Secrets
+            | Kind::Protos
+            | Kind::StreamRoutes => return None,
         })
     }
 

@@ -431,7 +431,9 @@ pub fn item_name(
         (_, Some(id)) => (kind, id),
         (_, None) => (kind, format!("{kind}-{place}")),
     };
-    let fits = Id::parse(&text).ok().filter(|_| is_credential || !text.contains('/'));
+    let fits = Id::parse(&text)
+        .ok()
+        .filter(|_| is_credential || kind == Kind::Secrets || !text.contains('/'));
     let id = fits
         .ok_or_else(|| Invalid::new(format!("{text:?} is no id: 1 to 64 of a-z A-Z 0-9 - _ .")))?;
     Ok((kind, id))

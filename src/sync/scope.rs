@@ -538,7 +538,11 @@ impl Facts {
             Body::Workload(_) => facts.choice = Choice::everybody(&[Role::Issuer]),
             Body::TrustDomain(_) | Body::Revocation(_) => facts.choice = Choice::everybody(ALL),
             Body::Upstream(upstream) => facts.show(Some(upstream)),
-            Body::Route(_) | Body::Ssl(_) => {}
+            Body::Route(_)
+            | Body::Ssl(_)
+            | Body::Secret(_)
+            | Body::Proto(_)
+            | Body::StreamRoute(_) => {}
         }
         Ok(facts)
     }

@@ -7,6 +7,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "bytes of made-up frames and bodies")]
 #![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
+mod admin_door;
 mod apply;
 mod audit;
 mod authority;

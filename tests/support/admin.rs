@@ -10,13 +10,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use wardgate::control::auth::{AdminKeys, KeySettings, Role};
+use wardgate::control::access::{AdminKeys, KeySettings, Role, Settings};
 use wardgate::control::standalone::StandaloneSettings;
 use wardgate::control::{
     AdminRecord, AuditTrail, ControlPlane, Convergence, DataPlaneState, Parts, PluginCatalog,
     PluginFacts, PluginPart, Trial,
 };
-use wardgate::model::{Body, Invalid, Redacted, Resource};
+use wardgate::model::{Body, Invalid, Resource};
 use wardgate::rt::{Clock, Drain};
 use wardgate::store::Store;
 
@@ -93,6 +93,8 @@ pub struct Noted {
     pub status: u16,
     pub revision: Option<u64>,
     pub digest: Option<String>,
+    pub difference: Option<String>,
+    pub reason: Option<String>,
 }
 
 #[derive(Default)]
@@ -107,6 +109,8 @@ impl AuditTrail for Trail {
             status: record.status,
             revision: record.revision,
             digest: record.digest.clone(),
+            difference: record.difference.clone(),
+            reason: record.reason.clone(),
         });
     }
 }
@@ -148,22 +152,29 @@ impl Answer {
 
 impl World {
     pub async fn with(store: Arc<dyn Store>) -> Self {
-        Self::start(store, None).await
+        Self::start(store, Settings::default(), None).await
+    }
+
+    /// With settings of access.
+    pub async fn guarded(store: Arc<dyn Store>, access: Settings) -> Self {
+        Self::start(store, access, None).await
     }
 
     /// In APISIX's API-driven standalone mode.
     pub async fn standalone(settings: StandaloneSettings) -> Self {
         let store = Arc::new(wardgate::store::memory::Memory::new());
-        Self::start(store, Some(settings)).await
+        Self::start(store, Settings::default(), Some(settings)).await
     }
 
-    async fn start(store: Arc<dyn Store>, standalone: Option<StandaloneSettings>) -> Self {
-        let key = |name: &str, key: &str, role| KeySettings {
-            name: name.into(),
-            key: Redacted::new(key.into()),
-            role,
-        };
-        let keys = [key("root", ADMIN, Role::Admin), key("eyes", VIEWER, Role::Viewer)];
+    async fn start(
+        store: Arc<dyn Store>,
+        access: Settings,
+        standalone: Option<StandaloneSettings>,
+    ) -> Self {
+        let keys = [
+            KeySettings::new("root", ADMIN, Role::Admin),
+            KeySettings::new("eyes", VIEWER, Role::Viewer),
+        ];
         let (trail, trials, planes) =
             (Arc::<Trail>::default(), Arc::<Trials>::default(), Arc::<Planes>::default());
         let clock = Clock::fixed(1_700_000_000);
@@ -172,6 +183,7 @@ impl World {
             prefix: "/apisix".into(),
             keys: AdminKeys::of(&keys).unwrap(),
             hosts: vec!["control.example".into()],
+            access,
             catalog: Arc::new(Catalog),
             trial: trials.clone(),
             audit: trail.clone(),

@@ -174,6 +174,7 @@ fn write_all(lane: &AuditLane) {
         status: 201,
         revision: Some(36),
         body_sha256: Some("beef"),
+        diff_sha256: None,
         reason: None,
     })
     .unwrap();

@@ -44,7 +44,12 @@ impl Keeper {
             Body::Ssl(ssl) => self.ssls.trial(id, ssl),
             Body::IdentityPolicy(policy) => policy::check(policy),
             Body::IdentityMode(mode) => policy::check_mode(mode),
-            Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_) => Ok(()),
+            Body::Workload(_)
+            | Body::TrustDomain(_)
+            | Body::Revocation(_)
+            | Body::Secret(_)
+            | Body::Proto(_) => Ok(()),
+            Body::StreamRoute(_) => Err(no_stream_proxy()),
         }
     }
 
@@ -138,4 +143,11 @@ impl Keeper {
         }
         found
     }
+}
+
+/// A stream route that is kept and that no data plane serves would be a connection that nobody answers.
+pub(super) fn no_stream_proxy() -> Invalid {
+    let why = "stream mode is disabled, can not add stream routes: this version of Wardgate has no \
+               stream proxy; see sidecar.tcp in the settings";
+    Invalid::new(why)
 }

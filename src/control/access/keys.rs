@@ -11,19 +11,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
+use super::{Principal, Role, Scope};
 use crate::model::Redacted;
 use crate::rt::crypto::digest::{SHA256, digest};
 use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
-
-/// What a key's holder may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Everything.
-    Admin,
-    /// Read.
-    Viewer,
-}
 
 /// A key that the operator chose.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -33,19 +24,26 @@ pub struct KeySettings {
     #[schemars(length(min = 1, max = 256))]
     pub name: String,
     /// The key: at least 32 characters, better 256 random bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 32))]
-    pub key: Redacted<String>,
+    pub key: Option<Redacted<String>>,
+    /// In place of `key`, its SHA-256 in hex: `wardgate admin key generate` makes both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[0-9a-fA-F]{64}$"))]
+    pub sha256: Option<String>,
     /// What its holder may do.
     pub role: Role,
+    /// To what; everything when not given.
+    #[serde(default, skip_serializing_if = "Scope::is_open")]
+    pub scope: Scope,
 }
 
-/// Who holds a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Principal {
-    /// The holder's name.
-    pub name: String,
-    /// What it may do.
-    pub role: Role,
+impl KeySettings {
+    /// A key in clear, for everything that its role may do.
+    pub fn new(name: &str, key: &str, role: Role) -> Self {
+        let key = Some(Redacted::new(key.to_owned()));
+        Self { name: name.to_owned(), key, sha256: None, role, scope: Scope::default() }
+    }
 }
 
 /// Why there are no keys to use.
@@ -63,6 +61,14 @@ pub enum Error {
     Short {
         /// The key's name.
         name: String,
+    },
+    /// It is not said how to know it, or in two ways, or what it may do makes no sense.
+    #[error("admin key {name:?}: {why}")]
+    Setting {
+        /// The key's name.
+        name: String,
+        /// What was expected.
+        why: String,
     },
     /// Two keys of one name, or one key twice: nobody could tell who acted.
     #[error("admin keys: {name:?} is there twice")]
@@ -95,6 +101,9 @@ pub enum Error {
 const PUBLISHED: [&str; 2] =
     ["edd1c9f034335f136f87ad84b625c8f1", "4054f7cf07e344346cd3f287985e76a2"];
 
+/// What the generated key's holder is called.
+const GENERATED: &str = "admin";
+
 /// The file in the state folder that holds the generated key's hash.
 const FILE: &str = "admin-key.sha256";
 
@@ -111,16 +120,33 @@ impl AdminKeys {
     /// One of them is short, published, or there twice.
     pub fn of(settings: &[KeySettings]) -> Result<Self, Error> {
         let mut all = Self { keys: Vec::new() };
-        for KeySettings { name, key, role } in settings {
+        for KeySettings { name, key, sha256, role, scope } in settings {
             let name = name.clone();
-            let text = key.reveal().as_str();
-            if PUBLISHED.contains(&text) {
-                return Err(Error::Published { name });
-            }
-            if text.chars().count() < 32 {
-                return Err(Error::Short { name });
-            }
-            all.add(hash(text), Principal { name, role: *role })?;
+            let wrong = |why: &str| Error::Setting { name: name.clone(), why: why.to_owned() };
+            scope.check().map_err(|why| wrong(&why))?;
+            let hashed = match (key, sha256) {
+                (Some(key), None) => {
+                    let text = key.reveal().as_str();
+                    if PUBLISHED.contains(&text) {
+                        return Err(Error::Published { name });
+                    }
+                    if text.chars().count() < 32 {
+                        return Err(Error::Short { name });
+                    }
+                    hash(text)
+                }
+                (None, Some(text)) => {
+                    let mut hashed = [0; 32];
+                    hex::decode_to_slice(text, &mut hashed)
+                        .map_err(|_| wrong("sha256: expected 64 hexadecimal digits"))?;
+                    if PUBLISHED.iter().any(|published| hash(published) == hashed) {
+                        return Err(Error::Published { name });
+                    }
+                    hashed
+                }
+                _ => return Err(wrong("expected either key or sha256")),
+            };
+            all.add(hashed, Principal { name, role: *role, scope: scope.clone() })?;
         }
         Ok(all)
     }
@@ -152,7 +178,10 @@ impl AdminKeys {
             }
             Err(source) => return Err(Error::File { path, source }),
         };
-        all.add(hashed, Principal { name: "admin".into(), role: Role::Admin })?;
+        all.add(
+            hashed,
+            Principal { name: GENERATED.into(), role: Role::Admin, scope: Scope::default() },
+        )?;
         Ok((all, generated))
     }
 
@@ -169,7 +198,11 @@ impl AdminKeys {
 
     /// Whose key is this? Takes the same time for every wrong one.
     pub fn find(&self, key: &str) -> Option<&Principal> {
-        let presented = hash(key);
+        self.find_hash(&hash(key))
+    }
+
+    /// Whose key hashes to this?
+    pub(crate) fn find_hash(&self, presented: &[u8; 32]) -> Option<&Principal> {
         let mut found = None;
         for (hashed, principal) in &self.keys {
             if bool::from(hashed.reveal()[..].ct_eq(&presented[..])) {
@@ -178,9 +211,18 @@ impl AdminKeys {
         }
         found
     }
+
+    /// Everybody who holds a key.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = &Principal> {
+        self.keys.iter().map(|(_, principal)| principal)
+    }
 }
 
-fn generate() -> Result<String, Error> {
+/// A key of 256 random bits.
+///
+/// # Errors
+/// The system gives no random bytes.
+pub fn generate() -> Result<String, Error> {
     let mut bytes = [0; 32];
     loop {
         SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Random)?;
@@ -192,8 +234,8 @@ fn generate() -> Result<String, Error> {
     }
 }
 
-/// One round of SHA-256: enough for a key of 256 random bits, and for settings that are in clear beside it anyway.
-fn hash(key: &str) -> [u8; 32] {
+/// What is kept of a key. One round of SHA-256: enough for a key of 256 random bits, and for settings that are in clear beside it anyway.
+pub fn hash(key: &str) -> [u8; 32] {
     let mut hashed = [0; 32];
     hashed.copy_from_slice(digest(&SHA256, key.as_bytes()).as_ref());
     hashed
@@ -221,7 +263,7 @@ mod tests {
     }
 
     fn setting(name: &str, key: &str, role: Role) -> KeySettings {
-        KeySettings { name: name.into(), key: Redacted::new(key.into()), role }
+        KeySettings::new(name, key, role)
     }
 
     #[test]
@@ -266,7 +308,23 @@ mod tests {
         let twice = [setting("a", long, Role::Admin), setting("b", long, Role::Viewer)];
         assert!(matches!(of(&twice), Err(Error::Twice { .. })));
         let keys = AdminKeys::of(&[setting("ops", long, Role::Viewer)]).unwrap();
-        let principal = Principal { name: "ops".into(), role: Role::Viewer };
+        let principal =
+            Principal { name: "ops".into(), role: Role::Viewer, scope: Scope::default() };
         assert_eq!(keys.find(long), Some(&principal));
+
+        let hashed = |sha256: &str| KeySettings {
+            key: None,
+            sha256: Some(sha256.into()),
+            ..setting("ops", "", Role::Viewer)
+        };
+        let keys = AdminKeys::of(&[hashed(&hex::encode(hash(long)))]).unwrap();
+        assert_eq!(keys.find(long), Some(&principal), "a hash is as good as the key");
+        let published = of(&[hashed(&hex::encode(hash(PUBLISHED[0])))]);
+        assert!(matches!(published, Err(Error::Published { .. })));
+        assert!(matches!(of(&[hashed("abc")]), Err(Error::Setting { .. })));
+        let both = KeySettings { key: Some(Redacted::new(long.into())), ..hashed("ab") };
+        assert!(matches!(of(&[both]), Err(Error::Setting { .. })));
+        let nobody = KeySettings { key: None, ..setting("a", long, Role::Admin) };
+        assert!(matches!(of(&[nobody]), Err(Error::Setting { .. })));
     }
 }
