@@ -4,8 +4,12 @@
 
 #[path = "admin_api/access.rs"]
 mod access;
+#[path = "admin_api/adc.rs"]
+mod adc;
 #[path = "support/admin.rs"]
 mod admin;
+#[path = "admin_api/apply.rs"]
+mod apply;
 #[path = "support/etcd.rs"]
 mod etcd_server;
 #[path = "admin_api/history.rs"]
@@ -923,7 +927,7 @@ async fn convergence_can_be_asked_and_waited_for() {
         world.get("/revisions/5").await.pair(),
         (
             200,
-            json!({"revision": 5, "total": 2, "applied": 1, "data_planes": [
+            json!({"revision": 5, "total": 2, "applied": 1, "refusing": 1, "unreadable": [], "data_planes": [
                 {"id": "spiffe://a/one", "connected": true, "revision": 9, "applied": true,
                  "rejected": [{"kind": "routes", "id": "1", "revision": 9, "reason": "no such cipher"}]},
                 {"id": "spiffe://a/two", "connected": false, "revision": 4, "applied": false, "rejected": []},

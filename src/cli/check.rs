@@ -240,12 +240,7 @@ async fn look_at_control_plane(admin: &Admin, findings: &mut Vec<Finding>) {
         total => finding("policy", Grade::Good, format!("{total} identity policies")),
     });
     look_at_modes(admin, findings).await;
-    let newest = newest_revision(&policies);
-    match admin
-        .call("GET", &format!("/revisions/{newest}"), None)
-        .await
-        .and_then(|answer| answer.json())
-    {
+    match admin.call("GET", "/revisions/latest", None).await.and_then(|answer| answer.json()) {
         Ok(state) => look_at_planes(&state, findings),
         Err(error) => findings.push(finding("feed", Grade::Problem, format!("{error:#}"))),
     }
@@ -280,24 +275,41 @@ async fn look_at_modes(admin: &Admin, findings: &mut Vec<Finding>) {
     }
 }
 
-fn newest_revision(list: &Value) -> u64 {
-    let entries = list["list"].as_array().into_iter().flatten();
-    entries.filter_map(|entry| entry["modifiedIndex"].as_u64()).max().unwrap_or(1)
-}
-
 fn look_at_planes(state: &Value, findings: &mut Vec<Finding>) {
     let planes: Vec<&Value> = state["data_planes"].as_array().into_iter().flatten().collect();
     if planes.is_empty() {
         findings.push(finding("feed", Grade::Warning, "no data plane is connected"));
     }
+    let newest = state["revision"].as_u64().unwrap_or_default();
     for plane in planes {
         let name = plane["id"].as_str().unwrap_or("?");
         let applied = plane["revision"].as_u64().unwrap_or_default();
-        findings.push(finding("feed", Grade::Good, format!("{name} runs revision {applied}")));
+        findings.push(match applied >= newest {
+            true => finding("feed", Grade::Good, format!("{name} runs revision {applied}")),
+            false => {
+                let text = format!("{name} runs revision {applied}, wanted {newest}");
+                finding("feed", Grade::Warning, text)
+            }
+        });
         for rejected in plane["rejected"].as_array().into_iter().flatten() {
-            findings.push(finding("feed", Grade::Problem, format!("{name} refuses {rejected}")));
+            let text = format!("{name} refuses {}", refused(rejected));
+            findings.push(Finding {
+                fix: Some("its version before is in force there; write one that it takes".into()),
+                ..finding("feed", Grade::Problem, text)
+            });
         }
     }
+    for unreadable in state["unreadable"].as_array().into_iter().flatten() {
+        let text = format!("the store has what cannot be read: {}", refused(unreadable));
+        findings.push(finding("feed", Grade::Problem, text));
+    }
+}
+
+/// `revision 7 of routes/1: why`.
+fn refused(one: &Value) -> String {
+    let text = |field: &str| one[field].as_str().unwrap_or("?");
+    let (kind, id, reason) = (text("kind"), text("id"), text("reason"));
+    format!("revision {} of {kind}/{id}: {reason}", one["revision"])
 }
 
 fn print(findings: &[Finding], out: &mut impl Write) -> std::io::Result<()> {

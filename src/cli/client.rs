@@ -22,6 +22,8 @@ use crate::rt::Clock;
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_secs(10);
+/// And one to a whole configuration, which is compiled first, and perhaps waited for.
+const LONG: Duration = Duration::from_secs(180);
 
 /// An answer, its body read.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ pub(crate) async fn send(
     headers: &[(&str, &str)],
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
-    within(authority, async {
+    within(WITHIN, authority, async {
         let tcp = connect(authority).await?;
         exchange(tcp, host, method, path, headers, body).await
     })
@@ -68,12 +70,13 @@ async fn connect(authority: &str) -> anyhow::Result<TcpStream> {
 }
 
 async fn within<T>(
+    patience: Duration,
     authority: &str,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
-    match tokio::time::timeout(WITHIN, work).await {
+    match tokio::time::timeout(patience, work).await {
         Ok(done) => done,
-        Err(_) => bail!("{authority} did not answer within {} s", WITHIN.as_secs()),
+        Err(_) => bail!("{authority} did not answer within {} s", patience.as_secs()),
     }
 }
 
@@ -169,27 +172,53 @@ impl Admin {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Answer> {
+        self.call_within(WITHIN, method, path, body).await
+    }
+
+    async fn call_within(
+        &self,
+        patience: Duration,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
         let path = format!("/apisix/admin{path}");
         let headers = [("x-api-key", self.key.as_str())];
         let headers = if self.key.is_empty() { &headers[..0] } else { &headers[..] };
         let host = self.authority.as_str();
         match &self.way {
-            Way::Plain => send(host, host, method, &path, headers, body).await,
+            Way::Plain => {
+                within(patience, host, async {
+                    let tcp = connect(host).await?;
+                    exchange(tcp, host, method, &path, headers, body).await
+                })
+                .await
+            }
             Way::Mesh(folder) => {
-                within(host, async {
+                within(patience, host, async {
                     let (stream, _source) = mesh(host, folder).await?;
                     exchange(stream, host, method, &path, headers, body).await
                 })
                 .await
             }
             Way::Named(authorities) => {
-                within(host, async {
+                within(patience, host, async {
                     let stream = named(host, authorities.as_deref()).await?;
                     exchange(stream, host, method, &path, headers, body).await
                 })
                 .await
             }
         }
+    }
+
+    /// Asks what takes long.
+    pub(crate) async fn call_long(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
+        self.call_within(LONG, method, path, body).await
     }
 
     /// Writes a resource.

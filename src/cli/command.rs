@@ -9,8 +9,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    admin_key, audit, check, conformance, demo, dev, explain, identity, policy, questions, run,
-    schema, status, tap, who_did,
+    admin_key, audit, check, config, conformance, demo, dev, explain, identity, policy, questions,
+    run, schema, status, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -26,6 +26,7 @@ First steps:
   wardgate demo                                 see one allowed and two refused calls, in one process
   wardgate dev --to http://127.0.0.1:8000       put a sidecar and an ingress before your own application
   wardgate run --role sidecar -c sidecar.yaml   start a role with its settings
+  wardgate apply -f config/ --dry-run           what would these files change at the control plane?
   wardgate explain denial d-…                   why was this refused?
 
 Environment:
@@ -63,6 +64,13 @@ enum Command {
     Reload(status::ReloadArgs),
     /// Is everything in order? Settings, identity, feed, policy, certificates
     Check(check::CheckArgs),
+    Apply(config::ApplyArgs),
+    Diff(config::DiffArgs),
+    Dump(config::DumpArgs),
+    Validate(config::ValidateArgs),
+    Sync(config::SyncArgs),
+    History(config::HistoryArgs),
+    Rollback(config::RollbackArgs),
     /// Explain a decision
     Explain(explain::ExplainArgs),
     /// Who may do something at a workload: all identities, with the rules that admit them
@@ -149,6 +157,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             start_logging(LogFormat::Text, Some("off"))?;
             runtime.block_on(check::run(&args, out))
         }
+        Command::Apply(args) => runtime.block_on(config::apply(&args, out)),
+        Command::Diff(args) => runtime.block_on(config::diff(&args, out)),
+        Command::Dump(args) => runtime.block_on(config::dump(&args, out)),
+        Command::Validate(args) => runtime.block_on(config::validate(&args, out)),
+        Command::Sync(args) => runtime.block_on(config::sync(&args, out)),
+        Command::History(args) => runtime.block_on(config::history(&args, out)),
+        Command::Rollback(args) => runtime.block_on(config::rollback(&args, out)),
         Command::Explain(args) => runtime.block_on(explain::run(&args, out)),
         Command::WhoCan(args) => runtime.block_on(questions::who_can(&args, out)),
         Command::WhatCan(args) => runtime.block_on(questions::what_can(&args, out)),

@@ -10,6 +10,7 @@ mod central;
 mod check;
 mod client;
 mod command;
+mod config;
 mod conformance;
 mod demo;
 mod dev;

@@ -174,7 +174,15 @@ fn print(told: &Value, out: &mut impl Write) -> anyhow::Result<()> {
     for feed in rows(told, "feeds") {
         let part = text(feed, "/part");
         let how = match (feed["control_plane"].is_string(), feed["connected"] == true) {
-            (false, _) => format!("file {}", text(feed, "/file")),
+            (false, _) if feed["good"] == false => format!(
+                "file {}, {} {}",
+                text(feed, "/file"),
+                paint.bad("the version before is in force:"),
+                text(feed, "/error")
+            ),
+            (false, _) => {
+                format!("file {}, {} left out", text(feed, "/file"), text(feed, "/left_out"))
+            }
             (true, true) => format!("{} connected", text(feed, "/control_plane")),
             (true, false) => format!(
                 "{} {} {}",

@@ -22,6 +22,10 @@ pub(super) struct Answer {
     pub(super) applied: Option<bool>,
     /// SHA-256 of what was stored, in hex.
     pub(super) digest: Option<String>,
+    /// Further fields of the head.
+    pub(super) headers: Vec<(&'static str, String)>,
+    /// A body that is not JSON, and its type.
+    pub(super) other: Option<(&'static str, String)>,
     /// SHA-256 of what was there before and what is there now, in hex.
     pub(super) difference: Option<String>,
     /// When to try again.
@@ -44,6 +48,8 @@ impl Answer {
             revision: None,
             applied: None,
             digest: None,
+            headers: Vec::new(),
+            other: None,
             difference: None,
             retry_after: None,
         }
@@ -100,6 +106,16 @@ impl Answer {
         if let Some(applied) = self.applied {
             let value = HeaderValue::from_static(if applied { "true" } else { "false" });
             headers.insert(HeaderName::from_static("x-wardgate-applied"), value);
+        }
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        if let Some((content_type, body)) = self.other {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            *response.body_mut() = Body::from(body);
+            return response;
         }
         if let Some(wait) = self.retry_after {
             headers.insert(RETRY_AFTER, wait.as_secs().saturating_add(1).into());

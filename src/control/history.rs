@@ -1,37 +1,63 @@
-//! Every revision of what decides who may do what, with its author and time: listed, read as of then, and rolled back.
+//! Every revision of every resource, with its author and time: listed, read as of then, and rolled back.
 //!
-//! Each write of such a resource and the entry that remembers it are one revision of the store. What is written past the
-//! Admin API is remembered as soon as the control plane sees it, without an author. The entries lie beside the resources'
-//! prefix (`/apisix-history/`), so that nobody who follows the resources reads them.
+//! Each write and the entry that remembers it are one revision of the store. What is written past the Admin API is remembered as
+//! soon as a control plane sees it, without an author. The entries lie beside the resources' prefix (`/apisix-history/`), so that
+//! nobody who follows the resources reads them.
+//!
+//! Of what decides who may do what, all that ever was is kept ([`COMPLETE`]); of other kinds the newest revisions of each resource.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ControlPlane;
 use super::access::Principal;
 use super::answer::Answer;
+use super::draft::{Draft, References};
+use super::index::Place;
 use super::listing::{Query, shown};
+use super::sets::bare;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::Clock;
 use crate::store::{self, Commit, Event, Expect, Listing, Store, Stored, Write, Written};
 
-/// The kinds whose past is kept.
-pub(super) const KEPT: [Kind; 2] = [Kind::IdentityPolicies, Kind::IdentityModes];
-
-/// So many resources are put back in one revision of the store: etcd takes 128 operations at once, and each needs two.
-const AT_ONCE: usize = 60;
+/// The kinds whose past is kept whole.
+pub(super) const COMPLETE: [Kind; 2] = [Kind::IdentityPolicies, Kind::IdentityModes];
 
 /// How often a write is tried when somebody else writes the same resource.
 const ATTEMPTS: usize = 10;
 
-/// Is the kind's past kept?
-pub(super) fn is_kept(kind: Kind) -> bool {
-    KEPT.contains(&kind)
+/// Every so manieth write of a resource looks whether older revisions can be forgotten: reading them costs as much as a write.
+const FORGETS_EVERY: u8 = 8;
+/// So many of them are forgotten at once.
+const FORGOTTEN_AT_ONCE: usize = 100;
+
+/// How long the entry that remembers a write may come after it.
+const SETTLES_WITHIN: Duration = Duration::from_millis(500);
+
+/// What an operator sets about the past.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HistorySettings {
+    /// So many revisions of each resource are kept at least; 0 keeps none. Of identity policies and identity modes all are.
+    #[schemars(range(max = 1000))]
+    pub revisions: usize,
+}
+
+impl Default for HistorySettings {
+    fn default() -> Self {
+        Self { revisions: 20 }
+    }
+}
+
+/// Is the whole past of the kind kept?
+pub(super) fn is_complete(kind: Kind) -> bool {
+    COMPLETE.contains(&kind)
 }
 
 /// What an entry says, as it is stored.
@@ -50,6 +76,9 @@ struct Entry {
     /// The revision whose state was put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rollback_to: Option<Revision>,
+    /// The revision of the value that this one replaced; absent where there was none, or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<Revision>,
     /// What the resource said from then on; `None`: it was gone.
     value: Option<Value>,
 }
@@ -69,9 +98,11 @@ impl Remembered {
 
     fn shown(&self, kind: Kind, whole: bool) -> Value {
         let Entry { id, author, time, rollback_to, value, .. } = &self.entry;
+        let kind_name = kind.name();
         let action = if value.is_some() { "put" } else { "delete" };
         let mut shown = json!({
-            "revision": self.revision, "id": id, "action": action, "time": time, "author": author,
+            "revision": self.revision, "kind": kind_name, "id": id, "action": action, "time": time,
+            "author": author,
         });
         if let Some(to) = rollback_to {
             shown["rollback_to"] = json!(to);
@@ -132,8 +163,23 @@ pub(super) struct Author<'a> {
 }
 
 impl ControlPlane {
-    /// The write that remembers a write.
-    fn remembering(&self, kind: Kind, id: &Id, value: Option<&Value>, author: Author<'_>) -> Write {
+    /// Is anything of the kind's past kept?
+    fn remembers(&self, kind: Kind) -> bool {
+        is_complete(kind) || self.revisions_kept > 0
+    }
+
+    /// The write that remembers a write, where its kind's past is kept; `before` is the revision of what it replaces.
+    pub(super) fn remembering(
+        &self,
+        kind: Kind,
+        id: &Id,
+        value: Option<&Value>,
+        before: Option<Revision>,
+        author: Author<'_>,
+    ) -> Option<Write> {
+        if !self.remembers(kind) {
+            return None;
+        }
         let entry = Entry {
             kind: kind.name().to_owned(),
             id: id.to_string(),
@@ -141,10 +187,11 @@ impl ControlPlane {
             time: self.clock.now(),
             revision: None,
             rollback_to: author.rollback_to,
+            replaces: before,
             value: value.cloned(),
         };
         let key = format!("{}{}", folder(&self.prefix, kind, Some(id)), uuid::Uuid::now_v7());
-        Write { key, value: Some(json!(entry)), expect: Expect::Absent, ttl: None }
+        Some(Write { key, value: Some(json!(entry)), expect: Expect::Absent, ttl: None })
     }
 
     /// Writes a resource, and remembers it where its kind's past is kept.
@@ -157,12 +204,14 @@ impl ControlPlane {
         author: Author<'_>,
     ) -> Result<Stored, store::Error> {
         let key = self.key(kind, id);
-        if !is_kept(kind) {
-            return self.store.put(&key, value, expect, ttl).await;
-        }
-        let write = Write { key, value: Some(value.clone()), expect, ttl };
-        let remembering = self.remembering(kind, id, Some(value), author);
-        let Commit { written, .. } = self.store.commit(vec![write, remembering]).await?;
+        let before = match expect {
+            Expect::Revision(before) => Some(before),
+            Expect::Absent | Expect::Anything => None,
+        };
+        let mut writes = vec![Write { key, value: Some(value.clone()), expect, ttl }];
+        writes.extend(self.remembering(kind, id, Some(value), before, author));
+        let Commit { written, .. } = self.store.commit(writes).await?;
+        self.forget_old(&[(kind, id.clone())]).await;
         match written.into_iter().next() {
             Some(Written::Put(stored)) => Ok(stored),
             _ => Err(store::Error::Refused("the store did not say what it had written".into())),
@@ -176,25 +225,60 @@ impl ControlPlane {
         author: Author<'_>,
     ) -> Result<Option<Revision>, store::Error> {
         let key = self.key(kind, id);
-        if !is_kept(kind) {
+        if !self.remembers(kind) {
             return self.store.delete(&key, Expect::Anything).await;
         }
         for _ in 0..ATTEMPTS {
-            let expect = match self.store.get(&key).await {
+            let (expect, before) = match self.store.get(&key).await {
                 Ok(None) => return Ok(None),
-                Ok(Some(before)) => Expect::Revision(before.modified),
+                Ok(Some(before)) => (Expect::Revision(before.modified), Some(before.modified)),
                 // Whatever it is, the operator wants it gone.
-                Err(store::Error::NotJson { .. }) => Expect::Anything,
+                Err(store::Error::NotJson { .. }) => (Expect::Anything, None),
                 Err(error) => return Err(error),
             };
-            let write = Write { key: key.clone(), value: None, expect, ttl: None };
-            let remembering = self.remembering(kind, id, None, author);
-            match self.store.commit(vec![write, remembering]).await {
+            let mut writes = vec![Write { key: key.clone(), value: None, expect, ttl: None }];
+            writes.extend(self.remembering(kind, id, None, before, author));
+            match self.store.commit(writes).await {
                 Err(store::Error::Conflict) => {}
                 done => return done.map(|commit| Some(commit.revision)),
             }
         }
         Err(store::Error::Conflict)
+    }
+
+    /// Forgets what is older than the revisions to be kept, of some of these resources: which ones is left to chance, so that each
+    /// has its turn. What cannot be forgotten now is at another time.
+    pub(super) async fn forget_old(&self, places: &[Place]) {
+        for (kind, id) in places {
+            let chance = uuid::Uuid::new_v4().as_bytes()[0];
+            if is_complete(*kind) || self.revisions_kept == 0 || chance % FORGETS_EVERY != 0 {
+                continue;
+            }
+            if let Err(error) = self.forget(*kind, id).await {
+                tracing::warn!(%error, "older revisions of a resource cannot be forgotten");
+                return;
+            }
+        }
+    }
+
+    async fn forget(&self, kind: Kind, id: &Id) -> Result<(), store::Error> {
+        let mut entries = self.store.list(&folder(&self.prefix, kind, Some(id))).await?.entries;
+        entries.sort_by_key(|stored| Remembered::read(stored).map_or(0, |one| one.revision));
+        let old = entries.len().saturating_sub(self.revisions_kept);
+        let forgotten: Vec<Write> = entries
+            .into_iter()
+            .take(old.min(FORGOTTEN_AT_ONCE))
+            .map(|stored| Write {
+                key: stored.key,
+                value: None,
+                expect: Expect::Anything,
+                ttl: None,
+            })
+            .collect();
+        if !forgotten.is_empty() {
+            self.store.commit(forgotten).await?;
+        }
+        Ok(())
     }
 
     /// All that is remembered of a kind or of one resource, newest first.
@@ -236,10 +320,24 @@ impl ControlPlane {
         principal: &Principal,
     ) -> Result<Answer, Answer> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
+        match (method, segments) {
+            (&Method::GET, []) => return self.list_everything(query).await,
+            (&Method::POST, ["rollback"]) => {
+                for kind in Kind::ALL {
+                    principal.writes(kind).map_err(Answer::forbidden)?;
+                }
+                return self.roll_back(&Kind::ALL, None, body, &principal.name).await;
+            }
+            _ => {}
+        }
         let (name, rest) = segments.split_first().ok_or_else(not_found)?;
-        let kind = Kind::named(name).filter(|kind| is_kept(*kind)).ok_or_else(|| {
-            let kept: Vec<&str> = KEPT.iter().map(|kind| kind.name()).collect();
-            let text = format!("no history is kept of {name}; it is kept of {}", kept.join(", "));
+        let kind = Kind::named(name).filter(|kind| self.remembers(*kind)).ok_or_else(|| {
+            let text = match Kind::named(name) {
+                None => format!("no history is kept of {name}: no kind of resource has this name"),
+                Some(_) => format!(
+                    "no history is kept of {name}: the setting control.history.revisions is 0"
+                ),
+            };
             Answer::error(StatusCode::NOT_FOUND, text)
         })?;
         let id = |text: &str| Id::parse(text).map_err(|_| Answer::key_not_found());
@@ -259,10 +357,25 @@ impl ControlPlane {
                     [one, _] => Some(id(one)?),
                     _ => None,
                 };
-                self.roll_back(kind, only, body, &principal.name).await
+                self.roll_back(&[kind], only, body, &principal.name).await
             }
             _ => Err(not_found()),
         }
+    }
+
+    /// The newest changes of all kinds.
+    async fn list_everything(&self, query: &Query) -> Result<Answer, Answer> {
+        let limit = limit(query)?;
+        let entries = self.store.list(&format!("{}-history/", self.prefix)).await?.entries;
+        let mut all: Vec<(Kind, Remembered)> = entries
+            .iter()
+            .filter_map(Remembered::read)
+            .filter_map(|one| Some((Kind::named(&one.entry.kind)?, one)))
+            .collect();
+        all.sort_by(|(_, a), (_, b)| b.revision.cmp(&a.revision));
+        let list: Vec<Value> =
+            all.iter().take(limit).map(|(kind, one)| one.shown(*kind, false)).collect();
+        Ok(Answer::ok(json!({"total": all.len(), "list": list})))
     }
 
     async fn list_history(
@@ -282,11 +395,7 @@ impl ControlPlane {
                 .collect();
             return Ok(Answer::ok(json!({"total": list.len(), "list": list})));
         }
-        let limit = match query.find("limit").map(str::parse::<usize>) {
-            None => usize::MAX,
-            Some(Ok(limit)) => limit,
-            Some(Err(_)) => return Err(Answer::bad("invalid argument limit: should be a number")),
-        };
+        let limit = limit(query)?;
         let all = self.remembered(kind, id.as_ref()).await?;
         if id.is_some() && all.is_empty() {
             return Err(Answer::key_not_found());
@@ -296,83 +405,126 @@ impl ControlPlane {
         Ok(Answer::ok(json!({"total": all.len(), "list": list})))
     }
 
-    /// Puts one resource, or all of a kind, back to what they were. What would change is judged as any write.
+    /// Puts one resource, or all of some kinds, back to what they were. What would change is judged as any write, and all of it
+    /// together.
     async fn roll_back(
         &self,
-        kind: Kind,
+        kinds: &[Kind],
         only: Option<Id>,
         body: Option<Value>,
         author: &str,
     ) -> Result<Answer, Answer> {
         let (at, dry_run) = asked(body)?;
         let _alone = self.writes.lock().await;
-        let all = self.remembered(kind, only.as_ref()).await?;
-        let then = state_at(&all, at);
-        if then.is_empty() {
+        let mut past = Vec::new();
+        for kind in kinds.iter().filter(|kind| self.remembers(**kind)) {
+            past.push((*kind, self.remembered(*kind, only.as_ref()).await?));
+        }
+        // A time is the newest revision that it has seen.
+        let seen = past.iter().flat_map(|(_, all)| all).filter(|one| at.reaches(one));
+        let Some(newest) = seen.map(|one| one.revision).max() else {
             let text = "nothing is remembered of that time: the history begins later";
             return Err(Answer::error(StatusCode::NOT_FOUND, text));
-        }
-        let prefix = format!("{}/{}/", self.prefix, kind.name());
-        let mut now: HashMap<Id, Stored> = HashMap::new();
-        for stored in self.store.list(&prefix).await?.entries {
-            let key = stored.key.strip_prefix(self.prefix.as_str()).and_then(Kind::split_key);
-            if let Some((_, id)) = key.filter(|(found, _)| *found == kind) {
-                now.insert(id, stored);
+        };
+        let to = match at {
+            At::Revision(revision) => revision,
+            At::Time(_) => newest,
+        };
+        let (state, _) = self.state().await?;
+        let mut draft = Draft { state: &state, changes: BTreeMap::new() };
+        let mut sources: HashMap<Place, Revision> = HashMap::new();
+        let mut unknown = Vec::new();
+        for (kind, all) in &past {
+            let then = state_at(all, at);
+            for (id, one) in &then {
+                let place = (*kind, id.clone());
+                let now = state.get(&place);
+                let before = now.map(|stored| bare(*kind, id, &stored.value));
+                let value = one.entry.value.as_ref();
+                if before == value.map(|value| bare(*kind, id, value)) {
+                    continue;
+                }
+                sources.insert(place.clone(), one.revision);
+                let value = value.map(|value| restamped(*kind, value, self.clock.now()));
+                draft.changes.insert(place, value);
+            }
+            // Of whatever is not remembered so far back: it stands as it stood, or has come since, or nobody knows.
+            for ((_, id), stored) in state.iter().filter(|((found, _), _)| found == kind) {
+                let is_meant = only.as_ref().is_none_or(|only| only == id);
+                if !is_meant || then.contains_key(id) || stored.modified <= to {
+                    continue;
+                }
+                match stored.created > to {
+                    true => drop(draft.changes.insert((*kind, id.clone()), None)),
+                    false => unknown.push((*kind, id.clone())),
+                }
+            }
+            let oldest: BTreeMap<&str, &Remembered> =
+                all.iter().map(|one| (one.entry.id.as_str(), one)).collect();
+            for (id, one) in oldest {
+                let Ok(id) = Id::parse(id) else { continue };
+                let is_beginning = one.entry.value.is_some() && one.entry.replaces.is_none();
+                let place = (*kind, id);
+                if one.revision > to && !is_beginning && !state.contains_key(&place) {
+                    unknown.push(place);
+                }
             }
         }
-        // Of all: what has come since goes.
-        let come_since = now.keys().filter(|id| only.is_none() && !then.contains_key(*id));
-        let mut wanted: BTreeMap<Id, Option<&Remembered>> =
-            come_since.map(|id| (id.clone(), None)).collect();
-        wanted.extend(then.iter().map(|(id, newest)| (id.clone(), Some(*newest))));
-
-        let mut changes = Vec::new();
-        for (id, newest) in &wanted {
-            let value = newest.and_then(|newest| newest.entry.value.as_ref());
-            let before = now.get(id);
-            if before.map(|stored| unstamped(&stored.value)) == value.map(unstamped) {
-                continue;
-            }
-            let value = value.map(|value| restamped(value, self.clock.now()));
-            if let Some(value) = &value {
-                self.judge(kind, id, value).await?;
-            }
-            let to = newest.map_or(0, |newest| newest.revision);
-            changes.push((id.clone(), before.map(|stored| stored.modified), value, to));
+        if !unknown.is_empty() {
+            let names: Vec<String> =
+                unknown.iter().take(20).map(|(kind, id)| format!("{kind}/{id}")).collect();
+            let text = format!(
+                "what was at revision {to} is not remembered of {}; nothing was changed",
+                names.join(", ")
+            );
+            return Err(Answer::error(StatusCode::CONFLICT, text));
         }
-        let told: Vec<Value> = changes
+        let told: Vec<Value> = draft
+            .changes
             .iter()
-            .map(|(id, before, value, to)| {
+            .map(|(place, value)| {
+                let before = state.get(place).map(|stored| stored.modified);
                 let action = match (before, value) {
                     (_, None) => "delete",
                     (None, Some(_)) => "create",
                     (Some(_), Some(_)) => "replace",
                 };
-                json!({"id": id, "action": action, "from": before, "to": to})
+                let from = sources.get(place).copied().unwrap_or(0);
+                let mut told = json!({"id": place.1, "action": action, "from": before, "to": from});
+                if kinds.len() > 1 {
+                    told["kind"] = json!(place.0.name());
+                }
+                told
             })
             .collect();
+        let flaws = self.judge_draft(&draft, References::Checked).await?;
+        if let [first, ..] = &flaws[..] {
+            let mut answer = super::sets::refusal_body(&flaws);
+            answer["error_msg"] = json!(first.error);
+            return Err(Answer::json(StatusCode::BAD_REQUEST, answer));
+        }
         let mut answer = json!({"dry_run": dry_run, "changes": told});
-        if dry_run || changes.is_empty() {
+        if dry_run || draft.changes.is_empty() {
             return Ok(Answer::ok(answer));
         }
-        let mut revision = 0;
-        for chunk in changes.chunks(AT_ONCE) {
-            let mut writes = Vec::with_capacity(2 * chunk.len());
-            for (id, before, value, to) in chunk {
-                let expect = before.map_or(Expect::Absent, Expect::Revision);
-                let key = self.key(kind, id);
-                writes.push(Write { key, value: value.clone(), expect, ttl: None });
-                let author = Author { name: author, rollback_to: Some(*to) };
-                writes.push(self.remembering(kind, id, value.as_ref(), author));
-            }
-            revision = self.store.commit(writes).await?.revision;
-        }
-        self.has_written(revision);
+        let writes = self.writes_of(&draft, |place| Author {
+            name: author,
+            rollback_to: Some(sources.get(place).copied().unwrap_or(0)),
+        });
+        let (revision, commits) = self.commit_all(writes, true).await?;
         answer["revision"] = json!(revision);
-        answer["commits"] = json!(changes.chunks(AT_ONCE).len());
+        answer["commits"] = json!(commits);
         let mut answer = Answer::ok(answer);
         answer.revision = Some(revision);
         Ok(answer)
+    }
+}
+
+fn limit(query: &Query) -> Result<usize, Answer> {
+    match query.find("limit").map(str::parse::<usize>) {
+        None => Ok(usize::MAX),
+        Some(Ok(limit)) => Ok(limit),
+        Some(Err(_)) => Err(Answer::bad("invalid argument limit: should be a number")),
     }
 }
 
@@ -387,19 +539,9 @@ fn state_at(newest_first: &[Remembered], at: At) -> BTreeMap<Id, &Remembered> {
     state
 }
 
-/// A value without the times that the server writes.
-fn unstamped(value: &Value) -> Value {
+fn restamped(kind: Kind, value: &Value, now: i64) -> Value {
     let mut value = value.clone();
-    if let Some(fields) = value.as_object_mut() {
-        fields.shift_remove("create_time");
-        fields.shift_remove("update_time");
-    }
-    value
-}
-
-fn restamped(value: &Value, now: i64) -> Value {
-    let mut value = value.clone();
-    if let Some(fields) = value.as_object_mut() {
+    if let Some(fields) = value.as_object_mut().filter(|_| kind != Kind::PluginMetadata) {
         fields.insert("update_time".into(), json!(now));
     }
     value
@@ -433,6 +575,108 @@ pub(super) async fn follow(store: Arc<dyn Store>, prefix: String, kind: Kind, cl
         while let Err(error) = observer.observe(&event).await {
             tracing::warn!(%error, "the history of policies cannot be completed; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// Remembers what is written past the Admin API of the kinds whose past is not complete: from now on, and only what is seen as it
+/// happens. A write of ours comes with its entry in the same revision; one that comes alone is somebody else's.
+pub(super) async fn follow_rest(store: Arc<dyn Store>, prefix: String, clock: Clock) {
+    let mine = format!("{prefix}-history/");
+    let from = loop {
+        match store.list(&mine_of_nothing(&prefix)).await {
+            Ok(listing) => break listing.revision,
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    };
+    // Both what is written and what remembers it begin with the prefix.
+    let mut watch = store.watch(&prefix, from.max(1));
+    let mut waiting = Waiting::default();
+    loop {
+        let event = match waiting.is_empty() {
+            true => watch.next().await.map(Some),
+            false => match tokio::time::timeout(SETTLES_WITHIN, watch.next()).await {
+                Ok(event) => event.map(Some),
+                Err(_) => Some(None),
+            },
+        };
+        let Some(event) = event else { return };
+        let settled = match event {
+            None => waiting.settle(Revision::MAX),
+            Some(event) => {
+                let settled = waiting.settle(event.revision());
+                waiting.take(event, &prefix, &mine);
+                settled
+            }
+        };
+        for ((kind, id), revision, value) in settled {
+            let observer = Observer {
+                store: store.clone(),
+                prefix: prefix.clone(),
+                kind,
+                clock: clock.clone(),
+            };
+            while let Err(error) = observer.note(&id, revision, value.as_ref()).await {
+                tracing::warn!(%error, "the history cannot be completed; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// A folder in which nothing lies: its listing tells the store's revision and nothing else.
+fn mine_of_nothing(prefix: &str) -> String {
+    format!("{prefix}-history/nothing/")
+}
+
+/// Writes that were seen and whose entries may still come.
+#[derive(Default)]
+struct Waiting {
+    revision: Revision,
+    writes: Vec<(Place, Option<Value>)>,
+    remembered: Vec<String>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// What nobody remembered, when everything of its revision has been seen: `now` is a later one.
+    fn settle(&mut self, now: Revision) -> Vec<(Place, Revision, Option<Value>)> {
+        if now <= self.revision {
+            return Vec::new();
+        }
+        let remembered = std::mem::take(&mut self.remembered);
+        let is_remembered = |(kind, id): &Place| {
+            let folder = format!("{}/{id}/", kind.name());
+            remembered.iter().any(|entry| entry.starts_with(&folder))
+        };
+        let writes = std::mem::take(&mut self.writes);
+        let alone = writes.into_iter().filter(|(place, _)| !is_remembered(place));
+        alone.map(|(place, value)| (place, self.revision, value)).collect()
+    }
+
+    fn take(&mut self, event: Event, prefix: &str, mine: &str) {
+        let (key, revision, value) = match event {
+            Event::Put(stored) => (stored.key, stored.modified, Some(stored.value)),
+            Event::Delete { key, revision } => (key, revision, None),
+            // Nobody told what happened in between.
+            Event::Reset(listing) => {
+                *self = Self { revision: listing.revision, ..Self::default() };
+                return;
+            }
+        };
+        self.revision = revision;
+        if let Some(entry) = key.strip_prefix(mine) {
+            if value.is_some() {
+                self.remembered.push(entry.to_owned());
+            }
+            return;
+        }
+        let place = key.strip_prefix(prefix).and_then(Kind::split_key);
+        if let Some(place) = place.filter(|(kind, _)| !is_complete(*kind)) {
+            self.writes.push((place, value));
         }
     }
 }
@@ -518,6 +762,7 @@ impl Observer {
             time: self.clock.now(),
             revision: Some(revision),
             rollback_to: None,
+            replaces: None,
             value: value.cloned(),
         };
         // The same key for all control planes: one of them writes it.
@@ -604,6 +849,7 @@ mod tests {
                 time,
                 revision: None,
                 rollback_to: None,
+                replaces: None,
                 value,
             },
         };

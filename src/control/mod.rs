@@ -6,8 +6,12 @@
 pub mod access;
 mod answer;
 mod api;
+mod apply;
 mod certificates;
-mod history;
+mod changes;
+mod configs;
+mod draft;
+pub mod history;
 mod index;
 mod listing;
 mod patch;
@@ -16,7 +20,10 @@ mod protos;
 mod questions;
 mod records;
 mod references;
+mod revisions;
 pub mod serve;
+mod sets;
+pub mod standalone;
 mod validate;
 mod wording;
 
@@ -34,8 +41,10 @@ use crate::rt::{Clock, Tasks};
 use crate::store::Store;
 
 use access::{AdminKeys, Limits, Network, Peers, StoredKeys};
+use history::HistorySettings;
 use index::Index;
 use plugins::Plugins;
+use standalone::{Standalone, StandaloneSettings};
 use validate::Shapes;
 
 /// Which of a plugin's schemas is meant.
@@ -86,6 +95,19 @@ pub trait Trial: Send + Sync {
     /// # Errors
     /// A data plane would refuse the candidate; the sentence says why.
     fn check(&self, candidate: &Resource, referred: &[Resource]) -> Result<(), Invalid>;
+
+    /// Compiles a whole state, of which some is `changed` and the rest stands already. Does no I/O and keeps nothing. Tells what a
+    /// data plane would refuse of all of it.
+    fn check_whole(&self, _kept: Vec<Resource>, changed: Vec<Resource>) -> Vec<Rejected> {
+        let refused = |candidate: Resource| match self.check(&candidate, &[]) {
+            Ok(()) => None,
+            Err(Invalid(reason)) => {
+                let Resource { kind, id, revision, .. } = candidate;
+                Some(Rejected { kind, id, revision, reason })
+            }
+        };
+        changed.into_iter().filter_map(refused).collect()
+    }
 
     /// What a supposed request at this workload would meet among these resources; `None` where there is no router.
     fn walk(
@@ -144,6 +166,11 @@ pub struct DataPlaneState {
 pub trait Convergence: Send + Sync {
     /// All data planes that were seen.
     fn data_planes(&self) -> Vec<DataPlaneState>;
+
+    /// What lies in the store and cannot be read: data planes keep the version before, or its place closed.
+    fn unreadable(&self) -> Vec<Rejected> {
+        Vec::new()
+    }
 }
 
 /// What a control plane is made of.
@@ -170,6 +197,10 @@ pub struct Parts {
     pub archive: Option<Archive>,
     /// For `create_time` and `update_time`.
     pub clock: Clock,
+    /// How much of the past is kept.
+    pub history: HistorySettings,
+    /// APISIX's API-driven standalone mode: the configuration comes whole, and the store is in memory.
+    pub standalone: Option<StandaloneSettings>,
 }
 
 /// A control plane at work. It follows the store from its first moment to its last.
@@ -184,6 +215,8 @@ pub struct ControlPlane {
     convergence: Option<Arc<dyn Convergence>>,
     archive: Option<Archive>,
     clock: Clock,
+    revisions_kept: usize,
+    standalone: Option<Standalone>,
     shapes: Shapes,
     index: Index,
     /// The newest revision that this process wrote: the index must have seen it before it is asked.
@@ -239,9 +272,15 @@ impl ControlPlane {
         let access = Access::of(parts.access, parts.keys, &parts.store, &parts.prefix)?;
         let index = Index::follow(parts.store.clone(), &parts.prefix);
         let mut historians = Tasks::new();
-        for kind in history::KEPT {
+        // What lives in memory and comes whole has no past of its own.
+        let remembers = parts.standalone.is_none();
+        for kind in history::COMPLETE.into_iter().filter(|_| remembers) {
             let (store, prefix) = (parts.store.clone(), parts.prefix.clone());
             historians.add(history::follow(store, prefix, kind, parts.clock.clone()));
+        }
+        if remembers && parts.history.revisions > 0 {
+            let (store, prefix) = (parts.store.clone(), parts.prefix.clone());
+            historians.add(history::follow_rest(store, prefix, parts.clock.clone()));
         }
         Ok(Arc::new(Self {
             plugins: Plugins::new(parts.catalog)?,
@@ -256,6 +295,8 @@ impl ControlPlane {
             convergence: parts.convergence,
             archive: parts.archive,
             clock: parts.clock,
+            revisions_kept: parts.history.revisions,
+            standalone: parts.standalone.map(Standalone::new),
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),
             asked: questions::Asked::default(),

@@ -102,7 +102,7 @@ impl ControlPlane {
         };
         let mut entries = Vec::new();
         for kind in KINDS {
-            if super::history::is_kept(kind) {
+            if super::history::is_complete(kind) {
                 let state = self.state_at(kind, at).await?;
                 let named = state.into_iter();
                 entries.extend(named.map(|(id, (revision, value))| (kind, id, revision, value)));

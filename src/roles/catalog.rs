@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::control::{PluginCatalog, PluginFacts, PluginPart, Trial};
 use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDomain};
 use crate::issuer::RegistrationEntry;
-use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Resource};
+use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Rejected, Resource};
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Kept};
 use crate::policy::questions::{Supposed, Walked};
@@ -90,6 +90,38 @@ impl Trial for KeeperTrial {
         let mut keeper = keeper.with_router(self.router);
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
+    }
+
+    fn check_whole(&self, kept: Vec<Resource>, changed: Vec<Resource>) -> Vec<Rejected> {
+        let rejected = |resource: &Resource, reason: String| {
+            let Resource { kind, id, revision, .. } = resource.clone();
+            Rejected { kind, id, revision, reason }
+        };
+        let mut found = Vec::new();
+        let of_offices = |resource: &Resource| {
+            matches!(resource.body, Body::Workload(_) | Body::TrustDomain(_) | Body::Revocation(_))
+        };
+        let all = || kept.iter().chain(&changed);
+        let domains: Vec<Resource> =
+            all().filter(|one| one.kind == Kind::TrustDomains).cloned().collect();
+        for resource in all().filter(|one| of_offices(one)) {
+            if let Err(Invalid(why)) = self.check(resource, &domains) {
+                found.push(rejected(resource, why));
+            }
+        }
+        let keeper = Keeper::new(self.table, None, self.registry.clone());
+        let mut keeper = keeper.with_router(self.router);
+        let puts = all().filter(|one| !of_offices(one)).cloned().map(Change::Put);
+        found.extend(keeper.apply(puts.collect(), 0).rejected);
+        // What a data plane puts up with and an operator should not write.
+        for resource in changed.iter().filter(|one| !of_offices(one)) {
+            let is_known =
+                found.iter().any(|one| (one.kind, &one.id) == (resource.kind, &resource.id));
+            if !is_known && let Err(Invalid(why)) = keeper.trial(&Change::Put(resource.clone())) {
+                found.push(rejected(resource, why));
+            }
+        }
+        found
     }
 
     fn walk(

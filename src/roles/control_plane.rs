@@ -20,9 +20,10 @@ use crate::control::access::AdminKeys;
 use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
 use crate::federation::Federation;
 use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
-use crate::model::Redacted;
-use crate::observe::{self, AuditLane};
+use crate::model::{Redacted, Rejected};
+use crate::observe::{self, AuditLane, MetricKind, Registry};
 use crate::rt::{Clock, Drain, Sockets, Tasks};
+use crate::store::memory::Memory;
 use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
@@ -113,6 +114,7 @@ impl ControlPlaneRole {
     ) -> Result<Self, Error> {
         admin_door::check(control)?;
         let identity = &federation.identity();
+        // What comes whole rests in memory, under whatever prefix.
         let chosen = match &control.store {
             Some(chosen) => chosen.clone(),
             None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
@@ -124,8 +126,13 @@ impl ControlPlaneRole {
         let sealing = control.sealing_key.clone().unwrap_or_else(|| state_dir.join("sealing.key"));
         let sealing = SealingKey::open(&sealing)?;
         let patience = if shared.sockets.is_open() { Duration::ZERO } else { LET_GO_WITHIN };
-        let opened = open(&chosen, patience).await?;
-        let store: Arc<dyn Store> = Arc::new(Sealed::new(opened, sealing, &chosen.prefix));
+        let store: Arc<dyn Store> = match &control.standalone {
+            Some(_) => Arc::new(Memory::new()),
+            None => {
+                let opened = open(&chosen, patience).await?;
+                Arc::new(Sealed::new(opened, sealing, &chosen.prefix))
+            }
+        };
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 
         let mut tasks = Tasks::new();
@@ -137,6 +144,7 @@ impl ControlPlaneRole {
             feed_rules(shared.plugins),
             Arc::new(move |id, role| rules.allow(id, role)),
         );
+        show_feed(&shared.registry, &publisher);
         let parts = control::Parts {
             store: store.clone(),
             prefix: chosen.prefix.clone(),
@@ -154,6 +162,8 @@ impl ControlPlaneRole {
             convergence: Some(Arc::new(Planes(publisher.clone()))),
             archive: collector.as_ref().map(|collector| collector.archive().clone()),
             clock: Clock::system(),
+            history: control.history.clone(),
+            standalone: control.standalone.clone(),
         };
         let admin_api = ControlPlane::new(parts)?;
         let (admin_listener, admin) = listen(&shared.sockets, "admin", control.admin)?;
@@ -161,11 +171,20 @@ impl ControlPlaneRole {
 
         let drain = Drain::new();
         let tls = control.access.tls.as_ref();
-        admin_door::serve(admin_api, admin_listener, tls, identity, drain.guard(), &mut tasks)?;
+        admin_door::serve(
+            admin_api.clone(),
+            admin_listener,
+            tls,
+            identity,
+            drain.guard(),
+            &mut tasks,
+        )?;
         follow_store(&store, &chosen.prefix, federation, &mut tasks);
         let (following, followed, prefix) = (publisher.clone(), store.clone(), chosen.prefix);
         let guard = drain.guard();
         tasks.add(async move {
+            // Until there is a configuration, data planes keep the one that they have.
+            admin_api.has_configuration().await;
             if let Err(error) = following.follow(&*followed, &prefix, guard).await {
                 tracing::error!(%error, "the feed no longer follows the store");
             }
@@ -249,6 +268,46 @@ pub(super) fn listen(
     Ok((TcpListener::from_std(socket).map_err(failed)?, bound))
 }
 
+/// How far the data planes are, as metrics: how many there are, how many lag behind what was published, and what they refuse.
+fn show_feed(registry: &Registry, publisher: &Publisher) {
+    const PLANES: &str = "wardgate_feed_data_planes";
+    const BEHIND: &str = "wardgate_feed_data_planes_behind";
+    const REFUSED: &str = "wardgate_feed_refused_resources";
+    const UNREADABLE: &str = "wardgate_feed_unreadable_resources";
+    let gauge = MetricKind::Gauge;
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    registry.describe(PLANES, gauge, "Data planes that are connected to the feed.");
+    registry.describe(
+        BEHIND,
+        gauge,
+        "Connected data planes that have not answered the newest revision.",
+    );
+    registry.describe(
+        REFUSED,
+        gauge,
+        "Resources that a connected data plane refuses, by data plane.",
+    );
+    registry.describe(UNREADABLE, gauge, "Resources of the store that cannot be read.");
+    let seen = publisher.clone();
+    registry.computed(PLANES, &[], gauge, move || number(seen.convergence().data_planes.len()));
+    let seen = publisher.clone();
+    registry.computed(BEHIND, &[], gauge, move || {
+        let state = seen.convergence();
+        number(state.data_planes.iter().filter(|plane| plane.applied < state.revision).count())
+    });
+    let seen = publisher.clone();
+    registry.gathered(REFUSED, gauge, move |row| {
+        for plane in
+            seen.convergence().data_planes.iter().filter(|plane| !plane.rejected.is_empty())
+        {
+            let labels = [("spiffe_id", &*plane.spiffe_id), ("node", plane.node.as_str())];
+            row(&labels, number(plane.rejected.len()));
+        }
+    });
+    let seen = publisher.clone();
+    registry.computed(UNREADABLE, &[], gauge, move || number(seen.convergence().unreadable.len()));
+}
+
 /// Admin calls go into the decision log.
 struct Trail(AuditLane);
 
@@ -281,5 +340,9 @@ impl control::Convergence for Planes {
             rejected: plane.rejected,
         };
         self.0.convergence().data_planes.into_iter().map(state).collect()
+    }
+
+    fn unreadable(&self) -> Vec<Rejected> {
+        self.0.convergence().unreadable
     }
 }

@@ -13,6 +13,7 @@ use super::process::{Shared, last_good};
 use super::settings::{ControlSettings, Settings};
 use super::trust::federation;
 use crate::audit::{ArchiveSettings, Follower};
+use crate::control::history::HistorySettings;
 use crate::federation::Reach;
 use crate::identity::{Identity, IdentitySource, SpiffeId, TrustBundles};
 use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
@@ -77,6 +78,8 @@ impl Embedded {
             sealing_key: None,
             ingress_ids: Vec::new(),
             audit: ArchiveSettings::default(),
+            history: HistorySettings::default(),
+            standalone: None,
         });
         let shared = Shared::open(&settings, "embedded", Sockets::new())?;
         let domain = settings.trust_domain()?;

@@ -20,6 +20,7 @@ use crate::audit::OutputReport;
 use crate::model::Rejected;
 use crate::rt::{Live, unix_seconds};
 use crate::snapshot::Keeper;
+use crate::sync::file::FileStatus;
 use crate::sync::publisher::Publisher;
 use crate::sync::subscriber::FeedStatus;
 use crate::upstream::{Discovery, Roster};
@@ -62,7 +63,7 @@ pub(super) enum Source {
     /// A control plane at this address.
     ControlPlane(String, Live<FeedStatus>),
     /// A file.
-    File(PathBuf),
+    File(PathBuf, Live<FileStatus>),
 }
 
 /// How the settings were read the last time.
@@ -227,7 +228,17 @@ fn identity_modes(plane: &Plane) -> Value {
 
 fn feed(part: &str, source: &Source, is_local: bool) -> Value {
     match source {
-        Source::File(path) => json!({ "part": part, "file": is_local.then_some(path) }),
+        Source::File(path, status) => {
+            let status = status.load();
+            json!({
+                "part": part,
+                "file": is_local.then_some(path),
+                "good": status.error.is_none(),
+                "since": rfc3339(status.read_at),
+                "error": status.error.as_ref().filter(|_| is_local),
+                "left_out": status.left_out,
+            })
+        }
         Source::ControlPlane(address, status) => {
             let status = status.load();
             json!({

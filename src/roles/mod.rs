@@ -15,6 +15,7 @@ mod identities;
 mod inspection;
 mod issuer;
 mod keeper;
+mod offline;
 mod outputs;
 mod process;
 mod proved;
@@ -43,6 +44,7 @@ pub use identities::Identities;
 pub use inspection::{Finding, Grade, inspect};
 pub use issuer::{IssuerRole, authority};
 pub use keeper::stay;
+pub use offline::judge_offline;
 pub use process::{Running, Shared, identity_source};
 pub use questions::walk;
 pub use settings::{

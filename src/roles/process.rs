@@ -32,14 +32,14 @@ use crate::identity::{
 use crate::issuer::{Authority, DEFAULT_TTL, EnrolSettings, EnrolSource, IssuerSource};
 use crate::model::{Listeners, Redacted};
 use crate::observe::{
-    AuditLog, AuditSettings, Gate, IdentityRecord, Posture, Readiness, Registry, WardgateMetrics,
-    router,
+    AuditLog, AuditSettings, Gate, IdentityRecord, MetricKind, Posture, Readiness, Registry,
+    WardgateMetrics, router,
 };
 use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Publisher, Sockets, Tasks, causes};
 use crate::snapshot::RouterSettings;
 use crate::sync::Feed;
-use crate::sync::file::{FileFeed, process_environment};
+use crate::sync::file::{FileFeed, FileStatus, process_environment};
 use crate::sync::last_good::{LastGood, Pen, Saved};
 use crate::sync::scope;
 use crate::sync::subscriber::{self, Subscriber};
@@ -704,8 +704,10 @@ fn feed(
             Err(missing("resources", "give either resources or control_plane").into())
         }
         (Some(path), None) => {
-            shared.facts.is_fed(part, Source::File(path.clone()));
-            Ok(Box::new(standalone(path)?))
+            let feed = standalone(path)?;
+            show_file(&shared.registry, part, &feed.status());
+            shared.facts.is_fed(part, Source::File(path.clone(), feed.status()));
+            Ok(Box::new(feed))
         }
         (None, None) => Err(missing(
             "control_plane",
@@ -746,6 +748,22 @@ pub(super) fn control_id(
 /// Configuration from a file.
 pub(super) fn standalone(path: &Path) -> Result<FileFeed, crate::sync::file::Error> {
     FileFeed::open(path, process_environment())
+}
+
+/// Whether a resources file can be used is seen from outside.
+fn show_file(registry: &Registry, part: &str, status: &Live<FileStatus>) {
+    const GOOD: &str = "wardgate_resources_file_good";
+    const LEFT_OUT: &str = "wardgate_resources_file_left_out";
+    let gauge = MetricKind::Gauge;
+    let help = "1 when the resources file could be used as it is now, 0 when the version before is in force.";
+    registry.describe(GOOD, gauge, help);
+    registry.describe(LEFT_OUT, gauge, "Items of the resources file that cannot be used.");
+    let now = status.clone();
+    let good = move || if now.load().error.is_none() { 1.0 } else { 0.0 };
+    registry.computed(GOOD, &[("part", part)], gauge, good);
+    let now = status.clone();
+    let left_out = move || f64::from(u32::try_from(now.load().left_out).unwrap_or(u32::MAX));
+    registry.computed(LEFT_OUT, &[("part", part)], gauge, left_out);
 }
 
 /// The last good copy; a damaged one is reported, left as it is, and not used.

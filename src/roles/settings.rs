@@ -15,6 +15,8 @@ use super::warnings::WarningSettings;
 use crate::acme::AcmeSettings;
 use crate::audit::{ArchiveSettings, InvalidOutput, OutputSettings};
 use crate::control::access::{self, KeySettings};
+use crate::control::history::HistorySettings;
+use crate::control::standalone::StandaloneSettings;
 use crate::federation::EndpointSettings;
 use crate::identity::{FileSettings, Rules, SpiffeId, TrustDomain, WorkloadApiSettings};
 use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
@@ -467,6 +469,13 @@ pub struct ControlSettings {
     /// The archive of all decision logs.
     #[serde(default)]
     pub audit: ArchiveSettings,
+    /// How much of the past of resources is kept.
+    #[serde(default)]
+    pub history: HistorySettings,
+    /// The configuration comes whole, by `PUT /apisix/admin/configs`, and rests in memory, in place of `store`: APISIX's API-driven
+    /// standalone mode, for ADC's `apisix-standalone` backend and the APISIX ingress controller. `{}` turns it on.
+    #[serde(default)]
+    pub standalone: Option<StandaloneSettings>,
 }
 
 fn default_admin() -> SocketAddr {

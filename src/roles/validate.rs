@@ -120,6 +120,15 @@ impl Settings {
                 })?;
                 let audit = control.audit.check();
                 audit.map_err(|(field, problem)| Error::Setting { field, problem })?;
+                if control.standalone.is_some() && control.store.is_some() {
+                    let problem =
+                        "give either standalone or store: what comes whole rests in memory";
+                    return Err(missing("control.standalone", problem));
+                }
+                if control.history.revisions > 1000 {
+                    let problem = format!("{}; expected 0 to 1000", control.history.revisions);
+                    return Err(missing("control.history.revisions", &problem));
+                }
                 super::admin_door::check(control)?;
                 FeedRules::of(self, control).map(drop)
             }
@@ -180,6 +189,10 @@ mod tests {
                 "setting identity: source issuer",
             ),
             ("role: control\ncontrol: { ingress_ids: [x] }", "setting control.ingress_ids"),
+            (
+                "role: control\ncontrol: { standalone: {}, store: { file: /s } }",
+                "setting control.standalone: give either standalone or store",
+            ),
             ("role: issuer\nissuer: { socket: /s, crl_seconds: 1 }", "setting issuer.crl_seconds"),
             (
                 "role: ingress\ningress: {}\naudit: { outputs: [{ name: a, only: [x], http: { url: \"http://a/\" } }] }",

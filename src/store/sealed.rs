@@ -160,6 +160,17 @@ impl Lock {
 
     /// The texts of a resource that nobody may read.
     fn secrets<'v>(&self, place: &str, value: &'v mut Value) -> Vec<&'v mut String> {
+        // An entry of the history holds what a resource said: `<prefix>-history/<kind>/<id>/<entry>`.
+        if let Some(rest) = place.strip_prefix(&self.prefix)
+            && let Some(remembered) = rest.strip_prefix("-history")
+        {
+            return match (remembered.rsplit_once('/'), value.get_mut("value")) {
+                (Some((resource, _)), Some(value)) => {
+                    self.secrets(&format!("{}{resource}", self.prefix), value)
+                }
+                _ => Vec::new(),
+            };
+        }
         let key = place.strip_prefix(&self.prefix).and_then(Kind::split_key);
         let client_key = match key.map(|(kind, _)| kind) {
             Some(Kind::Ssls) => return certificate_keys(value),
@@ -277,6 +288,13 @@ mod tests {
             assert!(!rest.contains("PRIVATE") && rest.contains("PUBLIC"), "{place}: {rest}");
             assert_eq!(store.get(place).await.unwrap().unwrap().value, value);
         }
+        // What is remembered of it is as unreadable.
+        let entry = json!({"kind": "ssls", "id": "1", "value": value});
+        let past = "/apisix-history/ssls/1/entry";
+        store.put(past, &entry, Expect::Anything, None).await.unwrap();
+        let remembered = inner.get(past).await.unwrap().unwrap().value.to_string();
+        assert!(!remembered.contains("PRIVATE") && remembered.contains("PUBLIC"), "{remembered}");
+        assert_eq!(store.get(past).await.unwrap().unwrap().value, entry);
         // The same key after a restart opens it, in every way of reading.
         let again = sealed(SealingKey::open(&path).unwrap());
         assert_eq!(again.get("/apisix/ssls/1").await.unwrap().unwrap().value, value);

@@ -38,7 +38,7 @@ use tracing::{info, warn};
 use super::delta::{Delta, Key, Version, Versions};
 use super::{Applied, Batch, Feed};
 use crate::model::{Body, Change, Id, Invalid, Kind, Rejected, Resource, Revision};
-use crate::rt::substitute;
+use crate::rt::{Live, Publisher, causes, substitute, unix_seconds};
 
 /// How often the file is looked at. Its time and its inode, so that a replaced symbolic link (a Kubernetes ConfigMap) is seen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -89,6 +89,17 @@ pub fn process_environment() -> Environment {
     Arc::new(|name| std::env::var(name).ok())
 }
 
+/// How it stands with a resources file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileStatus {
+    /// When what is in force was read, in seconds since 1970.
+    pub read_at: i64,
+    /// Why the file as it is now cannot be used; what was read before is in force. None when it could.
+    pub error: Option<String>,
+    /// Items of it that are left out, or in whose place the version before is in force.
+    pub left_out: usize,
+}
+
 /// A resources file, followed.
 pub struct FileFeed {
     path: PathBuf,
@@ -103,6 +114,7 @@ pub struct FileFeed {
     revision: Revision,
     /// The first batch, until it was asked for.
     first: Option<Batch>,
+    status: Publisher<FileStatus>,
 }
 
 /// What tells that a file is another one.
@@ -121,8 +133,9 @@ impl FileFeed {
     pub fn open(path: impl Into<PathBuf>, environment: Environment) -> Result<Self, Error> {
         let path = path.into();
         let stamp = stamp(&path);
-        let items = read(&path, &environment)?;
+        let contents = read(&path, &environment)?;
         let mut feed = Self {
+            status: Publisher::new(FileStatus::default()).0,
             path,
             environment,
             look_every: LOOK_EVERY,
@@ -133,8 +146,13 @@ impl FileFeed {
             revision: 0,
             first: None,
         };
-        feed.first = Some(Batch { complete: true, ..feed.batch(items) });
+        feed.first = Some(Batch { complete: true, ..feed.batch(contents) });
         Ok(feed)
+    }
+
+    /// How it stands with the file, from now on.
+    pub fn status(&self) -> Live<FileStatus> {
+        self.status.live()
     }
 
     /// Looks at the file this often instead of each second.
@@ -145,7 +163,7 @@ impl FileFeed {
     }
 
     /// What differs between the file and what was read before.
-    fn batch(&mut self, items: Vec<Item>) -> Batch {
+    fn batch(&mut self, Contents { items, nameless }: Contents) -> Batch {
         let revision = self.revision + 1;
         let mut wanted = Versions::default();
         let (mut unreadable, mut damaged) = (BTreeSet::new(), BTreeSet::new());
@@ -208,6 +226,8 @@ impl FileFeed {
         self.damaged = damaged;
         self.revision = revision;
         batch.revision = revision;
+        let left_out = nameless + batch.unreadable.len();
+        self.status.set(FileStatus { read_at: unix_seconds(), error: None, left_out });
         batch
     }
 }
@@ -230,8 +250,8 @@ impl Feed for FileFeed {
             let Ok((stamp, Some(outcome))) = look.await else { continue };
             self.stamp = stamp;
             match outcome {
-                Ok(items) => {
-                    let batch = self.batch(items);
+                Ok(contents) => {
+                    let batch = self.batch(contents);
                     info!(
                         file = %self.path.display(),
                         changes = batch.changes.len(),
@@ -243,6 +263,9 @@ impl Feed for FileFeed {
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
                     warn!(%error, cause, "what was read before stays in force");
+                    let why = causes(&error);
+                    let before = self.status.live().load();
+                    self.status.set(FileStatus { error: Some(why), ..(*before).clone() });
                 }
             }
         }
@@ -273,7 +296,14 @@ struct Item {
     closed: Option<Body>,
 }
 
-fn read(path: &Path, environment: &Environment) -> Result<Vec<Item>, Error> {
+/// What a file says.
+struct Contents {
+    items: Vec<Item>,
+    /// Items that have no name, or one that another has.
+    nameless: usize,
+}
+
+fn read(path: &Path, environment: &Environment) -> Result<Contents, Error> {
     let text =
         fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let Value::Object(top) = parse(path, &text)? else {
@@ -283,7 +313,7 @@ fn read(path: &Path, environment: &Environment) -> Result<Vec<Item>, Error> {
             expected: "an object with the kinds as its fields",
         });
     };
-    let mut items = Vec::new();
+    let (mut items, mut nameless) = (Vec::new(), 0);
     let mut seen: HashSet<Key, RandomState> = HashSet::default();
     for (field, list) in top {
         let Some(kind) = Kind::named(&field) else {
@@ -311,10 +341,11 @@ fn read(path: &Path, environment: &Environment) -> Result<Vec<Item>, Error> {
                 }
                 Err(Invalid(reason)) => reason,
             };
+            nameless += 1;
             warn!(file = %path.display(), item = format!("{kind}[{place}]"), reason = skip, "an item is left out");
         }
     }
-    Ok(items)
+    Ok(Contents { items, nameless })
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, Error> {
@@ -348,7 +379,7 @@ fn item(
     let (Value::Object(mut fields), missing) = resolve(value, environment) else {
         return Err(Invalid::new("must be an object"));
     };
-    let key = name(kind, place, &mut fields)?;
+    let key = item_name(kind, place, &mut fields)?;
     let value = Value::Object(fields);
     let outcome = match missing {
         Some(name) => Err(Invalid::new(format!(
@@ -361,7 +392,16 @@ fn item(
     Ok(Item { key, outcome, closed })
 }
 
-fn name(kind: Kind, place: usize, fields: &mut Map<String, Value>) -> Result<Key, Invalid> {
+/// What an item of a list is called, as APISIX calls it: consumers by `username`, credentials `<consumer>/credentials/<id>` in the
+/// list of consumers or of credentials, all others by `id`, or by their `place` (from 1) in the list.
+///
+/// # Errors
+/// The name is missing where it must be, or is none.
+pub fn item_name(
+    kind: Kind,
+    place: usize,
+    fields: &mut Map<String, Value>,
+) -> Result<Key, Invalid> {
     let given = match fields.get("id") {
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
@@ -391,7 +431,9 @@ fn name(kind: Kind, place: usize, fields: &mut Map<String, Value>) -> Result<Key
         (_, Some(id)) => (kind, id),
         (_, None) => (kind, format!("{kind}-{place}")),
     };
-    let fits = Id::parse(&text).ok().filter(|_| is_credential || !text.contains('/'));
+    let fits = Id::parse(&text)
+        .ok()
+        .filter(|_| is_credential || kind == Kind::Secrets || !text.contains('/'));
     let id = fits
         .ok_or_else(|| Invalid::new(format!("{text:?} is no id: 1 to 64 of a-z A-Z 0-9 - _ .")))?;
     Ok((kind, id))
@@ -590,8 +632,16 @@ plugins: [key-auth]
             let look = tokio::time::timeout(Duration::from_millis(50), feed.next()).await;
             assert!(look.is_err(), "{broken}");
         }
+        let status = feed.status();
+        assert!(status.load().error.as_ref().unwrap().contains("must be an object"));
         fs::remove_file(&path).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), feed.next()).await.is_err());
+        assert!(status.load().error.as_ref().unwrap().contains("cannot read"));
+        assert_eq!(
+            status.load().left_out,
+            6,
+            "five that have no good name, and one that lacks a variable"
+        );
         let second = FIRST
             .replace("uri: /one", "uri: 7")
             .replace("uri: /second", "uri: /2nd")
@@ -605,6 +655,8 @@ plugins: [key-auth]
             ["-credentials/jane/credentials/c", "routes/needs@2", "routes/routes-2@2"]
         );
         assert_eq!(batch.unreadable[0].id.as_str(), "one");
+
+        assert_eq!((&status.load().error, status.load().left_out), (&None, 7));
 
         // Put right again, through a symbolic link that is moved. The version before was in force all the time, and is told
         // again: the damage was, and its end must be.

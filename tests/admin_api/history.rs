@@ -120,7 +120,7 @@ async fn what_makes_no_sense_of_the_past_is_said_by_name() {
     let world = world().await;
     world.put("/identity_policies/p", allow("/a")).await;
     for (method, path, body, status, says) in [
-        ("GET", "/history/routes", json!(null), 404, "no history is kept of routes"),
+        ("GET", "/history/rotues", json!(null), 404, "no history is kept of rotues"),
         ("GET", "/history/identity_policies?at=soon", json!(null), 400, "RFC 3339"),
         ("GET", "/history/identity_policies?limit=x", json!(null), 400, "limit"),
         ("GET", "/history/identity_policies/none", json!(null), 404, "Key not found"),
@@ -142,4 +142,113 @@ async fn what_makes_no_sense_of_the_past_is_said_by_name() {
         )
         .await;
     assert_eq!(by_viewer.status.as_u16(), 401);
+}
+
+#[tokio::test]
+async fn the_past_of_every_kind_is_kept_with_its_authors() {
+    let store = Arc::new(Memory::new());
+    let world = World::with(store.clone()).await;
+    world.put("/upstreams/u", upstream()).await;
+    let first = world.put("/routes/r", json!({"uri": "/1", "upstream_id": "u"})).await;
+    assert_eq!(first["value"]["uri"], "/1");
+    let one = world.get("/routes/r").await.json()["modifiedIndex"].as_u64().unwrap();
+    world.ask("PATCH", "/routes/r", &json!({"uri": "/2"})).await;
+    world.put("/consumers/john", json!({"username": "john"})).await;
+    let credential = json!({"plugins": {"key-auth": {"key": "k"}}});
+    world.put("/consumers/john/credentials/c", credential).await;
+    world.delete("/consumers/john").await;
+    let all = world.get("/history?limit=100").await.json();
+    let told: Vec<String> = all["list"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            let text = |field: &str| one[field].as_str().unwrap();
+            format!("{} {}/{} {}", text("action"), text("kind"), text("id"), text("author"))
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "delete consumers/john root",
+            "delete credentials/john/credentials/c root",
+            "put credentials/john/credentials/c root",
+            "put consumers/john root",
+            "put routes/r root",
+            "put routes/r root",
+            "put upstreams/u root",
+        ]
+    );
+    let held = world.get("/history/credentials/john%2Fcredentials%2Fc").await.json();
+    assert_eq!(held["total"], 2);
+
+    // What others use does not go by a rollback either.
+    let before = world.ask("POST", "/history/upstreams/rollback", &json!({"to": 1})).await;
+    assert_eq!(before.status.as_u16(), 404, "nothing is remembered of that time");
+    let back = world.ask("POST", "/history/routes/r/rollback", &json!({"to": one})).await;
+    assert_eq!(back.status.as_u16(), 200, "{}", back.text);
+    assert_eq!(world.get("/routes/r").await.json()["value"]["uri"], "/1");
+
+    // Past the Admin API: seen as it happens, and nothing of ours is told twice.
+    let value = json!({"id": "by-hand", "uri": "/h", "upstream_id": "u"});
+    let written =
+        store.put("/apisix/routes/by-hand", &value, Expect::Anything, None).await.unwrap().modified;
+    let seen = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let answer = world.get("/history/routes/by-hand").await;
+            if answer.status.as_u16() == 200 {
+                return answer.json();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let seen = seen.await.unwrap();
+    assert_eq!(
+        (&seen["list"][0]["revision"], &seen["list"][0]["author"]),
+        (&json!(written), &json!(null))
+    );
+    assert_eq!(world.get("/history/routes/r").await.json()["total"], 3);
+}
+
+#[tokio::test]
+async fn what_is_not_remembered_is_not_guessed() {
+    let store = Arc::new(Memory::new());
+    // There before anybody remembered.
+    let put = async |value: Value| {
+        store.put("/apisix/upstreams/old", &value, Expect::Anything, None).await.unwrap().modified
+    };
+    put(json!({"id": "old", "nodes": {"a:1": 1}})).await;
+    let untouched = put(json!({"id": "old", "nodes": {"a:2": 1}})).await;
+    let world = World::with(store.clone()).await;
+    world.put("/upstreams/new", upstream()).await;
+    let now = world.get("/upstreams/new").await.json()["modifiedIndex"].as_u64().unwrap();
+    assert!(untouched < now);
+    // It stands as it stood: a rollback of all leaves it.
+    world.put("/upstreams/newer", upstream()).await;
+    let back = world.ask("POST", "/history/rollback", &json!({"to": now})).await.json();
+    assert_eq!(
+        back["changes"],
+        json!([{"id": "newer", "kind": "upstreams", "action": "delete",
+                "from": back["changes"][0]["from"], "to": 0}])
+    );
+    assert_eq!(world.get("/upstreams/old").await.status.as_u16(), 200);
+    // Once it has changed, nobody knows what it said.
+    world.put("/upstreams/old", upstream()).await;
+    let back = world.ask("POST", "/history/rollback", &json!({"to": now})).await;
+    assert_eq!(back.status.as_u16(), 409);
+    assert!(back.text.contains("not remembered of upstreams/old"), "{}", back.text);
+}
+
+#[tokio::test]
+async fn of_each_resource_the_newest_revisions_are_kept() {
+    let store = Arc::new(Memory::new());
+    let world = World::with(store.clone()).await;
+    for number in 1..=150 {
+        world.put("/upstreams/u", json!({"nodes": {format!("a:{number}"): 1}})).await;
+    }
+    let kept = store.list("/apisix-history/upstreams/u/").await.unwrap().entries.len();
+    // Which write forgets is left to chance: of a hundred writes one does, but for once in 600,000 runs.
+    assert!((20..120).contains(&kept), "{kept}");
+    let newest = world.get("/history/upstreams/u?limit=1").await.json();
+    assert_eq!(newest["list"][0]["value"]["nodes"], json!({"a:150": 1}));
 }

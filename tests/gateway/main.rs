@@ -8,6 +8,7 @@
 #![allow(clippy::print_stderr, reason = "a failing world says what its processes said")]
 
 mod admin_door;
+mod apply;
 mod audit;
 mod authority;
 mod bad_input;

@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use wardgate::control::access::{AdminKeys, KeySettings, Role, Settings};
+use wardgate::control::standalone::StandaloneSettings;
 use wardgate::control::{
     AdminRecord, AuditTrail, ControlPlane, Convergence, DataPlaneState, Parts, PluginCatalog,
     PluginFacts, PluginPart, Trial,
@@ -151,11 +152,25 @@ impl Answer {
 
 impl World {
     pub async fn with(store: Arc<dyn Store>) -> Self {
-        Self::guarded(store, Settings::default()).await
+        Self::start(store, Settings::default(), None).await
     }
 
     /// With settings of access.
     pub async fn guarded(store: Arc<dyn Store>, access: Settings) -> Self {
+        Self::start(store, access, None).await
+    }
+
+    /// In APISIX's API-driven standalone mode.
+    pub async fn standalone(settings: StandaloneSettings) -> Self {
+        let store = Arc::new(wardgate::store::memory::Memory::new());
+        Self::start(store, Settings::default(), Some(settings)).await
+    }
+
+    async fn start(
+        store: Arc<dyn Store>,
+        access: Settings,
+        standalone: Option<StandaloneSettings>,
+    ) -> Self {
         let keys = [
             KeySettings::new("root", ADMIN, Role::Admin),
             KeySettings::new("eyes", VIEWER, Role::Viewer),
@@ -175,6 +190,8 @@ impl World {
             convergence: Some(planes.clone()),
             archive: None,
             clock: clock.clone(),
+            history: wardgate::control::history::HistorySettings::default(),
+            standalone,
         })
         .unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -15,4 +15,5 @@ mod test;
 mod validate;
 
 pub(super) use command::{PolicyArgs, run};
-pub(super) use files::{read_policies, read_texts, sound_policies};
+pub(super) use files::{SourceText, read_policies, read_texts, sound_policies};
+pub(super) use past::moment;

@@ -118,7 +118,7 @@ fn millis_since(text: &str) -> anyhow::Result<u64> {
 }
 
 /// A time in milliseconds since 1970, for people.
-pub(super) fn moment(millis: u64) -> String {
+pub(in crate::cli) fn moment(millis: u64) -> String {
     let seconds = i64::try_from(millis / 1000).unwrap_or_default();
     let moment = OffsetDateTime::from_unix_timestamp(seconds).ok();
     moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_else(|| millis.to_string())

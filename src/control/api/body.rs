@@ -91,7 +91,7 @@ pub(super) fn ttl(query: &Query) -> Result<Option<u64>, Answer> {
     Ok(Some(seconds))
 }
 
-pub(super) fn wait(query: &Query) -> Result<Option<Duration>, Answer> {
+pub(in crate::control) fn wait(query: &Query) -> Result<Option<Duration>, Answer> {
     match query.find("wait") {
         None => Ok(None),
         Some("applied") => {

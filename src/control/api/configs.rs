@@ -12,7 +12,7 @@ use crate::model::{Id, Kind};
 
 impl ControlPlane {
     /// Judges shapes and plugins of everything, references of nothing, as APISIX does.
-    pub(super) fn validate_configs(
+    pub(in crate::control) fn validate_configs(
         &self,
         headers: &HeaderMap,
         body: &[u8],

@@ -4,12 +4,13 @@ use axum::body::Body;
 use http::{HeaderMap, Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use super::super::ControlPlane;
 use super::super::access::Principal;
 use super::super::answer::Answer;
 use super::super::history::Author;
 use super::super::listing::Query;
-use super::body::{read_body, read_bytes, ttl, wait};
+use super::super::standalone::COMES_WHOLE;
+use super::super::{ControlPlane, configs};
+use super::body::{read_body, ttl, wait};
 use super::kinds::Target;
 use super::resources::Call;
 
@@ -27,7 +28,7 @@ pub(super) fn is_question(path: &str) -> bool {
     let path = path.trim_end_matches('/');
     path.starts_with("/apisix/admin/questions/")
         || path.starts_with("/apisix/admin/schema/validate/")
-        || path == "/apisix/admin/configs/validate"
+        || configs::is_question(path)
 }
 
 impl ControlPlane {
@@ -37,6 +38,9 @@ impl ControlPlane {
         body: Body,
     ) -> Result<Answer, Answer> {
         let Admitted { method, path, headers, query, principal } = admitted;
+        if configs::is_here(path) {
+            return self.answer_configs((method, path), headers, query, body, principal).await;
+        }
         let path = path.strip_prefix("/apisix/admin").unwrap_or_default();
         let segments: Vec<String> = path
             .trim_matches('/')
@@ -51,10 +55,6 @@ impl ControlPlane {
             ["schema", "validate", name] => {
                 let value = read_body(body).await?;
                 return self.validate_only(method, name, value);
-            }
-            ["configs", "validate"] if method == Method::POST => {
-                let body = read_bytes(body).await?;
-                return self.validate_configs(headers, &body);
             }
             ["access", ref rest @ ..] => {
                 let body = read_body(body).await?;
@@ -79,15 +79,15 @@ impl ControlPlane {
                 let body = read_body(body).await?;
                 return self.answer_question(method, rest, query, body).await;
             }
+            _ if self.standalone.is_some() && method != Method::GET => {
+                return Err(Answer::error(StatusCode::NOT_FOUND, COMES_WHOLE));
+            }
             ["history", ref rest @ ..] => {
                 let body = read_body(body).await?;
                 return self.answer_history(method, rest, query, body, principal).await;
             }
             ["revisions", revision] if method == Method::GET => {
-                return match revision.parse() {
-                    Ok(revision) => Ok(self.convergence(revision)),
-                    Err(_) => Err(Answer::bad("a revision is a number")),
-                };
+                return self.answer_revision(revision, query).await;
             }
             ["revisions", ..] => return Err(Answer::error(StatusCode::NOT_FOUND, "not found")),
             _ => {}

@@ -265,7 +265,10 @@ impl ControlPlane {
             // First the credentials: a half-done removal must not leave any to a later consumer of that name.
             let below = self.store.list(&format!("{key}/credentials/")).await?;
             for credential in below.entries {
-                self.store.delete(&credential.key, Expect::Anything).await?;
+                let place = credential.key.strip_prefix(self.prefix.as_str());
+                if let Some((kind, id)) = place.and_then(Kind::split_key) {
+                    self.store_delete((kind, &id), call.author).await?;
+                }
             }
         }
         let removed = self.store_delete((kind, &id), call.author).await?;
