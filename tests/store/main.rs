@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-#[path = "support/etcd.rs"]
+mod cluster;
+#[path = "../support/etcd.rs"]
 mod etcd_server;
 
 use std::time::Duration;
