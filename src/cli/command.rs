@@ -10,7 +10,7 @@ use clap_complete::Shell;
 
 use super::{
     audit, check, conformance, demo, dev, explain, identity, policy, questions, run, schema,
-    status, tap, who_did,
+    status, store, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -73,6 +73,7 @@ enum Command {
     Audit(audit::AuditArgs),
     WhoDid(who_did::WhoDidArgs),
     Tap(tap::TapArgs),
+    Store(store::StoreArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
@@ -151,6 +152,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => runtime.block_on(audit::run(&args, out)),
         Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
         Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
+        Command::Store(args) => runtime.block_on(store::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;

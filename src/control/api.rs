@@ -281,6 +281,9 @@ impl ControlPlane {
         query: &Query,
     ) -> Option<Result<Answer, Answer>> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
+        if let (["store", what], &Method::POST) = (segments, method) {
+            return Some(self.at_rest(what).await);
+        }
         if let (["audit", what @ ..], &Method::GET) = (segments, method) {
             return Some(self.answer_records(what, query).await);
         }

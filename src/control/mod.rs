@@ -5,6 +5,7 @@
 
 mod answer;
 mod api;
+mod at_rest;
 pub mod auth;
 mod certificates;
 mod history;

@@ -12,6 +12,7 @@ use super::collection::{self, may_ship, open_archive};
 use super::error::Error;
 use super::feed;
 use super::process::Shared;
+use super::sealing::{chosen_store, sealed, sealing_ring};
 use super::settings::{ControlSettings, Settings};
 use super::trust::follow_store;
 use crate::audit::Collector;
@@ -22,7 +23,6 @@ use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
 use crate::model::Redacted;
 use crate::observe::{self, AuditLane};
 use crate::rt::{Clock, Drain, Sockets, Tasks};
-use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
@@ -111,19 +111,15 @@ impl ControlPlaneRole {
         shared: &Shared,
     ) -> Result<Self, Error> {
         let identity = &federation.identity();
-        let chosen = match &control.store {
-            Some(chosen) => chosen.clone(),
-            None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
-        };
+        let chosen = chosen_store(settings, control);
         let state_dir: &Path = &settings.state_dir;
         std::fs::create_dir_all(state_dir)
             .map_err(|source| Error::State { path: state_dir.into(), source })?;
-        // Private keys of public certificates rest sealed; readers of the store see them open.
-        let sealing = control.sealing_key.clone().unwrap_or_else(|| state_dir.join("sealing.key"));
-        let sealing = SealingKey::open(&sealing)?;
+        // Secrets rest sealed; readers of the store see them open.
+        let ring = sealing_ring(settings, control)?;
         let patience = if shared.sockets.is_open() { Duration::ZERO } else { LET_GO_WITHIN };
         let opened = open(&chosen, patience).await?;
-        let store: Arc<dyn Store> = Arc::new(Sealed::new(opened, sealing, &chosen.prefix));
+        let store = sealed(opened, ring, &chosen.prefix);
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 
         let mut tasks = Tasks::new();

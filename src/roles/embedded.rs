@@ -19,6 +19,7 @@ use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
 use crate::model::Listeners;
 use crate::rt::{Clock, Live, Sockets, Tasks};
 use crate::store;
+use crate::store::sealed::SealingSettings;
 use crate::sync::scope;
 use crate::sync::subscriber::{self, Subscriber};
 
@@ -74,6 +75,7 @@ impl Embedded {
             keys: Vec::new(),
             hosts: Vec::new(),
             sealing_key: None,
+            sealing: SealingSettings::default(),
             ingress_ids: Vec::new(),
             audit: ArchiveSettings::default(),
         });

@@ -19,6 +19,7 @@ mod process;
 mod proved;
 mod questions;
 mod reload;
+mod sealing;
 mod settings;
 mod settings_file;
 mod stapling;
@@ -44,6 +45,7 @@ pub use issuer::{IssuerRole, authority};
 pub use keeper::stay;
 pub use process::{Running, Shared, identity_source};
 pub use questions::walk;
+pub use sealing::{chosen_store, sealed, sealing_ring};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, ShipSetting,

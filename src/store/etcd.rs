@@ -5,6 +5,7 @@
 //! the past away or is not the one it was (another cluster, a lower revision, or a past that differs: a restored backup).
 
 mod connection;
+mod copy;
 mod tls;
 mod watch;
 mod wire;
@@ -24,6 +25,7 @@ use self::wire::generated::response_op::Response as Outcome;
 use self::wire::{
     bounds, generated, header, is_compacted, range_of, signed, stored, stored_or_skipped, unsigned,
 };
+use super::image::Image;
 use super::{Commit, Error, Expect, Listing, Store, Stored, Watch, Write, Written};
 use crate::model::{Redacted, Revision};
 
@@ -166,13 +168,19 @@ impl Client {
 
     /// All entries below a prefix at one revision, in pages; and the cluster they came from.
     async fn list(&self, prefix: &str) -> Result<(Listing, u64), Error> {
+        let whole = self.whole(prefix).await?;
+        let entries = whole.entries.iter().filter_map(stored_or_skipped).collect();
+        Ok((Listing { entries, revision: whole.revision }, whole.cluster))
+    }
+
+    async fn whole(&self, prefix: &str) -> Result<Whole, Error> {
         let (first, end) = bounds(prefix);
         'anew: for _ in 0..3 {
-            let mut listing = Listing::default();
+            let mut whole = Whole::default();
             let mut from = first.clone();
             loop {
                 let mut request = range_of(from.clone(), end.clone(), PAGE);
-                request.revision = signed(listing.revision);
+                request.revision = signed(whole.revision);
                 let page = self
                     .ask_within(LIST_WITHIN, Again::Always, |channel| {
                         let request = request.clone();
@@ -185,21 +193,30 @@ impl Client {
                     page => page?,
                 };
                 let header = header(page.header.as_ref());
-                if listing.revision == 0 {
-                    listing.revision = unsigned(header.revision);
+                if whole.revision == 0 {
+                    whole.revision = unsigned(header.revision);
                 }
+                whole.cluster = header.cluster_id;
                 if let Some(last) = page.kvs.last() {
                     from = last.key.clone();
                     from.push(0);
                 }
-                listing.entries.extend(page.kvs.iter().filter_map(stored_or_skipped));
+                whole.entries.extend(page.kvs);
                 if !page.more {
-                    return Ok((listing, header.cluster_id));
+                    return Ok(whole);
                 }
             }
         }
         Err(Error::Unreachable("etcd compacts faster than it can be read".into()))
     }
+}
+
+/// All that lies below a prefix at one revision, as etcd tells it.
+#[derive(Default)]
+struct Whole {
+    entries: Vec<generated::KeyValue>,
+    revision: Revision,
+    cluster: u64,
 }
 
 impl Etcd {
@@ -260,6 +277,10 @@ impl Store for Etcd {
         });
         let written = written.collect::<Result<_, Error>>()?;
         Ok(Commit { revision, written })
+    }
+
+    async fn image(&self, prefix: &str) -> Result<Image, Error> {
+        self.client.image(prefix).await
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {
