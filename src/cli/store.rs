@@ -12,12 +12,12 @@ use super::audit::Output;
 use super::client::Admin;
 use crate::model::Kind;
 use crate::roles::{Settings as ProcessSettings, chosen_store, sealed, sealing_ring};
+use crate::store::DEFAULT_PREFIX;
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{self, Etcd};
 use crate::store::image::{Image, Resealed, is_under, write_file};
 use crate::store::sealed::{Lock, SealingKey, SealingRing};
 use crate::store::settings::Settings;
-use crate::store::DEFAULT_PREFIX;
 
 /// Back up the store of a control plane, restore it, move it, change the keys that seal it
 #[derive(Args, Debug)]

@@ -327,6 +327,16 @@ impl SecretReference {
         }
     }
 
+    /// The first text anywhere in a value that begins like a reference.
+    pub fn first_in(value: &Value) -> Option<&str> {
+        match value {
+            Value::String(text) => Self::of(text).map(|_| text.as_str()),
+            Value::Array(items) => items.iter().find_map(Self::first_in),
+            Value::Object(members) => members.values().find_map(Self::first_in),
+            _ => None,
+        }
+    }
+
     fn managed(rest: &str) -> Option<Self> {
         let (manager, rest) = rest.split_once('/')?;
         let (id, rest) = rest.split_once('/')?;

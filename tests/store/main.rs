@@ -5,6 +5,7 @@
 mod cluster;
 #[path = "../support/etcd.rs"]
 mod etcd_server;
+mod moving;
 
 use std::time::Duration;
 
