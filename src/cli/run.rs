@@ -158,6 +158,7 @@ async fn serve(
                 systemd::notify("READY=1\nSTATUS=ready");
                 writeln!(out, "ready")?;
                 out.flush()?;
+                crate::rt::memory::give_back_code();
                 continue;
             }
         };
