@@ -10,7 +10,7 @@ use clap_complete::Shell;
 
 use super::{
     admin_key, audit, check, config, conformance, demo, dev, explain, identity, policy, questions,
-    run, schema, status, tap, who_did,
+    run, schema, status, store, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -87,6 +87,7 @@ enum Command {
     Tap(tap::TapArgs),
     /// Who may administer: make, list, rotate and revoke admin keys
     Admin(admin_key::AdminCommandArgs),
+    Store(store::StoreArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
     /// Present bad certificates to a proxy, this one or any other, and tell which rules it breaks
@@ -173,6 +174,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
         Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
         Command::Admin(args) => runtime.block_on(admin_key::run(&args, out)),
+        Command::Store(args) => runtime.block_on(store::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {
             start_logging(LogFormat::Text, Some(&conformance_logs()))?;

@@ -22,6 +22,7 @@ mod questions;
 mod run;
 mod schema;
 mod status;
+mod store;
 mod tap;
 mod text;
 mod who_did;

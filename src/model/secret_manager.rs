@@ -62,7 +62,7 @@ impl fmt::Display for ManagerType {
 }
 
 /// A secret manager (`secrets`). Which one follows from its fields, and must be what its id says.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum SecretManager {
     /// HashiCorp Vault, OpenBao.
@@ -81,6 +81,30 @@ impl SecretManager {
             Self::Aws(_) => ManagerType::Aws,
             Self::Gcp(_) => ManagerType::Gcp,
         }
+    }
+}
+
+impl JsonSchema for SecretManager {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SecretManager".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        // One closed object of all fields, that is one of the three.
+        let three = ManagerType::ALL.map(ManagerType::schema);
+        let fields: serde_json::Map<String, Value> = three
+            .iter()
+            .filter_map(|schema| schema["properties"].as_object().cloned())
+            .flatten()
+            .collect();
+        schemars::json_schema!({
+            "type": "object",
+            "properties": fields,
+            "additionalProperties": false,
+            "oneOf": three,
+        })
     }
 }
 
@@ -300,6 +324,16 @@ impl SecretReference {
                     .ok_or_else(|| "expected $env://NAME or $env://NAME/key".to_owned()),
             ),
             (None, None) => None,
+        }
+    }
+
+    /// The first text anywhere in a value that begins like a reference.
+    pub fn first_in(value: &Value) -> Option<&str> {
+        match value {
+            Value::String(text) => Self::of(text).map(|_| text.as_str()),
+            Value::Array(items) => items.iter().find_map(Self::first_in),
+            Value::Object(members) => members.values().find_map(Self::first_in),
+            _ => None,
         }
     }
 

@@ -13,6 +13,7 @@ use super::collection::{self, may_ship, open_archive};
 use super::error::Error;
 use super::feed;
 use super::process::Shared;
+use super::sealing::{chosen_store, sealed, sealing_ring};
 use super::settings::{ControlSettings, Settings};
 use super::trust::follow_store;
 use crate::audit::Collector;
@@ -24,7 +25,6 @@ use crate::model::{Redacted, Rejected};
 use crate::observe::{self, AuditLane, MetricKind, Registry};
 use crate::rt::{Clock, Drain, Sockets, Tasks};
 use crate::store::memory::Memory;
-use crate::store::sealed::{Sealed, SealingKey};
 use crate::store::{self, Store};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
@@ -115,23 +115,16 @@ impl ControlPlaneRole {
         admin_door::check(control)?;
         let identity = &federation.identity();
         // What comes whole rests in memory, under whatever prefix.
-        let chosen = match &control.store {
-            Some(chosen) => chosen.clone(),
-            None => store::settings::Settings::in_file(settings.state_dir.join("store.redb")),
-        };
+        let chosen = chosen_store(settings, control);
         let state_dir: &Path = &settings.state_dir;
         std::fs::create_dir_all(state_dir)
             .map_err(|source| Error::State { path: state_dir.into(), source })?;
-        // Private keys of public certificates rest sealed; readers of the store see them open.
-        let sealing = control.sealing_key.clone().unwrap_or_else(|| state_dir.join("sealing.key"));
-        let sealing = SealingKey::open(&sealing)?;
+        // Secrets rest sealed; readers of the store see them open.
+        let ring = sealing_ring(settings, control)?;
         let patience = if shared.sockets.is_open() { Duration::ZERO } else { LET_GO_WITHIN };
         let store: Arc<dyn Store> = match &control.standalone {
             Some(_) => Arc::new(Memory::new()),
-            None => {
-                let opened = open(&chosen, patience).await?;
-                Arc::new(Sealed::new(opened, sealing, &chosen.prefix))
-            }
+            None => sealed(open(&chosen, patience).await?, ring, &chosen.prefix),
         };
         let (keys, generated_key) = AdminKeys::open(&control.keys, state_dir)?;
 

@@ -20,6 +20,7 @@ use crate::issuer::{Authority, DEFAULT_TTL, IssuerSource, Upkeep};
 use crate::model::Listeners;
 use crate::rt::{Clock, Live, Sockets, Tasks};
 use crate::store;
+use crate::store::sealed::SealingSettings;
 use crate::sync::scope;
 use crate::sync::subscriber::{self, Subscriber};
 
@@ -76,6 +77,7 @@ impl Embedded {
             hosts: Vec::new(),
             access: crate::control::access::Settings::default(),
             sealing_key: None,
+            sealing: SealingSettings::default(),
             ingress_ids: Vec::new(),
             audit: ArchiveSettings::default(),
             history: HistorySettings::default(),

@@ -21,6 +21,7 @@ mod process;
 mod proved;
 mod questions;
 mod reload;
+mod sealing;
 mod settings;
 mod settings_file;
 mod stapling;
@@ -47,6 +48,7 @@ pub use keeper::stay;
 pub use offline::judge_offline;
 pub use process::{Running, Shared, identity_source};
 pub use questions::walk;
+pub use sealing::{chosen_store, sealed, sealing_ring};
 pub use settings::{
     AuditSettings, ControlPlaneSettings, ControlSettings, IdentitySettings, IngressSettings,
     IssuerSettings, ProofSettings, Role, RootRotationSettings, Settings, ShipSetting,

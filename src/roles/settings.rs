@@ -29,6 +29,7 @@ use crate::proxy::{
 };
 use crate::snapshot::RouterSettings;
 use crate::store;
+use crate::store::sealed::SealingSettings;
 use crate::sync::file::process_environment;
 use crate::upstream::{DiscoverySettings, DnsSettings, UpstreamSettings};
 
@@ -455,6 +456,9 @@ pub struct ControlSettings {
     /// Control planes that share a store share this file.
     #[serde(default)]
     pub sealing_key: Option<PathBuf>,
+    /// The keys that seal secrets in the store, when they are not in one file.
+    #[serde(default)]
+    pub sealing: SealingSettings,
     /// Names, beside `localhost` and plain addresses, under which the Admin API may be called. A web page that rebinds its own
     /// name to this address does not get through.
     #[serde(default)]

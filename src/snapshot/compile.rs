@@ -13,7 +13,7 @@ use super::ssls::Ssls;
 use crate::identity::SpiffePattern;
 use crate::model::{
     Id, Invalid, Kind, Listeners, Method, OneOrMany, PluginMeta, PluginSet, Recording, Route,
-    Service, Timeout, Upstream,
+    SecretReference, Service, Timeout, Upstream,
 };
 use crate::observe::Registry;
 use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Template};
@@ -73,6 +73,18 @@ fn at(field: &str) -> impl Fn(Invalid) -> Invalid + '_ {
     move |error| Invalid(format!("{field}: {error}"))
 }
 
+/// A reference to a secret that nobody has replaced: taken literally it would be a key that everybody knows who may read
+/// configuration.
+fn unresolved(entry: &Entry, config: &Value) -> Result<(), Invalid> {
+    match SecretReference::first_in(config) {
+        Some(reference) => {
+            let why = format!("the reference {reference} cannot be resolved");
+            Err(refused(entry, &Invalid::new(why)))
+        }
+        None => Ok(()),
+    }
+}
+
 impl Workshop<'_> {
     /// Compiles a set of plugins. On a consumer the auth plugins among them are credentials and left out.
     pub(super) fn links(&self, kind: Kind, id: &Id, set: &PluginSet) -> Result<Links, Invalid> {
@@ -91,6 +103,7 @@ impl Workshop<'_> {
                 kept: self.kept,
             };
             let config = Value::Object(settings.config.clone());
+            unresolved(entry, &config)?;
             let link = (entry.compile)(&config, &build)
                 .and_then(|hooks| link(entry, kind, settings.meta.as_ref(), hooks))
                 .map_err(|error| refused(entry, &error))?;
@@ -114,17 +127,7 @@ impl Workshop<'_> {
             };
             let value = Value::Object(settings.config.clone());
             check(&value).map_err(|error| refused(entry, &error))?;
-            let texts = settings.config.values().filter_map(Value::as_str);
-            if let Some(reference) = texts
-                .into_iter()
-                .find(|text| text.starts_with("$secret://") || text.starts_with("$ENV://"))
-            {
-                // Taken literally it would be a key that everybody knows who may read configuration.
-                return Err(refused(
-                    entry,
-                    &Invalid::new(format!("the reference {reference} cannot be resolved")),
-                ));
-            }
+            unresolved(entry, &value)?;
             let key = settings.config.get(key).and_then(Value::as_str).unwrap_or_default();
             if key.is_empty() {
                 return Err(refused(entry, &Invalid::new("an empty key would admit everybody")));

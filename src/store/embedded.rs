@@ -13,10 +13,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use tokio::sync::Notify;
 
 use super::history::{self, History, Remembers};
+use super::image::{Image, ImageEntry};
 use super::{Commit, Error, Event, Expect, Listing, MAX_TTL, Store, Stored, Watch, Write, Written};
 use crate::model::Revision;
 use crate::rt::{self, Tasks};
@@ -81,6 +82,20 @@ impl Embedded {
         Err(Error::InUse { path })
     }
 
+    /// Makes the file anew with what the image holds, revisions included. A file that is there must be a store that nobody uses,
+    /// and is replaced only when it is empty or `overwrite` says so. A crash leaves the former file or the new one.
+    ///
+    /// # Errors
+    /// The file is in use, damaged or not empty, or the disk fails. Nothing has changed then.
+    pub async fn restore(
+        path: impl Into<PathBuf>,
+        image: Image,
+        overwrite: bool,
+    ) -> Result<(), Error> {
+        let path = path.into();
+        blocking(move || restore(&path, &image, overwrite)).await
+    }
+
     /// Forgets the past: watches that are behind start again with a `Reset`.
     pub fn compact(&self) {
         self.inner.history.lock().compact();
@@ -134,6 +149,36 @@ impl Inner {
             listing.entries.push(self.decode(key.value(), entry.value())?);
         }
         Ok(listing)
+    }
+
+    fn image(&self, prefix: &str) -> Result<Image, Error> {
+        // One transaction is one revision, whatever is written meanwhile.
+        let transaction = self.database.begin_read().map_err(|e| self.failed(e))?;
+        let table = transaction.open_table(ENTRIES).map_err(|e| self.failed(e))?;
+        let counters = transaction.open_table(COUNTERS).map_err(|e| self.failed(e))?;
+        let revision = counters.get("revision").map_err(|e| self.failed(e))?;
+        let mut image = Image { revision: revision.map_or(1, |r| r.value()), ..Image::default() };
+        let now = rt::unix_millis();
+        for row in table.range(prefix..).map_err(|e| self.failed(e))? {
+            let (key, entry) = row.map_err(|e| self.failed(e))?;
+            let key = key.value();
+            if !key.starts_with(prefix) {
+                break;
+            }
+            let (created, modified, until, json) = entry.value();
+            let text = std::str::from_utf8(json).map_err(|error| Error::Damaged {
+                path: self.path.clone(),
+                why: format!("entry {key}: {error}"),
+            })?;
+            image.entries.push(ImageEntry {
+                key: key.to_owned(),
+                text: text.to_owned(),
+                created,
+                modified,
+                ttl: (until != 0).then(|| until.saturating_sub(now).div_ceil(1000).max(1)),
+            });
+        }
+        Ok(image)
     }
 
     fn get(&self, key: &str) -> Result<Option<Stored>, Error> {
@@ -292,6 +337,59 @@ fn create(path: &Path) -> Result<Database, Error> {
     open_existing(path)
 }
 
+fn restore(path: &Path, image: &Image, overwrite: bool) -> Result<(), Error> {
+    let file = |why: std::io::Error| Error::File { path: path.to_owned(), why: why.to_string() };
+    let before = match path.try_exists().map_err(file)? {
+        true => {
+            // Held open to the end: nobody else begins to use it meanwhile.
+            let database = open_existing(path)?;
+            let transaction = database.begin_read().map_err(|error| failed(path, error))?;
+            let table = transaction.open_table(ENTRIES).map_err(|error| failed(path, error))?;
+            let count = table.len().map_err(|error| failed(path, error))?;
+            if count > 0 && !overwrite {
+                return Err(Error::NotEmpty(format!("{count} entries in {}", path.display())));
+            }
+            Some(database)
+        }
+        false => None,
+    };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(file)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let new = PathBuf::from(name);
+    let made = make(path, &new)
+        .and_then(|()| fill(&new, image))
+        .and_then(|()| std::fs::rename(&new, path).map_err(file));
+    if made.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    drop(before);
+    made?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = std::fs::File::open(folder.unwrap_or(Path::new("."))).map_err(file)?;
+    folder.sync_all().map_err(file)
+}
+
+/// Writes all of an image into an empty file of ours.
+fn fill(path: &Path, image: &Image) -> Result<(), Error> {
+    let database = open_existing(path)?;
+    let transaction = database.begin_write().map_err(|error| failed(path, error))?;
+    {
+        let mut table = transaction.open_table(ENTRIES).map_err(|error| failed(path, error))?;
+        for ImageEntry { key, text, created, modified, ttl } in &image.entries {
+            let until = ttl.map_or(0, end_of);
+            let entry = (*created, *modified, until, text.as_bytes());
+            table.insert(key.as_str(), entry).map_err(|error| failed(path, error))?;
+        }
+        let mut counters = transaction.open_table(COUNTERS).map_err(|error| failed(path, error))?;
+        counters.insert("revision", image.revision.max(1)).map_err(|error| failed(path, error))?;
+    }
+    transaction.commit().map_err(|error| failed(path, error))?;
+    database.close().map_err(|error| failed(path, error))
+}
+
 fn make(path: &Path, new: &Path) -> Result<(), Error> {
     // Keys and credentials of consumers are in it: it is for its owner alone.
     let mut options = OpenOptions::new();
@@ -405,6 +503,11 @@ impl Store for Embedded {
     async fn commit(&self, writes: Vec<Write>) -> Result<Commit, Error> {
         let inner = self.inner.clone();
         blocking(move || inner.commit(&writes)).await
+    }
+
+    async fn image(&self, prefix: &str) -> Result<Image, Error> {
+        let (inner, prefix) = (self.inner.clone(), prefix.to_owned());
+        blocking(move || inner.image(&prefix)).await
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

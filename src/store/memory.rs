@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::history::{self, History, Remembers};
+use super::image::{Image, ImageEntry};
 use super::{Commit, Error, Event, Listing, MAX_TTL, Store, Stored, Watch, Write, Written};
 use crate::model::Revision;
 use crate::rt::Tasks;
@@ -168,6 +169,22 @@ impl Store for Memory {
             self.inner.deadlines.notify_one();
         }
         Ok(commit)
+    }
+
+    async fn image(&self, prefix: &str) -> Result<Image, Error> {
+        let state = self.inner.state.lock();
+        let now = Instant::now();
+        let below = state.entries.range(prefix.to_owned()..);
+        let entries = below.take_while(|(key, _)| key.starts_with(prefix));
+        let entry = |(key, (stored, until)): (&String, &(Stored, Option<Instant>))| ImageEntry {
+            key: key.clone(),
+            text: stored.value.to_string(),
+            created: stored.created,
+            modified: stored.modified,
+            ttl: until.map(|until| until.saturating_duration_since(now).as_secs().max(1)),
+        };
+        let entries = entries.map(entry).collect();
+        Ok(Image { entries, revision: state.revision, skipped: Vec::new() })
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {

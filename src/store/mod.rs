@@ -6,6 +6,7 @@
 pub mod embedded;
 pub mod etcd;
 mod history;
+pub mod image;
 pub mod memory;
 pub mod sealed;
 pub mod settings;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use self::image::{Image, Resealed};
 use crate::model::Revision;
 use crate::rt;
 
@@ -152,6 +154,17 @@ pub enum Error {
         /// What the database said.
         why: String,
     },
+    /// A file is not the image of a store that it should be.
+    #[error("{path} is not a whole image of a store: {why}")]
+    BadImage {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What is to be filled holds something, and nobody said that it may be replaced.
+    #[error("the store to be written is not empty ({0}); nothing was written")]
+    NotEmpty(String),
     /// Another process has the database file open.
     #[error("the store file {path} is in use by another process")]
     InUse {
@@ -227,6 +240,20 @@ pub trait Store: Send + Sync {
         let write = Write { key: key.to_owned(), value: None, expect, ttl: None };
         let commit = self.commit(vec![write]).await?;
         Ok(matches!(commit.written[..], [Written::Removed]).then_some(commit.revision))
+    }
+
+    /// All entries whose keys start with `prefix`, as they rest, at one revision.
+    ///
+    /// # Errors
+    /// The store is unreachable or damaged.
+    async fn image(&self, prefix: &str) -> Result<Image, Error>;
+
+    /// Seals anew whatever is not sealed with the key that seals now. A store that seals nothing has nothing to do.
+    ///
+    /// # Errors
+    /// The store is unreachable, or refuses. What was sealed until then stays sealed; asking again goes on.
+    async fn reseal(&self) -> Result<Resealed, Error> {
+        Ok(Resealed::default())
     }
 
     /// Tells every change below `prefix` after the revision `from`, without end; `from` is what [`Store::list`] returned.

@@ -1,116 +1,27 @@
-//! Private keys at rest: a store around a store that encrypts the keys of `ssls`, and those that upstreams have for their
-//! servers, before they are written.
+//! Secrets at rest: a store around a store that encrypts, before they are written, the keys of `ssls`, those that upstreams have
+//! for their servers, the tokens of secret managers, and the fields of plugins that APISIX encrypts.
 //!
-//! AES-256-GCM with a random nonce for each writing. The resource's key in the store is bound in, so that what was sealed
-//! for one resource opens for no other. Values that somebody wrote in clear stay readable and are sealed at their next write.
+//! AES-256-GCM in envelopes ([`key`]). The resource's key in the store is bound in, so that what was sealed for one resource opens
+//! for no other. Values that somebody wrote in clear, and those that APISIX has encrypted, are readable and are sealed at
+//! their next write, or by [`Store::reseal`]. References to secrets kept elsewhere are no secrets and stay as they are.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+mod apisix;
+mod fields;
+pub mod key;
+mod settings;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
-use zeroize::Zeroizing;
 
-use super::{Commit, Error, Event, Listing, Store, Stored, Watch, Write, Written};
-use crate::model::{Kind, Revision};
-use crate::rt::crypto::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use crate::rt::crypto::rand::{SecureRandom, SystemRandom};
+use super::image::{Image, Resealed};
+use super::{Commit, Error, Event, Expect, Listing, Store, Stored, Watch, Write, Written};
+use crate::model::{Revision, SecretReference};
 
-/// What a sealed text starts with.
-const MARK: &str = "wardgate-sealed-1:";
-
-/// The key that seals. All control planes of one store must have the same.
-pub struct SealingKey(LessSafeKey);
-
-impl SealingKey {
-    /// A key of 256 bits.
-    #[expect(clippy::missing_panics_doc, reason = "the length is right")]
-    pub fn new(bytes: &[u8; 32]) -> Self {
-        let key = UnboundKey::new(&AES_256_GCM, bytes).expect("the length is right");
-        Self(LessSafeKey::new(key))
-    }
-
-    /// Reads the key from a file (base64, readable by its owner alone), or makes key and file when there is none.
-    ///
-    /// # Errors
-    /// The file cannot be read or made, or holds something else; then it is left as it is.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = |why: &dyn std::fmt::Display| Error::File {
-            path: path.to_owned(),
-            why: why.to_string(),
-        };
-        let text = match fs::read_to_string(path) {
-            Ok(text) => Zeroizing::new(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut bytes = Zeroizing::new([0; 32]);
-                SystemRandom::new()
-                    .fill(&mut bytes[..])
-                    .map_err(|_| file(&"the system gives no random bytes"))?;
-                let text = Zeroizing::new(STANDARD.encode(&bytes[..]) + "\n");
-                save(path, &text).map_err(|error| file(&error))?;
-                text
-            }
-            Err(error) => return Err(file(&error)),
-        };
-        let bytes = STANDARD.decode(text.trim()).map(Zeroizing::new).ok();
-        match bytes.as_deref().and_then(|bytes| <&[u8; 32]>::try_from(bytes.as_slice()).ok()) {
-            Some(bytes) => Ok(Self::new(bytes)),
-            None => Err(Error::Damaged {
-                path: path.to_owned(),
-                why: "expected 32 bytes in base64".into(),
-            }),
-        }
-    }
-
-    fn seal(&self, place: &str, text: &str) -> Result<String, Error> {
-        let mut nonce = [0; NONCE_LEN];
-        let failed = || Error::Refused("a private key cannot be sealed".into());
-        SystemRandom::new().fill(&mut nonce).map_err(|_| failed())?;
-        // With room for the tag: growing would leave a copy of the clear text behind.
-        let mut sealed = Vec::with_capacity(text.len() + AES_256_GCM.tag_len());
-        sealed.extend_from_slice(text.as_bytes());
-        self.0
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(place.as_bytes()),
-                &mut sealed,
-            )
-            .map_err(|_| failed())?;
-        let mut whole = nonce.to_vec();
-        whole.append(&mut sealed);
-        Ok(format!("{MARK}{}", STANDARD.encode(whole)))
-    }
-
-    fn unseal(&self, place: &str, text: &str) -> Option<String> {
-        let mut whole = Zeroizing::new(STANDARD.decode(text.strip_prefix(MARK)?).ok()?);
-        let (nonce, sealed) = whole.split_at_mut_checked(NONCE_LEN)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let clear = self.0.open_in_place(nonce, Aad::from(place.as_bytes()), sealed).ok()?;
-        Some(std::str::from_utf8(clear).ok()?.to_owned())
-    }
-}
-
-/// A new file that only its owner reads; another process' file is not overwritten.
-fn save(path: &Path, text: &str) -> io::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".new-{}", std::process::id()));
-    let new = PathBuf::from(name);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::hard_link(&new, path));
-    let removed = fs::remove_file(&new);
-    written.and(removed)
-}
+pub use self::apisix::Keyring;
+pub use self::key::{SealingKey, SealingRing, is_sealed};
+pub use self::settings::{KeySource, SealingSettings};
 
 /// The store around the store.
 pub struct Sealed {
@@ -118,42 +29,64 @@ pub struct Sealed {
     lock: Arc<Lock>,
 }
 
-struct Lock {
-    key: SealingKey,
+/// What seals and opens the values of resources.
+pub struct Lock {
+    ring: SealingRing,
     /// What all keys of resources begin with.
     prefix: String,
 }
 
 impl Sealed {
     /// Seals what `inner` keeps under `prefix`.
-    pub fn new(inner: Arc<dyn Store>, key: SealingKey, prefix: &str) -> Self {
-        Self { inner, lock: Arc::new(Lock { key, prefix: prefix.to_owned() }) }
+    pub fn new(inner: Arc<dyn Store>, keys: impl Into<SealingRing>, prefix: &str) -> Self {
+        Self { inner, lock: Arc::new(Lock::new(keys, prefix)) }
     }
 }
 
 impl Lock {
-    fn seal(&self, place: &str, value: &Value) -> Result<Value, Error> {
+    /// Seals the resources under `prefix`.
+    pub fn new(keys: impl Into<SealingRing>, prefix: &str) -> Self {
+        Self { ring: keys.into(), prefix: prefix.to_owned() }
+    }
+
+    /// The value of the resource at `place` with its secrets sealed.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn seal(&self, place: &str, value: &Value) -> Result<Value, Error> {
         let mut value = value.clone();
         for text in self.secrets(place, &mut value) {
-            if !text.starts_with(MARK) {
-                *text = self.key.seal(place, text)?;
+            if !is_sealed(text) && SecretReference::of(text).is_none() {
+                *text = self.ring.seal(place, text)?;
             }
         }
         Ok(value)
     }
 
-    fn unseal(&self, mut stored: Stored) -> Stored {
-        for text in self.secrets(&stored.key, &mut stored.value) {
-            if text.starts_with(MARK) {
-                match self.key.unseal(&stored.key, text) {
-                    Some(clear) => *text = clear,
-                    // It stays as it is: no data plane can use it, and nobody can read it.
-                    None => tracing::error!(
-                        key = %stored.key,
-                        "a private key was sealed with another sealing key"
-                    ),
-                }
+    /// Opens what can be opened, in place; tells how many secrets stay closed.
+    pub fn open(&self, place: &str, value: &mut Value) -> usize {
+        let mut closed = 0;
+        for text in self.secrets(place, value) {
+            match self.ring.open(place, text) {
+                Ok(Some(clear)) => *text = clear,
+                Ok(None) => {}
+                Err(_) => closed += 1,
             }
+        }
+        closed
+    }
+
+    /// Are all secrets of the value sealed, and with the key that seals now?
+    fn is_current(&self, place: &str, value: &mut Value) -> bool {
+        let all = self.secrets(place, value);
+        all.into_iter()
+            .all(|text| self.ring.is_current(text) || SecretReference::of(text).is_some())
+    }
+
+    fn unseal(&self, mut stored: Stored) -> Stored {
+        if self.open(&stored.key, &mut stored.value) > 0 {
+            // It stays as it is: no data plane can use it, and nobody can read it.
+            tracing::error!(key = %stored.key, "a secret was sealed with another sealing key");
         }
         stored
     }
@@ -171,16 +104,9 @@ impl Lock {
                 _ => Vec::new(),
             };
         }
-        let key = place.strip_prefix(&self.prefix).and_then(Kind::split_key);
-        let client_key = match key.map(|(kind, _)| kind) {
-            Some(Kind::Ssls) => return certificate_keys(value),
-            Some(Kind::Upstreams) => "/tls/client_key",
-            Some(Kind::Routes | Kind::Services) => "/upstream/tls/client_key",
-            _ => return Vec::new(),
-        };
-        match value.pointer_mut(client_key) {
-            Some(Value::String(text)) => vec![text],
-            _ => Vec::new(),
+        match place.strip_prefix(&self.prefix) {
+            Some(key) => fields::secrets(key, value),
+            None => Vec::new(),
         }
     }
 
@@ -188,23 +114,6 @@ impl Lock {
         listing.entries = listing.entries.into_iter().map(|stored| self.unseal(stored)).collect();
         listing
     }
-}
-
-fn certificate_keys(value: &mut Value) -> Vec<&mut String> {
-    let mut found = Vec::new();
-    for (name, field) in value.as_object_mut().into_iter().flatten() {
-        match (name.as_str(), field) {
-            ("key", Value::String(text)) => found.push(text),
-            ("keys", Value::Array(texts)) => {
-                found.extend(texts.iter_mut().filter_map(|text| match text {
-                    Value::String(text) => Some(text),
-                    _ => None,
-                }));
-            }
-            _ => {}
-        }
-    }
-    found
 }
 
 #[async_trait]
@@ -232,6 +141,34 @@ impl Store for Sealed {
         Ok(commit)
     }
 
+    /// As it rests: sealed.
+    async fn image(&self, prefix: &str) -> Result<Image, Error> {
+        self.inner.image(prefix).await
+    }
+
+    async fn reseal(&self) -> Result<Resealed, Error> {
+        let image = self.inner.image(&format!("{}/", self.lock.prefix)).await?;
+        let mut done = Resealed::default();
+        for entry in image.entries {
+            let Ok(mut value) = serde_json::from_str::<Value>(&entry.text) else { continue };
+            if self.lock.is_current(&entry.key, &mut value) {
+                continue;
+            }
+            if self.lock.open(&entry.key, &mut value) > 0 {
+                done.closed.push(entry.key);
+                continue;
+            }
+            let value = self.lock.seal(&entry.key, &value)?;
+            let expect = Expect::Revision(entry.modified);
+            match self.inner.put(&entry.key, &value, expect, entry.ttl).await {
+                // Who wrote in between has sealed it.
+                Ok(_) | Err(Error::Conflict) => done.sealed += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
     fn watch(&self, prefix: &str, from: Revision) -> Watch {
         let mut watch = self.inner.watch(prefix, from);
         let lock = self.lock.clone();
@@ -252,6 +189,8 @@ impl Store for Sealed {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
@@ -263,7 +202,7 @@ mod tests {
         let inner = Arc::new(Memory::new());
         let folder = std::env::temp_dir().join(format!("wardgate-seal-{}", uuid::Uuid::new_v4()));
         let path = folder.join("sealing-key");
-        let sealed = |key| Sealed::new(inner.clone(), key, "/apisix");
+        let sealed = |key: SealingKey| Sealed::new(inner.clone(), key, "/apisix");
         let store = sealed(SealingKey::open(&path).unwrap());
         let value =
             json!({"sni": "a", "key": "PRIVATE one", "keys": ["PRIVATE two"], "cert": "PUBLIC"});
@@ -305,7 +244,7 @@ mod tests {
         // Another place, or another key: it stays closed.
         inner.put("/apisix/ssls/2", &rest, Expect::Anything, None).await.unwrap();
         let moved = again.get("/apisix/ssls/2").await.unwrap().unwrap().value;
-        assert!(moved["key"].as_str().unwrap().starts_with(MARK));
+        assert!(moved["key"].as_str().unwrap().starts_with("wardgate-sealed-"));
         let other = sealed(SealingKey::new(&[7; 32]));
         let closed = other.get("/apisix/ssls/1").await.unwrap().unwrap().value;
         assert!(!closed.to_string().contains("PRIVATE"));
@@ -318,5 +257,58 @@ mod tests {
         assert!(matches!(SealingKey::open(&path), Err(Error::Damaged { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "no key");
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_takes_the_place_of_another_and_what_was_sealed_or_clear_or_apisix_s_follows() {
+        let inner = Arc::new(Memory::new());
+        let ring = |bytes: &[u8]| {
+            let mut keys = bytes.iter().map(|byte| SealingKey::new(&[*byte; 32]));
+            SealingRing::new(keys.next().unwrap(), keys)
+        };
+        let store = |bytes: &[u8]| Sealed::new(inner.clone(), ring(bytes), "/apisix");
+        let consumer = json!({"username": "bob", "plugins": {"key-auth": {"key": "bobs"}}});
+        let put = async |store: &dyn Store, key: &str, value: &Value, ttl| {
+            store.put(key, value, Expect::Anything, ttl).await.unwrap()
+        };
+        put(&store(b"a"), "/apisix/consumers/bob", &consumer, Some(1000)).await;
+        put(&*inner, "/apisix/consumers/clear", &consumer, None).await;
+        let mut encrypted = consumer.clone();
+        encrypted["plugins"]["key-auth"]["key"] = json!("4y+JvURBE6ZwRbbgaryrhg==");
+        put(&*inner, "/apisix/consumers/old", &encrypted, None).await;
+        let referring = json!({"plugins": {"key-auth": {"key": "$secret://vault/1/a/b"}}});
+        let untouched = put(&store(b"a"), "/apisix/consumers/ref", &referring, None).await;
+        let foreign = put(&store(b"x"), "/apisix/consumers/foreign", &consumer, None).await;
+
+        let keyring = Keyring::new(["qeddd145sfvddff3"]).unwrap();
+        let both = Sealed::new(inner.clone(), ring(b"ba").reading(keyring), "/apisix");
+        for (name, key) in [("bob", "bobs"), ("clear", "bobs"), ("old", "auth-one")] {
+            let read = both.get(&format!("/apisix/consumers/{name}")).await.unwrap().unwrap();
+            assert_eq!(read.value["plugins"]["key-auth"]["key"], key, "{name}");
+        }
+        let done = both.reseal().await.unwrap();
+        assert_eq!(
+            (done.sealed, &done.closed[..]),
+            (3, &["/apisix/consumers/foreign".to_owned()][..])
+        );
+        assert_eq!(both.reseal().await.unwrap().sealed, 0, "nothing is left to do");
+        // The old key is no longer needed.
+        let new = store(b"b");
+        for (name, key) in [("bob", "bobs"), ("clear", "bobs"), ("old", "auth-one")] {
+            let place = format!("/apisix/consumers/{name}");
+            assert_eq!(
+                new.get(&place).await.unwrap().unwrap().value["plugins"]["key-auth"]["key"],
+                key
+            );
+            assert!(!inner.get(&place).await.unwrap().unwrap().value.to_string().contains(key));
+        }
+        let rest = async |name: &str| {
+            inner.get(&format!("/apisix/consumers/{name}")).await.unwrap().unwrap()
+        };
+        assert_eq!(rest("ref").await, untouched);
+        assert_eq!(rest("foreign").await.modified, foreign.modified);
+        let image = inner.image("/apisix/").await.unwrap();
+        let bob = image.entries.iter().find(|entry| entry.key.ends_with("/bob")).unwrap();
+        assert!(bob.ttl.is_some_and(|ttl| (1..=1000).contains(&ttl)), "its end stays");
     }
 }

@@ -50,6 +50,11 @@ impl EtcdServer {
         }
     }
 
+    /// For the next start.
+    pub fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
+    }
+
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -65,8 +70,48 @@ impl EtcdServer {
         }
     }
 
+    /// Members of one cluster, all running.
+    pub fn cluster(size: usize) -> Vec<Self> {
+        let mut members: Vec<Self> = (0..size).map(|_| Self::stopped()).collect();
+        let peer = |(number, member): (usize, &Self)| {
+            format!("m{number}=http://127.0.0.1:{}", member.peer_port)
+        };
+        let all = members.iter().enumerate().map(peer).collect::<Vec<_>>().join(",");
+        for (number, member) in members.iter_mut().enumerate() {
+            let cluster = format!("--initial-cluster={all}");
+            member.arguments = vec![format!("--name=m{number}"), cluster];
+            // A member that died is missed soon.
+            member
+                .arguments
+                .extend(["--heartbeat-interval=50", "--election-timeout=500"].map(String::from));
+            member.spawn();
+        }
+        members.iter().for_each(Self::wait_ready);
+        members
+    }
+
+    /// Stops the process where it stands: its sockets are open, and nobody answers.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    }
+
     /// Runs it (again) on the same address and folder.
     pub fn resume(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    fn spawn(&mut self) {
         let log = std::fs::File::create(self.folder.join("log")).unwrap();
         let secure = self.arguments.iter().any(|argument| argument.starts_with("--cert-file"));
         let scheme = if secure { "https" } else { "http" };
@@ -83,6 +128,9 @@ impl EtcdServer {
             .spawn()
             .expect("etcd is needed by this test: apt-get install etcd-server");
         self.child = Some(child);
+    }
+
+    fn wait_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !std::fs::read_to_string(self.folder.join("log"))
             .unwrap_or_default()

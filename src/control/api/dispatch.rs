@@ -72,6 +72,12 @@ impl ControlPlane {
             {
                 return Err(Answer::forbidden("a caller with a scope reads resources alone"));
             }
+            ["store", what] if method == Method::POST => {
+                if !principal.is_full_admin() {
+                    return Err(Answer::forbidden("the store is the matter of role admin without a scope"));
+                }
+                return self.at_rest(what).await;
+            }
             ["audit", ref what @ ..] if method == Method::GET => {
                 return self.answer_records(what, query).await;
             }

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-#[path = "support/etcd.rs"]
+mod cluster;
+#[path = "../support/etcd.rs"]
 mod etcd_server;
+mod moving;
 
 use std::time::Duration;
 
