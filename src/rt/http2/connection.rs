@@ -318,3 +318,20 @@ impl Drop for Connection {
         self.core.lock().fail(&error);
     }
 }
+
+#[cfg(test)]
+impl Connection {
+    /// Bytes that wait for the peer to take them.
+    pub(super) fn waiting(&self) -> usize {
+        self.core.lock().waiting()
+    }
+
+    /// The numbers of streams are those of the streams.
+    pub(super) fn check(&self) {
+        let core = self.core.lock();
+        let slots = core.slots.iter().flatten().count();
+        assert_eq!(core.held, 0);
+        assert!(core.open <= slots, "{} open of {slots}", core.open);
+        assert!(core.failed.is_some() || core.open == 0, "{} open", core.open);
+    }
+}
