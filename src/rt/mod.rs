@@ -9,6 +9,7 @@ mod conversation;
 pub mod crypto;
 mod drain;
 mod environment;
+pub mod http2;
 mod live;
 pub mod memory;
 pub mod proxy_protocol;

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use tokio::time::Instant;
 
 use super::{Introduction, Place, Slot, Stream};
 use crate::model::KeepalivePool;
 use crate::mtls::Proof;
+use crate::rt::http2::Opener;
 
 /// Seconds before the end of its proof in which a connection is not used again: the other side closes it then. Where
 /// certificates are short, a quarter of the connection's life.
@@ -83,7 +82,7 @@ pub type Shared = Arc<tokio::sync::Mutex<Vec<Multiplexed>>>;
 #[derive(Debug)]
 pub struct Multiplexed {
     /// Opens streams.
-    pub send: SendRequest<Bytes>,
+    pub opener: Opener,
     /// How it may be used again.
     pub reuse: Reuse,
     /// Held by each exchange under way on it; tells connections apart.
@@ -94,8 +93,8 @@ pub struct Multiplexed {
 
 impl Multiplexed {
     /// A new one, for its first exchange.
-    pub fn new(send: SendRequest<Bytes>, reuse: Reuse, streams: Arc<()>) -> Self {
-        Self { send, reuse, streams, idle_since: None }
+    pub fn new(opener: Opener, reuse: Reuse, streams: Arc<()>) -> Self {
+        Self { opener, reuse, streams, idle_since: None }
     }
 
     /// Counts one more exchange; `false` when it has had as many as `limits` give it.
@@ -107,7 +106,7 @@ impl Multiplexed {
 
     /// Does the peer take one more stream at once? Behind long ones a queued stream could wait for ever.
     pub fn has_room(&self) -> bool {
-        Arc::strong_count(&self.streams) <= self.send.current_max_send_streams()
+        Arc::strong_count(&self.streams) <= self.opener.most_streams()
     }
 
     /// May it take a further stream, as far as its proof goes?
@@ -230,7 +229,7 @@ impl Pool {
                     let old = each.idle_since.is_some_and(|since| now - since >= limit);
                     let wanted = each.reuse.is_wanted_elsewhere(waiting);
                     let spare = idle && (wanted || std::mem::replace(&mut waits, true));
-                    !spare && !old && !is_closed(&mut each.send)
+                    !spare && !old && !each.opener.is_closed()
                 });
             }
             let shares = Arc::strong_count(&place.http2) > 1
@@ -254,11 +253,6 @@ impl Pool {
     pub fn idle_count(&self) -> usize {
         self.places.values().map(|place| place.idle.len()).sum()
     }
-}
-
-fn is_closed(send: &mut SendRequest<Bytes>) -> bool {
-    let mut context = Context::from_waker(std::task::Waker::noop());
-    matches!(send.poll_ready(&mut context), std::task::Poll::Ready(Err(_)))
 }
 
 #[cfg(test)]

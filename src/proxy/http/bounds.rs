@@ -1,55 +1,47 @@
-//! What of a request of HTTP/2 is larger than allowed, and the answer to it. The `h2` crate bounds the head as a whole.
+//! The answer to a request of HTTP/2 of which something is larger than allowed.
 
-use bytes::Bytes;
-use h2::server::SendResponse;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::request::Parts;
-use http::{Response, StatusCode};
+use std::future::poll_fn;
+use std::task::ready;
 
 use super::grpc;
-use super::h1::{HeadLimits, LONG_FIELD, LONG_TARGET, MANY_FIELDS, Refused};
+use super::h1::Refused;
+use crate::rt::http2::{Error, Fields, Stream};
 
-/// Why the head is refused, if it is.
-pub(in crate::proxy) fn refused(parts: &Parts, limits: &HeadLimits) -> Option<Refused> {
-    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if target > limits.target {
-        return Some(LONG_TARGET);
-    }
-    if parts.headers.len() > limits.fields {
-        return Some(MANY_FIELDS);
-    }
-    // No field is longer than all of the head.
-    let is_long = limits.field < limits.bytes
-        && parts
-            .headers
-            .iter()
-            .any(|(name, value)| name.as_str().len() + value.len() > limits.field);
-    is_long.then_some(LONG_FIELD)
-}
-
-/// Answers so that the caller can read it, a gRPC client too.
-pub(in crate::proxy) fn answer(parts: &Parts, refused: Refused, respond: &mut SendResponse<Bytes>) {
-    let mut response = Response::new(());
-    let fields = response.headers_mut();
-    fields.insert(http::header::SERVER, HeaderValue::from_static("Wardgate"));
-    let is_grpc = parts
-        .headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+/// Answers so that the caller can read it, a gRPC client too. Who has gone gets no answer.
+pub(in crate::proxy) async fn answer(fields: &Fields, refused: Refused, mut stream: Stream) {
+    let is_grpc =
+        fields.get(b"content-type").is_some_and(|value| value.starts_with(b"application/grpc"));
+    let number = |number: u64| itoa::Buffer::new().format(number).to_owned();
     if is_grpc {
-        fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        fields.insert("grpc-status", u16::from(grpc::code_of(refused.status)).into());
-        fields.insert("grpc-message", HeaderValue::from_static(refused.sentence));
-        // Who has gone gets no answer.
-        let _ = respond.send_response(response, true);
+        let code = number(grpc::code_of(refused.status).into());
+        let _ = stream.send_head(true, &mut |block| {
+            block.field(b":status", b"200");
+            block.field(b"server", b"Wardgate");
+            block.field(b"content-type", b"application/grpc");
+            block.field(b"grpc-status", code.as_bytes());
+            block.field(b"grpc-message", refused.sentence.as_bytes());
+        });
         return;
     }
     let body = format!("{}\n", serde_json::json!({ "error_msg": refused.sentence }));
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    fields.insert(http::header::CONTENT_LENGTH, body.len().into());
-    *response.status_mut() =
-        StatusCode::from_u16(refused.status).unwrap_or(StatusCode::BAD_REQUEST);
-    if let Ok(mut stream) = respond.send_response(response, false) {
-        let _ = stream.send_data(body.into(), true);
-    }
+    let begun = stream.send_head(false, &mut |block| {
+        block.field(b":status", number(refused.status.into()).as_bytes());
+        block.field(b"server", b"Wardgate");
+        block.field(b"content-type", b"application/json");
+        block.field(b"content-length", number(body.len() as u64).as_bytes());
+    });
+    let mut left = body.as_bytes();
+    let _ = match begun {
+        Err(gone) => Err(gone),
+        Ok(()) => {
+            poll_fn(|context| {
+                while !left.is_empty() {
+                    let count = ready!(stream.poll_send(context, left))?;
+                    left = &left[count..];
+                }
+                std::task::Poll::Ready(stream.finish())
+            })
+            .await as Result<(), Error>
+        }
+    };
 }

@@ -520,8 +520,8 @@ impl Attempt<'_> {
             return Err(Failure::Fault(Fault::upstream(504, sentence, cause, true)));
         };
         let secure = !matches!(self.endpoint.security, Security::Plain);
-        let origin = |ready, streams| {
-            let origin = UpstreamHttp2::new(ready, streams, secure);
+        let origin = |opener, streams| {
+            let origin = UpstreamHttp2::new(opener, streams, secure);
             Origin::Http2(Box::new(origin))
         };
         let now = crate::rt::unix_seconds();
@@ -538,12 +538,12 @@ impl Attempt<'_> {
                 drop(place.remove(at));
                 continue;
             }
-            match each.send.clone().ready().await {
-                Ok(ready) => {
-                    return Ok((origin(ready, each.streams.clone()), each.reuse.clone(), true));
-                }
-                Err(_) => drop(place.remove(at)),
+            if each.opener.is_closed() {
+                drop(place.remove(at));
+                continue;
             }
+            let origin = origin(each.opener.clone(), each.streams.clone());
+            return Ok((origin, each.reuse.clone(), true));
         }
         // A connection that is introduced serves nobody else: others need not wait for it.
         let place = if self.caller.is_some() {
@@ -554,16 +554,15 @@ impl Attempt<'_> {
         };
         let (stream, reuse) = self.connect_counted(host, Protocol::Http2, key).await?;
         let settled = settled.then_some(within);
-        let send = originate(self.worker, stream, reuse.proof.clone(), settled).await;
-        let send = send.map_err(|broken| failed(broken.to_string()))?;
+        let opener = originate(self.worker, stream, reuse.proof.clone(), settled).await;
+        let opener = opener.map_err(|broken| failed(broken.to_string()))?;
         let streams = Arc::new(());
-        let kept = Multiplexed::new(send.clone(), reuse.clone(), streams.clone());
+        let kept = Multiplexed::new(opener.clone(), reuse.clone(), streams.clone());
         match place {
             Some(mut place) => place.push(kept),
             None => shared.lock().await.push(kept),
         }
-        let ready = send.ready().await.map_err(|error| failed(error.to_string()))?;
-        Ok((origin(ready, streams), reuse, false))
+        Ok((origin(opener, streams), reuse, false))
     }
 
     /// Nobody else shall wait on the shared connection that failed; streams under way keep it.

@@ -2,31 +2,27 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use h2::Reason;
-use h2::ext::Protocol;
-use h2::server::SendResponse;
-use http::header::HeaderValue;
-use http::{HeaderMap, Response, StatusCode};
+use http::HeaderMap;
 
-use super::body::{Receiving, Sending, announce, fields};
+use super::message::{Body, write_fields, write_status};
 use crate::pipeline::{Head, Known};
 use crate::proxy::http::switch::Wish;
 use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side};
+use crate::rt::http2::Reason;
 
 /// The caller's side of one exchange over HTTP/2.
 pub(super) struct Caller {
-    pub(super) receiving: Receiving,
-    pub(super) respond: SendResponse<Bytes>,
-    pub(super) sending: Option<Sending>,
+    pub(super) body: Body,
     pub(super) length: BodyLength,
     pub(super) is_head: bool,
     /// CONNECT, and its `:protocol`.
-    pub(super) connect: Option<Option<Protocol>>,
+    pub(super) connect: Option<Option<String>>,
     /// The stream carries another protocol.
     pub(super) is_tunnel: bool,
     /// `Expect: 100-continue`, not answered yet.
     pub(super) expects_continue: bool,
+    /// The response has begun.
+    pub(super) has_begun: bool,
     pub(super) received: u64,
     pub(super) sent: u64,
 }
@@ -37,32 +33,33 @@ impl Side for Caller {
             // What comes is no body, and waits for the switch.
             return Poll::Ready(Ok(Piece::End));
         }
-        self.receiving.poll_data(context)
+        self.body.poll_data(context)
     }
 
     fn consume(&mut self, count: usize) {
         self.received += count as u64;
-        self.receiving.consume(count);
+        self.body.stream.consume(count);
     }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
-        self.receiving.trailers.take()
+        self.body.trailers()
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
-        let Some(sending) = &mut self.sending else {
+        if !self.has_begun {
             return Poll::Ready(Err(Broken::Protocol("no response was begun".into())));
-        };
+        }
         if self.is_head {
             return Poll::Ready(Ok(data.len()));
         }
-        let count = ready!(sending.poll_send(context, data))?;
+        let count = ready!(self.body.poll_send(context, data))?;
         self.sent += count as u64;
         Poll::Ready(Ok(count))
     }
 
+    /// The connection's own task writes.
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        Poll::Ready(self.sending.as_mut().map_or(Ok(()), Sending::flush))
+        Poll::Ready(Ok(()))
     }
 
     fn poll_finish(
@@ -70,7 +67,7 @@ impl Side for Caller {
         _: &mut Context<'_>,
         trailers: Option<HeaderMap>,
     ) -> Poll<Result<(), Broken>> {
-        Poll::Ready(self.sending.as_mut().map_or(Ok(()), |sending| sending.finish(trailers)))
+        Poll::Ready(if self.has_begun { self.body.finish(trailers) } else { Ok(()) })
     }
 }
 
@@ -81,7 +78,7 @@ impl Downstream for Caller {
 
     fn wish(&self) -> Option<Wish<'_>> {
         Some(match self.connect.as_ref()? {
-            Some(protocol) => Wish::Extended(protocol.as_str()),
+            Some(protocol) => Wish::Extended(protocol),
             None => Wish::Connect,
         })
     }
@@ -93,36 +90,33 @@ impl Downstream for Caller {
     }
 
     fn start_response(&mut self, head: &Head, body: BodyLength) -> Result<(), Broken> {
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(head.status())
-            .map_err(|_| Broken::Protocol("the status does not fit HTTP/2".into()))?;
-        fields(head, response.headers_mut());
-        let bodiless = self.is_head || head.status() == 304;
-        if bodiless && body == BodyLength::None {
-            if let Some(Ok(length)) = head.known(Known::ContentLength).map(HeaderValue::from_bytes)
-            {
-                response.headers_mut().insert(http::header::CONTENT_LENGTH, length);
-            }
-        } else {
-            announce(response.headers_mut(), body);
+        if !(100..1000).contains(&head.status()) {
+            return Err(Broken::Protocol("the status does not fit HTTP/2".into()));
         }
-        let ended = bodiless || body == BodyLength::None;
-        let stream = self.respond.send_response(response, ended)?;
-        let left = match body {
-            BodyLength::Known(length) if !ended => Some(length),
+        let bodiless = self.is_head || head.status() == 304;
+        let is_ended = bodiless || body == BodyLength::None;
+        let announced = head.known(Known::ContentLength).filter(|_| bodiless);
+        self.body.stream.send_head(is_ended, &mut |block| {
+            write_status(block, head.status());
+            write_fields(block, head, body);
+            if let (BodyLength::None, Some(length)) = (body, announced) {
+                block.field(b"content-length", length);
+            }
+        })?;
+        self.body.announce(match body {
+            BodyLength::Known(length) if !is_ended => Some(length),
             _ => None,
-        };
-        self.sending = Some(Sending::new(stream, left, ended, None));
+        });
+        self.has_begun = true;
         Ok(())
     }
 
     fn interim(&mut self, head: &Head) {
-        if let Ok(status) = StatusCode::from_u16(head.status()) {
-            let mut response = Response::new(());
-            *response.status_mut() = status;
-            fields(head, response.headers_mut());
-            let _ = self.respond.send_informational(response);
-        }
+        // Who has gone gets none.
+        let _ = self.body.stream.send_head(false, &mut |block| {
+            write_status(block, head.status());
+            write_fields(block, head, BodyLength::None);
+        });
     }
 
     /// A stream is one exchange, and its end is told with it.
@@ -135,23 +129,16 @@ impl Downstream for Caller {
     }
 
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match &mut self.sending {
-            Some(sending) => sending.stream.poll_reset(context).map(|_| ()),
-            None => self.respond.poll_reset(context).map(|_| ()),
-        }
+        self.body.stream.poll_gone(context)
     }
 
     fn abort(&mut self) {
-        let reason = match (self.is_tunnel, &self.connect) {
+        self.body.stream.reset(match (self.is_tunnel, &self.connect) {
             // RFC 9113 section 8.5, and RFC 8441 section 5.
             (true, Some(None)) => Reason::CONNECT_ERROR,
             (true, _) => Reason::CANCEL,
             (false, _) => Reason::INTERNAL_ERROR,
-        };
-        match &mut self.sending {
-            Some(sending) => sending.stream.send_reset(reason),
-            None => self.respond.send_reset(reason),
-        }
+        });
     }
 
     fn cut(&mut self) {

@@ -1,4 +1,4 @@
-//! What a connection of HTTP/2 has on either side: bounds, its turn among the tasks, its bytes.
+//! What a connection of HTTP/2 has on either side: bounds, and its bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -9,36 +9,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::mtls::Proof;
 use crate::proxy::http::h1::HeadLimits;
+use crate::rt::http2::Settings;
 use crate::upstream;
 
-/// Bytes of a body that may be on their way on one stream, and on one connection.
-pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
-pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Bytes that are queued for a peer that does not take them.
-pub(super) const SEND_BUFFER: usize = 128 * 1024;
-
-/// Bytes of a head's decoded fields, with 32 more for each, as the setting of that name counts them.
-pub(super) fn list_size(limits: HeadLimits) -> u32 {
-    u32::try_from(limits.bytes).unwrap_or(u32::MAX)
-}
-
-/// Puts a connection's turn behind the tasks that are ready now, so that what they send goes out in one write.
-#[derive(Default)]
-pub(super) struct Turn {
-    yielded: bool,
-}
-
-impl Turn {
-    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.yielded = !self.yielded;
-        if self.yielded {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(())
+/// What we tell a peer whose heads have these limits, with so many streams of its own.
+pub(super) fn settings(limits: HeadLimits, streams: u32) -> Settings {
+    Settings {
+        stream_window: 256 * 1024,
+        connection_window: 1024 * 1024,
+        streams,
+        list_size: limits.bytes,
+        send_buffer: 128 * 1024,
+        extended_connect: true,
     }
 }
-
 /// A connection's bytes, as long as it may carry any.
 pub(super) struct Proved {
     stream: upstream::Stream,

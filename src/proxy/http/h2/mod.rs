@@ -1,8 +1,8 @@
-//! HTTP/2: the `h2` crate driven directly. A door: it defines nothing itself.
+//! HTTP/2 over our own frames (`rt::http2`): what its messages mean to the flow. A door: it defines nothing itself.
 
-mod body;
 mod caller;
 mod connection;
+mod message;
 mod request;
 mod serve;
 mod upstream;

@@ -1,21 +1,15 @@
 //! Serving a client's HTTP/2 connection: a task a stream.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::ext::Protocol;
-use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
-use http::{Method, Request};
-
-use super::body::{Receiving, length_of};
 use super::caller::Caller;
-use super::connection::{CONNECTION_WINDOW, Proved, SEND_BUFFER, STREAM_WINDOW, Turn, list_size};
-use super::request::read_request;
+use super::connection::{Proved, settings};
+use super::message::{Body, length_of};
+use super::request::{read_request, too_large};
 use crate::mtls::Proof;
 use crate::pipeline::{Client, Exchange};
 use crate::proxy::connection::Served;
@@ -24,6 +18,7 @@ use crate::proxy::http::judge::ConnectionStanding;
 use crate::proxy::http::{Downstream, bounds, tunnel};
 use crate::proxy::worker::Worker;
 use crate::rt::Watchdog;
+use crate::rt::http2::{Connection, Incoming, Reason};
 use crate::upstream;
 
 /// Serves a client's HTTP/2 connection until its end; one task a stream.
@@ -35,28 +30,13 @@ pub(in crate::proxy) async fn serve(
     proof: &Arc<Proof>,
     served: &mut Served,
 ) {
-    let handshake = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(worker.limits.streams)
-        .max_header_list_size(list_size(worker.limits.request_head))
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(32)
-        .max_local_error_reset_streams(Some(128))
-        .enable_connect_protocol()
-        .handshake::<_, Bytes>(Proved::new(stream, Some(proof.clone())));
-    let handshake = tokio::time::timeout(worker.limits.head_within, handshake).await;
-    let Ok(Ok(mut connection)) = handshake else {
-        if proof.lapse().is_none() {
-            worker.note_malformed(&client, "the HTTP/2 preface is missing or late");
-        }
-        return;
-    };
-    let mut turn = Turn::default();
+    let mut stream = Proved::new(stream, Some(proof.clone()));
+    let limits = &worker.limits;
+    let mut connection = Connection::server(settings(limits.request_head, limits.streams));
     let mut draining = pin!(worker.draining());
     let mut watchdog = Watchdog::new();
-    let (mut is_leaving, mut is_calmed) = (false, false);
-    let open = Arc::new(());
+    watchdog.set(Some(tokio::time::Instant::now() + limits.head_within));
+    let (mut is_leaving, mut has_begun) = (false, false);
     let cancelled = Arc::new(Cancelled::default());
     loop {
         let next = poll_fn(|context| {
@@ -64,62 +44,69 @@ pub(in crate::proxy) async fn serve(
                 // The streams' tasks hear of it from the connection.
                 return Poll::Ready(None);
             }
-            let idle = Arc::strong_count(&open) == 1 && !connection.has_streams();
-            if watchdog.deadline().is_none() || !idle {
-                watchdog.set(Some(tokio::time::Instant::now() + worker.limits.idle_within));
+            if !has_begun && connection.is_settled() {
+                has_begun = true;
+                watchdog.set(None);
             }
-            let is_idle_for_long = watchdog.poll(context).is_ready();
-            if is_leaving && is_idle_for_long {
+            let is_late = if !has_begun {
+                watchdog.poll(context).is_ready()
+            } else {
+                if watchdog.deadline().is_none() || connection.has_streams() {
+                    watchdog.set(Some(tokio::time::Instant::now() + limits.idle_within));
+                }
+                watchdog.poll(context).is_ready()
+            };
+            if is_late && !has_begun {
+                worker.note_malformed(&client, "the HTTP/2 preface is missing or late");
+                return Poll::Ready(None);
+            }
+            if is_leaving && is_late {
                 // It was told to go, has nothing to do here, and does not go.
                 return Poll::Ready(None);
             }
             if !is_leaving {
-                let ends = proof.lapse().is_some() || served.requests >= worker.limits.requests;
-                if ends || is_idle_for_long || draining.as_mut().poll(context).is_ready() {
+                let ends = proof.lapse().is_some() || served.requests >= limits.requests;
+                if ends || is_late || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
-                    watchdog.set(Some(tokio::time::Instant::now() + worker.limits.head_within));
-                    connection.graceful_shutdown();
+                    watchdog.set(Some(tokio::time::Instant::now() + limits.head_within));
+                    connection.leave();
                 }
             }
-            if !is_calmed && cancelled.too_many(served.requests, worker.limits.resets) {
-                is_calmed = true;
-                worker.note_malformed(&client, "too many streams were given up");
-                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            if cancelled.too_many(served.requests, limits.resets) {
+                connection.give_up(Reason::ENHANCE_YOUR_CALM, "too many streams were given up");
             }
-            ready!(turn.poll(context));
-            connection.poll_accept(context)
+            connection.poll(&mut stream, context)
         })
         .await;
-        let (request, mut respond) = match next {
-            Some(Ok(accepted)) => accepted,
+        let mut incoming = match next {
+            Some(Ok(incoming)) => incoming,
             Some(Err(error)) => {
-                worker.note_malformed(&client, &format!("HTTP/2: {error}"));
+                if has_begun || proof.lapse().is_none() {
+                    worker.note_malformed(&client, &format!("HTTP/2: {error}"));
+                }
                 return;
             }
             None => return,
         };
         if worker.watch.lapse(proof).is_some_and(|lapse| !lapse.is_gentle()) {
-            respond.send_reset(Reason::REFUSED_STREAM);
+            incoming.stream.reset(Reason::REFUSED_STREAM);
             continue;
         }
         served.requests += 1;
-        watchdog.set(None);
-        let (worker, client, guard) = (worker.clone(), client.clone(), open.clone());
+        let (worker, client) = (worker.clone(), client.clone());
         let (standing, cancelled) = (standing.clone(), cancelled.clone());
         let proof = proof.clone();
         worker.clone().spawn(async move {
             let accompanied = poll_fn(|context| Poll::Ready(proof.accompany(context.waker())));
             let accompanied = accompanied.await;
-            let stream = Stream { client: &client, proof: &proof, cancelled: &cancelled };
-            stream.serve(&worker, standing, request, respond).await;
+            let begun = Begun { client: &client, proof: &proof, cancelled: &cancelled };
+            begun.serve(&worker, standing, incoming).await;
             drop(accompanied);
-            drop(guard);
         });
     }
 }
 
-/// Streams that a caller began and gave up: work for us and for upstreams, next to none for it (CVE-2023-44487). The `h2`
-/// crate bounds those that it resets before we see them; this counts the others.
+/// Streams that a caller began and gave up: work for us and for upstreams, next to none for it (CVE-2023-44487).
 #[derive(Default)]
 struct Cancelled(AtomicU32);
 
@@ -131,55 +118,51 @@ impl Cancelled {
     }
 }
 
-fn expects_continue(fields: &http::HeaderMap) -> bool {
-    let expected = fields.get(http::header::EXPECT);
-    expected.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
 /// What the streams of a connection share.
-struct Stream<'a> {
+struct Begun<'a> {
     client: &'a Arc<Client>,
     proof: &'a Proof,
     cancelled: &'a Cancelled,
 }
 
-impl Stream<'_> {
+impl Begun<'_> {
     async fn serve(
         &self,
         worker: &Arc<Worker>,
         mut standing: ConnectionStanding,
-        request: Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
+        incoming: Incoming,
     ) {
         let (client, cancelled) = (self.client, self.cancelled);
-        let (parts, stream) = request.into_parts();
-        if let Some(refused) = bounds::refused(&parts, &worker.limits.request_head) {
+        let Incoming { mut stream, fields, is_ended } = incoming;
+        if let Some(refused) = too_large(&fields, &worker.limits.request_head) {
             worker.note_malformed(client, refused.sentence);
-            bounds::answer(&parts, refused, &mut respond);
+            bounds::answer(&fields, refused, stream).await;
             return;
         }
         let mut exchange: Box<Exchange> = worker.lend_exchange(client);
-        if let Err(sentence) = read_request(&parts, &mut exchange.request) {
-            worker.note_malformed(client, sentence);
-            worker.take_back(exchange);
-            respond.send_reset(Reason::PROTOCOL_ERROR);
-            cancelled.0.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
+        let asked = match read_request(&fields, &mut exchange.request) {
+            Ok(asked) => asked,
+            Err(sentence) => {
+                worker.note_malformed(client, sentence);
+                worker.take_back(exchange);
+                stream.reset(Reason::PROTOCOL_ERROR);
+                cancelled.0.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        };
+        let expects = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");
         let mut caller = Caller {
-            length: length_of(&exchange.request, stream.is_end_stream()),
-            is_head: parts.method == Method::HEAD,
-            connect: (parts.method == Method::CONNECT)
-                .then(|| parts.extensions.get::<Protocol>().cloned()),
+            length: length_of(&exchange.request, is_ended),
+            is_head: exchange.request.method() == "HEAD",
+            connect: asked.connect,
             is_tunnel: false,
-            expects_continue: expects_continue(&parts.headers) && !stream.is_end_stream(),
-            receiving: Receiving::new(stream),
-            respond,
-            sending: None,
+            expects_continue: !is_ended && fields.get(b"expect").is_some_and(expects),
+            has_begun: false,
+            body: Body::of(stream),
             received: 0,
             sent: 0,
         };
-        drop(parts);
+        caller.body.stream.recycle(fields);
         let mut watchdog = Watchdog::new();
         let after = flow::exchange(
             worker,
@@ -190,7 +173,7 @@ impl Stream<'_> {
             self.proof,
         )
         .await;
-        let is_answered = caller.sending.as_ref().is_some_and(|sending| sending.is_over);
+        let is_answered = caller.has_begun && caller.body.stream.is_sent();
         if let After::Tunnel(tunnel) = after {
             worker.take_back(exchange);
             // Should policy refuse it by now, that is in the log.
@@ -198,8 +181,7 @@ impl Stream<'_> {
                 tunnel::carry(worker, &mut caller, client, &standing, self.proof, *tunnel).await;
             return;
         }
-        // A caller that still sends what nobody reads is told to stop when the response has gone out and the stream is dropped;
-        // resetting it here would drop the response.
+        // A caller that still sends what nobody reads is told to stop when the stream goes.
         let mut context = Context::from_waker(std::task::Waker::noop());
         if !is_answered && caller.poll_gone(&mut context).is_ready() {
             cancelled.0.fetch_add(1, Ordering::Relaxed);
