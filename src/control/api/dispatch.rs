@@ -74,7 +74,9 @@ impl ControlPlane {
             }
             ["store", what] if method == Method::POST => {
                 if !principal.is_full_admin() {
-                    return Err(Answer::forbidden("the store is the matter of role admin without a scope"));
+                    return Err(Answer::forbidden(
+                        "the store is the matter of role admin without a scope",
+                    ));
                 }
                 return self.at_rest(what).await;
             }

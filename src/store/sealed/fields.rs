@@ -112,7 +112,7 @@ pub(super) fn secrets<'v>(key: &str, value: &'v mut Value) -> Vec<&'v mut String
             at(value, &fields, &mut found);
         }
         Kind::PluginMetadata => at(value, of_plugin(id.as_str()), &mut found),
-        Kind::Routes | Kind::Services => {
+        Kind::Routes | Kind::Services | Kind::StreamRoutes => {
             for (name, part) in value.as_object_mut().into_iter().flatten() {
                 match name.as_str() {
                     "upstream" => at(part, &["tls.client_key"], &mut found),
@@ -130,7 +130,8 @@ pub(super) fn secrets<'v>(key: &str, value: &'v mut Value) -> Vec<&'v mut String
                 of_plugins(plugins, &mut found);
             }
         }
-        Kind::IdentityPolicies
+        Kind::Protos
+        | Kind::IdentityPolicies
         | Kind::IdentityModes
         | Kind::Workloads
         | Kind::TrustDomains
