@@ -53,10 +53,10 @@ pub(super) struct Instance {
     pub(super) rule: PolicyRule,
     bound: Vec<Bound>,
     pub(super) binders: Binders,
-    /// It is about callers without an identity alone.
-    pub(super) nobody: bool,
-    /// It is about requests without a host alone.
-    pub(super) no_host: bool,
+    /// It is about callers with an identity alone, or about those without.
+    pub(super) identity: Option<bool>,
+    /// It is about requests and connections with a host alone, or about those without.
+    pub(super) host: Option<bool>,
 }
 
 /// What a name stands for.
@@ -93,7 +93,7 @@ impl Bound {
 impl Instance {
     /// The rule as it stands: names bind nothing.
     pub(super) fn plain(rule: PolicyRule) -> Self {
-        Self { rule, bound: Vec::new(), binders: Binders::default(), nobody: false, no_host: false }
+        Self { rule, bound: Vec::new(), binders: Binders::default(), identity: None, host: None }
     }
 
     /// The paths that a template means with the texts in the place of its names, if it means any.
@@ -228,33 +228,35 @@ pub(super) fn instances(
         return Some(vec![Instance::plain(rule.clone())]);
     }
     let mut found = Vec::new();
-    add_pairs(rule, action, texts, &mut found)?;
     if action == PolicyAction::Allow {
+        add_pairs(rule, action, texts, &mut found)?;
         return Some(found);
     }
-    // To refuse, what is absent leaves its names open.
+    // A deny rule holds for what is absent, which binds no names.
     let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
     let bears = |list: &[String]| {
         list.iter().flat_map(|text| names_of(text)).any(|name| names.iter().any(|one| one == name))
     };
     let by_caller = bears(&from.principals);
     let with_host = bears(&to.hosts) || bears(&to.not_hosts);
-    let from = From { principals: Vec::new(), ..from };
-    let to = To { hosts: Vec::new(), not_hosts: Vec::new(), ..to };
-    let mut more = |rule: PolicyRule, nobody: bool, no_host: bool| {
-        let mut open = Vec::new();
-        add_pairs(&rule, action, texts, &mut open)?;
-        found.extend(open.into_iter().map(|one| Instance { nobody, no_host, ..one }));
-        Some(())
-    };
-    if by_caller {
-        more(PolicyRule { from: Some(from.clone()), ..rule.clone() }, true, false)?;
-    }
-    if with_host {
-        more(PolicyRule { to: Some(to.clone()), ..rule.clone() }, false, true)?;
-    }
-    if by_caller && with_host {
-        more(PolicyRule { from: Some(from), to: Some(to), ..rule.clone() }, true, true)?;
+    for (nobody, no_host) in [(false, false), (true, false), (false, true), (true, true)] {
+        if (nobody && !by_caller) || (no_host && !with_host) {
+            continue;
+        }
+        let mut rule = rule.clone();
+        if nobody {
+            rule.from = Some(From { principals: Vec::new(), ..from.clone() });
+        }
+        if no_host {
+            rule.to = Some(To { hosts: Vec::new(), not_hosts: Vec::new(), ..to.clone() });
+        }
+        let mut of_these = Vec::new();
+        add_pairs(&rule, action, texts, &mut of_these)?;
+        found.extend(of_these.into_iter().map(|one| Instance {
+            identity: by_caller.then_some(!nobody),
+            host: with_host.then_some(!no_host),
+            ..one
+        }));
     }
     Some(found)
 }
@@ -349,7 +351,7 @@ fn of_pair(rule: &PolicyRule, action: PolicyAction, texts: &Texts) -> Option<Vec
             From { principals: from.principals.iter().map(braced).collect(), ..from.clone() };
         let to = To { hosts, not_hosts, ..to.clone() };
         let rule = PolicyRule { from: Some(from), to: Some(to), ..rule.clone() };
-        Some(Instance { rule, bound, binders: binders.clone(), nobody: false, no_host: false })
+        Some(Instance { rule, bound, binders: binders.clone(), identity: None, host: None })
     };
     Some(all.into_iter().filter_map(instance).collect())
 }

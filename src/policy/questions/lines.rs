@@ -32,8 +32,8 @@ pub(super) struct Line {
     /// It is about gRPC calls alone.
     pub(super) is_call: bool,
     pub(super) paths: Paths,
-    /// It is about requests and connections without a host alone.
-    pub(super) no_host: bool,
+    /// It is about requests and connections with a host alone, or about those without.
+    pub(super) host: Option<bool>,
     /// Where its names in braces were bound.
     pub(super) binders: Binders,
     /// It decides for lots below.
@@ -205,8 +205,11 @@ fn add_lines(rule: &Ruled, instance: &Instance, domains: &BTreeSet<String>, line
         Mode::Canary(percent) => percent,
     };
     for (workloads, callers) in at {
-        let nobody = || Callers { nobody: true, ..Callers::default() };
-        let callers = if instance.nobody { nobody() } else { callers };
+        let callers = match instance.identity {
+            None => callers,
+            Some(true) => Callers { nobody: false, ..callers },
+            Some(false) => Callers { nobody: true, ..Callers::default() },
+        };
         let line = Line {
             old: rule.old.clone(),
             new: rule.new.clone(),
@@ -218,7 +221,7 @@ fn add_lines(rule: &Ruled, instance: &Instance, domains: &BTreeSet<String>, line
             to: To { paths: Vec::new(), not_paths: Vec::new(), ..to.clone() },
             is_call: allow && !to.grpc.is_empty(),
             paths: Paths::default(),
-            no_host: instance.no_host,
+            host: instance.host,
             binders: instance.binders.clone(),
             below,
             conditions: of_connections(&from, &when),

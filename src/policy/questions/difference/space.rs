@@ -227,7 +227,7 @@ impl Space {
     fn hosts(&mut self, lines: &[Line], texts: &Texts) {
         let listed = lines.iter().flat_map(|line| line.to.hosts.iter().chain(&line.to.not_hosts));
         let mut named: BTreeSet<String> = listed.cloned().collect();
-        if named.is_empty() && !lines.iter().any(|line| line.no_host) {
+        if named.is_empty() && !lines.iter().any(|line| line.host.is_some()) {
             return;
         }
         // Where a name in braces is bound, hosts bear one of the texts.
@@ -277,11 +277,14 @@ impl Space {
             ..To::default()
         };
         let absent = number(values.len().saturating_sub(1));
+        let present: Vec<u32> = (0..absent).collect();
         self.judged("host", values, patterns, lines, of, |pattern, value| means[pattern][value]);
         let Some(dimension) = self.dimensions.last_mut() else { return };
-        for (_, holds) in lines.iter().zip(&mut dimension.by_line).filter(|(line, _)| line.no_host)
-        {
-            *holds = Some(vec![absent]);
+        for (line, holds) in lines.iter().zip(&mut dimension.by_line) {
+            let Some(has_host) = line.host else { continue };
+            let meant = if has_host { present.clone() } else { vec![absent] };
+            let held = |at: &u32| holds.as_ref().is_none_or(|found| found.contains(at));
+            *holds = Some(meant.into_iter().filter(held).collect());
         }
     }
 

@@ -199,7 +199,7 @@ fn member(
             let host = Value::Host(target.host.clone());
             let never = To { not_hosts: vec!["never.named".into()], ..To::default() };
             let is_there = judge(&never, PolicyAction::Allow, std::slice::from_ref(&host))[0];
-            !(line.no_host && is_there)
+            line.host.is_none_or(|has_host| has_host == is_there)
                 && of(To { hosts: to.hosts, not_hosts: to.not_hosts, ..To::default() }, host)
         }
         Value::Method(_) => {
@@ -278,7 +278,7 @@ fn whole() -> impl Strategy<Value = Target> {
 /// The action as the symbols tell it: each text that no rule names, where names in braces are bound, is one of them.
 fn told_by_symbols(
     lines: &Lines,
-    caller: Option<SpiffeId>,
+    caller: Option<&SpiffeId>,
     target: &Target,
 ) -> (Option<SpiffeId>, Target) {
     let texts = &lines.texts;
@@ -294,7 +294,7 @@ fn told_by_symbols(
         let symbol = known.entry(text.to_owned());
         symbol.or_insert_with(|| format!("{prefix}{}{end}", next.unwrap())).clone()
     };
-    let mut name = caller.as_ref().map(Name::of_id);
+    let mut name = caller.map(Name::of_id);
     if let Some(name) = &mut name {
         let found = name.clone();
         for (shape, places) in lines.lines.iter().filter_map(|line| line.binders.principal.as_ref())
@@ -403,7 +403,7 @@ fn every_claim_comes_with_a_request_that_is_decided_differently() {
                     let is = is.decide(&is.standing_of(caller), &action).is_allowed();
                     let my_place = stands(&me);
                     let (callers_place, shown) =
-                        told_by_symbols(&told, caller.map(&stands), target);
+                        told_by_symbols(&told, caller.map(&stands).as_ref(), target);
                     let fits = |region: &&Region| {
                         region.chosen.iter().all(|(at, atoms)| {
                             let dimension = &space.dimensions[*at];

@@ -93,7 +93,7 @@ fn covers(wide: &Line, narrow: &Line) -> bool {
         to,
         is_call,
         paths,
-        no_host,
+        host,
         binders: _,
         below,
         conditions,
@@ -127,7 +127,7 @@ fn covers(wide: &Line, narrow: &Line) -> bool {
         && selects(&wide.selector, selector)
         && is_wider(&wide.to, to)
         && (!wide.is_call || *is_call)
-        && (!wide.no_host || *no_host)
+        && (wide.host.is_none() || wide.host == *host)
         && what
         && wide.below >= *below
         && wide.conditions.iter().all(|condition| conditions.contains(condition))
