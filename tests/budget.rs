@@ -406,7 +406,7 @@ fn a_request_costs_the_workers_no_more_than_its_budget() {
             };
             let each = count(&|name| TRANSFERS.contains(&name)) as f64 / COUNTED as f64;
             // None at all would mean that another thread was looked at.
-            assert!(each > 0.5, "{way}, {}: {calls:?}", plane.name);
+            assert!(each > 0.0, "{way}, {}: {calls:?}", plane.name);
             assert!(
                 each <= transfers + NOW_AND_THEN,
                 "{way}, {}: a request takes {each} system calls, and may {transfers}: {calls:?}",

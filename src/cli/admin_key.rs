@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::admin::{AdminArgs, ask};
 use super::audit::Output;
-use crate::control::access::{generate, hash};
+use crate::roles::{generate_admin_key, hash_admin_key};
 
 /// Who may administer: make, list, rotate and revoke admin keys
 #[derive(Args, Debug)]
@@ -180,8 +180,8 @@ async fn key(verb: &KeyVerb, out: &mut (dyn Write + Send)) -> anyhow::Result<()>
             })
         }
         KeyVerb::Generate { output } => {
-            let key = generate()?;
-            let answer = json!({ "key": key, "sha256": hex::encode(hash(&key)) });
+            let key = generate_admin_key()?;
+            let answer = json!({ "key": key, "sha256": hex::encode(hash_admin_key(&key)) });
             print(out, *output, &answer, |out| {
                 writeln!(out, "key     {key}")?;
                 writeln!(out, "sha256  {}", answer["sha256"].as_str().unwrap_or_default())?;

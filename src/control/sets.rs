@@ -311,11 +311,7 @@ mod tests {
                 at("routes", 1, "\"a b\" is no id"),
                 at("routes", 4, "id is required"),
                 at("rotues", 0, "rotues"),
-                at(
-                    "stream_routes",
-                    0,
-                    "stream_routes are not supported by this version of Wardgate"
-                ),
+                at("stream_routes", 0, "id is required"),
                 at("services", 0, "services"),
                 at("trust_domains", 0, "invalid configuration"),
                 at("routes", 3, "found duplicate id a in routes"),

@@ -30,6 +30,7 @@ mod upgrade;
 mod validate;
 mod warnings;
 
+pub use crate::control::access::{generate as generate_admin_key, hash as hash_admin_key};
 pub use crate::issuer::{
     Authority, Enrolled, Error as AuthorityError, Evidence, FileCustody, Finding as IssuedFinding,
     Issued, IssuerClient, JoinTokens, KeyCustody, Passphrase, Phase, Proof, Reason, Records, Step,

@@ -67,7 +67,7 @@ async fn each_decision_is_one_record_with_what_can_be_proved() {
         "hash",
     ];
     let with = |more: &[&'static str]| common.iter().chain(more).copied().collect::<BTreeSet<_>>();
-    assert_eq!(keys(allow), with(&["policy_id", "rule", "policy_revision"]));
+    assert_eq!(keys(allow), with(&["policy_id", "rule", "rule_hash", "policy_revision"]));
     assert_eq!(keys(deny), with(&["reason", "denial_id", "nearest"]));
 
     let identity = world.identity("/shop");

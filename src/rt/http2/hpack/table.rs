@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// Bytes of a dynamic table, as both sides begin with (RFC 9113 section 6.5.2); neither of ours ever grows beyond it.
+pub const TABLE_BYTES: usize = 4096;
+
 /// Bytes that count for an entry besides its name and value.
 const OVERHEAD: usize = 32;
 
@@ -96,7 +99,7 @@ impl Table {
         let start = self.before + self.bytes.len() as u64;
         let kept_from = self.entries.back().map_or(start, |oldest| oldest.start);
         let gone = usize::try_from(kept_from - self.before).unwrap_or(0);
-        if gone >= 2 * super::TABLE_BYTES {
+        if gone >= 2 * TABLE_BYTES {
             self.bytes.drain(..gone);
             self.before = kept_from;
         }
