@@ -353,7 +353,7 @@ async fn against_ourselves(args: &SpiffeArgs, out: &mut impl Write) -> anyhow::R
     let inbound = args.inbound(door(Listeners::Inbound)?)?;
     let outbound = server.through(door(Listeners::Outbound)?);
     let report = args.report(&fixtures, Some(&inbound), Some(&outbound)).await;
-    running.drain().await;
+    Box::pin(running.drain()).await;
     args.tell(&report?, out)
 }
 

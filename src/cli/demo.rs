@@ -74,7 +74,7 @@ struct Demo {
 pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let scratch = Scratch::new()?;
     let started = Instant::now();
-    let demo = Demo::start(&scratch).await?;
+    let demo = Box::pin(Demo::start(&scratch)).await?;
     let expected = demo.tell(started).await?;
     if !args.exit {
         demo.invite()?;

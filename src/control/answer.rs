@@ -15,7 +15,7 @@ use crate::store;
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    body: Option<Value>,
+    body: Option<Box<Value>>,
     /// The revision that a write made.
     pub(super) revision: Option<Revision>,
     /// Did the data planes apply it in the time that the client gave?
@@ -25,16 +25,16 @@ pub(super) struct Answer {
     /// Further fields of the head.
     pub(super) headers: Vec<(&'static str, String)>,
     /// A body that is not JSON, and its type.
-    pub(super) other: Option<(&'static str, String)>,
+    pub(super) other: Option<Box<(&'static str, String)>>,
     /// SHA-256 of what was there before and what is there now, in hex.
     pub(super) difference: Option<String>,
-    /// When to try again.
-    retry_after: Option<Duration>,
+    /// In how many seconds to try again.
+    retry_after: Option<u32>,
 }
 
 impl Answer {
     pub(super) fn json(status: StatusCode, body: Value) -> Self {
-        Self { body: Some(body), ..Self::empty(status) }
+        Self { body: Some(Box::new(body)), ..Self::empty(status) }
     }
 
     pub(super) fn ok(body: Value) -> Self {
@@ -69,7 +69,8 @@ impl Answer {
     }
 
     pub(super) fn too_many(text: &str, wait: Duration) -> Self {
-        let retry_after = Some(wait);
+        let seconds = wait.as_secs().saturating_add(1);
+        let retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         Self { retry_after, ..Self::error(StatusCode::TOO_MANY_REQUESTS, text) }
     }
 
@@ -112,15 +113,15 @@ impl Answer {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
-        if let Some((content_type, body)) = self.other {
+        if let Some((content_type, body)) = self.other.map(|other| *other) {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
             *response.body_mut() = Body::from(body);
             return response;
         }
         if let Some(wait) = self.retry_after {
-            headers.insert(RETRY_AFTER, wait.as_secs().saturating_add(1).into());
+            headers.insert(RETRY_AFTER, wait.into());
         }
-        match self.body {
+        match self.body.map(|body| *body) {
             None => {}
             // APISIX sends a few bare texts, and a line feed after every body.
             Some(Value::String(text)) => {

@@ -138,7 +138,7 @@ fn blank(path: &str, value: &mut Value) {
             }
         }
         Value::Array(values) => {
-            values.iter_mut().for_each(|inner| blank(&format!("{path}/0"), inner))
+            values.iter_mut().for_each(|inner| blank(&format!("{path}/0"), inner));
         }
         _ => {}
     }

@@ -251,7 +251,10 @@ impl ControlPlane {
     pub(super) async fn forget_old(&self, places: &[Place]) {
         for (kind, id) in places {
             let chance = uuid::Uuid::new_v4().as_bytes()[0];
-            if is_complete(*kind) || self.revisions_kept == 0 || chance % FORGETS_EVERY != 0 {
+            if is_complete(*kind)
+                || self.revisions_kept == 0
+                || !chance.is_multiple_of(FORGETS_EVERY)
+            {
                 continue;
             }
             if let Err(error) = self.forget(*kind, id).await {
@@ -372,7 +375,7 @@ impl ControlPlane {
             .filter_map(Remembered::read)
             .filter_map(|one| Some((Kind::named(&one.entry.kind)?, one)))
             .collect();
-        all.sort_by(|(_, a), (_, b)| b.revision.cmp(&a.revision));
+        all.sort_by_key(|(_, one)| std::cmp::Reverse(one.revision));
         let list: Vec<Value> =
             all.iter().take(limit).map(|(kind, one)| one.shown(*kind, false)).collect();
         Ok(Answer::ok(json!({"total": all.len(), "list": list})))

@@ -230,7 +230,7 @@ impl ControlPlane {
                     Answer::error(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode yaml")
                 })?;
                 let mut answer = Answer::empty(StatusCode::OK);
-                answer.other = Some(("application/yaml", text));
+                answer.other = Some(Box::new(("application/yaml", text)));
                 answer
             }
             _ => Answer::ok(config.shown(principal)),

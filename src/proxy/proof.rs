@@ -606,10 +606,10 @@ mod tests {
         }
 
         fn allow(&mut self, principal: &str) {
-            self.rule(serde_json::json!({ "from": { "principals": [principal] } }));
+            self.rule(&serde_json::json!({ "from": { "principals": [principal] } }));
         }
 
-        fn rule(&mut self, rule: serde_json::Value) {
+        fn rule(&mut self, rule: &serde_json::Value) {
             let text = serde_json::json!({ "action": "allow", "rules": [rule] });
             let kind = Kind::IdentityPolicies;
             let (id, body) = (Id::parse("p").unwrap(), Body::parse(kind, &text).unwrap());
@@ -755,7 +755,7 @@ mod tests {
         let mut world = World::new(at_once());
         let end = time::OffsetDateTime::from_unix_timestamp(world.begun + 60).unwrap();
         let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
-        world.rule(serde_json::json!({ "when": { "times": [{ "not_after": end }] } }));
+        world.rule(&serde_json::json!({ "when": { "times": [{ "not_after": end }] } }));
         let peer = world.peer(&world.forge, "/web", i64::MAX);
         let proof = world.connect(&peer);
         let running = world.run();

@@ -124,7 +124,7 @@ fn neighbourhood(address: IpAddr) -> IpAddr {
                 false => Ipv6Addr::new(a, b, c, d, 0, 0, 0, 1),
             })
         }
-        v4 => v4,
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

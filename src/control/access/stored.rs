@@ -119,7 +119,7 @@ impl StoredKeys {
     pub(crate) fn find(&self, presented: &[u8; 32], now: i64) -> Option<Principal> {
         let keys = self.keys.read();
         // All are compared, so that the time tells nothing.
-        let found = keys.values().filter(|key| key.is(presented, now)).last()?;
+        let found = keys.values().rfind(|key| key.is(presented, now))?;
         Some(Principal { name: found.name.clone(), role: found.role, scope: found.scope.clone() })
     }
 

@@ -291,7 +291,7 @@ impl Core {
                 slot.error.get_or_insert_with(|| error.clone());
                 slot.wake();
             }
-            self.settle(at as u32);
+            self.settle(narrow(at));
         }
         self.settling.drain(..).for_each(Waker::wake);
     }
@@ -669,7 +669,7 @@ impl Core {
             return Err(protocol("SETTINGS of a stream"));
         }
         let is_ack = head.has(frame::ACK);
-        if (is_ack && !payload.is_empty()) || payload.len() % 6 != 0 {
+        if (is_ack && !payload.is_empty()) || !payload.len().is_multiple_of(6) {
             return Err(Fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS of another length"));
         }
         if is_ack {
@@ -755,7 +755,7 @@ impl Core {
                 if slot.id > last && slot.is_open {
                     slot.error.get_or_insert(Error::Refused);
                     slot.wake();
-                    self.settle(at as u32);
+                    self.settle(narrow(at));
                 }
             }
         }
@@ -832,7 +832,7 @@ impl Core {
             }
             None => {
                 self.slots.push(Some(slot));
-                self.slots.len() as u32 - 1
+                narrow(self.slots.len() - 1)
             }
         };
         self.ids.insert(id, at);
@@ -1073,6 +1073,11 @@ fn unpadded(head: FrameHead, payload: &[u8]) -> Result<&[u8], Fatal> {
         payload.split_first().ok_or(Fatal(Reason::FRAME_SIZE_ERROR, "no padding's length"))?;
     let length = rest.len().checked_sub(usize::from(*padding));
     length.map(|length| &rest[..length]).ok_or(protocol("more padding than payload"))
+}
+
+/// A place among the streams, which are bounded far below that.
+fn narrow(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 fn whole_number(text: &[u8]) -> Option<u64> {

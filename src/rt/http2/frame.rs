@@ -116,6 +116,7 @@ pub(super) fn number(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "frames are shorter than 16 MiB")]
 pub(super) fn head(length: usize, kind: u8, flags: u8, stream: u32) -> [u8; HEAD] {
     let [_, a, b, c] = (length as u32).to_be_bytes();
     let [w, x, y, z] = stream.to_be_bytes();

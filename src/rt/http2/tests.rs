@@ -1,5 +1,7 @@
 //! Both ends against each other, and a server against frames that no client should send.
 
+#![expect(clippy::cast_possible_truncation, reason = "short texts")]
+
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -66,7 +68,7 @@ async fn echo(mut io: DuplexStream, settings: Settings) {
     while let Some(Ok(Incoming { mut stream, fields, .. })) =
         poll_fn(|context| connection.poll(&mut io, context)).await
     {
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::rt::spawn(async move {
             let path = fields.get(b":path").unwrap_or_default().to_vec();
             stream.send_head(false, &mut |block| {
                 block.field(b":status", b"200");
@@ -100,12 +102,12 @@ async fn echo(mut io: DuplexStream, settings: Settings) {
 /// A client of such a server.
 fn client() -> Opener {
     let (here, there) = duplex(4096);
-    tokio::spawn(echo(there, settings()));
+    crate::rt::spawn(echo(there, settings()));
     let (opener, mut connection) = Connection::client(settings());
     let mut io = here;
-    tokio::spawn(
-        async move { poll_fn(|context| connection.poll(&mut io, context).map(drop)).await },
-    );
+    crate::rt::spawn(async move {
+        poll_fn(|context| connection.poll(&mut io, context).map(drop)).await;
+    });
     opener
 }
 
@@ -119,7 +121,7 @@ async fn bodies_and_trailers_go_both_ways_at_the_pace_of_the_windows() {
     let mut tasks = Vec::new();
     for _ in 0..8 {
         let (client, body) = (client.clone(), body.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::rt::spawn(async move {
             let mut stream = client.open(false, false, &mut get).unwrap();
             // One task for both ways, as an exchange has it.
             let mut left = &body[..];

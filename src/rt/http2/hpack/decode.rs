@@ -164,6 +164,7 @@ fn is_name(name: &[u8]) -> bool {
 }
 
 /// Bytes that a name may have.
+#[expect(clippy::cast_possible_truncation, reason = "it is below 256")]
 static NAME: [bool; 256] = {
     let (mut found, mut byte) = ([false; 256], 0);
     while byte < 256 {

@@ -1,5 +1,7 @@
 //! Writing blocks of fields.
 
+#![expect(clippy::cast_possible_truncation, reason = "parts of numbers, and of hashes")]
+
 use std::hash::{BuildHasher, Hasher};
 
 use super::table::Table;

@@ -1,5 +1,10 @@
 //! The code of RFC 7541 appendix B. It is canonical: the lengths of its codes say all of it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "symbols, lengths and codes are bounded by the code itself"
+)]
+
 use super::Malformed;
 
 /// Bits of each byte's code, and of the end's.

@@ -1,5 +1,7 @@
 //! HPACK against the examples of RFC 7541 appendix C, and against itself.
 
+#![expect(clippy::cast_possible_truncation, reason = "short texts")]
+
 use super::*;
 use proptest::prelude::*;
 
