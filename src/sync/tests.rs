@@ -831,12 +831,12 @@ async fn what_a_newer_control_plane_sends_is_refused_by_name_and_the_rest_is_tak
         nonce: 1,
         puts: vec![
             put("routes", "1", br#"{"uri": "/"}"#),
-            put("later_routes", "1", b"{}"),
+            put("unheard_routes", "1", b"{}"),
             put("routes", "a/b", b"{}"),
             put("routes", "2", b"{"),
             put("routes", "3", br#"{"uri": "/", "not_yet_invented": 1}"#),
         ],
-        deletes: vec![wire::Name { kind: "later_routes".into(), id: "2".into() }],
+        deletes: vec![wire::Name { kind: "unheard_routes".into(), id: "2".into() }],
         revision: 3,
         complete: true,
         more: false,
@@ -867,8 +867,8 @@ async fn what_a_newer_control_plane_sends_is_refused_by_name_and_the_rest_is_tak
         .map(|refusal| (format!("{}/{}", refusal.kind, refusal.id), refusal.reason))
         .collect();
     let refused: Vec<&str> = refusals.keys().map(String::as_str).collect();
-    assert_eq!(refused, ["routes/2", "routes/3", "routes/a/b", "later_routes/1"]);
-    assert!(refusals["later_routes/1"].contains("knows no kind \"later_routes\""));
+    assert_eq!(refused, ["routes/2", "routes/3", "routes/a/b", "unheard_routes/1"]);
+    assert!(refusals["unheard_routes/1"].contains("knows no kind \"unheard_routes\""));
     assert!(refusals["routes/2"].starts_with("not JSON"));
     assert!(refusals["routes/3"].contains("not_yet_invented"));
 }
