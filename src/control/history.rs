@@ -4,7 +4,7 @@
 //! soon as a control plane sees it, without an author. The entries lie beside the resources' prefix (`/apisix-history/`), so that
 //! nobody who follows the resources reads them.
 //!
-//! Of what decides who may do what, all that ever was is kept ([`COMPLETE`]); of other kinds the newest revisions of each resource.
+//! Of what decides who may do what, all that ever was is kept (`COMPLETE`); of other kinds the newest revisions of each resource.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -276,7 +276,7 @@ impl Certificates {
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        save("ca.pem", &ca.clone().self_signed(&ca_key).unwrap().pem());
+        save("ca.pem", &ca.self_signed(&ca_key).unwrap().pem());
         let leaf_key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         let issuer = Issuer::new(ca, &ca_key);
