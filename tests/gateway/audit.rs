@@ -75,7 +75,8 @@ async fn each_decision_is_one_record_with_what_can_be_proved() {
         assert_eq!(record["src"]["spiffe_id"], json!(world.id("/shop")));
         let certificate = &record["src"]["cert"];
         assert_eq!(certificate["serial"], json!(identity.svid.serial));
-        assert_eq!(keys(certificate), BTreeSet::from(["serial", "spki_sha256", "not_after"]));
+        let fields = ["serial", "spki_sha256", "not_after", "issuer_ski", "bundle_revision"];
+        assert_eq!(keys(certificate), BTreeSet::from(fields));
         let domain = world.id("/").split('/').nth(2).map(str::to_owned);
         assert_eq!(
             (&record["src"]["trust_domain"], &record["src"]["authn"]),
