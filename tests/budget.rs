@@ -357,7 +357,7 @@ const BUDGETS: [Budget; 3] = [
     Budget { way: "C", version: Version::Http1, allocations: 1.0, transfers: 4.0 },
     Budget { way: "A", version: Version::Http1, allocations: 6.0, transfers: 4.0 },
     // How many frames go out together depends on the pace; at most each by itself.
-    Budget { way: "G", version: Version::Http2, allocations: 54.0, transfers: 6.0 },
+    Budget { way: "G", version: Version::Http2, allocations: 28.0, transfers: 4.0 },
 ];
 
 /// Beside what each request costs there is what happens now and then, such as a timer.
