@@ -110,7 +110,8 @@ impl Captures {
 
     /// Is there a principal and a host of the rule with which everything that bears names holds?
     ///
-    /// What is absent or unclear leaves its names open: to refuse, that suffices. (An allow rule has failed by it already.)
+    /// What is absent or unclear leaves its names open: to refuse, that suffices, and nothing is exempt by such a name. (An allow
+    /// rule has failed by it already.)
     pub(super) fn hold(
         &self,
         from: &Callers,
@@ -120,15 +121,16 @@ impl Captures {
     ) -> bool {
         let look = if action == PolicyAction::Allow { Look::Strict } else { Look::Wide };
         let open: Binding<'_> = [None; MAX_NAMES];
+        let absent = self.absent(facts);
         let by_host = |binding: &Binding<'_>| match facts.host().filter(|_| self.in_hosts) {
-            None => self.rest_holds(to, facts, action, binding),
+            None => self.rest_holds(to, facts, action, binding, absent),
             Some(host) => to.hosts.iter().zip(&self.hosts).any(|(pattern, name)| {
                 pattern.matches(host)
                     && name
                         .map_or(Some(*binding), |name| {
                             extend(binding, name, first_label(host), look)
                         })
-                        .is_some_and(|binding| self.rest_holds(to, facts, action, &binding))
+                        .is_some_and(|binding| self.rest_holds(to, facts, action, &binding, absent))
             }),
         };
         match facts.caller.filter(|_| !self.principals.is_empty()) {
@@ -141,14 +143,32 @@ impl Captures {
         }
     }
 
+    /// The names that whoever is not there would have bound, a bit for each.
+    fn absent(&self, facts: &Facts<'_>) -> u8 {
+        let bit = |name: u8| 1_u8.checked_shl(name.into()).unwrap_or(0);
+        let callers = self.principals.iter().flatten().filter(|_| facts.caller.is_none());
+        let hosts = self.hosts.iter().flatten().filter(|_| facts.host().is_none());
+        callers
+            .map(|(_, name)| bit(*name))
+            .chain(hosts.map(|name| bit(*name)))
+            .fold(0, |all, bit| all | bit)
+    }
+
     fn rest_holds(
         &self,
         to: &Targets,
         facts: &Facts<'_>,
         action: PolicyAction,
         binding: &Binding<'_>,
+        absent: u8,
     ) -> bool {
         let allow = action == PolicyAction::Allow;
+        // To refuse, nobody is exempt by a name of which it is not known what it stands for.
+        let is_known = |name: u8| {
+            let is_bound = binding.get(usize::from(name)).is_some_and(Option::is_some);
+            is_bound || absent.checked_shr(name.into()).unwrap_or(0) & 1 == 0
+        };
+        let exempts = |name: u8| allow || is_known(name);
         let (look, other) = match allow {
             true => (Look::Strict, Look::Wide),
             false => (Look::Wide, Look::Strict),
@@ -158,7 +178,8 @@ impl Captures {
                 to.not_hosts.iter().zip(&self.not_hosts).any(|(pattern, name)| {
                     pattern.matches(host)
                         && name.is_none_or(|name| {
-                            extend(binding, name, first_label(host), other).is_some()
+                            exempts(name)
+                                && extend(binding, name, first_label(host), other).is_some()
                         })
                 })
             });
@@ -169,18 +190,14 @@ impl Captures {
         if !(self.in_paths || self.in_not_paths) {
             return true;
         }
+        let is_meant = |template: &Template, places: &Places, path: &str, look| {
+            let segment = |at: usize| path.split('/').nth(at + 1);
+            template.matches(path, look)
+                && extend_all(binding, places, segment, template.ignores_case(), look).is_some()
+        };
         let means = |list: &[Template], places: &[Places], path: &str, look| {
-            list.iter().zip(places).any(|(template, places)| {
-                template.matches(path, look)
-                    && extend_all(
-                        binding,
-                        places,
-                        |at| path.split('/').nth(at + 1),
-                        template.ignores_case(),
-                        look,
-                    )
-                    .is_some()
-            })
+            let mut each = list.iter().zip(places);
+            each.any(|(template, places)| is_meant(template, places, path, look))
         };
         let readings = facts.readings();
         let meant = !self.in_paths
@@ -191,7 +208,12 @@ impl Captures {
         let excluded = self.in_not_paths
             && match allow {
                 true => readings.any(|path| means(&to.not_paths, &self.not_paths, path, other)),
-                false => readings.all(|path| means(&to.not_paths, &self.not_paths, path, other)),
+                false => readings.all(|path| {
+                    let named = to.not_paths.iter().zip(&self.not_paths);
+                    let mut known =
+                        named.filter(|(_, places)| places.iter().all(|(_, name)| exempts(*name)));
+                    known.any(|(template, places)| is_meant(template, places, path, other))
+                }),
             };
         meant && !excluded
     }

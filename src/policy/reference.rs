@@ -184,6 +184,7 @@ fn single_holds(
     token_holds: bool,
 ) -> bool {
     let deny = action == PolicyAction::Deny;
+    let to = &known_exceptions(from, to, asked, deny);
     let is = |found: Match| found == Yes || (deny && found == Unclear);
     let is_not = |found: Match| found == No || (deny && found == Unclear);
     let Some(binding) = bind(from, to, asked, deny) else { return false };
@@ -342,6 +343,25 @@ fn condition(text: &str, asked: &Asked) -> Match {
         Some(2) => claim("n"),
         _ => panic!("{text}"),
     }
+}
+
+/// To refuse, nothing is exempt by a name that whoever is not there would have bound.
+fn known_exceptions(from: &From, to: &To, asked: &Asked, deny: bool) -> To {
+    let names = |text: &String| -> Vec<String> {
+        text.split('{').skip(1).filter_map(|rest| Some(rest.split_once('}')?.0.into())).collect()
+    };
+    let callers: Vec<String> = from.principals.iter().flat_map(names).collect();
+    let hosts: Vec<String> = to.hosts.iter().flat_map(names).collect();
+    let (caller_is_there, host_is_there) = (asked.caller.is_some(), host(asked).is_some());
+    let is_open = |name: &String| {
+        let (by_caller, by_host) = (callers.contains(name), hosts.contains(name));
+        let is_bound = (by_caller && caller_is_there) || (by_host && host_is_there);
+        (by_caller || by_host) && !is_bound
+    };
+    let keep = |list: &[String]| -> Vec<String> {
+        list.iter().filter(|text| !(deny && names(text).iter().any(is_open))).cloned().collect()
+    };
+    To { not_hosts: keep(&to.not_hosts), not_paths: keep(&to.not_paths), ..to.clone() }
 }
 
 /// What the names of the one principal and the one host stand for; `None` when one name stands for two things.

@@ -229,10 +229,10 @@ pub(super) fn instances(
     }
     let mut found = Vec::new();
     if action == PolicyAction::Allow {
-        add_pairs(rule, action, texts, &mut found)?;
+        add_pairs(rule, action, texts, &[], &mut found)?;
         return Some(found);
     }
-    // A deny rule holds for what is absent, which binds no names.
+    // A deny rule holds for what is absent, which binds no names; nothing is exempt by a name that it would have bound.
     let (from, to) = (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
     let bears = |list: &[String]| {
         list.iter().flat_map(|text| names_of(text)).any(|name| names.iter().any(|one| one == name))
@@ -243,15 +243,18 @@ pub(super) fn instances(
         if (nobody && !by_caller) || (no_host && !with_host) {
             continue;
         }
+        let mut absent: Vec<&str> = Vec::new();
         let mut rule = rule.clone();
         if nobody {
+            absent.extend(from.principals.iter().flat_map(|text| names_of(text)));
             rule.from = Some(From { principals: Vec::new(), ..from.clone() });
         }
         if no_host {
+            absent.extend(to.hosts.iter().flat_map(|text| names_of(text)));
             rule.to = Some(To { hosts: Vec::new(), not_hosts: Vec::new(), ..to.clone() });
         }
         let mut of_these = Vec::new();
-        add_pairs(&rule, action, texts, &mut of_these)?;
+        add_pairs(&rule, action, texts, &absent, &mut of_these)?;
         found.extend(of_these.into_iter().map(|one| Instance {
             identity: by_caller.then_some(!nobody),
             host: with_host.then_some(!no_host),
@@ -261,20 +264,37 @@ pub(super) fn instances(
     Some(found)
 }
 
-/// A rule with several principals and hosts is as several rules with one of each.
+/// A rule with several principals and hosts is as several rules with one of each. `absent`: names that nobody binds who could.
 fn add_pairs(
     rule: &PolicyRule,
     action: PolicyAction,
     texts: &Texts,
+    absent: &[&str],
     found: &mut Vec<Instance>,
 ) -> Option<()> {
     for pair in one_of_each(rule) {
+        let pair = without_open_exceptions(pair, absent);
         found.extend(of_pair(&pair, action, texts)?);
         if found.len() > MOST {
             return None;
         }
     }
     Some(())
+}
+
+/// The rule without what it exempts by names that are absent, and that its one principal and its one host do not bind either.
+fn without_open_exceptions(rule: PolicyRule, absent: &[&str]) -> PolicyRule {
+    let (from, mut to) =
+        (rule.from.clone().unwrap_or_default(), rule.to.clone().unwrap_or_default());
+    let binds = |name: &str| {
+        let binders = from.principals.iter().chain(&to.hosts);
+        binders.flat_map(|text| names_of(text)).any(|bound| bound == name)
+    };
+    let open: Vec<&str> = absent.iter().copied().filter(|name| !binds(name)).collect();
+    let is_kept = |text: &String| !names_of(text).any(|name| open.contains(&name));
+    to.not_hosts.retain(is_kept);
+    to.not_paths.retain(is_kept);
+    PolicyRule { to: Some(to), ..rule }
 }
 
 fn one_of_each(rule: &PolicyRule) -> Vec<PolicyRule> {

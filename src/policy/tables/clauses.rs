@@ -230,9 +230,17 @@ fn names_in_braces_are_the_same_text_wherever_they_stand() {
     for (path, holds) in [("/t/acme/x", false), ("/t/other/x", true)] {
         assert_eq!(does(&foreign, tenant, &get(path)), (holds, holds), "{path}");
     }
-    let world = all_but(foreign);
+    let world = all_but(foreign.clone());
     for path in ["/t/acme/../other", "/t//acme", "/t/%zz", "/t/Acme"] {
         assert!(world.decides(tenant, &get(path)).starts_with("deny"), "{path}");
+    }
+    // Whoever has no identity is exempt by no name, of which nobody knows what it stands for.
+    let but_own = json!({"from": {"principals": ["spiffe://shop/ns/{t}/sa/*"]}, "to": {"not_hosts": ["{t}.example.com"]}});
+    for rule in [&foreign, &but_own] {
+        for path in ["/t/acme/x", "/t/other/x"] {
+            let action = Action::http(1, "GET", "acme.example.com", path);
+            assert_eq!(does(rule, "", &action), (false, true), "{rule} {path}");
+        }
     }
     // At layer 4 the server name is the host.
     let by_name = json!({"from": {"principals": ["spiffe://shop/ns/{t}/sa/*"]}, "to": {"hosts": ["{t}.example.com"]}});
