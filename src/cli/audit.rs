@@ -49,7 +49,7 @@ enum AuditCommand {
     /// Settings may leave paths, addresses and principals out of the decision log (decision_log.redact). What was left out
     /// leaves its HMAC. Who has the key can check whether a value stands there, and nobody else can.
     ///
-    ///     wardgate audit match --key audit.key --value /patients/4711 .wardgate/audit.jsonl
+    /// $ wardgate audit match --key audit.key --value /patients/4711 .wardgate/audit.jsonl
     #[command(verbatim_doc_comment)]
     Match(MatchArgs),
 }

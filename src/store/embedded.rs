@@ -8,7 +8,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -409,11 +409,18 @@ fn make(path: &Path, new: &Path) -> Result<(), Error> {
     database.close().map_err(|error| failed(path, error))
 }
 
+/// Waits up to a second for whoever uses the file: a process that is just ending, or a child that is just beginning and has yet to
+/// close what it inherited.
 fn open_existing(path: &Path) -> Result<Database, Error> {
-    Database::builder()
-        .set_check_integrity_on_open(true)
-        .open(path)
-        .map_err(|error| failed(path, error))
+    let until = Instant::now() + Duration::from_secs(1);
+    loop {
+        match Database::builder().set_check_integrity_on_open(true).open(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened.map_err(|error| failed(path, error)),
+        }
+    }
 }
 
 /// Reads the whole file once: the revision it stands at, and what has an end of life.

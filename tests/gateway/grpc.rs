@@ -24,6 +24,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::http2::H2App;
 use crate::mesh::{Door, Mesh};
 use crate::world::{World, eventually_async, soon};
 
@@ -405,6 +406,12 @@ async fn a_denial_and_a_failure_are_statuses_that_a_grpc_client_reads() {
 async fn a_deadline_is_shortened_by_what_was_spent_and_ends_the_call_here_when_it_is_over() {
     let app = App::start();
     let mesh = Mesh::with(&app.url, &json!({}), &json!({ "scheme": "grpc" }));
+    // The app above keeps deadlines itself, and might be first; this one keeps none and says nothing.
+    let silent = H2App::serving(|request, respond| async move {
+        let _held = (request, respond);
+        std::future::pending().await
+    });
+    let mesh_of_silent = Mesh::with(&silent.url(), &json!({}), &json!({}));
     let asked = |timeout: &str, path: &str| {
         let fields =
             [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", timeout)];
@@ -428,8 +435,10 @@ async fn a_deadline_is_shortened_by_what_was_spent_and_ends_the_call_here_when_i
         let (amount, unit) = seen.split_at(seen.len() - 1);
         assert_eq!(unit, "u", "{door:?} {seen}");
         assert!(amount.parse::<u64>().unwrap() < 9_000_000, "{door:?} {seen}");
+        let waiting = crate::http2::Client::to(&mesh_of_silent, door).await;
         for timeout in ["200m", "0n"] {
-            let answer = unary(timeout, "sleep").await;
+            let request = asked(timeout, "/test.Choir/Unary");
+            let answer = waiting.try_send(request, &message("sleep"), None).await.unwrap();
             let status = &answer.headers["grpc-status"];
             assert_eq!((answer.status, status.as_bytes()), (200, &b"4"[..]), "{door:?} {timeout}");
             assert_eq!(answer.headers["content-type"], "application/grpc");

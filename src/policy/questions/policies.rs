@@ -103,7 +103,7 @@ impl std::fmt::Display for Via {
 ///     "action": "allow",
 ///     "rules": [{"from": {"principals": ["spiffe://shop/web", "spiffe://shop/jobs/*"]}, "to": {"methods": ["GET"]}}],
 /// })).unwrap();
-/// let policies = Policies::new([("read".parse().unwrap(), 7, policy)]);
+/// let policies = Policies::new([(wardgate::model::Id::parse("read").unwrap(), 7, policy)]);
 /// let target = Target { method: Some("GET".into()), ..Target::default() };
 /// let answer = policies.who_can(&"spiffe://shop/billing".parse().unwrap(), &target);
 /// assert_eq!(answer.grants[0].who, ["spiffe://shop/web", "spiffe://shop/jobs/*"]);
