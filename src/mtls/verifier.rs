@@ -73,11 +73,11 @@ impl PeerVerifier {
         purpose: Purpose,
         now: UnixTime,
         presented: &mut Presented,
-    ) -> Result<Peer, Refusal> {
+    ) -> Result<Arc<Peer>, Refusal> {
         let peer = self.chains.verify(leaf, intermediates, purpose, now, presented)?;
         match &self.expected {
             Some(expected) if !expected.admits(&peer.id) => {
-                Err(Refusal::UnexpectedPeer { found: peer.id })
+                Err(Refusal::UnexpectedPeer { found: peer.id.clone() })
             }
             _ => Ok(peer),
         }
@@ -101,7 +101,7 @@ impl PeerVerifier {
 
 /// What the verifier found in the handshake that is being polled.
 struct Verdict {
-    peer: Result<Peer, Refusal>,
+    peer: Result<Arc<Peer>, Refusal>,
     presented: Presented,
 }
 
@@ -140,7 +140,7 @@ pub(super) async fn handshake_demanding<S>(
         (Ok(stream), Some(Verdict { peer: Ok(peer), presented })) => {
             // A certificate may end while the handshake lasts.
             if peer.not_after >= unix_seconds() {
-                return Ok((stream, Some(Arc::new(peer)), None));
+                return Ok((stream, Some(peer), None));
             }
             let (refusal, presented) = (Flaw::Expired.into(), presented.into());
             if demand == Demand::Nothing {
@@ -173,7 +173,7 @@ pub(super) async fn handshake_of_anybody<S>(
                     presented: presented.into(),
                 });
             }
-            Ok((stream, Some(Arc::new(peer))))
+            Ok((stream, Some(peer)))
         }
         (Ok(stream), None) => Ok((stream, None)),
         // rustls does not go on after a refusal.

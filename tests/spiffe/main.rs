@@ -56,7 +56,11 @@ impl Judge {
         self
     }
 
-    fn judge(&self, chain: &[CertificateDer<'_>], purpose: Purpose) -> Result<Peer, Flaw> {
+    fn judge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        purpose: Purpose,
+    ) -> Result<std::sync::Arc<Peer>, Flaw> {
         let seconds = Duration::from_secs(self.now.try_into().unwrap());
         let now = UnixTime::since_unix_epoch(seconds);
         let presented = &mut Presented::default();

@@ -9,7 +9,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 use wardgate::conformance::{Domain, Signer};
 use wardgate::identity::{
-    DenyList, Flaw, Peer, Purpose, RevocationList, RevocationLists, RevocationMode, Revocations,
+    DenyList, Flaw, Purpose, RevocationList, RevocationLists, RevocationMode, Revocations,
 };
 
 use crate::{Judge, domain};
@@ -542,7 +542,7 @@ fn a_live_connection_is_asked_for_again_with_new_lists() {
     let a = domain("a.test");
     let chain = leaf_with(&a, |_| {});
     let before = judged(&a, RevocationMode::Soft, []);
-    let peer: Peer = before.judge(&chain, Purpose::Server).unwrap();
+    let peer = before.judge(&chain, Purpose::Server).unwrap();
     let again = |judge: &Judge| {
         let verdict = judge.trust.verifier().again(&peer, UnixTime::now());
         verdict.map_err(|flaw| flaw.code())

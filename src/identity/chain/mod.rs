@@ -4,6 +4,7 @@
 //! of docs/spiffe-conformance.md. No I/O; the time comes in by argument.
 
 mod flaw;
+mod known;
 mod leaf;
 mod path;
 mod standing;

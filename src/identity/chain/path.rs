@@ -97,6 +97,11 @@ impl Anchors {
         self.anchors.is_empty()
     }
 
+    /// Do revocation lists say who is good?
+    pub(super) fn minds_lists(&self) -> bool {
+        !self.standing.is_silent()
+    }
+
     /// RFC 5280 path validation (36, 39, 42, 43, 46 to 48), the rules for intermediates (44, 45), and whether a certificate of
     /// the path was revoked or denied. Tells when the first certificate of the path expires.
     pub(super) fn path(
@@ -162,7 +167,7 @@ impl Anchors {
             return Err(Flaw::AuthorityExpired);
         }
         self.check_denied(path, root, conditions.denied)?;
-        if !self.standing.is_silent() {
+        if self.minds_lists() {
             self.check_standing(path, root, conditions.now)?;
         }
         Ok(earliest.min(root.not_after))

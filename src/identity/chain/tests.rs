@@ -1,5 +1,6 @@
 //! What the verifier makes of a chain beside its verdict. The rules with their numbers are in tests/spiffe.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::rt::crypto::digest::{SHA256, digest};
@@ -21,7 +22,7 @@ fn judge(
     chain: &[CertificateDer<'_>],
     purpose: Purpose,
     now: i64,
-) -> Result<Peer, Flaw> {
+) -> Result<Arc<Peer>, Flaw> {
     let mut presented = Presented::default();
     Trust::from(bundles.clone()).verifier().verify(
         &chain[0],
@@ -99,4 +100,55 @@ fn without_an_intermediate_the_proof_ends_with_the_leaf_or_the_root() {
     let chain = a.sign_by_root(&params).chain;
     let peer = judge(&a.bundles(), &chain, Purpose::Client, unix_seconds()).unwrap();
     assert_eq!((peer.not_after, peer.chain.len()), (soon.unix_timestamp(), 1));
+}
+
+#[test]
+fn a_chain_that_was_good_is_known_until_it_ends_and_only_as_it_was() {
+    let a = Forge::new("a.test");
+    let chain = a.sign(&leaf(ID)).chain;
+    let verifier = ChainVerifier::new(&a.bundles().into());
+    let now = unix_seconds();
+    let ask = |chain: &[CertificateDer<'_>], purpose, now| {
+        let mut presented = Presented::default();
+        let peer = verifier.verify(&chain[0], &chain[1..], purpose, at(now), &mut presented);
+        (peer, presented)
+    };
+    let (first, shown) = ask(&chain, Purpose::Client, now);
+    let first = first.unwrap();
+    let (again, shown_again) = ask(&chain, Purpose::Client, now + 1);
+    assert!(Arc::ptr_eq(&first, &again.unwrap()), "it was not judged again");
+    assert_eq!(shown, shown_again);
+    // The other half of a handshake asks for another usage.
+    assert_eq!(ask(&chain, Purpose::Server, now).0.unwrap().purpose, Purpose::Server);
+    // Its time is over, or not yet there: both are judged.
+    let code = |(peer, _): (Result<Arc<Peer>, Flaw>, Presented)| peer.unwrap_err().code();
+    assert_eq!(code(ask(&chain, Purpose::Client, first.not_after + 1)), "expired");
+    assert_eq!(code(ask(&chain, Purpose::Client, 1_000_000)), "not_yet_valid");
+    // The same leaf with other authorities, or without.
+    let mut changed = chain[1].to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    for others in [vec![], vec![CertificateDer::from(changed)]] {
+        let chain = [vec![chain[0].clone()], others].concat();
+        assert!(ask(&chain, Purpose::Client, now).0.is_err());
+    }
+    // Another trust has not judged it.
+    let other = ChainVerifier::new(&Forge::new("a.test").bundles().into());
+    assert!(other.again(&first, at(now)).is_err());
+}
+
+#[test]
+fn what_is_known_does_not_grow_without_bound() {
+    let a = Forge::new("a.test");
+    let known = known::KnownPeers::default();
+    let chain = a.sign(&leaf(ID)).chain;
+    let peer = judge(&a.bundles(), &chain, Purpose::Client, unix_seconds()).unwrap();
+    let now = at(unix_seconds());
+    for number in 0..3000_u32 {
+        let leaf = CertificateDer::from(number.to_be_bytes().to_vec());
+        let peer = Arc::new(Peer { chain: [leaf.clone()].into(), ..(*peer).clone() });
+        known.add(&peer, &Presented::default(), now);
+        let mut presented = Presented::default();
+        assert!(known.find(&leaf, &[], Purpose::Client, now, &mut presented).is_some());
+    }
+    assert!(known.len() <= 1024);
 }

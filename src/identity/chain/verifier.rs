@@ -1,11 +1,13 @@
 //! `ChainVerifier`: a trust, compiled, that judges chains.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::rt::crypto::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use super::known::KnownPeers;
 use super::leaf::{Leaf, check_sizes};
 use super::path::{Anchors, Conditions};
 use super::{Flaw, Presented, Purpose};
@@ -19,6 +21,7 @@ pub struct ChainVerifier {
     rules: Rules,
     /// A leaf was seen that strict mode would refuse: told once, since a peer could fill the log with it.
     told_of_lax: AtomicBool,
+    known: KnownPeers,
 }
 
 impl ChainVerifier {
@@ -35,10 +38,12 @@ impl ChainVerifier {
             denied: trust.revocation.denied.clone(),
             rules: trust.rules,
             told_of_lax: AtomicBool::new(false),
+            known: KnownPeers::default(),
         }
     }
 
-    /// Verifies a presented chain for one direction of a connection.
+    /// Verifies a presented chain for one direction of a connection. One that was good before is looked at no closer until it ends,
+    /// unless revocation lists concern it: they have times of their own.
     ///
     /// What the leaf shows goes into `presented` in any case.
     ///
@@ -51,7 +56,10 @@ impl ChainVerifier {
         purpose: Purpose,
         now: UnixTime,
         presented: &mut Presented,
-    ) -> Result<Peer, Flaw> {
+    ) -> Result<Arc<Peer>, Flaw> {
+        if let Some(peer) = self.known.find(leaf, intermediates, purpose, now, presented) {
+            return Ok(peer);
+        }
         check_sizes(std::iter::once(leaf).chain(intermediates))?;
         let sha256 = hex::encode(digest(&SHA256, leaf));
         presented.sha256 = Some(sha256.clone());
@@ -75,7 +83,7 @@ impl ChainVerifier {
         self.check_denied(&facts, &domain)?;
         let not_after = roots.path(leaf, intermediates, purpose, &facts, conditions)?;
         self.tell_of_lax(&facts);
-        Ok(Peer {
+        let peer = Arc::new(Peer {
             id: facts.id,
             serial: facts.serial,
             spki_sha256: facts.spki_sha256,
@@ -88,7 +96,11 @@ impl ChainVerifier {
                 .chain(intermediates)
                 .map(|one| one.clone().into_owned())
                 .collect(),
-        })
+        });
+        if !roots.minds_lists() {
+            self.known.add(&peer, presented, now);
+        }
+        Ok(peer)
     }
 
     /// What the specification asks of issuers only, and strict mode of everybody (33, 41): told once.

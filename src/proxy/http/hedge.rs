@@ -281,6 +281,7 @@ type Connecting<'a> =
     Pin<Box<dyn Future<Output = Result<(Origin, Reuse, bool), Failure>> + Send + 'a>>;
 
 /// How far an attempt is.
+#[expect(clippy::large_enum_variant, reason = "most of its time an attempt has an origin")]
 enum Step<'a> {
     Begun,
     Connecting(Connecting<'a>),
