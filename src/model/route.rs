@@ -211,7 +211,7 @@ pub struct Route {
     pub plugin_config_id: Option<Id>,
     /// Where matching requests go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<Upstream>,
+    pub upstream: Option<Box<Upstream>>,
     /// The same by reference; wins over `upstream`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_id: Option<Id>,
@@ -293,7 +293,7 @@ pub struct Service {
     pub plugins: Option<PluginSet>,
     /// Where requests go when the route says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<Upstream>,
+    pub upstream: Option<Box<Upstream>>,
     /// The same by reference; wins over `upstream`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_id: Option<Id>,

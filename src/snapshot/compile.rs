@@ -31,7 +31,7 @@ pub(super) struct Workshop<'a> {
 }
 
 /// What must hold beside host and path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Conditions {
     methods: Option<u16>,
     networks: Option<Networks>,
@@ -39,6 +39,16 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
+    /// Nothing where nothing must hold: most of a hundred thousand routes are host and path alone.
+    fn of(
+        methods: Option<u16>,
+        networks: Option<Networks>,
+        vars: Option<Expr>,
+    ) -> Option<Arc<Self>> {
+        let is_any = methods.is_some() || networks.is_some() || vars.is_some();
+        is_any.then(|| Arc::new(Self { methods, networks, vars }))
+    }
+
     pub(super) fn hold(&self, method: Option<u16>, exchange: &Exchange) -> bool {
         self.methods.is_none_or(|mask| method.is_some_and(|bit| mask & bit != 0))
             && self
@@ -52,7 +62,7 @@ impl Conditions {
 /// A route's own parts.
 #[derive(Debug)]
 pub(super) struct RouteParts {
-    pub(super) conditions: Arc<Conditions>,
+    pub(super) conditions: Option<Arc<Conditions>>,
     pub(super) links: Links,
     /// Its inline upstream.
     pub(super) cluster: Option<Arc<Cluster>>,
@@ -192,11 +202,7 @@ impl Workshop<'_> {
             self.cluster(&format!("routes/{id}"), upstream, route.timeout).map_err(at("upstream"))
         });
         Ok(RouteParts {
-            conditions: Arc::new(Conditions {
-                methods: methods(route),
-                networks: networks(route)?,
-                vars: vars(route)?,
-            }),
+            conditions: Conditions::of(methods(route), networks(route)?, vars(route)?),
             links: self.links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?,
             cluster: cluster.transpose()?,
             workloads: workloads(route)?,
@@ -221,11 +227,11 @@ impl Workshop<'_> {
     /// A condition that cannot be read is taken to hold, so that no other route answers what this one would have guarded.
     pub(super) fn route_in_name_only(route: &Route) -> RouteParts {
         RouteParts {
-            conditions: Arc::new(Conditions {
-                methods: methods(route),
-                networks: networks(route).unwrap_or_default(),
-                vars: vars(route).unwrap_or_default(),
-            }),
+            conditions: Conditions::of(
+                methods(route),
+                networks(route).unwrap_or_default(),
+                vars(route).unwrap_or_default(),
+            ),
             links: Links::new(),
             cluster: None,
             workloads: workloads(route).unwrap_or_default(),

@@ -108,9 +108,9 @@ struct RouteSlot {
     parts: Arc<RouteParts>,
     /// Why the parts are in name only.
     broken: Option<String>,
-    timed: Option<Timed>,
+    timed: Option<Box<Timed>>,
     placed: Option<(Listeners, Place)>,
-    refers_to: Vec<(Kind, Id)>,
+    refers_to: Box<[(Kind, Id)]>,
 }
 
 /// What an `apply` has found out so far.
@@ -367,8 +367,9 @@ impl Keeper {
                 self.declared_modes.insert(id, (revision, body));
                 work.modes = true;
             }
-            Body::Route(body) => {
+            Body::Route(mut body) => {
                 let parts = workshop.route(&id, &body);
+                self.share_names(&id, &mut body);
                 self.put_route(id, revision, body.into(), parts, work);
             }
             // Registration entries are the issuer's; trust is composed with the identity.
@@ -415,7 +416,7 @@ impl Keeper {
                     broken,
                     timed: None,
                     placed: None,
-                    refers_to: Vec::new(),
+                    refers_to: Box::default(),
                 };
                 self.routes.insert(id.clone(), slot);
             }
@@ -481,6 +482,23 @@ impl Keeper {
         work.routes.extend(self.users.get(&(kind, id.clone())).into_iter().flatten().cloned());
     }
 
+    /// Names that are there already need no copy of their own: among a hundred thousand routes copies add up.
+    fn share_names(&self, id: &Id, route: &mut Route) {
+        if let Some(own) = &mut route.id {
+            *own = id.clone();
+        }
+        for (kind, name) in [
+            (Kind::Upstreams, &mut route.upstream_id),
+            (Kind::Services, &mut route.service_id),
+            (Kind::PluginConfigs, &mut route.plugin_config_id),
+        ] {
+            let Some(name) = name else { continue };
+            if let Some(((_, known), _)) = self.users.get_key_value(&(kind, name.clone())) {
+                *name = known.clone();
+            }
+        }
+    }
+
     fn forget_references(&mut self, route: &Id, references: &[(Kind, Id)]) {
         for reference in references {
             if let Some(users) = self.users.get_mut(reference) {
@@ -514,10 +532,10 @@ impl Keeper {
         }
         let names_one =
             |upstream: &Upstream| named(upstream).is_some_and(|id| changed.contains(id));
-        let inline = |upstream: &Option<Upstream>| upstream.as_ref().is_some_and(names_one);
+        let inline = |upstream: Option<&Upstream>| upstream.is_some_and(names_one);
         let upstreams = self.upstreams.iter().filter(|(_, slot)| names_one(&slot.body));
-        let services = self.services.iter().filter(|(_, slot)| inline(&slot.body.upstream));
-        let routes = self.routes.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let services = self.services.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
+        let routes = self.routes.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
         let users: Vec<(Kind, Id)> = upstreams
             .map(|(id, _)| (Kind::Upstreams, id.clone()))
             .chain(services.map(|(id, _)| (Kind::Services, id.clone())))

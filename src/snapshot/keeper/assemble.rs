@@ -67,10 +67,10 @@ impl Keeper {
         }
         let mut references = Vec::new();
         let (compiled, timed) = self.compiled_route(id, &slot, &mut references);
-        slot.timed = timed;
-        let old = std::mem::replace(&mut slot.refers_to, references);
+        slot.timed = timed.map(Box::new);
+        let old = std::mem::replace(&mut slot.refers_to, references.into());
         self.forget_references(id, &old);
-        for reference in &slot.refers_to {
+        for reference in slot.refers_to.iter() {
             self.users.entry(reference.clone()).or_default().insert(id.clone());
         }
         let service = self.service_of(&slot.body);
@@ -209,8 +209,8 @@ impl Keeper {
             links,
             merged: MergedChains::default(),
             conditions: slot.parts.conditions.clone(),
-            broken,
-            no_cluster,
+            broken: broken.map(Box::new),
+            no_cluster: no_cluster.map(Box::new),
         };
         (compiled, timed)
     }
@@ -241,7 +241,7 @@ impl Keeper {
     ) -> Result<Arc<Cluster>, Broken> {
         let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
         let same = |known: &&Timed| Arc::ptr_eq(&known.source, shared) && known.timeout == timeout;
-        let cluster = match route.timed.as_ref().filter(same) {
+        let cluster = match route.timed.as_deref().filter(same) {
             Some(known) => known.cluster.clone(),
             None => self
                 .workshop(&self.kept, &self.roster)
