@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::client_certificates::equipped;
 use super::consumers::Held;
-use super::merge::Links;
+use super::merge::{Links, Plugins};
 use super::router::{Place, RouterKind};
 use super::ssls::Ssls;
 use crate::identity::SpiffePattern;
@@ -63,7 +63,7 @@ impl Conditions {
 #[derive(Debug)]
 pub(super) struct RouteParts {
     pub(super) conditions: Option<Arc<Conditions>>,
-    pub(super) links: Links,
+    pub(super) plugins: Plugins,
     /// Its inline upstream.
     pub(super) cluster: Option<Arc<Cluster>>,
     /// Whom it is for; empty means everybody.
@@ -73,7 +73,7 @@ pub(super) struct RouteParts {
 /// A service's own parts.
 #[derive(Debug)]
 pub(super) struct ServiceParts {
-    pub(super) links: Links,
+    pub(super) plugins: Plugins,
     /// Its inline upstream.
     pub(super) cluster: Option<Arc<Cluster>>,
 }
@@ -203,7 +203,9 @@ impl Workshop<'_> {
         });
         Ok(RouteParts {
             conditions: Conditions::of(methods(route), networks(route)?, vars(route)?),
-            links: self.links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?,
+            plugins: self
+                .links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?
+                .into(),
             cluster: cluster.transpose()?,
             workloads: workloads(route)?,
         })
@@ -232,7 +234,7 @@ impl Workshop<'_> {
                 networks(route).unwrap_or_default(),
                 vars(route).unwrap_or_default(),
             ),
-            links: Links::new(),
+            plugins: Plugins::none(),
             cluster: None,
             workloads: workloads(route).unwrap_or_default(),
         }
@@ -270,7 +272,9 @@ impl Workshop<'_> {
             self.cluster(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
         });
         Ok(ServiceParts {
-            links: self.links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?,
+            plugins: self
+                .links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?
+                .into(),
             cluster: cluster.transpose()?,
         })
     }

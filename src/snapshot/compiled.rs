@@ -80,7 +80,7 @@ pub struct CompiledRoute {
     /// The store's revision of the route itself.
     pub revision: Revision,
     /// Its plugins, its plugin config's and its service's.
-    pub chain: Chain,
+    pub chain: Arc<Chain>,
     /// Where its requests go; `None` when it has no upstream, see [`CompiledRoute::cluster_fault`].
     pub cluster: Option<Arc<Cluster>>,
     /// What the upstream's hash ring turns on, where it has one.
@@ -91,7 +91,7 @@ pub struct CompiledRoute {
     pub connect: bool,
     /// Does a plugin find consumers here?
     pub has_auth: bool,
-    pub(super) links: Links,
+    pub(super) links: Arc<Links>,
     pub(super) merged: MergedChains,
     pub(super) conditions: Option<Arc<Conditions>>,
     pub(super) broken: Option<Box<Broken>>,

@@ -70,6 +70,13 @@ impl Place {
         }
         Ok(Self { hosts, paths, priority })
     }
+
+    /// The same of those hosts and paths alone that can be meant; for taking out, where priority does not count.
+    pub(in crate::snapshot) fn readable(kind: RouterKind, hosts: &[String], paths: &[String]) -> Self {
+        let hosts = hosts.iter().filter_map(|host| parse_host(host).ok()).collect();
+        let paths = paths.iter().filter_map(|path| parse_path(kind, path).ok()).collect();
+        Self { hosts, paths, priority: 0 }
+    }
 }
 
 fn parse_host(text: &str) -> Result<Host, Invalid> {
