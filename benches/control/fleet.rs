@@ -31,7 +31,7 @@ struct InForce {
     at: Instant,
 }
 
-pub struct Fleet {
+pub(crate) struct Fleet {
     domain: &'static str,
     count: usize,
     events: mpsc::Receiver<InForce>,
@@ -58,7 +58,7 @@ impl Connect for Dial {
 
 impl Fleet {
     /// Connects so many, and waits until each has something in force.
-    pub async fn connect(stand: &Stand, count: usize) -> Self {
+    pub(crate) async fn connect(stand: &Stand, count: usize) -> Self {
         let authority = Authority::open(&stand.world.authority(), Clock::system()).unwrap();
         let bundles: TrustBundles = [stand.world.bundle()].into_iter().collect();
         let control: SpiffeId = stand.world.id("/wardgate/control").parse().unwrap();
@@ -110,7 +110,7 @@ impl Fleet {
     }
 
     /// Changes what concerns everybody; from the write's first byte until it was in force, for each.
-    pub async fn everybody(&mut self, writers: &Writers, change: usize) -> Vec<Duration> {
+    pub(crate) async fn everybody(&mut self, writers: &Writers, change: usize) -> Vec<Duration> {
         let caller = format!("spiffe://{}/caller-{change}", self.domain);
         let policy = allow("everybody", &[], &[&caller]);
         let began = Instant::now();
@@ -120,7 +120,7 @@ impl Fleet {
     }
 
     /// Changes what concerns one of them.
-    pub async fn only_one(&mut self, writers: &Writers, load: &Load, change: usize) -> Duration {
+    pub(crate) async fn only_one(&mut self, writers: &Writers, load: &Load, change: usize) -> Duration {
         let number = change * 10 % load.routes;
         let (path, body) = load.route(self.domain, number, &format!("change {change}"));
         let began = Instant::now();
@@ -136,7 +136,7 @@ impl Fleet {
     }
 
     /// Lets data planes go on while something else is measured.
-    pub async fn draining<T>(&mut self, measured: impl Future<Output = T>) -> T {
+    pub(crate) async fn draining<T>(&mut self, measured: impl Future<Output = T>) -> T {
         let mut measured = std::pin::pin!(measured);
         loop {
             tokio::select! {

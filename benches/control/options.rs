@@ -8,18 +8,18 @@ const HELP: &str = "benches/control/run.sh [--quick] [--routes N] [--upstreams N
     [--rate WRITES_A_SECOND] [--seconds N] [--down SECONDS] [--stores embedded,etcd]";
 
 #[derive(Clone, Debug)]
-pub struct Options {
-    pub routes: usize,
-    pub upstreams: usize,
+pub(crate) struct Options {
+    pub(crate) routes: usize,
+    pub(crate) upstreams: usize,
     /// Simulated data planes.
-    pub planes: usize,
+    pub(crate) planes: usize,
     /// Changes that concern all of them.
-    pub changes: usize,
-    pub rate: u32,
-    pub seconds: u64,
+    pub(crate) changes: usize,
+    pub(crate) rate: u32,
+    pub(crate) seconds: u64,
     /// How long etcd is away.
-    pub down: u64,
-    pub stores: Vec<StoreKind>,
+    pub(crate) down: u64,
+    pub(crate) stores: Vec<StoreKind>,
 }
 
 impl fmt::Display for Options {
@@ -31,7 +31,7 @@ impl fmt::Display for Options {
 
 impl Options {
     /// `None` when there is nothing to do but to say how it is called.
-    pub fn parse(words: impl Iterator<Item = String>) -> Option<Self> {
+    pub(crate) fn parse(words: impl Iterator<Item = String>) -> Option<Self> {
         let mut words = words.filter(|word| word != "--bench").peekable();
         if words.peek().is_none() || words.peek().is_some_and(|word| word == "--help") {
             println!("{HELP}");

@@ -12,38 +12,38 @@ use super::world::{Admin, App, Connection, Process, World, eventually_async};
 use super::writers::{KEY, Writers};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreKind {
+pub(crate) enum StoreKind {
     Embedded,
     Etcd,
 }
 
 impl StoreKind {
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
             Self::Etcd => "etcd",
         }
     }
 
-    pub fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         [Self::Embedded, Self::Etcd].into_iter().find(|kind| kind.name() == name)
     }
 }
 
-pub struct Stand {
-    pub world: World,
-    pub etcd: Option<EtcdServer>,
-    pub admin: SocketAddr,
-    pub feed: SocketAddr,
-    pub app: App,
+pub(crate) struct Stand {
+    pub(crate) world: World,
+    pub(crate) etcd: Option<EtcdServer>,
+    pub(crate) admin: SocketAddr,
+    pub(crate) feed: SocketAddr,
+    pub(crate) app: App,
 }
 
 /// What an outage of the store did.
-pub struct Outage {
-    pub requests: usize,
-    pub failed: usize,
-    pub kept: String,
-    pub returned: Duration,
+pub(crate) struct Outage {
+    pub(crate) requests: usize,
+    pub(crate) failed: usize,
+    pub(crate) kept: String,
+    pub(crate) returned: Duration,
 }
 
 fn free() -> SocketAddr {
@@ -51,7 +51,7 @@ fn free() -> SocketAddr {
 }
 
 impl Stand {
-    pub fn new(kind: StoreKind) -> Self {
+    pub(crate) fn new(kind: StoreKind) -> Self {
         let etcd = (kind == StoreKind::Etcd).then(|| {
             EtcdServer::start_with(&[
                 "--quota-backend-bytes=8589934592",
@@ -64,7 +64,7 @@ impl Stand {
     }
 
     /// The same control plane each time: same addresses, same state.
-    pub fn start_control(&self) -> Process {
+    pub(crate) fn start_control(&self) -> Process {
         let key = json!({ "name": "bench", "key": KEY, "role": "admin" });
         let mut control = self
             .world
@@ -80,12 +80,12 @@ impl Stand {
         control.start()
     }
 
-    pub fn admin(&self) -> Admin {
+    pub(crate) fn admin(&self) -> Admin {
         Admin { address: self.admin, key: KEY.to_owned() }
     }
 
     /// Starts an ingress; how long it took until it was ready.
-    pub fn start_ingress(&self, name: &str) -> (Process, Duration) {
+    pub(crate) fn start_ingress(&self, name: &str) -> (Process, Duration) {
         let part = self
             .world
             .ingress()
@@ -97,12 +97,12 @@ impl Stand {
         (ingress, began.elapsed())
     }
 
-    pub fn app_route(&self) -> Value {
+    pub(crate) fn app_route(&self) -> Value {
         json!({ "uri": "/app", "upstream": { "nodes": { self.app.address.to_string(): 1 } } })
     }
 
     /// Kills the store for a time while requests go on.
-    pub async fn outage(&mut self, writers: &Writers, ingress: &Process, down: Duration) -> Outage {
+    pub(crate) async fn outage(&mut self, writers: &Writers, ingress: &Process, down: Duration) -> Outage {
         let (requests, failed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let over = Arc::<AtomicBool>::default();
         let callers = {
@@ -157,14 +157,14 @@ impl Stand {
     }
 }
 
-pub fn rss_kib(pid: u32) -> u64 {
+pub(crate) fn rss_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// RSS when it does not fall any more: what reading took is given back a little later.
-pub async fn settled_kib(pid: u32) -> u64 {
+pub(crate) async fn settled_kib(pid: u32) -> u64 {
     let mut seen = rss_kib(pid);
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_millis(1500)).await;

@@ -11,19 +11,19 @@ use wardgate::rt::Tasks;
 use super::stand::rss_kib;
 use super::world::{Answer, Connection};
 
-pub const KEY: &str = "bench-bench-bench-bench-bench-bench";
+pub(crate) const KEY: &str = "bench-bench-bench-bench-bench-bench";
 
 /// What is declared.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
-    pub routes: usize,
-    pub upstreams: usize,
-    pub planes: usize,
+pub(crate) struct Load {
+    pub(crate) routes: usize,
+    pub(crate) upstreams: usize,
+    pub(crate) planes: usize,
 }
 
 impl Load {
     /// The path and the body of a route. Each tenth is a workload's own; of the others half have a host.
-    pub fn route(&self, domain: &str, number: usize, mark: &str) -> (String, Value) {
+    pub(crate) fn route(&self, domain: &str, number: usize, mark: &str) -> (String, Value) {
         let upstream = format!("u{}", number % self.upstreams);
         let mut route = json!({ "uri": format!("/api/{number}/*"), "upstream_id": upstream, "desc": mark });
         if number % 10 == 0 {
@@ -36,24 +36,24 @@ impl Load {
     }
 
     /// How many of the routes an ingress is told.
-    pub fn public_routes(&self) -> usize {
+    pub(crate) fn public_routes(&self) -> usize {
         self.routes - self.routes.div_ceil(10)
     }
 }
 
-pub struct Writers {
+pub(crate) struct Writers {
     address: SocketAddr,
     count: usize,
 }
 
 /// What came of writes at a fixed rate.
-pub struct Sustained {
-    pub written: usize,
-    pub failed: usize,
-    pub took: Duration,
-    pub latencies: Vec<Duration>,
+pub(crate) struct Sustained {
+    pub(crate) written: usize,
+    pub(crate) failed: usize,
+    pub(crate) took: Duration,
+    pub(crate) latencies: Vec<Duration>,
     /// Of each process, each second.
-    pub rss_kib: Vec<Vec<u64>>,
+    pub(crate) rss_kib: Vec<Vec<u64>>,
 }
 
 async fn put(connection: &mut Connection, path: &str, body: &Value) -> Answer {
@@ -62,19 +62,19 @@ async fn put(connection: &mut Connection, path: &str, body: &Value) -> Answer {
 }
 
 impl Writers {
-    pub fn new(address: SocketAddr, count: usize) -> Self {
+    pub(crate) fn new(address: SocketAddr, count: usize) -> Self {
         Self { address, count }
     }
 
     /// One write; its revision.
-    pub async fn put(&self, path: &str, body: &Value) -> u64 {
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> u64 {
         let answer = put(&mut Connection::plain(self.address).await, path, body).await;
         assert!(answer.status < 300, "{path}: {} {}", answer.status, answer.text());
         answer.revision()
     }
 
     /// So many writes, as fast as they go.
-    pub async fn each(
+    pub(crate) async fn each(
         &self,
         count: usize,
         what: impl Fn(usize) -> (String, Value) + Clone + Send + 'static,
@@ -102,7 +102,7 @@ impl Writers {
     }
 
     /// Writes at a fixed rate, whatever becomes of those before, over all routes in turn.
-    pub async fn sustained(
+    pub(crate) async fn sustained(
         &self,
         load: &Load,
         domain: &'static str,
