@@ -39,7 +39,11 @@ fn put(kind: Kind, id: &str, value: &Value) -> Change {
 
 fn upstream(number: usize) -> Change {
     let node = format!("10.0.{}.{}:80", number >> 8 & 255, number & 255);
-    put(Kind::Upstreams, &format!("u{number}"), &json!({ "id": format!("u{number}"), "nodes": { node: 1 } }))
+    put(
+        Kind::Upstreams,
+        &format!("u{number}"),
+        &json!({ "id": format!("u{number}"), "nodes": { node: 1 } }),
+    )
 }
 
 /// Half with a host of their own, as they stand in a store.

@@ -120,7 +120,12 @@ impl Fleet {
     }
 
     /// Changes what concerns one of them.
-    pub(crate) async fn only_one(&mut self, writers: &Writers, load: &Load, change: usize) -> Duration {
+    pub(crate) async fn only_one(
+        &mut self,
+        writers: &Writers,
+        load: &Load,
+        change: usize,
+    ) -> Duration {
         let number = change * 10 % load.routes;
         let (path, body) = load.route(self.domain, number, &format!("change {change}"));
         let began = Instant::now();

@@ -5,7 +5,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench that fails says where")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its figures")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures for people")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures for people"
+)]
 #![allow(clippy::large_futures, reason = "a bench has the stack for it")]
 #![allow(unused_imports, reason = "the tests' world has more than is needed here")]
 
@@ -30,7 +34,8 @@ use writers::{Load, Writers};
 
 fn main() {
     let Some(options) = Options::parse(std::env::args().skip(1)) else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.unwrap().block_on(async {
         let mut tables = Vec::new();
         for kind in options.stores.clone() {
@@ -78,7 +83,8 @@ async fn measure(kind: StoreKind, options: &Options) -> Rows {
     let writers = Writers::new(stand.admin, 16);
     writers.put("/routes/app", &stand.app_route()).await;
     let (ingress, _) = stand.start_ingress("small");
-    let (small, small_control) = (settled_kib(ingress.pid()).await, settled_kib(control.pid()).await);
+    let (small, small_control) =
+        (settled_kib(ingress.pid()).await, settled_kib(control.pid()).await);
     drop(ingress);
 
     // ------------------------------------------------------------ fill, load, memory
@@ -86,7 +92,8 @@ async fn measure(kind: StoreKind, options: &Options) -> Rows {
     let upstreams = options.upstreams;
     writers
         .each(upstreams, move |number| {
-            let node = format!("10.{}.{}.{}:80", number >> 16 & 255, number >> 8 & 255, number & 255);
+            let node =
+                format!("10.{}.{}.{}:80", number >> 16 & 255, number >> 8 & 255, number & 255);
             (format!("/upstreams/u{number}"), json!({ "nodes": { node: 1 } }))
         })
         .await;
@@ -114,7 +121,10 @@ async fn measure(kind: StoreKind, options: &Options) -> Rows {
     let admin = stand.admin();
     let newest = writers.put("/routes/app", &stand.app_route()).await;
     admin.applied(newest, 1).await;
-    told("a control plane's start, until its first write is in force at that data plane", seconds(began.elapsed()));
+    told(
+        "a control plane's start, until its first write is in force at that data plane",
+        seconds(began.elapsed()),
+    );
     let full = settled_kib(control.pid()).await;
     let each = full.saturating_sub(small_control) as f64 / total as f64;
     told("control plane: RSS", format!("{:.0} MiB", full as f64 / 1024.0));
@@ -167,7 +177,10 @@ async fn measure(kind: StoreKind, options: &Options) -> Rows {
             format!("{}, {}", outage.requests, outage.failed),
         );
         told("acknowledged writes before it: there afterwards", outage.kept);
-        told("after its return: until a write is in force at the data plane", seconds(outage.returned));
+        told(
+            "after its return: until a write is in force at the data plane",
+            seconds(outage.returned),
+        );
     }
     rows
 }

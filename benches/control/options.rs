@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::stand::StoreKind;
 
-const HELP: &str = "benches/control/run.sh [--quick] [--routes N] [--upstreams N] [--planes N] [--changes N]
+const HELP: &str =
+    "benches/control/run.sh [--quick] [--routes N] [--upstreams N] [--planes N] [--changes N]
     [--rate WRITES_A_SECOND] [--seconds N] [--down SECONDS] [--stores embedded,etcd]";
 
 #[derive(Clone, Debug)]
@@ -25,7 +26,10 @@ pub(crate) struct Options {
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { routes, upstreams, planes, changes, .. } = self;
-        write!(f, "{routes} routes, {upstreams} upstreams, {planes} simulated data planes, {changes} changes")
+        write!(
+            f,
+            "{routes} routes, {upstreams} upstreams, {planes} simulated data planes, {changes} changes"
+        )
     }
 }
 
@@ -48,7 +52,8 @@ impl Options {
             stores: vec![StoreKind::Embedded, StoreKind::Etcd],
         };
         while let Some(word) = words.next() {
-            let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value\n{HELP}"));
+            let mut value =
+                || words.next().unwrap_or_else(|| panic!("{word} needs a value\n{HELP}"));
             match &*word {
                 "--run" => {}
                 "--quick" => {
@@ -72,7 +77,10 @@ impl Options {
                 "--seconds" => options.seconds = value().parse().unwrap(),
                 "--down" => options.down = value().parse().unwrap(),
                 "--stores" => {
-                    let named = |name: &str| StoreKind::named(name).unwrap_or_else(|| panic!("no store {name:?}\n{HELP}"));
+                    let named = |name: &str| {
+                        StoreKind::named(name)
+                            .unwrap_or_else(|| panic!("no store {name:?}\n{HELP}"))
+                    };
                     options.stores = value().split(',').map(named).collect();
                 }
                 _ => panic!("{word}?\n{HELP}"),

@@ -75,7 +75,8 @@ impl Stand {
             .set("control.access", &json!({ "requests_per_second": 0 }))
             .set("decision_log", &json!({ "allows": "aggregated" }));
         if let Some(etcd) = &self.etcd {
-            control = control.set("control.store", &json!({ "etcd": { "endpoints": [etcd.url()] } }));
+            control =
+                control.set("control.store", &json!({ "etcd": { "endpoints": [etcd.url()] } }));
         }
         control.start()
     }
@@ -102,7 +103,12 @@ impl Stand {
     }
 
     /// Kills the store for a time while requests go on.
-    pub(crate) async fn outage(&mut self, writers: &Writers, ingress: &Process, down: Duration) -> Outage {
+    pub(crate) async fn outage(
+        &mut self,
+        writers: &Writers,
+        ingress: &Process,
+        down: Duration,
+    ) -> Outage {
         let (requests, failed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let over = Arc::<AtomicBool>::default();
         let callers = {

@@ -25,10 +25,12 @@ impl Load {
     /// The path and the body of a route. Each tenth is a workload's own; of the others half have a host.
     pub(crate) fn route(&self, domain: &str, number: usize, mark: &str) -> (String, Value) {
         let upstream = format!("u{}", number % self.upstreams);
-        let mut route = json!({ "uri": format!("/api/{number}/*"), "upstream_id": upstream, "desc": mark });
+        let mut route =
+            json!({ "uri": format!("/api/{number}/*"), "upstream_id": upstream, "desc": mark });
         if number % 10 == 0 {
             let workload = format!("spiffe://{domain}/w/{}", number / 10 % self.planes);
-            route["workload_selector"] = json!({ "listener": "outbound", "spiffe_ids": [workload] });
+            route["workload_selector"] =
+                json!({ "listener": "outbound", "spiffe_ids": [workload] });
         } else if number % 2 == 0 {
             route["host"] = json!(format!("h{number}.example"));
         }
@@ -127,7 +129,8 @@ impl Writers {
                     let due = began + Duration::from_secs_f64(number as f64 / f64::from(rate));
                     tokio::time::sleep_until(due.into()).await;
                     // A step that has no common divisor with any round number: all routes have their turn.
-                    let (path, body) = load.route(domain, number * 7919 % load.routes, &format!("again {number}"));
+                    let (path, body) =
+                        load.route(domain, number * 7919 % load.routes, &format!("again {number}"));
                     let answer = put(&mut connection, &path, &body).await;
                     if answer.status < 300 {
                         latencies.push(due.elapsed());
@@ -150,6 +153,12 @@ impl Writers {
             latencies.extend(of_one);
             failed += failures;
         }
-        Sustained { written: latencies.len(), failed, took: began.elapsed(), latencies, rss_kib: rss }
+        Sustained {
+            written: latencies.len(),
+            failed,
+            took: began.elapsed(),
+            latencies,
+            rss_kib: rss,
+        }
     }
 }

@@ -202,7 +202,7 @@ pub struct Route {
     /// A condition on the request, as lua-resty-expr writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<Value>>")]
-    pub vars: Option<Value>,
+    pub vars: Option<Box<Value>>,
     /// The plugins of this route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PluginSet>,
@@ -235,7 +235,7 @@ pub struct Route {
     pub status: Status,
     /// Scopes the route to sidecars. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload_selector: Option<WorkloadSelector>,
+    pub workload_selector: Option<Box<WorkloadSelector>>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

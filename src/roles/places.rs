@@ -25,11 +25,7 @@ impl Places {
     /// Begins with one by chance, so that a fleet spreads over its control planes.
     pub(super) fn new(addresses: &[String]) -> Self {
         let next = fastrand::usize(..addresses.len().max(1));
-        Self {
-            addresses: addresses.into(),
-            next: Arc::new(next.into()),
-            reached: Arc::default(),
-        }
+        Self { addresses: addresses.into(), next: Arc::new(next.into()), reached: Arc::default() }
     }
 
     /// How many there are.
@@ -114,7 +110,10 @@ mod tests {
         Silent,
     }
 
-    async fn reach(places: &Places, fate: impl Fn(&str) -> Fate) -> (io::Result<String>, Vec<String>) {
+    async fn reach(
+        places: &Places,
+        fate: impl Fn(&str) -> Fate,
+    ) -> (io::Result<String>, Vec<String>) {
         let asked = Mutex::new(Vec::new());
         let reached = places.reach(|address| {
             asked.lock().unwrap().push(address.to_owned());

@@ -203,9 +203,7 @@ impl Workshop<'_> {
         });
         Ok(RouteParts {
             conditions: Conditions::of(methods(route), networks(route)?, vars(route)?),
-            plugins: self
-                .links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?
-                .into(),
+            plugins: self.links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?.into(),
             cluster: cluster.transpose()?,
             workloads: workloads(route)?,
         })

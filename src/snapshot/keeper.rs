@@ -540,7 +540,8 @@ impl Keeper {
             |upstream: &Upstream| named(upstream).is_some_and(|id| changed.contains(id));
         let inline = |upstream: Option<&Upstream>| upstream.is_some_and(names_one);
         let upstreams = self.upstreams.iter().filter(|(_, slot)| names_one(&slot.body));
-        let services = self.services.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
+        let services =
+            self.services.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
         let routes = self.routes.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
         let users: Vec<(Kind, Id)> = upstreams
             .map(|(id, _)| (Kind::Upstreams, id.clone()))

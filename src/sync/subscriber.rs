@@ -368,7 +368,8 @@ impl<C: Connect> Worker<C> {
                 Some(within) => match tokio::time::timeout(within, message).await {
                     Ok(message) => message,
                     Err(_) => {
-                        let why = "the control plane has nothing to say; it may not reach its store";
+                        let why =
+                            "the control plane has nothing to say; it may not reach its store";
                         return End::Failed(why.into());
                     }
                 },

@@ -64,11 +64,19 @@ async fn neither_memory_nor_last_good_copy_of_a_sidecar_has_what_is_another_work
 
     let consumer = |name: &str, plugin: &str, settings: serde_json::Value| json!({ "username": name, "plugins": { plugin: settings } });
     let credentials = json!({ "username": "eve", "password": "secret-of-shop-eve" });
-    admin.put("/consumers/bob", &consumer("bob", "key-auth", json!({ "key": "secret-of-billing-bob" }))).await;
+    admin
+        .put(
+            "/consumers/bob",
+            &consumer("bob", "key-auth", json!({ "key": "secret-of-billing-bob" })),
+        )
+        .await;
     admin.put("/consumers/eve", &consumer("eve", "basic-auth", credentials)).await;
-    for (path, auth, listener) in [("/billing", "key-auth", "inbound"), ("/shop", "basic-auth", "outbound")] {
+    for (path, auth, listener) in
+        [("/billing", "key-auth", "inbound"), ("/shop", "basic-auth", "outbound")]
+    {
         let name = &path[1..];
-        let upstream = json!({ "nodes": { format!("upstream-of-{name}.test:80"): 1 }, "pass_host": "node" });
+        let upstream =
+            json!({ "nodes": { format!("upstream-of-{name}.test:80"): 1 }, "pass_host": "node" });
         admin.put(&format!("/upstreams/{name}"), &upstream).await;
         let route = json!({
             "uri": format!("/route-of-{name}/*"), "upstream_id": name,
@@ -97,12 +105,17 @@ async fn neither_memory_nor_last_good_copy_of_a_sidecar_has_what_is_another_work
     {
         let (mine, foreign) = (of(own), of(other));
         let mine: Vec<&str> = mine.iter().map(String::as_str).collect();
-        let foreign = foreign.iter().map(String::as_str).chain(["entry-of-issuer", "public.test", key]);
+        let foreign =
+            foreign.iter().map(String::as_str).chain(["entry-of-issuer", "public.test", key]);
         let foreign: Vec<&str> = foreign.collect();
         eventually(&format!("the whole of {own} in its last good copy"), || {
             (in_files(part, &mine) == mine).then_some(())
         });
-        assert_eq!(in_memory(process, &mine), mine, "what is its own is there, or this looks nowhere");
+        assert_eq!(
+            in_memory(process, &mine),
+            mine,
+            "what is its own is there, or this looks nowhere"
+        );
         assert_eq!(in_memory(process, &foreign), <[&str; 0]>::default(), "in the memory of {own}");
         assert_eq!(in_files(part, &foreign), <[&str; 0]>::default(), "in the copy of {own}");
     }

@@ -72,7 +72,11 @@ impl Place {
     }
 
     /// The same of those hosts and paths alone that can be meant; for taking out, where priority does not count.
-    pub(in crate::snapshot) fn readable(kind: RouterKind, hosts: &[String], paths: &[String]) -> Self {
+    pub(in crate::snapshot) fn readable(
+        kind: RouterKind,
+        hosts: &[String],
+        paths: &[String],
+    ) -> Self {
         let hosts = hosts.iter().filter_map(|host| parse_host(host).ok()).collect();
         let paths = paths.iter().filter_map(|path| parse_path(kind, path).ok()).collect();
         Self { hosts, paths, priority: 0 }
