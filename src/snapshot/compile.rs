@@ -343,7 +343,7 @@ fn networks(route: &Route) -> Result<Option<Networks>, Invalid> {
 
 fn vars(route: &Route) -> Result<Option<Expr>, Invalid> {
     let parse = |vars| Expr::parse(vars).map_err(|why| Invalid(format!("vars: {why}")));
-    route.vars.as_ref().map(parse).transpose()
+    route.vars.as_deref().map(parse).transpose()
 }
 
 fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {

@@ -63,16 +63,16 @@ async fn neither_memory_nor_last_good_copy_of_a_sidecar_has_what_is_another_work
     let running = parts.each_ref().map(Part::start);
 
     let consumer = |name: &str, plugin: &str, settings: serde_json::Value| json!({ "username": name, "plugins": { plugin: settings } });
-    let credentials = json!({ "username": "eve", "password": "secret-of-shop-eve" });
+    let proves = json!({ "spiffe_id": world.id("/secret-of-shop-eve") });
     admin
         .put(
             "/consumers/bob",
             &consumer("bob", "key-auth", json!({ "key": "secret-of-billing-bob" })),
         )
         .await;
-    admin.put("/consumers/eve", &consumer("eve", "basic-auth", credentials)).await;
+    admin.put("/consumers/eve", &consumer("eve", "spiffe-auth", proves)).await;
     for (path, auth, listener) in
-        [("/billing", "key-auth", "inbound"), ("/shop", "basic-auth", "outbound")]
+        [("/billing", "key-auth", "inbound"), ("/shop", "spiffe-auth", "inbound")]
     {
         let name = &path[1..];
         let upstream =
