@@ -52,7 +52,7 @@ fn route(number: usize, upstreams: usize) -> Change {
         "id": format!("r{number}"), "uri": format!("/api/{number}/*"), "create_time": 1, "update_time": 1,
         "upstream_id": format!("u{}", number % upstreams), "desc": "as it was declared", "priority": 0, "status": 1,
     });
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         route["host"] = json!(format!("h{number}.example"));
     }
     put(Kind::Routes, &format!("r{number}"), &route)

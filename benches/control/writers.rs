@@ -27,11 +27,11 @@ impl Load {
         let upstream = format!("u{}", number % self.upstreams);
         let mut route =
             json!({ "uri": format!("/api/{number}/*"), "upstream_id": upstream, "desc": mark });
-        if number % 10 == 0 {
+        if number.is_multiple_of(10) {
             let workload = format!("spiffe://{domain}/w/{}", number / 10 % self.planes);
             route["workload_selector"] =
                 json!({ "listener": "outbound", "spiffe_ids": [workload] });
-        } else if number % 2 == 0 {
+        } else if number.is_multiple_of(2) {
             route["host"] = json!(format!("h{number}.example"));
         }
         (format!("/routes/r{number}"), route)
