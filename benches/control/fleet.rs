@@ -112,7 +112,9 @@ impl Fleet {
     /// Changes what concerns everybody; from the write's first byte until it was in force, for each.
     pub(crate) async fn everybody(&mut self, writers: &Writers, change: usize) -> Vec<Duration> {
         let caller = format!("spiffe://{}/caller-{change}", self.domain);
-        let policy = allow("everybody", &[], &[&caller]);
+        // All of them, and not the ingress: its callers have no identity.
+        let workloads = format!("spiffe://{}/w/*", self.domain);
+        let policy = allow("everybody", &[&workloads], &[&caller]);
         let began = Instant::now();
         let revision = writers.put("/identity_policies/everybody", &policy).await;
         let seen = self.all_reach(revision).await;

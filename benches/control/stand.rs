@@ -120,8 +120,10 @@ impl Stand {
                     requests.fetch_add(1, Ordering::Relaxed);
                     match connection.try_send("GET", "/app", &[], "").await {
                         Ok(answer) if answer.status == 200 => {}
-                        _ => {
-                            failed.fetch_add(1, Ordering::Relaxed);
+                        other => {
+                            if failed.fetch_add(1, Ordering::Relaxed) == 0 {
+                                eprintln!("a request failed: {other:?}");
+                            }
                             connection = Connection::plain(door).await;
                         }
                     }
