@@ -23,9 +23,9 @@ deny:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-# Micro benches; `just bench mesh` runs the sidecars beside nginx.
+# Micro benches; `just bench mesh` runs the sidecars beside nginx, `just bench control` the control plane at scale.
 bench WHAT="":
-    {{ if WHAT == "mesh" { "benches/mesh/run.sh" } else { "cargo bench --locked " + WHAT } }}
+    {{ if WHAT == "mesh" { "benches/mesh/run.sh" } else if WHAT == "control" { "benches/control/run.sh" } else { "cargo bench --locked " + WHAT } }}
 
 # Fuzzes one target for a minute (cargo install --locked cargo-fuzz; see fuzz/README.md).
 fuzz TARGET SECONDS="60":

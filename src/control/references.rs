@@ -34,11 +34,11 @@ impl ControlPlane {
                 {
                     found.push(resource);
                 }
-                self.refer_to_client(route.upstream.as_ref(), &mut found).await?;
+                self.refer_to_client(route.upstream.as_deref(), &mut found).await?;
             }
             Body::Service(service) => {
                 self.refer(Kind::Upstreams, service.upstream_id.as_ref(), &mut found).await?;
-                self.refer_to_client(service.upstream.as_ref(), &mut found).await?;
+                self.refer_to_client(service.upstream.as_deref(), &mut found).await?;
             }
             Body::Upstream(upstream) => self.refer_to_client(Some(upstream), &mut found).await?,
             Body::Consumer(consumer) => {

@@ -173,9 +173,9 @@ fn sensible(body: &Body) -> Result<(), Invalid> {
                 patterns("spiffe_ids", &selector.spiffe_ids)
                     .map_err(|why| in_configuration(at("workload_selector", why)))?;
             }
-            route.upstream.as_ref().map_or(Ok(()), sensible_upstream)
+            route.upstream.as_deref().map_or(Ok(()), sensible_upstream)
         }
-        Body::Service(service) => service.upstream.as_ref().map_or(Ok(()), sensible_upstream),
+        Body::Service(service) => service.upstream.as_deref().map_or(Ok(()), sensible_upstream),
         Body::Upstream(upstream) => sensible_upstream(upstream),
         Body::Ssl(ssl) => certificates::sensible(ssl),
         Body::IdentityPolicy(policy) => policy::check(policy).map_err(in_configuration),

@@ -202,7 +202,7 @@ pub struct Route {
     /// A condition on the request, as lua-resty-expr writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<Value>>")]
-    pub vars: Option<Value>,
+    pub vars: Option<Box<Value>>,
     /// The plugins of this route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PluginSet>,
@@ -211,7 +211,7 @@ pub struct Route {
     pub plugin_config_id: Option<Id>,
     /// Where matching requests go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<Upstream>,
+    pub upstream: Option<Box<Upstream>>,
     /// The same by reference; wins over `upstream`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_id: Option<Id>,
@@ -235,7 +235,7 @@ pub struct Route {
     pub status: Status,
     /// Scopes the route to sidecars. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload_selector: Option<WorkloadSelector>,
+    pub workload_selector: Option<Box<WorkloadSelector>>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,
@@ -293,7 +293,7 @@ pub struct Service {
     pub plugins: Option<PluginSet>,
     /// Where requests go when the route says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<Upstream>,
+    pub upstream: Option<Box<Upstream>>,
     /// The same by reference; wins over `upstream`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_id: Option<Id>,

@@ -121,7 +121,7 @@ pub(super) fn follow_own(
 /// Who hands a data plane's log to the control plane: the first identity that has a feed.
 pub(super) struct Shipper {
     pub(super) identity: Live<Identity>,
-    pub(super) address: String,
+    pub(super) places: Vec<String>,
     pub(super) expected: crate::identity::SpiffeId,
 }
 
@@ -130,8 +130,8 @@ impl Running {
     pub(super) fn ships_as(&mut self, identity: &Live<Identity>) -> Result<(), Error> {
         if let (None, Some(control)) = (&self.shipper, &self.settings.control_plane) {
             let expected = control_id(&self.settings, control)?;
-            let (identity, address) = (identity.clone(), control.address.clone());
-            self.shipper = Some(Shipper { identity, address, expected });
+            let (identity, places) = (identity.clone(), control.places()?.to_vec());
+            self.shipper = Some(Shipper { identity, places, expected });
         }
         Ok(())
     }
@@ -146,8 +146,8 @@ impl Running {
             self.collecting =
                 Some(follow_own(&self.settings, collector, &trust.identity(), &self.shared));
         } else if let (None, Some(shipper)) = (&self.control, &self.shipper) {
-            let Shipper { identity, address, expected } = shipper;
-            let connect = FeedConnect::new(address, identity.clone(), expected);
+            let Shipper { identity, places, expected } = shipper;
+            let connect = FeedConnect::new(places, identity.clone(), expected);
             let lane = self.shared.audit.control().clone();
             let shipping = Shipping::new(connect, self.settings.node_name(), lane);
             self.collecting = Some(follow(&self.settings, shipping, &self.shared));

@@ -183,7 +183,7 @@ impl Embedded {
         let federation = federation(&self.settings, name, Reach::Everywhere, source, &self.shared);
         let identity = federation.identity();
         let expected = self.settings.own_id("control")?;
-        let connect = FeedConnect::new(&self.control.feed().to_string(), identity, &expected);
+        let connect = FeedConnect::new(&[self.control.feed().to_string()], identity, &expected);
         let last_good = last_good(&self.settings, name, &self.shared.pen);
         let feed = Subscriber::start(subscriber::Settings::new(role, name), connect, last_good);
         let plan = Plan { workers: plan.workers.max(1), ..plan.clone() };

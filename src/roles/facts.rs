@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::data_plane::Configuration;
 use super::identities::rfc3339;
+use super::places::Places;
 use super::process::Shared;
 use super::settings::Settings;
 use crate::audit::OutputReport;
@@ -61,7 +62,7 @@ pub(super) struct Plane {
 #[derive(Clone)]
 pub(super) enum Source {
     /// A control plane at this address.
-    ControlPlane(String, Live<FeedStatus>),
+    ControlPlane(Places, Live<FeedStatus>),
     /// A file.
     File(PathBuf, Live<FileStatus>),
 }
@@ -239,11 +240,11 @@ fn feed(part: &str, source: &Source, is_local: bool) -> Value {
                 "left_out": status.left_out,
             })
         }
-        Source::ControlPlane(address, status) => {
+        Source::ControlPlane(places, status) => {
             let status = status.load();
             json!({
                 "part": part,
-                "control_plane": address,
+                "control_plane": places.told(),
                 "connected": status.is_connected,
                 "since": rfc3339(status.since),
                 "revision": status.revision,

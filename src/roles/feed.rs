@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::{client, server};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::places::Places;
 use super::proved::Proved;
 use crate::identity::{Identity, SpiffeId};
 use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
@@ -23,17 +24,32 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// Handshakes and finished connections that wait at once.
 const WAITING: usize = 64;
 
-/// Connects a data plane to its control plane, and to nobody else.
+/// Connects a data plane to its control plane, or one of them, and to nobody else.
 pub(super) struct FeedConnect {
-    address: String,
+    places: Places,
     connector: Connector,
     expected: Arc<ExpectedPeers>,
 }
 
 impl FeedConnect {
-    pub(super) fn new(address: &str, identity: Live<Identity>, expected: &SpiffeId) -> Self {
+    pub(super) fn new(places: &[String], identity: Live<Identity>, expected: &SpiffeId) -> Self {
         let expected = Arc::new(ExpectedPeers::exactly(expected));
-        Self { address: address.to_owned(), connector: Connector::new(identity), expected }
+        Self { places: Places::new(places), connector: Connector::new(identity), expected }
+    }
+
+    /// Where it connects to.
+    pub(super) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    async fn connect_to(&self, address: &str) -> io::Result<Proved<client::TlsStream<TcpStream>>> {
+        let tcp = TcpStream::connect(address).await?;
+        let _ = tcp.set_nodelay(true);
+        let identity = self.connector.identity();
+        let own = identity.load();
+        let connected = self.connector.connect(tcp, &self.expected, Alpn::Http2).await;
+        let (stream, peer) = connected.map_err(|error| io::Error::other(causes(&error)))?;
+        Ok(Proved::new(stream, peer, &own, identity.clone()))
     }
 }
 
@@ -42,13 +58,7 @@ impl subscriber::Connect for FeedConnect {
     type Stream = Proved<client::TlsStream<TcpStream>>;
 
     async fn connect(&self) -> io::Result<Self::Stream> {
-        let tcp = TcpStream::connect(&self.address).await?;
-        let _ = tcp.set_nodelay(true);
-        let identity = self.connector.identity();
-        let own = identity.load();
-        let connected = self.connector.connect(tcp, &self.expected, Alpn::Http2).await;
-        let (stream, peer) = connected.map_err(|error| io::Error::other(causes(&error)))?;
-        Ok(Proved::new(stream, peer, &own, identity.clone()))
+        self.places.reach(|address| self.connect_to(address)).await
     }
 }
 

@@ -8,7 +8,7 @@ use super::error::Error;
 use super::feed::FeedConnect;
 use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
-use crate::identity::{Identity, IdentitySource};
+use crate::identity::{Identity, IdentitySource, SpiffeId};
 use crate::issuer::EnrolSource;
 use crate::model::{Body, Change, Kind, Ssl, SslType, Strictness};
 use crate::observe::Registry;
@@ -205,6 +205,30 @@ async fn look_at_identity(
     }
 }
 
+/// Does the control plane at `place` answer, and is it the one that is expected?
+async fn look_at_place(
+    place: &String,
+    identity: &Live<Identity>,
+    expected: &SpiffeId,
+    findings: &mut Findings,
+) {
+    let asked = Instant::now();
+    let connect = FeedConnect::new(std::slice::from_ref(place), identity.clone(), expected);
+    match tokio::time::timeout(Duration::from_secs(5), connect.connect()).await {
+        Ok(Ok(_)) => {
+            let took = asked.elapsed().as_millis();
+            findings.good("feed", format!("{place} is {expected}, mTLS in {took} ms"));
+        }
+        Ok(Err(error)) => {
+            let fix = "the last good configuration stays in force; see that the control plane runs and is the one expected";
+            findings.add("feed", Grade::Problem, format!("{place}: {error}"), Some(fix));
+        }
+        Err(_) => {
+            findings.add("feed", Grade::Problem, format!("{place}: no answer in 5 s"), None);
+        }
+    }
+}
+
 async fn look_at_feed(
     settings: &Settings,
     roles: &[Role],
@@ -243,31 +267,8 @@ async fn look_at_feed(
             .map_or_else(|| settings.own_id("control").ok(), |id| id.parse().ok()),
     ) {
         (Some(identity), Some(expected)) => {
-            let asked = Instant::now();
-            let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
-            match tokio::time::timeout(Duration::from_secs(5), connect.connect()).await {
-                Ok(Ok(_)) => {
-                    let took = asked.elapsed().as_millis();
-                    findings.good(
-                        "feed",
-                        format!("{} is {expected}, mTLS in {took} ms", control.address),
-                    );
-                }
-                Ok(Err(error)) => {
-                    let fix = "the last good configuration stays in force; see that the control plane runs and is the one expected";
-                    findings.add(
-                        "feed",
-                        Grade::Problem,
-                        format!("{}: {error}", control.address),
-                        Some(fix),
-                    );
-                }
-                Err(_) => findings.add(
-                    "feed",
-                    Grade::Problem,
-                    format!("{}: no answer in 5 s", control.address),
-                    None,
-                ),
+            for place in control.places().unwrap_or_default() {
+                look_at_place(place, identity, &expected, findings).await;
             }
         }
         (None, _) => findings.add(

@@ -17,6 +17,7 @@ mod issuer;
 mod keeper;
 mod offline;
 mod outputs;
+mod places;
 mod process;
 mod proved;
 mod questions;

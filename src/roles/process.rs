@@ -721,11 +721,13 @@ fn feed(
                 );
             };
             let expected = control_id(settings, control)?;
-            let connect = FeedConnect::new(&control.address, identity.clone(), &expected);
+            let connect = FeedConnect::new(control.places()?, identity.clone(), &expected);
             let last_good = last_good(settings, part, &shared.pen);
             let told = subscriber::Settings::new(role, settings.node_name());
+            let told = told.with_others(connect.places().count() - 1);
+            let places = connect.places().clone();
             let subscriber = Subscriber::start(told, connect, last_good);
-            let source = Source::ControlPlane(control.address.clone(), subscriber.status());
+            let source = Source::ControlPlane(places, subscriber.status());
             shared.facts.is_fed(part, source);
             Ok(Box::new(subscriber))
         }

@@ -229,10 +229,50 @@ pub enum IdentitySettings {
 #[serde(deny_unknown_fields)]
 pub struct ControlPlaneSettings {
     /// `host:port` of the feed.
-    pub address: String,
+    #[serde(default)]
+    pub address: Option<String>,
+    /// In place of `address`: several control planes over one store. A data plane begins with one by chance, and is with another
+    /// within two seconds when its own dies.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Whom we expect there; `spiffe://<trust domain>/wardgate/control` when not given.
     #[serde(default)]
     pub spiffe_id: Option<String>,
+}
+
+impl ControlPlaneSettings {
+    /// Where control planes are: at least one, none twice.
+    ///
+    /// # Errors
+    /// Both fields are given, or neither; an address is none, or is there twice.
+    pub fn places(&self) -> Result<&[String], Error> {
+        let wrong = |field, problem: String| Err(Error::Setting { field, problem });
+        let (field, places) = match (&self.address, &*self.addresses) {
+            (Some(_), [_, ..]) => {
+                let problem = "give either address or addresses".to_owned();
+                return wrong("control_plane.addresses", problem);
+            }
+            (None, []) => {
+                let problem = "missing; expected host:port of a control plane's feed".to_owned();
+                return wrong("control_plane.address", problem);
+            }
+            (Some(address), []) => ("control_plane.address", std::slice::from_ref(address)),
+            (None, addresses) => ("control_plane.addresses", addresses),
+        };
+        let is_place = |text: &str| {
+            let parts = text.rsplit_once(':');
+            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        for (at, place) in places.iter().enumerate() {
+            if !is_place(place) {
+                return wrong(field, format!("expected host:port, got {place:?}"));
+            }
+            if places[..at].contains(place) {
+                return wrong(field, format!("{place:?} is there twice"));
+            }
+        }
+        Ok(places)
+    }
 }
 
 /// Settings of role sidecar.

@@ -79,6 +79,9 @@ impl Settings {
             }
             _ => {}
         }
+        if let Some(control) = &self.control_plane {
+            control.places()?;
+        }
         if let Some(text) = self.control_plane.as_ref().and_then(|one| one.spiffe_id.as_ref())
             && let Err(error) = text.parse::<crate::identity::SpiffeId>()
         {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::client_certificates::equipped;
 use super::consumers::Held;
-use super::merge::Links;
+use super::merge::{Links, Plugins};
 use super::router::{Place, RouterKind};
 use super::ssls::Ssls;
 use crate::identity::SpiffePattern;
@@ -31,7 +31,7 @@ pub(super) struct Workshop<'a> {
 }
 
 /// What must hold beside host and path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Conditions {
     methods: Option<u16>,
     networks: Option<Networks>,
@@ -39,6 +39,16 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
+    /// Nothing where nothing must hold: most of a hundred thousand routes are host and path alone.
+    fn of(
+        methods: Option<u16>,
+        networks: Option<Networks>,
+        vars: Option<Expr>,
+    ) -> Option<Arc<Self>> {
+        let is_any = methods.is_some() || networks.is_some() || vars.is_some();
+        is_any.then(|| Arc::new(Self { methods, networks, vars }))
+    }
+
     pub(super) fn hold(&self, method: Option<u16>, exchange: &Exchange) -> bool {
         self.methods.is_none_or(|mask| method.is_some_and(|bit| mask & bit != 0))
             && self
@@ -52,8 +62,8 @@ impl Conditions {
 /// A route's own parts.
 #[derive(Debug)]
 pub(super) struct RouteParts {
-    pub(super) conditions: Arc<Conditions>,
-    pub(super) links: Links,
+    pub(super) conditions: Option<Arc<Conditions>>,
+    pub(super) plugins: Plugins,
     /// Its inline upstream.
     pub(super) cluster: Option<Arc<Cluster>>,
     /// Whom it is for; empty means everybody.
@@ -63,7 +73,7 @@ pub(super) struct RouteParts {
 /// A service's own parts.
 #[derive(Debug)]
 pub(super) struct ServiceParts {
-    pub(super) links: Links,
+    pub(super) plugins: Plugins,
     /// Its inline upstream.
     pub(super) cluster: Option<Arc<Cluster>>,
 }
@@ -192,12 +202,8 @@ impl Workshop<'_> {
             self.cluster(&format!("routes/{id}"), upstream, route.timeout).map_err(at("upstream"))
         });
         Ok(RouteParts {
-            conditions: Arc::new(Conditions {
-                methods: methods(route),
-                networks: networks(route)?,
-                vars: vars(route)?,
-            }),
-            links: self.links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?,
+            conditions: Conditions::of(methods(route), networks(route)?, vars(route)?),
+            plugins: self.links(Kind::Routes, id, route.plugins.as_ref().unwrap_or(&none))?.into(),
             cluster: cluster.transpose()?,
             workloads: workloads(route)?,
         })
@@ -221,12 +227,12 @@ impl Workshop<'_> {
     /// A condition that cannot be read is taken to hold, so that no other route answers what this one would have guarded.
     pub(super) fn route_in_name_only(route: &Route) -> RouteParts {
         RouteParts {
-            conditions: Arc::new(Conditions {
-                methods: methods(route),
-                networks: networks(route).unwrap_or_default(),
-                vars: vars(route).unwrap_or_default(),
-            }),
-            links: Links::new(),
+            conditions: Conditions::of(
+                methods(route),
+                networks(route).unwrap_or_default(),
+                vars(route).unwrap_or_default(),
+            ),
+            plugins: Plugins::none(),
             cluster: None,
             workloads: workloads(route).unwrap_or_default(),
         }
@@ -264,7 +270,9 @@ impl Workshop<'_> {
             self.cluster(&format!("services/{id}"), upstream, None).map_err(at("upstream"))
         });
         Ok(ServiceParts {
-            links: self.links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?,
+            plugins: self
+                .links(Kind::Services, id, service.plugins.as_ref().unwrap_or(&none))?
+                .into(),
             cluster: cluster.transpose()?,
         })
     }
@@ -335,7 +343,7 @@ fn networks(route: &Route) -> Result<Option<Networks>, Invalid> {
 
 fn vars(route: &Route) -> Result<Option<Expr>, Invalid> {
     let parse = |vars| Expr::parse(vars).map_err(|why| Invalid(format!("vars: {why}")));
-    route.vars.as_ref().map(parse).transpose()
+    route.vars.as_deref().map(parse).transpose()
 }
 
 fn workloads(route: &Route) -> Result<Vec<SpiffePattern>, Invalid> {

@@ -80,7 +80,7 @@ pub struct CompiledRoute {
     /// The store's revision of the route itself.
     pub revision: Revision,
     /// Its plugins, its plugin config's and its service's.
-    pub chain: Chain,
+    pub chain: Arc<Chain>,
     /// Where its requests go; `None` when it has no upstream, see [`CompiledRoute::cluster_fault`].
     pub cluster: Option<Arc<Cluster>>,
     /// What the upstream's hash ring turns on, where it has one.
@@ -91,11 +91,11 @@ pub struct CompiledRoute {
     pub connect: bool,
     /// Does a plugin find consumers here?
     pub has_auth: bool,
-    pub(super) links: Links,
+    pub(super) links: Arc<Links>,
     pub(super) merged: MergedChains,
-    pub(super) conditions: Arc<Conditions>,
-    pub(super) broken: Option<Broken>,
-    pub(super) no_cluster: Option<Broken>,
+    pub(super) conditions: Option<Arc<Conditions>>,
+    pub(super) broken: Option<Box<Broken>>,
+    pub(super) no_cluster: Option<Box<Broken>>,
 }
 
 /// Why a route, or a part of it, cannot serve.
@@ -124,13 +124,15 @@ impl Broken {
 impl CompiledRoute {
     /// Why the route answers nobody, if so. Asked before its plugins: one of them may be what is missing.
     pub fn fault(&self) -> Option<Fault> {
-        self.broken.as_ref().map(Broken::fault)
+        self.broken.as_deref().map(Broken::fault)
     }
 
     /// Why there is no `cluster`. Asked after the plugins: one of them may have answered.
     pub fn cluster_fault(&self) -> Fault {
-        let missing = || Broken::new(503, "the route has no upstream");
-        self.no_cluster.clone().unwrap_or_else(missing).fault()
+        match &self.no_cluster {
+            Some(broken) => broken.fault(),
+            None => Broken::new(503, "the route has no upstream").fault(),
+        }
     }
 }
 
@@ -187,7 +189,10 @@ impl Snapshot {
         let (route, host, path_at, parameters) = {
             let path = self.path_rules.matched(exchange.request.path()).ok_or(UnreadablePath)?;
             let host = host_of(exchange.request.authority());
-            let accept = |route: &Arc<CompiledRoute>| route.conditions.hold(method, exchange);
+            let accept = |route: &Arc<CompiledRoute>| {
+                let conditions = route.conditions.as_ref();
+                conditions.is_none_or(|conditions| conditions.hold(method, exchange))
+            };
             let Some(found) = self.routers.of(door).find(&host, &path, accept) else {
                 return Ok(None);
             };

@@ -18,7 +18,7 @@ use super::client_certificates::named;
 use super::compile::{RouteParts, ServiceParts, Workshop};
 use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
-use super::merge::Links;
+use super::merge::{Links, Plugins};
 use super::router::{Place, RouterSettings};
 use super::ssls::Ssls;
 use crate::identity::SpiffeId;
@@ -28,7 +28,7 @@ use crate::model::{
 };
 use crate::mtls::EdgeTls;
 use crate::observe::Registry;
-use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules};
+use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules, RouteInfo};
 use crate::policy::{self, Modes, Policy};
 use crate::upstream::{Cluster, Roster};
 
@@ -58,7 +58,7 @@ pub struct Keeper {
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
     services: BTreeMap<Id, Slot<Service, ServiceParts>>,
-    plugin_configs: BTreeMap<Id, Slot<PluginConfig, Links>>,
+    plugin_configs: BTreeMap<Id, Slot<PluginConfig, Plugins>>,
     groups: BTreeMap<Id, Slot<PluginConfig, Arc<Links>>>,
     global_rules: BTreeMap<Id, Slot<model::GlobalRule, Links>>,
     consumers: BTreeMap<Id, Slot<model::Consumer, ConsumerParts>>,
@@ -66,7 +66,7 @@ pub struct Keeper {
     policies: BTreeMap<Id, (Revision, Box<IdentityPolicy>)>,
     declared_modes: BTreeMap<Id, (Revision, Box<IdentityMode>)>,
     ssls: Ssls,
-    routes: BTreeMap<Id, RouteSlot>,
+    routes: BTreeMap<Id, Box<RouteSlot>>,
     /// Which routes refer to a resource, whether it exists or not.
     users: HashMap<(Kind, Id), BTreeSet<Id>>,
     routers: Routers,
@@ -105,12 +105,13 @@ struct Timed {
 struct RouteSlot {
     revision: Revision,
     body: Arc<Route>,
-    parts: Arc<RouteParts>,
+    parts: RouteParts,
     /// Why the parts are in name only.
     broken: Option<String>,
-    timed: Option<Timed>,
-    placed: Option<(Listeners, Place)>,
-    refers_to: Vec<(Kind, Id)>,
+    timed: Option<Box<Timed>>,
+    /// At which door it stands, and under which hosts and paths.
+    placed: Option<(Listeners, Arc<RouteInfo>)>,
+    refers_to: Box<[(Kind, Id)]>,
 }
 
 /// What an `apply` has found out so far.
@@ -301,7 +302,7 @@ impl Keeper {
                 }
             }
             Body::PluginConfig(body) => {
-                let compiled = workshop.links(kind, &id, &body.plugins);
+                let compiled = workshop.links(kind, &id, &body.plugins).map(Plugins::from);
                 if settle(&mut self.plugin_configs, work, key, body.into(), compiled) {
                     self.mark_users(kind, &id, work);
                 }
@@ -367,8 +368,9 @@ impl Keeper {
                 self.declared_modes.insert(id, (revision, body));
                 work.modes = true;
             }
-            Body::Route(body) => {
+            Body::Route(mut body) => {
                 let parts = workshop.route(&id, &body);
+                self.share_names(&id, &mut body);
                 self.put_route(id, revision, body.into(), parts, work);
             }
             // Registration entries are the issuer's; trust is composed with the identity.
@@ -401,7 +403,6 @@ impl Keeper {
                 (Workshop::route_in_name_only(&body), Some(error.0))
             }
         };
-        let parts = Arc::new(parts);
         match self.routes.get_mut(&id) {
             Some(slot) => {
                 (slot.revision, slot.body, slot.parts, slot.broken) =
@@ -415,9 +416,9 @@ impl Keeper {
                     broken,
                     timed: None,
                     placed: None,
-                    refers_to: Vec::new(),
+                    refers_to: Box::default(),
                 };
-                self.routes.insert(id.clone(), slot);
+                self.routes.insert(id.clone(), Box::new(slot));
             }
         }
         work.routes.insert(id);
@@ -469,16 +470,39 @@ impl Keeper {
 
     fn delete_route(&mut self, id: &Id, work: &mut Work) {
         let Some(slot) = self.routes.remove(id) else { return };
-        if let Some((door, place)) = &slot.placed {
-            self.routers.of_mut(*door).remove(self.router.http, id, place);
-        }
+        self.take_from_door(id, slot.placed.as_ref());
         self.forget_references(id, &slot.refers_to);
         work.routes.remove(id);
+    }
+
+    /// Takes a route out of its door's router.
+    fn take_from_door(&mut self, id: &Id, placed: Option<&(Listeners, Arc<RouteInfo>)>) {
+        let Some((door, info)) = placed else { return };
+        // Read anew: kept for each route, places would weigh more than what they save.
+        let place = Place::readable(self.router.http, &info.hosts, &info.paths);
+        self.routers.of_mut(*door).remove(self.router.http, id, &place);
     }
 
     /// The routes that refer to a resource are put together anew.
     fn mark_users(&self, kind: Kind, id: &Id, work: &mut Work) {
         work.routes.extend(self.users.get(&(kind, id.clone())).into_iter().flatten().cloned());
+    }
+
+    /// Names that are there already need no copy of their own: among a hundred thousand routes copies add up.
+    fn share_names(&self, id: &Id, route: &mut Route) {
+        if let Some(own) = &mut route.id {
+            *own = id.clone();
+        }
+        for (kind, name) in [
+            (Kind::Upstreams, &mut route.upstream_id),
+            (Kind::Services, &mut route.service_id),
+            (Kind::PluginConfigs, &mut route.plugin_config_id),
+        ] {
+            let Some(name) = name else { continue };
+            if let Some(((_, known), _)) = self.users.get_key_value(&(kind, name.clone())) {
+                *name = known.clone();
+            }
+        }
     }
 
     fn forget_references(&mut self, route: &Id, references: &[(Kind, Id)]) {
@@ -514,10 +538,11 @@ impl Keeper {
         }
         let names_one =
             |upstream: &Upstream| named(upstream).is_some_and(|id| changed.contains(id));
-        let inline = |upstream: &Option<Upstream>| upstream.as_ref().is_some_and(names_one);
+        let inline = |upstream: Option<&Upstream>| upstream.is_some_and(names_one);
         let upstreams = self.upstreams.iter().filter(|(_, slot)| names_one(&slot.body));
-        let services = self.services.iter().filter(|(_, slot)| inline(&slot.body.upstream));
-        let routes = self.routes.iter().filter(|(_, slot)| inline(&slot.body.upstream));
+        let services =
+            self.services.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
+        let routes = self.routes.iter().filter(|(_, slot)| inline(slot.body.upstream.as_deref()));
         let users: Vec<(Kind, Id)> = upstreams
             .map(|(id, _)| (Kind::Upstreams, id.clone()))
             .chain(services.map(|(id, _)| (Kind::Services, id.clone())))

@@ -1,6 +1,7 @@
 //! Which plugin settings win: consumer, group, route, plugin config, service. Whole settings are replaced, never fields.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use super::compiled::Merged;
 use crate::pipeline::{Chain, Link};
@@ -8,12 +9,48 @@ use crate::pipeline::{Chain, Link};
 /// One resource's plugins, compiled, by name. A disabled one is among them: it cancels a less particular one.
 pub(super) type Links = BTreeMap<&'static str, Link>;
 
+/// A set of plugins and the chain that they make. Clones share both: a hundred thousand routes that have no other plugins than
+/// their service has, or none at all, hold them once.
+#[derive(Clone, Debug)]
+pub(super) struct Plugins {
+    pub(super) links: Arc<Links>,
+    pub(super) chain: Arc<Chain>,
+}
+
+impl Plugins {
+    /// None at all.
+    pub(super) fn none() -> Self {
+        static NONE: LazyLock<Plugins> =
+            LazyLock::new(|| Plugins { links: Arc::default(), chain: Arc::default() });
+        NONE.clone()
+    }
+}
+
+impl From<Links> for Plugins {
+    fn from(links: Links) -> Self {
+        if links.is_empty() {
+            return Self::none();
+        }
+        let chain = Arc::new(Chain::new(links.values().cloned()));
+        Self { links: Arc::new(links), chain }
+    }
+}
+
 /// A route's own plugins before its plugin config's before its service's.
-pub(super) fn of_route(own: &Links, config: Option<&Links>, service: Option<&Links>) -> Links {
-    let mut merged = service.cloned().unwrap_or_default();
-    merged.extend(config.into_iter().flatten().map(|(name, link)| (*name, link.clone())));
-    merged.extend(own.iter().map(|(name, link)| (*name, link.clone())));
-    merged
+pub(super) fn of_route(
+    own: &Plugins,
+    config: Option<&Plugins>,
+    service: Option<&Plugins>,
+) -> Plugins {
+    let sets = [service, config, Some(own)];
+    let mut sets = sets.into_iter().flatten().filter(|set| !set.links.is_empty());
+    let Some(least) = sets.next() else { return Plugins::none() };
+    let mut merged: Option<Links> = None;
+    for set in sets {
+        let merged = merged.get_or_insert_with(|| Links::clone(&least.links));
+        merged.extend(set.links.iter().map(|(name, link)| (*name, link.clone())));
+    }
+    merged.map_or_else(|| least.clone(), Plugins::from)
 }
 
 /// The consumer's own plugins before its group's before the route's.
@@ -81,19 +118,31 @@ mod tests {
         let service = links("service", &["a", "b", "c", "d", "e"]);
         let config = links("config", &["b", "c", "d"]);
         let own = links("route", &["c", "d", "-e"]);
+        let [own, config, service] = [own, config, service].map(Plugins::from);
         let route = of_route(&own, Some(&config), Some(&service));
-        let chain = Chain::new(route.values().cloned());
         // By name: a, b, c, d; e is disabled on the route, and so is the service's.
-        assert_eq!(run(&chain, "access").await, ["service", "config", "route", "route"]);
+        assert_eq!(run(&route.chain, "access").await, ["service", "config", "route", "route"]);
+        assert!(route.links.contains_key("e"), "to cancel a less particular one");
 
         let group = links("group", &["b", "d", "f"]);
         let consumer = links("consumer", &["d", "g"]);
-        let merged = with_consumer(&route, &consumer, Some(&group));
+        let merged = with_consumer(&route.links, &consumer, Some(&group));
         assert_eq!(
             run(&merged.chain, "access").await,
             ["service", "group", "route", "consumer", "group", "consumer"]
         );
         // f and g came with the consumer alone: only they rewrite late.
         assert_eq!(run(&merged.late, "rewrite").await, ["group", "consumer"]);
+    }
+
+    #[test]
+    fn routes_with_no_plugins_but_their_services_share_them_with_it() {
+        let service = Plugins::from(links("service", &["a", "b"]));
+        let none = Plugins::from(Links::new());
+        let shared = of_route(&none, Some(&none), Some(&service));
+        assert!(Arc::ptr_eq(&shared.chain, &service.chain));
+        assert!(Arc::ptr_eq(&shared.links, &service.links));
+        let empty = of_route(&none, None, None);
+        assert!(Arc::ptr_eq(&empty.chain, &Plugins::none().chain));
     }
 }

@@ -159,9 +159,9 @@ impl<T: Clone> Router<T> {
 
     /// Takes a value out of its places.
     pub fn remove(&mut self, kind: RouterKind, id: &Id, place: &Place) {
-        for path in &place.paths {
+        for path in place.paths.iter() {
             let (key, end) = path.key();
-            for host in &place.hosts {
+            for host in place.hosts.iter() {
                 match kind {
                     RouterKind::HostUri => self.remove_from_host(host, path, id),
                     RouterKind::Uri | RouterKind::UriWithParameter => {

@@ -8,15 +8,13 @@
 //! overwritten and not moved: it may be evidence, or an operator may repair it. Copies go to `<path>.new` meanwhile, and a start
 //! finds them there. Moving the damaged file away (or deleting it) ends this: the next copy goes to `<path>` again.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -68,13 +66,13 @@ pub struct Raw {
     /// Which version this is.
     pub version: Version,
     /// Its JSON text.
-    pub json: Bytes,
+    pub json: Arc<[u8]>,
 }
 
 impl Raw {
     /// A copy of `json` that keeps no larger buffer alive.
     pub(super) fn copied(revision: Revision, json: &[u8]) -> Self {
-        Self { version: Version::of(revision, json), json: Bytes::copy_from_slice(json) }
+        Self { version: Version::of(revision, json), json: json.into() }
     }
 
     /// The resource that the text says.
@@ -97,8 +95,8 @@ impl Raw {
     }
 }
 
-/// Resources by name.
-pub type RawState = HashMap<Key, Raw, RandomState>;
+/// Resources by name. A tree: a table of a hundred thousand would be half empty.
+pub type RawState = BTreeMap<Key, Raw>;
 
 /// What a last good copy holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -490,7 +488,7 @@ mod tests {
         let (place, _) = open(&path);
         place.save(&saved(7)).unwrap();
         let mut bad = saved(8);
-        bad.resources.values_mut().next().unwrap().json = Bytes::from_static(b"{");
+        bad.resources.values_mut().next().unwrap().json = b"{".as_slice().into();
         assert!(matches!(place.save(&bad).unwrap_err(), Error::File { .. }));
         assert_eq!(open(&path).1.unwrap().revision, 7);
         let is_folder = LastGood::open(&folder.0, OWNER).unwrap_err();

@@ -44,6 +44,8 @@ const MAX_REFUSALS: usize = 4096;
 const MAX_REASON_BYTES: usize = 1024;
 /// How long a new stream may take to say Hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long a data plane that has been told a newer revision by another control plane is waited with for ours to come.
+pub(super) const CATCH_UP_WITHIN: Duration = Duration::from_millis(500);
 /// A data plane that does not answer a ping within twice this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -211,7 +213,7 @@ impl Publisher {
     pub async fn wait_applied(&self, revision: Revision, within: Duration) -> Convergence {
         let mut progress = self.shared.progress.subscribe();
         let settled = async {
-            while !self.convergence().has_applied(revision) {
+            while !self.shared.state.lock().has_applied(revision) {
                 if progress.changed().await.is_err() {
                     return;
                 }
@@ -219,6 +221,12 @@ impl Publisher {
         };
         let _ = tokio::time::timeout(within, settled).await;
         self.convergence()
+    }
+
+    /// As if a data plane of this revision had come.
+    #[cfg(test)]
+    pub(super) async fn caught_up(&self, revision: Revision) {
+        self.shared.catch_up(revision).await;
     }
 
     /// As if the store had answered a watch with this.
@@ -288,6 +296,8 @@ struct Greeting {
     node: String,
     version: String,
     instance: String,
+    /// The revision that is in force there; 0 for none.
+    revision: Revision,
 }
 
 impl Shared {
@@ -328,6 +338,20 @@ impl Shared {
 
     fn advance(&self) {
         self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until the store's revision is one that a data plane had from another control plane, which may be ahead by a moment:
+    /// what it has in force must not be taken back for that moment. A store that began anew stays behind, so only so long.
+    async fn catch_up(&self, revision: Revision) {
+        let mut progress = self.progress.subscribe();
+        let reached = async {
+            while self.state.lock().revision < revision {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(CATCH_UP_WITHIN, reached).await;
     }
 
     fn enter(
@@ -577,6 +601,12 @@ impl State {
         Ok(())
     }
 
+    /// As [`Convergence::has_applied`], and without a copy of everything: it is asked at each answer.
+    fn has_applied(&self, revision: Revision) -> bool {
+        let mut planes = self.planes.values().filter(|plane| !plane.is_replaced);
+        self.revision >= revision && planes.all(|plane| plane.applied(self.revision) >= revision)
+    }
+
     fn convergence(&self) -> Convergence {
         let mut data_planes: Vec<DataPlane> = self
             .planes
@@ -646,6 +676,7 @@ impl Feed for Service {
             )));
         }
         info!(peer = %spiffe_id, %role, node = greeting.node, has = has.len(), "a data plane joined the feed");
+        self.shared.catch_up(greeting.revision).await;
         let (plane, wake) = self.shared.enter(spiffe_id, greeting, has);
         let session = Session {
             shared: self.shared.clone(),
@@ -692,6 +723,7 @@ async fn hello(
                 node: name("node", hello.node)?,
                 version: name("version", hello.version)?,
                 instance: name("instance", hello.instance)?,
+                revision: hello.revision,
             });
         }
         if let Some(greeting) = greeting.take_if(|_| !hello.more) {

@@ -497,12 +497,12 @@ impl Facts {
                 facts.refer(Kind::Services, route.service_id.as_ref());
                 facts.refer(Kind::Upstreams, route.upstream_id.as_ref());
                 facts.refer(Kind::PluginConfigs, route.plugin_config_id.as_ref());
-                facts.show(route.upstream.as_ref());
+                facts.show(route.upstream.as_deref());
                 facts.run(route.plugins.as_ref(), rules);
             }
             Body::Service(service) => {
                 facts.refer(Kind::Upstreams, service.upstream_id.as_ref());
-                facts.show(service.upstream.as_ref());
+                facts.show(service.upstream.as_deref());
                 facts.run(service.plugins.as_ref(), rules);
             }
             Body::PluginConfig(config) => facts.run(Some(&config.plugins), rules),

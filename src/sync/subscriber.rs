@@ -54,6 +54,8 @@ pub struct Settings {
     pub retry: (Duration, Duration),
     /// The shortest time between two writes of the last good copy.
     pub save_after: Duration,
+    /// How long a new stream may say nothing before another control plane is tried: one may have no store. For ever when not given.
+    pub first_within: Option<Duration>,
 }
 
 impl Settings {
@@ -67,7 +69,26 @@ impl Settings {
             keep_alive: Duration::from_secs(10),
             retry: (Duration::from_millis(100), Duration::from_secs(10)),
             save_after: Duration::from_secs(1),
+            first_within: None,
         }
+    }
+
+    /// With so many other control planes to go to. With one of them at least, one that is dead without a word is left soon.
+    #[must_use]
+    pub fn with_others(self, others: usize) -> Self {
+        match others {
+            0 => self,
+            _ => Self {
+                keep_alive: Duration::from_millis(700),
+                first_within: Some(Duration::from_secs(10)),
+                ..self
+            },
+        }
+    }
+
+    /// After so long at most a control plane that is dead without a word is left, and the next one asked.
+    pub fn leaves_within(&self) -> Duration {
+        self.keep_alive * 2 + self.retry.0
     }
 }
 
@@ -339,8 +360,21 @@ impl<C: Connect> Worker<C> {
         };
         let (mut deltas, answers) = stream;
         let mut incoming = Incoming::default();
+        let mut first_within = self.settings.first_within;
         loop {
-            let delta = match deltas.message().await {
+            let message = deltas.message();
+            let message = match first_within.take() {
+                None => message.await,
+                Some(within) => match tokio::time::timeout(within, message).await {
+                    Ok(message) => message,
+                    Err(_) => {
+                        let why =
+                            "the control plane has nothing to say; it may not reach its store";
+                        return End::Failed(why.into());
+                    }
+                },
+            };
+            let delta = match message {
                 Ok(Some(delta)) => delta,
                 Ok(None) => return End::Failed("the control plane ended the stream".into()),
                 Err(status) => return End::Failed(causes(&status)),

@@ -32,6 +32,8 @@ use crate::rt::{Drain, Tasks};
 use crate::store::memory::Memory;
 use crate::store::{Expect, Store};
 
+mod moving;
+
 const CART: &str = "spiffe://shop/cart";
 const WEB: &str = "spiffe://shop/web";
 const EDGE: &str = "spiffe://shop/wardgate/ingress";

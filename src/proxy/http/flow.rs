@@ -50,7 +50,7 @@ impl Chains<'_> {
     pub(in crate::proxy) fn own(&self) -> Option<&crate::pipeline::Chain> {
         match &self.merged {
             Some(merged) => Some(&merged.chain),
-            None => self.route.map(|route| &route.chain),
+            None => self.route.map(|route| &*route.chain),
         }
     }
 

@@ -62,15 +62,13 @@ impl Keeper {
 
     fn assemble_route(&mut self, id: &Id) {
         let Some(mut slot) = self.routes.remove(id) else { return };
-        if let Some((door, place)) = slot.placed.take() {
-            self.routers.of_mut(door).remove(self.router.http, id, &place);
-        }
+        self.take_from_door(id, slot.placed.take().as_ref());
         let mut references = Vec::new();
         let (compiled, timed) = self.compiled_route(id, &slot, &mut references);
-        slot.timed = timed;
-        let old = std::mem::replace(&mut slot.refers_to, references);
+        slot.timed = timed.map(Box::new);
+        let old = std::mem::replace(&mut slot.refers_to, references.into());
         self.forget_references(id, &old);
-        for reference in &slot.refers_to {
+        for reference in slot.refers_to.iter() {
             self.users.entry(reference.clone()).or_default().insert(id.clone());
         }
         let service = self.service_of(&slot.body);
@@ -82,8 +80,8 @@ impl Keeper {
         let place = place.or_else(|| workshop.readable_place(&slot.body, service));
         if let Some(place) = place.filter(|_| self.applies(&slot)) {
             let door = slot.body.listener();
+            slot.placed = Some((door, compiled.info.clone()));
             self.routers.of_mut(door).insert(self.router.http, id, &place, Arc::new(compiled));
-            slot.placed = Some((door, place));
         }
         self.routes.insert(id.clone(), slot);
     }
@@ -142,9 +140,9 @@ impl Keeper {
             }
             None
         });
-        let links =
-            merge::of_route(&slot.parts.links, config, service.map(|(_, _, parts)| &parts.links));
-        let chain = Chain::new(links.values().cloned());
+        let of_service = service.map(|(_, _, parts)| &parts.plugins);
+        let plugins = merge::of_route(&slot.parts.plugins, config, of_service);
+        let chain = &plugins.chain;
 
         let mut timed = None;
         let target = if let Some(upstream) = &route.upstream_id {
@@ -202,15 +200,15 @@ impl Keeper {
             info: Arc::new(info),
             revision: slot.revision,
             has_auth: chain.authenticates(),
-            chain,
+            chain: plugins.chain,
             cluster,
             websocket: websocket.unwrap_or(false),
             connect: route.enable_connect == Some(true),
-            links,
+            links: plugins.links,
             merged: MergedChains::default(),
             conditions: slot.parts.conditions.clone(),
-            broken,
-            no_cluster,
+            broken: broken.map(Box::new),
+            no_cluster: no_cluster.map(Box::new),
         };
         (compiled, timed)
     }
@@ -241,7 +239,7 @@ impl Keeper {
     ) -> Result<Arc<Cluster>, Broken> {
         let Some(timeout) = route.body.timeout else { return Ok(shared.clone()) };
         let same = |known: &&Timed| Arc::ptr_eq(&known.source, shared) && known.timeout == timeout;
-        let cluster = match route.timed.as_ref().filter(same) {
+        let cluster = match route.timed.as_deref().filter(same) {
             Some(known) => known.cluster.clone(),
             None => self
                 .workshop(&self.kept, &self.roster)

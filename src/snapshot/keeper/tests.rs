@@ -201,7 +201,7 @@ impl World {
         if let Some(merged) = &merged {
             status(merged.late.rewrite(&mut exchange).await)?;
         }
-        let chain = merged.as_ref().map_or(&route.chain, |merged| &merged.chain);
+        let chain = merged.as_ref().map_or(&*route.chain, |merged| &merged.chain);
         status(chain.access(&mut exchange).await)?;
         let texts = |name: &str| {
             let values = exchange.request.all(name);

@@ -10,8 +10,8 @@ use crate::model::Invalid;
 /// Where one value stands in a router: every host with every path.
 #[derive(Clone, Debug)]
 pub struct Place {
-    pub(super) hosts: Vec<Host>,
-    pub(super) paths: Vec<Path>,
+    pub(super) hosts: Box<[Host]>,
+    pub(super) paths: Box<[Path]>,
     pub(super) priority: i64,
 }
 
@@ -63,12 +63,23 @@ impl Place {
         priority: i64,
     ) -> Result<Self, Invalid> {
         let hosts = hosts.into_iter().map(parse_host).collect::<Result<_, _>>()?;
-        let paths: Vec<Path> =
+        let paths: Box<[Path]> =
             paths.into_iter().map(|path| parse_path(kind, path)).collect::<Result<_, _>>()?;
         if paths.is_empty() {
             return Err(Invalid::new("uri: a route needs a path"));
         }
         Ok(Self { hosts, paths, priority })
+    }
+
+    /// The same of those hosts and paths alone that can be meant; for taking out, where priority does not count.
+    pub(in crate::snapshot) fn readable(
+        kind: RouterKind,
+        hosts: &[String],
+        paths: &[String],
+    ) -> Self {
+        let hosts = hosts.iter().filter_map(|host| parse_host(host).ok()).collect();
+        let paths = paths.iter().filter_map(|path| parse_path(kind, path).ok()).collect();
+        Self { hosts, paths, priority: 0 }
     }
 }
 

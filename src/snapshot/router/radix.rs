@@ -31,7 +31,7 @@ pub(super) enum End {
 
 #[derive(Clone, Debug)]
 struct Node<V> {
-    /// What leads from the parent here.
+    /// What leads from the parent here; the root's leads from the beginning.
     label: Box<[u8]>,
     exact: V,
     open: V,
@@ -59,7 +59,10 @@ impl<V: Slot> Radix<V> {
         let mut met = Met { exact: None, open: SmallVec::new() };
         let Some(root) = &self.0 else { return met };
         let mut node = &**root;
-        let mut at = 0;
+        if !key.starts_with(&node.label) {
+            return met;
+        }
+        let mut at = node.label.len();
         loop {
             if !node.open.is_empty() {
                 met.open.push((at, &node.open));
@@ -81,16 +84,17 @@ impl<V: Slot> Radix<V> {
 
     /// The slot to change, made where it is missing.
     pub(super) fn reach(&mut self, key: &[u8], end: End) -> &mut V {
-        let root = self.0.get_or_insert_with(|| Arc::new(Node::new(b"")));
-        Arc::make_mut(root).reach(key).slot(end)
+        // A tree of one key is one node: where hosts have a route each there are as many trees.
+        Node::enter(self.0.get_or_insert_with(|| Arc::new(Node::new(key))), key).slot(end)
     }
 
     /// Changes the slot, where there is one; what is empty afterwards is dropped.
     pub(super) fn reduce(&mut self, key: &[u8], end: End, change: impl FnOnce(&mut V)) {
         let Some(root) = &mut self.0 else { return };
-        let root = Arc::make_mut(root);
-        root.reduce(key, end, change);
-        if root.is_empty() {
+        if !key.starts_with(&root.label) {
+            return;
+        }
+        if Node::leave(root, key, end, change) {
             self.0 = None;
         }
     }
@@ -140,16 +144,22 @@ impl<V: Slot> Node<V> {
             }
             Ok(at) => at,
         };
-        let child = Arc::make_mut(&mut self.children[at]);
-        let common = child.label.iter().zip(key).take_while(|(a, b)| a == b).count();
-        if common < child.label.len() {
+        Self::enter(&mut self.children[at], key)
+    }
+
+    /// The node of `key`, which begins at this node's label: split where the two part.
+    fn enter<'n>(this: &'n mut Arc<Self>, key: &[u8]) -> &'n mut Self {
+        let node = Arc::make_mut(this);
+        let common = node.label.iter().zip(key).take_while(|(a, b)| a == b).count();
+        if common < node.label.len() {
             let mut upper = Self::new(&key[..common]);
-            upper.first.push(child.label[common]);
-            let mut lower = std::mem::replace(child, upper);
+            upper.first.push(node.label[common]);
+            let mut lower = std::mem::replace(node, upper);
             lower.label = lower.label[common..].into();
-            child.children.push(Arc::new(lower));
+            node.children.reserve_exact(1);
+            node.children.push(Arc::new(lower));
         }
-        child.reach(&key[common..])
+        node.reach(&key[common..])
     }
 
     fn reduce(&mut self, key: &[u8], end: End, change: impl FnOnce(&mut V)) {
@@ -158,16 +168,24 @@ impl<V: Slot> Node<V> {
         if !key.starts_with(&self.children[at].label) {
             return;
         }
-        let child = Arc::make_mut(&mut self.children[at]);
-        child.reduce(&key[child.label.len()..], end, change);
-        if child.is_empty() {
+        if Self::leave(&mut self.children[at], key, end, change) {
             self.first.remove(at);
             self.children.remove(at);
-        } else if child.is_bare() && child.children.len() == 1 {
-            let mut only = child.children.remove(0);
-            let joined = [&*child.label, &*only.label].concat();
-            Arc::make_mut(&mut only).label = joined.into();
-            self.children[at] = only;
         }
+    }
+
+    /// Changes the slot of `key`, which begins with this node's label. Tells whether the node is empty afterwards; one that only
+    /// leads on to another is joined with it.
+    fn leave(this: &mut Arc<Self>, key: &[u8], end: End, change: impl FnOnce(&mut V)) -> bool {
+        let node = Arc::make_mut(this);
+        node.reduce(&key[node.label.len()..], end, change);
+        if node.is_bare() && node.children.len() == 1 {
+            let mut only = node.children.remove(0);
+            let joined = [&*node.label, &*only.label].concat();
+            Arc::make_mut(&mut only).label = joined.into();
+            *this = only;
+            return false;
+        }
+        node.is_empty()
     }
 }
