@@ -36,8 +36,7 @@ pub struct ResolvedFeed {
     waiting: Option<Waiting>,
     /// Bearers of references that stand for something else by now.
     changed: BTreeSet<Key>,
-    answering: Answering,
-    /// What came into force by batches of our own, which the feed has not heard of yet.
+    /// What was given in batches of our own, which the feed has not heard of yet.
     restored: BTreeSet<Key>,
     revision: Revision,
     questions: FuturesUnordered<Pin<Box<dyn Future<Output = Asked> + Send>>>,
@@ -57,13 +56,6 @@ struct Waiting {
     ahead: Option<Batch>,
     places: Vec<Place>,
     until: Instant,
-}
-
-/// Whose batch is being put into force.
-enum Answering {
-    Nobody,
-    Inner,
-    Own(BTreeSet<Key>),
 }
 
 impl Bearer {
@@ -88,7 +80,6 @@ impl ResolvedFeed {
             bearers: BTreeMap::new(),
             waiting: None,
             changed: BTreeSet::new(),
-            answering: Answering::Nobody,
             restored: BTreeSet::new(),
             revision: 0,
             questions: FuturesUnordered::new(),
@@ -187,9 +178,7 @@ impl ResolvedFeed {
         if let Some(waiting) = &mut self.waiting {
             let is_over = Instant::now() >= waiting.until;
             if !is_over && waiting.places.iter().any(|place| self.safe.is_awaited(place)) {
-                let ahead = waiting.ahead.take()?;
-                self.answering = Answering::Own(BTreeSet::new());
-                return Some(ahead);
+                return waiting.ahead.take();
             }
             let Waiting { batch, .. } = self.waiting.take()?;
             for change in &batch.changes {
@@ -197,7 +186,6 @@ impl ResolvedFeed {
                     self.give(&(*kind, id.clone()));
                 }
             }
-            self.answering = Answering::Inner;
             return Some(batch);
         }
         let keys = mem::take(&mut self.changed);
@@ -206,7 +194,7 @@ impl ResolvedFeed {
         if changes.is_empty() {
             return None;
         }
-        self.answering = Answering::Own(keys);
+        self.restored.extend(keys);
         let revision = self.revision;
         Some(Batch { changes, unreadable: Vec::new(), revision, complete: false })
     }
@@ -251,20 +239,15 @@ impl Feed for ResolvedFeed {
     }
 
     fn applied(&mut self, mut applied: Applied) {
+        // What went ahead of a batch of the feed's own, which still waits here, is not what the feed wants to hear of.
+        if self.waiting.is_some() {
+            return;
+        }
         let refused: HashSet<Key> =
             applied.rejected.iter().map(|one| (one.kind, one.id.clone())).collect();
-        match mem::replace(&mut self.answering, Answering::Nobody) {
-            // The feed gave no batch: it hears of it with the answer to its next one.
-            Answering::Own(keys) => {
-                let in_force = keys.into_iter().filter(|key| !refused.contains(key));
-                self.restored.extend(in_force);
-            }
-            Answering::Nobody | Answering::Inner => {
-                let restored = mem::take(&mut self.restored);
-                applied.restored.extend(restored.into_iter().filter(|key| !refused.contains(key)));
-                self.inner.applied(applied);
-            }
-        }
+        let restored = mem::take(&mut self.restored);
+        applied.restored.extend(restored.into_iter().filter(|key| !refused.contains(key)));
+        self.inner.applied(applied);
     }
 }
 
