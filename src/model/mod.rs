@@ -36,7 +36,7 @@ pub use policy::{
     ValueMatch, When,
 };
 pub use proto::Proto;
-pub use references::Borne;
+pub use references::{Borne, Replace};
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{

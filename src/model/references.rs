@@ -239,7 +239,10 @@ mod tests {
     fn references_are_found_where_they_are_replaced_and_nowhere_else() {
         let fields = |kind: Kind, value: Value| -> Vec<String> {
             let borne = Body::parse(kind, &value).unwrap().references();
-            borne.into_iter().map(|one| format!("{}={}", one.field, one.reference.is_ok())).collect()
+            borne
+                .into_iter()
+                .map(|one| format!("{}={}", one.field, one.reference.is_ok()))
+                .collect()
         };
         let upstream = json!({"nodes": {"a:1": 1}, "tls": {"client_cert": "$env://C", "client_key": "$env://K"}});
         let plugins = json!({
@@ -254,7 +257,10 @@ mod tests {
             "upstream.tls.client_key=true",
         ];
         assert_eq!(fields(Kind::Routes, route), all);
-        assert_eq!(fields(Kind::Upstreams, upstream), ["tls.client_cert=true", "tls.client_key=true"]);
+        assert_eq!(
+            fields(Kind::Upstreams, upstream),
+            ["tls.client_cert=true", "tls.client_key=true"]
+        );
         let ssl = json!({
             "sni": "a", "cert": "$env://A", "key": "$env://B", "certs": ["$env://C"], "keys": ["$env://D"],
             "client": {"ca": "$env://E"},

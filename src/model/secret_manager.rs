@@ -98,7 +98,10 @@ impl SecretManager {
             ],
             Self::Gcp(gcp) => {
                 let account = gcp.auth_config.as_ref();
-                vec![("auth_config.private_key", account.map_or("", |one| one.private_key.reveal()))]
+                vec![(
+                    "auth_config.private_key",
+                    account.map_or("", |one| one.private_key.reveal()),
+                )]
             }
         };
         for (field, text) in own {

@@ -69,8 +69,8 @@ impl Aws {
         let usual = format!("https://{SERVICE}.{region}.amazonaws.com");
         let base = self.declared.endpoint_url.as_deref().unwrap_or(&usual);
         let url = url("endpoint_url", base, "/")?;
-        let at = OffsetDateTime::from_unix_timestamp(clock.now())
-            .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let at =
+            OffsetDateTime::from_unix_timestamp(clock.now()).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let body = json!({ "SecretId": name }).to_string();
         let plain = |field, text: &str| {
             HeaderValue::from_str(text)
@@ -80,10 +80,7 @@ impl Aws {
         let authority = url.authority().map_or("", http::uri::Authority::as_str);
         headers.insert(HOST, plain("endpoint_url", authority)?);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-amz-json-1.1"));
-        headers.insert(
-            "x-amz-target",
-            HeaderValue::from_static("secretsmanager.GetSecretValue"),
-        );
+        headers.insert("x-amz-target", HeaderValue::from_static("secretsmanager.GetSecretValue"));
         headers.insert("x-amz-date", plain("region", &timestamp(at))?);
         if let Some(token) = session_token {
             let token = environment.own("session_token", token.reveal())?;

@@ -61,9 +61,9 @@ impl Environment {
                 let value = read.map_err(|error| wrong(error.to_string()))?;
                 Ok(Redacted::clone(&value))
             }
-            Some(Ok(SecretReference::Managed { .. })) => {
-                Err(wrong("a manager's own secrets are given as they are, or as $env://NAME".into()))
-            }
+            Some(Ok(SecretReference::Managed { .. })) => Err(wrong(
+                "a manager's own secrets are given as they are, or as $env://NAME".into(),
+            )),
             Some(Err(why)) => Err(wrong(why)),
         }
     }
@@ -92,7 +92,10 @@ mod tests {
         assert_eq!(read("$env://GATE_JSON/a"), Ok("deep".into()));
         assert_eq!(read("$env://GATE_JSON/n"), Ok("7".into()));
         for (reference, says) in [
-            ("$env://HOME", "the environment variable HOME is not among those of the setting secrets.environment"),
+            (
+                "$env://HOME",
+                "the environment variable HOME is not among those of the setting secrets.environment",
+            ),
             ("$env://NOBODY", "NOBODY is not among those of the setting secrets.environment"),
             ("$env://GATE_B", "the environment variable GATE_B is not set"),
             ("$env://GATE_JSON/o", "the field \"o\" of the secret is no text"),

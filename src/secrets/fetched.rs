@@ -27,12 +27,10 @@ impl Fetched {
         let text = match (self, key) {
             (Self::Text(text), None) => text.reveal().clone(),
             (Self::Object(fields), Some(key)) => of_field(fields, key)?,
-            (Self::Text(text), Some(key)) => {
-                match serde_json::from_str::<Value>(text.reveal()) {
-                    Ok(Value::Object(fields)) => of_field(&fields, key)?,
-                    _ => return Err(Error::NoObject(key.to_owned())),
-                }
-            }
+            (Self::Text(text), Some(key)) => match serde_json::from_str::<Value>(text.reveal()) {
+                Ok(Value::Object(fields)) => of_field(&fields, key)?,
+                _ => return Err(Error::NoObject(key.to_owned())),
+            },
             (Self::Object(_), None) => return Err(Error::NoText(String::new())),
         };
         Ok(Arc::new(Redacted::new(text)))

@@ -102,10 +102,7 @@ impl Gcp {
         let now = clock.now();
         let claim = claim(account, now)?;
         let mut headers = HeaderMap::new();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/x-www-form-urlencoded"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         let grant = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
         let answer = transport
             .ask(Question {
@@ -136,8 +133,7 @@ async fn of_file(path: &str) -> Result<GcpAccount, Error> {
             .into(),
     };
     let mut fields: Map<String, Value> = serde_json::from_slice(&text).map_err(|_| wrong())?;
-    let known =
-        ["client_email", "private_key", "project_id", "token_uri", "scope", "entries_uri"];
+    let known = ["client_email", "private_key", "project_id", "token_uri", "scope", "entries_uri"];
     fields.retain(|name, _| known.contains(&name.as_str()));
     serde_json::from_value(Value::Object(fields)).map_err(|_| wrong())
 }

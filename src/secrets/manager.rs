@@ -27,8 +27,8 @@ pub(super) struct Means {
 impl Manager {
     pub(super) fn new(declared: &SecretManager) -> Self {
         match declared {
-            SecretManager::Vault(vault) => Self::Vault(Vault::new(vault.as_ref().clone())),
-            SecretManager::Aws(aws) => Self::Aws(Aws::new(aws.as_ref().clone())),
+            SecretManager::Vault(vault) => Self::Vault(Vault::new(vault.clone())),
+            SecretManager::Aws(aws) => Self::Aws(Aws::new(aws.clone())),
             SecretManager::Gcp(gcp) => Self::Gcp(Gcp::new(gcp.as_ref().clone())),
         }
     }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Error;
 use super::environment::Environment;
 use super::fetched::Fetched;
 use super::manager::{Manager, Means};
 use super::settings::SecretSettings;
 use super::transport::Transport;
-use super::Error;
 use crate::model::{Id, Kind, Redacted, SecretManager, SecretReference};
 use crate::observe::{MetricKind, Registry};
 use crate::rt::{Backoff, Clock, causes};
@@ -129,7 +129,9 @@ impl Safe {
                 Err(Error::NoManager(manager.to_string()).to_string())
             }
             Some((None, Some(error))) => Err(error.clone()),
-            Some((None, None)) | None => Err(format!("secret manager {manager} has not answered yet")),
+            Some((None, None)) | None => {
+                Err(format!("secret manager {manager} has not answered yet"))
+            }
         }
     }
 
@@ -256,7 +258,8 @@ impl Safe {
                 if secret.error.as_ref() != Some(&error) {
                     let is_known = secret.value.is_some();
                     tracing::warn!(
-                        secret = path, is_known,
+                        secret = path,
+                        is_known,
                         "the secret cannot be fetched, what is known of it stays: {error}"
                     );
                 }
@@ -265,7 +268,10 @@ impl Safe {
                 "failed"
             }
         };
-        self.0.metrics.counter(FETCHES, &[("manager", manager.as_str()), ("outcome", told)]).increment();
+        self.0
+            .metrics
+            .counter(FETCHES, &[("manager", manager.as_str()), ("outcome", told)])
+            .increment();
         secret.users.clone()
     }
 }

@@ -94,7 +94,10 @@ mod tests {
             settings.check().map_err(|(field, _)| field)
         };
         assert_eq!(with(|_| {}), Ok(()));
-        assert_eq!(with(|settings| settings.environment = vec!["A_1".into(), "B_*".into()]), Ok(()));
+        assert_eq!(
+            with(|settings| settings.environment = vec!["A_1".into(), "B_*".into()]),
+            Ok(())
+        );
         for name in ["*", "", "A-B", "A*B"] {
             let mut settings = SecretSettings::default();
             settings.environment = vec![name.into()];

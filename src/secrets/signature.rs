@@ -56,7 +56,8 @@ impl Signer<'_> {
             request.push_str(&format!("{name}:{value}\n"));
         }
         request.push_str(&format!("\n{names}\n{}", hash(body)));
-        let to_sign = format!("AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{}", hash(request.as_bytes()));
+        let to_sign =
+            format!("AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{}", hash(request.as_bytes()));
         let signature = hex::encode(mac(&self.key(day), &to_sign));
         format!(
             "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={names}, Signature={signature}",
@@ -200,7 +201,9 @@ mod tests {
             let authorization = signer.authorization(&method, &url, &all, body.as_bytes());
             let expected = format!("Signature={signature}");
             assert!(authorization.ends_with(&expected), "{name}: {authorization}");
-            let scope = format!("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/{service}/aws4_request, SignedHeaders=");
+            let scope = format!(
+                "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/{service}/aws4_request, SignedHeaders="
+            );
             assert!(authorization.starts_with(&scope), "{name}: {authorization}");
         }
     }

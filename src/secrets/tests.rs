@@ -44,7 +44,12 @@ fn means(settings: &SecretSettings, clock: &Clock) -> Means {
 }
 
 /// What a manager that is declared so says of `path/key`.
-async fn ask(declared: &Value, means: &Means, path: &str, key: Option<&str>) -> Result<String, String> {
+async fn ask(
+    declared: &Value,
+    means: &Means,
+    path: &str,
+    key: Option<&str>,
+) -> Result<String, String> {
     let Ok(Body::Secret(declared)) = Body::parse(Kind::Secrets, declared) else {
         panic!("no manager: {declared}")
     };
@@ -83,12 +88,32 @@ async fn vault_is_asked_in_both_versions_of_its_engine_and_what_it_refuses_is_to
         (json!({}), "jack", "none", Err("the secret has no field \"none\"")),
         (json!({}), "jack", "o", Err("the field \"o\" of the secret is no text")),
         (json!({}), "nobody", "key", Err("has no secret at kv/gate/nobody")),
-        (json!({"prefix": "team/secret"}), "gate/gone", "key", Err("or its newest version is deleted")),
+        (
+            json!({"prefix": "team/secret"}),
+            "gate/gone",
+            "key",
+            Err("or its newest version is deleted"),
+        ),
         (json!({"token": "hvs.bad"}), "jack", "key", Err("answered 403: permission denied")),
         (json!({"namespace": "a"}), "jack", "key", Err("answered 403: permission denied")),
-        (json!({"token": "$env://HOME"}), "jack", "key", Err("token: the environment variable HOME is not among")),
-        (json!({"uri": "http://10.255.0.1:8200"}), "jack", "key", Err("is plain http:// and not on loopback")),
-        (json!({"uri": "http://127.0.0.1:1"}), "jack", "key", Err("http://127.0.0.1:1 cannot be reached")),
+        (
+            json!({"token": "$env://HOME"}),
+            "jack",
+            "key",
+            Err("token: the environment variable HOME is not among"),
+        ),
+        (
+            json!({"uri": "http://10.255.0.1:8200"}),
+            "jack",
+            "key",
+            Err("is plain http:// and not on loopback"),
+        ),
+        (
+            json!({"uri": "http://127.0.0.1:1"}),
+            "jack",
+            "key",
+            Err("http://127.0.0.1:1 cannot be reached"),
+        ),
     ] {
         let found = ask(&with(change.clone()), &means, path, Some(key)).await;
         match expected {
@@ -117,9 +142,13 @@ fn verify_aws(heard: &Heard, secret: &str, region: &str) -> Result<(), String> {
     let rest = authorization.strip_prefix("AWS4-HMAC-SHA256 ").ok_or("algorithm")?;
     let part = |name: &str| {
         let mut parts = rest.split(", ").filter_map(|part| part.split_once('='));
-        parts.find(|(other, _)| *other == name).map(|(_, value)| value.to_owned()).ok_or(name.to_owned())
+        parts
+            .find(|(other, _)| *other == name)
+            .map(|(_, value)| value.to_owned())
+            .ok_or(name.to_owned())
     };
-    let (credential, names, given) = (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
+    let (credential, names, given) =
+        (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
     let date = heard.header("x-amz-date").ok_or("x-amz-date")?;
     let scope = format!("{}/{region}/secretsmanager/aws4_request", &date[..8]);
     if credential != format!("AKIDEXAMPLE/{scope}") {
@@ -137,7 +166,8 @@ fn verify_aws(heard: &Heard, secret: &str, region: &str) -> Result<(), String> {
     }
     let mut canonical = format!("{}\n{}\n\n", heard.method, heard.target);
     for name in names.split(';') {
-        canonical += &format!("{name}:{}\n", heard.header(name).ok_or("a signed header is missing")?);
+        canonical +=
+            &format!("{name}:{}\n", heard.header(name).ok_or("a signed header is missing")?);
     }
     canonical += &format!("\n{names}\n{}", hex::encode(digest(&SHA256, &heard.body)));
     let text = format!(
@@ -146,7 +176,8 @@ fn verify_aws(heard: &Heard, secret: &str, region: &str) -> Result<(), String> {
     );
     let mut key = format!("AWS4{secret}").into_bytes();
     for step in scope.split('/').chain([text.as_str()]) {
-        key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), step.as_bytes()).as_ref().to_vec();
+        key =
+            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), step.as_bytes()).as_ref().to_vec();
     }
     if hex::encode(key) == given { Ok(()) } else { Err("SignatureDoesNotMatch".into()) }
 }
@@ -169,11 +200,16 @@ async fn aws_gets_a_signature_that_it_can_verify_and_gives_texts_and_fields() {
         }
         let asked: Value = serde_json::from_slice(&heard.body).unwrap();
         match asked["SecretId"].as_str().unwrap() {
-            "prod/db" => (200, json!({ "Name": "prod/db", "SecretString": r#"{"password": "deep"}"# })),
+            "prod/db" => {
+                (200, json!({ "Name": "prod/db", "SecretString": r#"{"password": "deep"}"# }))
+            }
             "pem" => (200, json!({ "SecretString": "whole" })),
             "binary" => (200, json!({ "SecretBinary": STANDARD.encode("bytes") })),
             "session" => (200, json!({ "SecretString": heard.header("x-amz-security-token") })),
-            _ => error("ResourceNotFoundException", "Secrets Manager can't find the specified secret."),
+            _ => error(
+                "ResourceNotFoundException",
+                "Secrets Manager can't find the specified secret.",
+            ),
         }
     });
     let means = means(&SecretSettings::default(), &Clock::fixed(NOW));
@@ -195,9 +231,24 @@ async fn aws_gets_a_signature_that_it_can_verify_and_gives_texts_and_fields() {
         (json!({}), "pem", Some("password"), Err("the secret is no JSON object")),
         (json!({}), "prod/db", Some("user"), Err("the secret has no field \"user\"")),
         (json!({}), "nobody", None, Err("has no secret nobody")),
-        (json!({"secret_access_key": "wrong"}), "pem", None, Err("answered 400: InvalidSignatureException: SignatureDoesNotMatch")),
-        (json!({"region": "us-east-1"}), "pem", None, Err("InvalidSignatureException: credential AKIDEXAMPLE/20231114/us-east-1/")),
-        (json!({"secret_access_key": "$env://AWS"}), "pem", None, Err("secret_access_key: the environment variable AWS is not among")),
+        (
+            json!({"secret_access_key": "wrong"}),
+            "pem",
+            None,
+            Err("answered 400: InvalidSignatureException: SignatureDoesNotMatch"),
+        ),
+        (
+            json!({"region": "us-east-1"}),
+            "pem",
+            None,
+            Err("InvalidSignatureException: credential AKIDEXAMPLE/20231114/us-east-1/"),
+        ),
+        (
+            json!({"secret_access_key": "$env://AWS"}),
+            "pem",
+            None,
+            Err("secret_access_key: the environment variable AWS is not among"),
+        ),
     ] {
         let found = ask(&declared(change.clone()), &means, name, key).await;
         match expected {
@@ -227,6 +278,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len();
     let mut bytes = match length {
         0..=0x7f => vec![tag, length as u8],
+        0x80..=0xff => vec![tag, 0x81, length as u8],
         _ => vec![tag, 0x82, (length >> 8) as u8, length as u8],
     };
     bytes.extend(content);
@@ -290,7 +342,10 @@ async fn google_gets_a_claim_that_it_can_verify_once_an_hour_and_gives_newest_ve
                     let mut tokens = tokens.lock();
                     tokens.0 += 1;
                     tokens.1 = format!("ya29.{}", tokens.0);
-                    (200, json!({ "access_token": tokens.1, "expires_in": 3599, "token_type": "Bearer" }))
+                    (
+                        200,
+                        json!({ "access_token": tokens.1, "expires_in": 3599, "token_type": "Bearer" }),
+                    )
                 }
                 Err(why) => (400, json!({ "error": "invalid_grant", "error_description": why })),
             };
@@ -299,7 +354,9 @@ async fn google_gets_a_claim_that_it_can_verify_once_an_hour_and_gives_newest_ve
         if heard.header("authorization") != Some(&token) {
             return (401, json!({ "error": { "code": 401, "message": "invalid credentials" } }));
         }
-        let data = |text: &str| (200, json!({ "name": "n", "payload": { "data": STANDARD.encode(text) } }));
+        let data = |text: &str| {
+            (200, json!({ "name": "n", "payload": { "data": STANDARD.encode(text) } }))
+        };
         match heard.target.strip_prefix("/v1/projects/project-1/secrets/") {
             Some("jack/versions/latest:access") => data(r#"{"key": "deep"}"#),
             Some("pem/versions/latest:access") => data("whole"),
@@ -319,13 +376,19 @@ async fn google_gets_a_claim_that_it_can_verify_once_an_hour_and_gives_newest_ve
     let means = means(&SecretSettings::default(), &clock);
     let declared = json!({ "auth_config": account });
     let mut other_key = declared.clone();
-    other_key["auth_config"]["private_key"] = json!("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    other_key["auth_config"]["private_key"] =
+        json!("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     let mut other_mail = declared.clone();
     other_mail["auth_config"]["client_email"] = json!("somebody@else.test");
     for (declared, name, key, expected) in [
         (&declared, "jack", Some("key"), Ok("deep")),
         (&declared, "pem", None, Ok("whole")),
-        (&declared, "nobody", None, Err("has no version of the secret nobody in project project-1")),
+        (
+            &declared,
+            "nobody",
+            None,
+            Err("has no version of the secret nobody in project project-1"),
+        ),
         (&declared, "closed", None, Err("answered 403: Permission 'access' denied")),
         (&declared, "a/b", None, Err("have no slash in them")),
         (&other_key, "pem", None, Err("is no RSA key as PEM")),
@@ -345,18 +408,14 @@ async fn google_gets_a_claim_that_it_can_verify_once_an_hour_and_gives_newest_ve
     let mut of_google = account;
     of_google["type"] = json!("service_account");
     std::fs::write(&file, of_google.to_string()).unwrap();
-    let Ok(Body::Secret(of_file)) = Body::parse(Kind::Secrets, &json!({ "auth_file": file })) else {
+    let Ok(Body::Secret(of_file)) = Body::parse(Kind::Secrets, &json!({ "auth_file": file }))
+    else {
         panic!("a manager")
     };
     let manager = Manager::new(&of_file);
     let before = granted.lock().0;
     let count = || granted.lock().0 - before;
-    for (expected, prepare) in [
-        (1, None),
-        (1, None),
-        (2, Some(3600)),
-        (3, Some(0)),
-    ] {
+    for (expected, prepare) in [(1, None), (1, None), (2, Some(3600)), (3, Some(0))] {
         match prepare {
             Some(0) => granted.lock().1 = "ya29.withdrawn".into(),
             Some(seconds) => clock.advance(seconds),
@@ -482,7 +541,8 @@ async fn a_batch_comes_when_its_secrets_are_known_and_once_more_when_they_change
 async fn what_is_known_stays_while_the_manager_is_away_and_without_it_the_reason_is_told() {
     let vault = Vault::start("t");
     vault.put("kv", "jack", &json!({"key": "good"}));
-    let settings = SecretSettings { refresh_seconds: 1, retry_seconds: 1, ..SecretSettings::default() };
+    let settings =
+        SecretSettings { refresh_seconds: 1, retry_seconds: 1, ..SecretSettings::default() };
     let mut world = World::new(&settings);
     let manager = put(Kind::Secrets, "vault/1", &vault.manager("kv"));
     world.tell(1, vec![manager, consumer("jack", JACK)]).await;

@@ -86,7 +86,9 @@ impl Transport {
         let server = server_of(&question.url);
         let seconds = self.within.as_secs();
         let late = Error::Late { server: server.clone(), seconds };
-        tokio::time::timeout(self.within, self.exchange(server, question)).await.unwrap_or(Err(late))
+        tokio::time::timeout(self.within, self.exchange(server, question))
+            .await
+            .unwrap_or(Err(late))
     }
 
     async fn exchange(&self, server: String, question: Question) -> Result<Answer, Error> {
@@ -163,9 +165,9 @@ pub(super) fn url(field: &'static str, base: &str, path: &str) -> Result<Uri, Er
     };
     let whole: Uri =
         format!("{}{path}", base.trim_end_matches('/')).parse().map_err(|_| wrong())?;
-    let named = whole.authority().is_some_and(|authority| {
-        !authority.host().is_empty() && !authority.as_str().contains('@')
-    });
+    let named = whole
+        .authority()
+        .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'));
     match whole.scheme_str() {
         Some("http" | "https") if named => Ok(whole),
         _ => Err(wrong()),

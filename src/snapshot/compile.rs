@@ -304,7 +304,7 @@ fn link(
     entry: &'static Entry,
     kind: Kind,
     meta: Option<&PluginMeta>,
-    hooks: crate::pipeline::Hooks,
+    hooks: Hooks,
 ) -> Result<Link, Invalid> {
     let mut link = Link::new(entry.name, entry.priority, meta, hooks)?;
     if entry.credential.is_some() || entry.credential_of.is_some() {

@@ -44,15 +44,17 @@ impl Secrets {
         }
         let mut known = Vec::new();
         for Borne { field, reference } in borne {
-            let reference = reference.map_err(|why| Invalid(format!("{field}: {why}")))?;
-            let unresolved =
-                |why: &str| Invalid(format!("{field}: the reference {reference} cannot be resolved{why}"));
+            let reference = reference.map_err(|why| {
+                Invalid(format!("{field}: the reference cannot be resolved: {why}"))
+            })?;
+            let unresolved = |why: &str| {
+                Invalid(format!("{field}: the reference {reference} cannot be resolved{why}"))
+            };
             match self {
                 Self::Unknown => return Err(unresolved("")),
                 Self::Trusted => {}
                 Self::Known(clear) => {
-                    let value =
-                        clear(&reference).map_err(|why| unresolved(&format!(": {why}")))?;
+                    let value = clear(&reference).map_err(|why| unresolved(&format!(": {why}")))?;
                     known.push((reference, value));
                 }
             }
@@ -201,6 +203,13 @@ mod tests {
         assert_eq!(why, "y.z: the reference $env://B cannot be resolved");
         assert!(Secrets::Trusted.put_into(&mut other).unwrap().is_trusted());
         let mut odd = json!({"y": "$secret://x"});
-        assert!(Secrets::Trusted.put_into(&mut odd).err().unwrap().0.starts_with("y: expected $"));
+        assert!(
+            Secrets::Trusted
+                .put_into(&mut odd)
+                .err()
+                .unwrap()
+                .0
+                .starts_with("y: the reference cannot be resolved: expected $")
+        );
     }
 }

@@ -559,7 +559,9 @@ impl State {
         if ack.nonce != 0 {
             match plane.under_way.take() {
                 Some(under_way) if under_way.nonce == ack.nonce => {}
-                _ => return Err(Status::invalid_argument("acknowledges a delta that was not sent")),
+                _ => {
+                    return Err(Status::invalid_argument("acknowledges a delta that was not sent"));
+                }
             }
         }
         let refusals = ack.rejected.into_iter().take(MAX_REFUSALS).filter_map(|refusal| {

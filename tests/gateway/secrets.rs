@@ -142,14 +142,24 @@ async fn a_key_from_vault_admits_its_consumer_and_a_rotated_one_takes_over_witho
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_resolved_refuses_and_its_reason_names_field_reference_and_cause() {
     let edge = Edge::new();
-    let header = |value: &str| json!({ "proxy-rewrite": { "headers": { "set": { "X-Token": value } } } });
+    let header =
+        |value: &str| json!({ "proxy-rewrite": { "headers": { "set": { "X-Token": value } } } });
     edge.route("open", header("$env://EDGE_CERT/none")).await;
     edge.route("alone", header("$secret://vault/none/a/b")).await;
     edge.route("closed", header("$env://OTHER_KEY")).await;
     for (id, says) in [
-        ("open", "the reference $env://EDGE_CERT/none cannot be resolved: the secret is no JSON object"),
-        ("alone", "headers.set.X-Token: the reference $secret://vault/none/a/b cannot be resolved: there is no secret manager vault/none"),
-        ("closed", "the environment variable OTHER_KEY is not among those of the setting secrets.environment"),
+        (
+            "open",
+            "the reference $env://EDGE_CERT/none cannot be resolved: the secret is no JSON object",
+        ),
+        (
+            "alone",
+            "headers.set.X-Token: the reference $secret://vault/none/a/b cannot be resolved: there is no secret manager vault/none",
+        ),
+        (
+            "closed",
+            "the environment variable OTHER_KEY is not among those of the setting secrets.environment",
+        ),
     ] {
         let answer = edge.ask(&format!("/{id}"), "").await;
         assert_eq!(answer.status, 503, "{id}: {}", answer.text());
@@ -171,7 +181,11 @@ async fn what_cannot_be_resolved_refuses_and_its_reason_names_field_reference_an
     let route = json!({ "uri": "/x", "plugins": wrong, "upstream": { "nodes": { "a": 1 } } });
     let refused = edge.admin.ask("PUT", "/routes/x", Some(&route)).await;
     assert_eq!(refused.status, 400);
-    assert!(refused.text().contains("headers.set.X-Token: expected $secret://"), "{}", refused.text());
+    assert!(
+        refused.text().contains("headers.set.X-Token: expected $secret://"),
+        "{}",
+        refused.text()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
