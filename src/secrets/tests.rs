@@ -275,11 +275,10 @@ const RSA: [&str; 8] = [
 ];
 
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = content.len();
-    let mut bytes = match length {
-        0..=0x7f => vec![tag, length as u8],
-        0x80..=0xff => vec![tag, 0x81, length as u8],
-        _ => vec![tag, 0x82, (length >> 8) as u8, length as u8],
+    let mut bytes = match u16::try_from(content.len()).unwrap().to_be_bytes() {
+        [0, length @ 0..=0x7f] => vec![tag, length],
+        [0, length] => vec![tag, 0x81, length],
+        [high, low] => vec![tag, 0x82, high, low],
     };
     bytes.extend(content);
     bytes

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::tls_edge::Certificate;
 use super::world::{Admin, Answer, App, Process, World, eventually_async, get, run, send};
 
+#[allow(dead_code, reason = "what else is told of a request is for the tests of other managers")]
 #[path = "../support/secret_servers.rs"]
 mod servers;
 
