@@ -11,29 +11,29 @@ use serde_json::{Map, Value, json};
 
 /// A request as it was heard.
 #[derive(Clone, Debug)]
-pub struct Heard {
-    pub method: String,
+pub(crate) struct Heard {
+    pub(crate) method: String,
     /// Path and query.
-    pub target: String,
+    pub(crate) target: String,
     /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Heard {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// An HTTP server that answers each connection once.
-pub struct Server {
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     is_over: Arc<AtomicBool>,
 }
 
 impl Server {
-    pub fn start(answer: impl Fn(&Heard) -> (u16, Value) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Heard) -> (u16, Value) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (is_over, answer) = (Arc::new(AtomicBool::new(false)), Arc::new(answer));
@@ -88,26 +88,26 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&Heard) -> (u16, Value)) -> Option<(
 }
 
 /// A Vault.
-pub struct Vault {
-    pub server: Server,
+pub(crate) struct Vault {
+    pub(crate) server: Server,
     state: Arc<Mutex<VaultState>>,
 }
 
 /// What it has and how it is.
-pub struct VaultState {
-    pub token: String,
-    pub namespace: Option<String>,
-    pub is_sealed: bool,
+pub(crate) struct VaultState {
+    pub(crate) token: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) is_sealed: bool,
     /// Mounts of key-value engines, without slashes at their ends, with their versions.
-    pub mounts: Vec<(String, u8)>,
+    pub(crate) mounts: Vec<(String, u8)>,
     /// The versions of each secret by mount and path; one that was deleted is empty.
-    pub secrets: BTreeMap<(String, String), Vec<Option<Map<String, Value>>>>,
+    pub(crate) secrets: BTreeMap<(String, String), Vec<Option<Map<String, Value>>>>,
     /// The token may not ask what engines there are.
-    pub hides_mounts: bool,
+    pub(crate) hides_mounts: bool,
 }
 
 impl Vault {
-    pub fn start(token: &str) -> Self {
+    pub(crate) fn start(token: &str) -> Self {
         let state = Arc::new(Mutex::new(VaultState {
             token: token.to_owned(),
             namespace: None,
@@ -121,18 +121,18 @@ impl Vault {
         Self { server, state }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, VaultState> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, VaultState> {
         self.state.lock().unwrap()
     }
 
     /// Writes a version of a secret.
-    pub fn put(&self, mount: &str, path: &str, fields: &Value) {
+    pub(crate) fn put(&self, mount: &str, path: &str, fields: &Value) {
         let fields = fields.as_object().cloned();
         self.state().secrets.entry((mount.into(), path.into())).or_default().push(fields);
     }
 
     /// The resource by which it is declared.
-    pub fn manager(&self, prefix: &str) -> Value {
+    pub(crate) fn manager(&self, prefix: &str) -> Value {
         let uri = format!("http://{}", self.server.address);
         json!({ "uri": uri, "prefix": prefix, "token": self.state().token })
     }
