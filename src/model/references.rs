@@ -130,7 +130,7 @@ impl SecretReference {
 
 /// A place in a resource. Written out only where something is found.
 struct At<'a> {
-    above: Option<&'a At<'a>>,
+    above: Option<&'a Self>,
     step: Step<'a>,
 }
 
@@ -144,11 +144,11 @@ impl<'a> At<'a> {
         Self { above: None, step: Step::Field(name) }
     }
 
-    const fn below(above: Option<&'a At<'a>>, name: &'a str) -> Self {
+    const fn below(above: Option<&'a Self>, name: &'a str) -> Self {
         Self { above, step: Step::Field(name) }
     }
 
-    const fn item(above: Option<&'a At<'a>>, index: usize) -> Self {
+    const fn item(above: Option<&'a Self>, index: usize) -> Self {
         Self { above, step: Step::Item(index) }
     }
 }

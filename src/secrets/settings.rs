@@ -99,8 +99,8 @@ mod tests {
             Ok(())
         );
         for name in ["*", "", "A-B", "A*B"] {
-            let mut settings = SecretSettings::default();
-            settings.environment = vec![name.into()];
+            let environment = vec![name.into()];
+            let settings = SecretSettings { environment, ..SecretSettings::default() };
             assert_eq!(settings.check().unwrap_err().0, "secrets.environment", "{name}");
         }
         assert_eq!(with(|settings| settings.refresh_seconds = 0), Err("secrets.refresh_seconds"));

@@ -93,6 +93,9 @@ pub(crate) struct Vault {
     state: Arc<Mutex<VaultState>>,
 }
 
+/// The fields of a version, unless it was deleted.
+type Version = Option<Map<String, Value>>;
+
 /// What it has and how it is.
 pub(crate) struct VaultState {
     pub(crate) token: String,
@@ -101,7 +104,7 @@ pub(crate) struct VaultState {
     /// Mounts of key-value engines, without slashes at their ends, with their versions.
     pub(crate) mounts: Vec<(String, u8)>,
     /// The versions of each secret by mount and path; one that was deleted is empty.
-    pub(crate) secrets: BTreeMap<(String, String), Vec<Option<Map<String, Value>>>>,
+    pub(crate) secrets: BTreeMap<(String, String), Vec<Version>>,
     /// The token may not ask what engines there are.
     pub(crate) hides_mounts: bool,
 }
