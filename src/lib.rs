@@ -5,7 +5,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | face | `cli` > `roles` |
-//! | offices | `control`, `issuer`, `federation`, `acme` |
+//! | offices | `control`, `issuer`, `federation`, `acme`, `secrets` |
 //! | traffic | `proxy` > `snapshot` > `pipeline` > `upstream`; `plugins` > `pipeline` |
 //! | trust | `conformance`, `audit` > `mtls`, `policy` > `identity`; `observe` beside them |
 //! | declared | `sync` > `store` > `model` |
@@ -30,6 +30,7 @@ pub mod policy;
 pub mod proxy;
 pub mod roles;
 pub mod rt;
+pub mod secrets;
 pub mod snapshot;
 pub mod store;
 pub mod sync;

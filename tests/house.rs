@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 const TABLE: &str = "\
 main       cli rt
 cli        roles audit conformance mtls policy observe identity sync store model rt
-roles      control issuer federation acme proxy plugins snapshot pipeline upstream audit mtls policy observe identity sync store model rt
+roles      control issuer federation acme secrets proxy plugins snapshot pipeline upstream audit mtls policy observe identity sync store model rt
 control    snapshot pipeline audit mtls policy observe identity sync store model rt
 issuer     mtls observe identity store model rt
 federation mtls observe identity model rt
 acme       mtls observe model rt
+secrets    mtls observe sync model rt
 proxy      snapshot pipeline upstream mtls policy observe identity model rt
 plugins    pipeline rt
 snapshot   pipeline upstream mtls policy observe identity model rt

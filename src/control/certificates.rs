@@ -2,44 +2,11 @@
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::validate::{at, in_configuration, item};
-use crate::model::{Id, Invalid, Redacted, Ssl, SslType, TlsVersion};
+use super::validate::{at, in_configuration};
+use crate::model::{Borne, Id, Invalid, Redacted, SecretReference, Ssl, SslType, TlsVersion};
 use crate::rt::crypto::tls_signing_key;
-
-/// What APISIX takes and we do not: references into a store of secrets, and TLS 1.1.
-pub(super) fn unsupported(value: &Value) -> Result<(), Invalid> {
-    let field = |name: &str| value.get(name).and_then(Value::as_str);
-    let refused = |text: &str| {
-        let is_reference = |mark: &&str| {
-            text.get(..mark.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(mark))
-        };
-        let mark = ["$secret://", "$env://"].into_iter().find(is_reference)?;
-        Some(format!(
-            "references ({mark}...) are not supported by this version of Wardgate: give the PEM itself"
-        ))
-    };
-    for name in ["cert", "key"] {
-        if let Some(why) = field(name).and_then(refused) {
-            return Err(at(name, why));
-        }
-    }
-    for name in ["certs", "keys"] {
-        let all = value.get(name).and_then(Value::as_array);
-        for (index, text) in all.into_iter().flatten().enumerate() {
-            if let Some(why) = text.as_str().and_then(refused) {
-                return Err(at(name, item(index, why)));
-            }
-        }
-    }
-    let authority = value.pointer("/client/ca").and_then(Value::as_str);
-    if let Some(why) = authority.and_then(refused) {
-        return Err(at("client", at("ca", why)));
-    }
-    Ok(())
-}
 
 /// Certificates that an ingress has from an authority have such ids; what is declared must not be taken for one.
 pub(super) fn lawful_id(id: &Id) -> Result<(), Invalid> {
@@ -53,7 +20,12 @@ pub(super) fn lawful_id(id: &Id) -> Result<(), Invalid> {
 }
 
 /// What a schema cannot say: each certificate and its key can be read and belong together, and so on.
+///
+/// What references to secrets stand for is not known here: data planes judge it, and only the references are judged.
 pub(super) fn sensible(ssl: &Ssl) -> Result<(), Invalid> {
+    for Borne { field, reference } in ssl.references() {
+        reference.map_err(|why| in_configuration(at(&field, why)))?;
+    }
     fits(&ssl.cert, &ssl.key)?;
     if ssl.certs.len() != ssl.keys.len() {
         return Err(Invalid::new("mismatched number of certs and keys"));
@@ -67,7 +39,7 @@ pub(super) fn sensible(ssl: &Ssl) -> Result<(), Invalid> {
         return no_server(ssl);
     }
     if let Some(client) = &ssl.client {
-        chain(&client.ca)
+        known_chain(&client.ca)
             .map_err(|why| Invalid(format!("failed to validate client_cert: {why}")))?;
     }
     let asked = ssl.ssl_protocols.as_deref();
@@ -109,12 +81,24 @@ fn chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, Invalid> {
     Ok(chain)
 }
 
+/// As [`chain`]; nothing of a reference.
+fn known_chain(pem: &str) -> Result<Option<Vec<CertificateDer<'static>>>, Invalid> {
+    match SecretReference::of(pem) {
+        Some(_) => Ok(None),
+        None => chain(pem).map(Some),
+    }
+}
+
 fn fits(pem: &str, key: &Redacted<String>) -> Result<(), Invalid> {
-    let chain = chain(pem)?;
+    let chain = known_chain(pem)?;
+    if SecretReference::of(key.reveal()).is_some() {
+        return Ok(());
+    }
     // Never the cause: it could show a part of the key.
     let key = PrivateKeyDer::from_pem_slice(key.reveal().as_bytes())
         .map(Zeroizing::new)
         .map_err(|_| Invalid::new("failed to parse key: expected one PEM private key"))?;
+    let Some(chain) = chain else { return Ok(()) };
     tls_signing_key(&key)
         .and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match())
         .map_err(|error| Invalid(format!("cert and key cannot be used together: {error}")))

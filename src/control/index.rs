@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::identity::SpiffeId;
-use crate::model::{Id, Kind, Revision};
+use crate::model::{Body, Id, Kind, Revision, SecretReference};
 use crate::rt::Tasks;
 use crate::rt::crypto::digest::{SHA256, digest};
 use crate::store::{Event, Store, Stored};
@@ -83,6 +83,8 @@ pub(super) fn facts(kind: Kind, id: &Id, value: &Value) -> Vec<Fact> {
     {
         facts.push(Fact::Refers(Kind::StreamRoutes, superior));
     }
+    let managers = references(kind, value);
+    facts.extend(managers.into_iter().map(|id| Fact::Refers(Kind::Secrets, id)));
     for (name, config) in plugins() {
         if name == "grpc-transcode"
             && let Some(proto) = config.get("proto_id").and_then(id_text)
@@ -94,6 +96,17 @@ pub(super) fn facts(kind: Kind, id: &Id, value: &Value) -> Vec<Fact> {
         }
     }
     facts
+}
+
+/// The managers of secrets that a resource refers to.
+fn references(kind: Kind, value: &Value) -> BTreeSet<String> {
+    // Only what begins like a reference anywhere is worth reading.
+    if kind == Kind::Secrets || SecretReference::first_in(value).is_none() {
+        return BTreeSet::new();
+    }
+    let borne = Body::parse(kind, value).map(|body| body.references()).unwrap_or_default();
+    let references = borne.into_iter().filter_map(|one| one.reference.ok());
+    references.filter_map(|one| one.manager().map(ToString::to_string)).collect()
 }
 
 /// The unique key that a consumer or credential holds for a plugin.

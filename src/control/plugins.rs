@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::wording::Checker;
 use super::{Error, PluginCatalog, PluginFacts, PluginPart};
-use crate::model::Invalid;
+use crate::model::{Borne, Invalid, SecretReference};
 
 /// What every plugin has beside its own settings.
 static META: LazyLock<Value> = LazyLock::new(|| {
@@ -173,7 +173,7 @@ impl Plugins {
         let judged = checker
             .check(&config)
             .map_err(|invalid| invalid.0)
-            .and_then(|()| self.catalog.check(name, part, &config));
+            .and_then(|()| self.make_sense(name, part, &config));
         match judged {
             Ok(()) => Ok(()),
             // As in APISIX: a plugin that does not run may be wrong.
@@ -195,6 +195,19 @@ impl Plugins {
             return Err(wrong(&format!("plugin {name} has no metadata")));
         };
         checker.check(metadata).map_err(|invalid| wrong(&invalid.0))?;
-        self.catalog.check(name, PluginPart::Metadata, metadata).map_err(|why| wrong(&why))
+        self.make_sense(name, PluginPart::Metadata, metadata).map_err(|why| wrong(&why))
+    }
+
+    /// What the schema cannot say. Where references to secrets stand in for a part of it, only they are judged: what they
+    /// stand for is for the data planes to see, which tell when it does not fit.
+    fn make_sense(&self, name: &str, part: PluginPart, config: &Value) -> Result<(), String> {
+        let references = SecretReference::all_in(config);
+        if references.is_empty() {
+            return self.catalog.check(name, part, config);
+        }
+        references.into_iter().try_for_each(|Borne { field, reference }| match reference {
+            Ok(_) => Ok(()),
+            Err(why) => Err(format!("{field}: {why}")),
+        })
     }
 }

@@ -91,6 +91,9 @@ impl Shapes {
                 secret.manager()
             )));
         }
+        if let Body::Secret(secret) = &body {
+            secret.check()?;
+        }
         Ok(body)
     }
 }
@@ -137,7 +140,6 @@ fn unsupported(kind: Kind, value: &Value) -> Result<(), Invalid> {
                 ("validity_start", "the certificate says itself when it begins"),
                 ("validity_end", "the certificate says itself when it ends"),
             ])?;
-            certificates::unsupported(value)?;
         }
         Kind::Upstreams => {
             if let Some(name) = value.get("scheme").and_then(Value::as_str)

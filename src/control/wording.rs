@@ -4,7 +4,7 @@ use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
 use serde_json::Value;
 
-use crate::model::Invalid;
+use crate::model::{Invalid, SecretReference};
 
 /// A compiled schema.
 pub(super) struct Checker {
@@ -36,6 +36,7 @@ impl Checker {
         let first = self
             .validator
             .iter_errors(value)
+            .filter(|error| !is_about_reference(error, value))
             .min_by_key(|error| order(error.evaluation_path().as_str()));
         match first {
             Some(error) => Err(Invalid(self.sentence(&error, value))),
@@ -87,11 +88,7 @@ impl Checker {
                 _ => {}
             }
         }
-        let place = instance_path.iter().try_fold(value, |value, step| match value {
-            Value::Array(items) => items.get(step.parse::<usize>().ok()?),
-            Value::Object(fields) => fields.get(step),
-            _ => None,
-        });
+        let place = part(value, &instance_path);
         sentence + &self.complaint(error, place.unwrap_or(&Value::Null))
     }
 
@@ -181,6 +178,37 @@ impl Checker {
             ValidationErrorKind::Not { .. } => "value wasn't supposed to match schema".into(),
             _ => error.to_string(),
         }
+    }
+}
+
+fn part<'v>(value: &'v Value, path: &[String]) -> Option<&'v Value> {
+    path.iter().try_fold(value, |value, step| match value {
+        Value::Array(items) => items.get(step.parse::<usize>().ok()?),
+        Value::Object(fields) => fields.get(step),
+        _ => None,
+    })
+}
+
+/// Is it about what a reference to a secret looks like? Data planes judge what it stands for; as in APISIX it is not judged here.
+fn is_about_reference(error: &ValidationError<'_>, value: &Value) -> bool {
+    let found = part(value, &unescaped(error.instance_path().as_str()));
+    match error.kind() {
+        ValidationErrorKind::MinLength { .. }
+        | ValidationErrorKind::MaxLength { .. }
+        | ValidationErrorKind::Pattern { .. }
+        | ValidationErrorKind::Format { .. }
+        | ValidationErrorKind::Enum { .. }
+        | ValidationErrorKind::Constant { .. } => {
+            found.and_then(Value::as_str).is_some_and(|text| SecretReference::of(text).is_some())
+        }
+        // It would be one of the shapes but for references.
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            let fits = |errors: &Vec<ValidationError<'_>>| {
+                errors.iter().all(|error| is_about_reference(error, value))
+            };
+            context.iter().any(fits)
+        }
+        _ => false,
     }
 }
 

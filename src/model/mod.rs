@@ -10,6 +10,7 @@ mod meta;
 mod plugin_set;
 mod policy;
 mod proto;
+mod references;
 mod resilience;
 mod resource;
 mod route;
@@ -35,6 +36,7 @@ pub use policy::{
     ValueMatch, When,
 };
 pub use proto::Proto;
+pub use references::{Borne, Replace};
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};
 pub use resource::{Body, Change, Invalid, Kind, Rejected, Resource};
 pub use route::{

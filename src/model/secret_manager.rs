@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
-use super::{Id, Redacted};
+use super::{Id, Invalid, Redacted};
 
 /// What an address of a manager looks like, as in APISIX.
 const URL: &str = r"^https?://([\da-zA-Z.-]+|\[[\da-fA-F:]+\])(:\d+)?";
@@ -81,6 +81,41 @@ impl SecretManager {
             Self::Aws(_) => ManagerType::Aws,
             Self::Gcp(_) => ManagerType::Gcp,
         }
+    }
+
+    /// Its own secrets may stand in the environment of the data planes; in another manager they may not, which would be asked in
+    /// a circle.
+    ///
+    /// # Errors
+    /// A field bears another reference; the sentence names it.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let own: Vec<(&str, &str)> = match self {
+            Self::Vault(vault) => vec![("token", vault.token.reveal())],
+            Self::Aws(aws) => vec![
+                ("access_key_id", &aws.access_key_id),
+                ("secret_access_key", aws.secret_access_key.reveal()),
+                ("session_token", aws.session_token.as_ref().map_or("", |token| token.reveal())),
+            ],
+            Self::Gcp(gcp) => {
+                let account = gcp.auth_config.as_ref();
+                vec![(
+                    "auth_config.private_key",
+                    account.map_or("", |one| one.private_key.reveal()),
+                )]
+            }
+        };
+        for (field, text) in own {
+            match SecretReference::of(text) {
+                None | Some(Ok(SecretReference::Environment { .. })) => {}
+                Some(Ok(SecretReference::Managed { .. })) => {
+                    return Err(Invalid(format!(
+                        "{field}: a manager's own secrets are given as they are, or as $env://NAME"
+                    )));
+                }
+                Some(Err(why)) => return Err(Invalid(format!("{field}: {why}"))),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -277,7 +312,8 @@ fn default_entries_uri() -> String {
 /// A text of a resource that stands for a secret kept elsewhere.
 ///
 /// `$secret://<manager>/<id>/<path>/<key>`, or `$env://NAME` with an optional `/key` of the JSON object that the variable holds.
-/// The scheme is read without regard to case, as in APISIX (`$ENV://`).
+/// AWS and Google keep plain texts as well: `$secret://aws/<id>/<name>` is all of one. The scheme is read without regard to
+/// case, as in APISIX (`$ENV://`).
 /// ```
 /// # use wardgate::model::SecretReference;
 /// let reference = SecretReference::of("$secret://vault/1/jack/auth-key").unwrap().unwrap();
@@ -293,8 +329,8 @@ pub enum SecretReference {
         manager: Id,
         /// What the manager calls the secret.
         path: String,
-        /// The field of the secret, which is an object.
-        key: String,
+        /// The field of the secret when it is an object; all of its text when there is none.
+        key: Option<String>,
     },
     /// A variable of the data plane's environment.
     Environment {
@@ -317,7 +353,9 @@ impl SecretReference {
         };
         match (rest("$secret://"), rest("$env://")) {
             (Some(rest), _) => Some(Self::managed(rest).ok_or_else(|| {
-                "expected $secret://<vault, aws or gcp>/<id>/<path>/<key>".to_owned()
+                "expected $secret://<vault, aws or gcp>/<id>/<path>/<key>, or for aws and gcp \
+                 $secret://<aws or gcp>/<id>/<name>"
+                    .to_owned()
             })),
             (None, Some(rest)) => Some(
                 Self::environment(rest)
@@ -340,16 +378,20 @@ impl SecretReference {
     fn managed(rest: &str) -> Option<Self> {
         let (manager, rest) = rest.split_once('/')?;
         let (id, rest) = rest.split_once('/')?;
-        let (path, key) = rest.rsplit_once('/')?;
-        ManagerType::named(manager)?;
+        let (path, key) = match (ManagerType::named(manager)?, rest.rsplit_once('/')) {
+            (_, Some((path, key))) => (path, Some(key)),
+            // What Vault keeps is always an object.
+            (ManagerType::Vault, None) => return None,
+            (ManagerType::Aws | ManagerType::Gcp, None) => (rest, None),
+        };
         let manager = Id::parse(&format!("{manager}/{id}")).ok()?;
         // A path that climbs would leave the manager's prefix.
         let climbs = path.split('/').any(|part| matches!(part, "" | "." | ".."));
         let odd = rest.chars().any(|one| one.is_control() || matches!(one, '?' | '#' | '%' | '\\'));
-        (!climbs && !odd && !key.is_empty()).then(|| Self::Managed {
+        (!climbs && !odd && key.is_none_or(|key| !key.is_empty())).then(|| Self::Managed {
             manager,
             path: path.to_owned(),
-            key: key.to_owned(),
+            key: key.map(str::to_owned),
         })
     }
 
@@ -375,7 +417,10 @@ impl SecretReference {
 impl fmt::Display for SecretReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Managed { manager, path, key } => write!(f, "$secret://{manager}/{path}/{key}"),
+            Self::Managed { manager, path, key: None } => write!(f, "$secret://{manager}/{path}"),
+            Self::Managed { manager, path, key: Some(key) } => {
+                write!(f, "$secret://{manager}/{path}/{key}")
+            }
             Self::Environment { name, key: None } => write!(f, "$env://{name}"),
             Self::Environment { name, key: Some(key) } => write!(f, "$env://{name}/{key}"),
         }
@@ -408,6 +453,13 @@ mod tests {
         let open = read(json!({"auth_file": "/a", "ssl_verify": false})).unwrap_err();
         assert!(open.contains("secrets.ca"), "{open}");
         assert!(read(json!({})).unwrap_err().contains("expected those of vault"));
+        let with = |token: &str| {
+            read(json!({"uri": "https://v:8200", "prefix": "kv", "token": token})).unwrap().check()
+        };
+        assert_eq!((with("hvs.x"), with("$env://T")), (Ok(()), Ok(())));
+        for wrong in ["$secret://vault/2/a/b", "$env://"] {
+            assert!(with(wrong).unwrap_err().0.starts_with("token: "), "{wrong}");
+        }
         assert!(format!("{:?}", gcp).contains("••••"));
     }
 
@@ -419,8 +471,9 @@ mod tests {
         let deep = of("$secret://aws/prod/a/b/c").unwrap();
         assert_eq!(deep.manager().unwrap().as_str(), "aws/prod");
         assert!(
-            matches!(deep, SecretReference::Managed { path, key, .. } if path == "a/b" && key == "c")
+            matches!(&deep, SecretReference::Managed { path, key: Some(key), .. } if path == "a/b" && key == "c")
         );
+        assert_eq!(of("$secret://gcp/1/whole").unwrap().to_string(), "$secret://gcp/1/whole");
         for bad in [
             "$secret://",
             "$secret://vault",

@@ -87,7 +87,7 @@ impl Trial for KeeperTrial {
             _ => {}
         }
         let keeper = Keeper::new(self.table, None, self.registry.clone());
-        let mut keeper = keeper.with_router(self.router);
+        let mut keeper = keeper.with_router(self.router).trusting_references();
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
     }
@@ -110,7 +110,7 @@ impl Trial for KeeperTrial {
             }
         }
         let keeper = Keeper::new(self.table, None, self.registry.clone());
-        let mut keeper = keeper.with_router(self.router);
+        let mut keeper = keeper.with_router(self.router).trusting_references();
         let puts = all().filter(|one| !of_offices(one)).cloned().map(Change::Put);
         found.extend(keeper.apply(puts.collect(), 0).rejected);
         // What a data plane puts up with and an operator should not write.

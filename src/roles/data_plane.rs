@@ -27,6 +27,7 @@ use crate::proxy::{
     Senders, TcpDoor,
 };
 use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
+use crate::secrets::{ResolvedFeed, Safe, SecretSettings};
 use crate::snapshot::{Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::{
@@ -72,6 +73,8 @@ pub struct Plan {
     pub introductions: [Option<Arc<Introductions>>; 2],
     /// Who may speak for others in fields of a request.
     pub senders: Arc<Senders>,
+    /// What is known about secrets that resources refer to.
+    pub secrets: SecretSettings,
 }
 
 /// A running data plane with all that keeps it current.
@@ -132,6 +135,11 @@ impl DataPlaneRole {
             .with_router(shared.router)
             .with_roster(roster.clone())
             .with_edge(plan.tls.clone());
+        let clock = shared.identities.clock().clone();
+        let safe = Safe::new(&plan.secrets, &shared.registry, clock);
+        let known = safe.clone();
+        keeper = keeper.with_secrets(Arc::new(move |reference| known.clear(reference)));
+        let feed = Box::new(ResolvedFeed::new(feed, safe));
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
         let first = keeper.apply(own, 0);

@@ -10,10 +10,11 @@ use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource, SpiffeId};
 use crate::issuer::EnrolSource;
-use crate::model::{Body, Change, Kind, Ssl, SslType, Strictness};
+use crate::model::{Body, Change, Kind, Rejected, Ssl, SslType, Strictness};
 use crate::observe::Registry;
 use crate::policy::Modes;
 use crate::rt::{Clock, Live, causes, unix_seconds};
+use crate::secrets::{SecretSettings, doubts};
 use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::last_good::Pen;
 use crate::sync::subscriber::Connect as _;
@@ -91,7 +92,8 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         let batch = look_at_feed(settings, &roles, identity.as_ref(), &mut findings).await;
         let router = settings.router;
         let ports = mesh_ports(settings, &roles);
-        look_at_configuration(batch, &roles, identity.as_ref(), router, &ports, &mut findings);
+        let told = (router, &settings.secrets);
+        look_at_configuration(batch, &roles, identity.as_ref(), told, &ports, &mut findings);
     }
     findings.0
 }
@@ -311,7 +313,7 @@ fn look_at_configuration(
     batch: Option<Batch>,
     roles: &[Role],
     identity: Option<&Live<Identity>>,
-    router: RouterSettings,
+    (router, secrets): (RouterSettings, &SecretSettings),
     mesh_ports: &[u16],
     findings: &mut Findings,
 ) {
@@ -320,13 +322,21 @@ fn look_at_configuration(
     for change in &batch.changes {
         if let Change::Put(resource) = change {
             *counts.entry(resource.kind).or_default() += 1;
-            if let Body::Ssl(ssl) = &resource.body {
+            if let Body::Ssl(ssl) = &resource.body
+                && ssl.references().is_empty()
+            {
                 look_at_certificate(resource.id.as_str(), ssl, findings);
             }
         }
     }
     let me = identity.map(|identity| identity.load().id().clone());
-    let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new()).with_router(router);
+    for Rejected { kind, id, reason, .. } in doubts(&batch.changes, secrets) {
+        let fix = "declare the secret manager, or allow the variable by the setting secrets.environment; until then what bears the reference refuses";
+        findings.add("policy", Grade::Problem, format!("{kind} {id}: {reason}"), Some(fix));
+    }
+    let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new())
+        .with_router(router)
+        .trusting_references();
     let stand_ins = keeper.stand_ins(&batch.unreadable);
     let changes = batch.changes.into_iter().chain(stand_ins).collect();
     let mut applied = keeper.apply(changes, batch.revision);

@@ -543,6 +543,7 @@ impl Running {
             (settings.worker_count(), settings.disable_upstream_healthcheck);
         let mut plan =
             Plan { workers, limits, dns, upstreams, discovery, without_checks, ..Plan::default() };
+        plan.secrets = settings.secrets.clone();
         let (part, feed_role) = match role {
             Role::Ingress => ("ingress", scope::Role::Ingress),
             Role::Sidecar | Role::Control | Role::Issuer => ("sidecar", scope::Role::Sidecar),

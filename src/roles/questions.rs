@@ -79,7 +79,9 @@ impl Walk<'_> {
     fn through(&self, resources: &[Resource], has_app: bool) -> Walked {
         let Self { table, router, workload, supposed } = *self;
         let me = (supposed.door != Listeners::Ingress).then(|| workload.clone());
-        let mut keeper = Keeper::new(table, me.clone(), Registry::default()).with_router(router);
+        let mut keeper = Keeper::new(table, me.clone(), Registry::default())
+            .with_router(router)
+            .trusting_references();
         let changes = resources.iter().cloned().map(Change::Put).collect();
         let snapshot = keeper.apply(changes, 1).snapshot;
         let target = &supposed.target;

@@ -27,6 +27,7 @@ use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, PassthroughDoor, PassthroughSettings, ProofLimits,
     ProxyProtocolSettings, RealIpSettings, Senders, TcpDoor, TcpSettings,
 };
+use crate::secrets::SecretSettings;
 use crate::snapshot::RouterSettings;
 use crate::store;
 use crate::store::sealed::SealingSettings;
@@ -192,6 +193,9 @@ pub struct Settings {
     /// How much of everything a data plane allows.
     #[serde(default)]
     pub limits: LimitSettings,
+    /// Secrets that resources refer to (`$secret://`, `$env://`), for roles sidecar and ingress.
+    #[serde(default)]
+    pub secrets: SecretSettings,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -737,6 +741,7 @@ impl Settings {
             dns: DnsSettings::default(),
             upstreams: UpstreamSettings::default(),
             limits: LimitSettings::default(),
+            secrets: SecretSettings::default(),
         }
     }
 

@@ -21,6 +21,8 @@ impl Settings {
         let roles = self.roles(asked)?;
         self.verification.check()?;
         self.limits.limits(self.proof.limits()?)?;
+        let secrets = self.secrets.check();
+        secrets.map_err(|(field, problem)| Error::Setting { field, problem })?;
         if let Some(ingress) = &self.ingress {
             ingress.proxy_protocol.introductions()?;
             ingress.senders()?;
@@ -182,6 +184,10 @@ mod tests {
                 "setting resources",
             ),
             ("role: ingress\ningress: {}\nlog: { filter: \"a=loud\" }", "setting log.filter"),
+            (
+                "role: ingress\ningress: {}\nsecrets: { environment: [\"*\"] }",
+                "setting secrets.environment",
+            ),
             ("role: ingress\ningress: {}\nproof: { drain_within_seconds: -1 }", "setting proof."),
             (
                 "role: ingress\ningress: {}\ncontrol_api: { listen: \"0.0.0.0:1\" }",

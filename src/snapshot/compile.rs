@@ -9,14 +9,15 @@ use super::client_certificates::equipped;
 use super::consumers::Held;
 use super::merge::{Links, Plugins};
 use super::router::{Place, RouterKind};
+use super::secrets::{Cleared, Secrets};
 use super::ssls::Ssls;
 use crate::identity::SpiffePattern;
 use crate::model::{
     Id, Invalid, Kind, Listeners, Method, OneOrMany, PluginMeta, PluginSet, Recording, Route,
-    SecretReference, Service, Timeout, Upstream,
+    Service, Timeout, Upstream,
 };
 use crate::observe::Registry;
-use crate::pipeline::{Build, Entry, Exchange, Expr, Kept, Link, Networks, Template};
+use crate::pipeline::{Build, Entry, Exchange, Expr, Hooks, Kept, Link, Networks, Template};
 use crate::upstream::{Cluster, HashKey, Roster};
 
 /// The table of plugins, with what compiling one needs beside its settings.
@@ -28,6 +29,7 @@ pub(super) struct Workshop<'a> {
     pub(super) router: RouterKind,
     pub(super) roster: &'a Roster,
     pub(super) ssls: &'a Ssls,
+    pub(super) secrets: &'a Secrets,
 }
 
 /// What must hold beside host and path.
@@ -83,18 +85,6 @@ fn at(field: &str) -> impl Fn(Invalid) -> Invalid + '_ {
     move |error| Invalid(format!("{field}: {error}"))
 }
 
-/// A reference to a secret that nobody has replaced: taken literally it would be a key that everybody knows who may read
-/// configuration.
-fn unresolved(entry: &Entry, config: &Value) -> Result<(), Invalid> {
-    match SecretReference::first_in(config) {
-        Some(reference) => {
-            let why = format!("the reference {reference} cannot be resolved");
-            Err(refused(entry, &Invalid::new(why)))
-        }
-        None => Ok(()),
-    }
-}
-
 impl Workshop<'_> {
     /// Compiles a set of plugins. On a consumer the auth plugins among them are credentials and left out.
     pub(super) fn links(&self, kind: Kind, id: &Id, set: &PluginSet) -> Result<Links, Invalid> {
@@ -104,19 +94,36 @@ impl Workshop<'_> {
             if kind == Kind::Consumers && entry.credential.is_some() {
                 continue;
             }
+            let refuse = |error: Invalid| refused(entry, &error);
+            let metadata = self.metadata.get(name.as_str());
+            let metadata = metadata.map(|value| self.secrets.put_into_copy(value)).transpose();
+            let metadata = metadata.map_err(|error| refuse(at("metadata")(error)))?;
             let build = Build {
                 kind,
                 owner: id,
                 plugin: entry.name,
-                metadata: self.metadata.get(name.as_str()).map(|value| &**value),
+                metadata: metadata.as_ref().map(|(value, _)| &**value),
                 metrics: self.metrics,
                 kept: self.kept,
             };
-            let config = Value::Object(settings.config.clone());
-            unresolved(entry, &config)?;
-            let link = (entry.compile)(&config, &build)
-                .and_then(|hooks| link(entry, kind, settings.meta.as_ref(), hooks))
-                .map_err(|error| refused(entry, &error))?;
+            let mut config = Value::Object(settings.config.clone());
+            let cleared = self.secrets.put_into(&mut config).map_err(refuse)?;
+            let of_metadata = metadata.as_ref().map(|(_, cleared)| cleared);
+            let hooks = match (entry.compile)(&config, &build) {
+                Ok(hooks) => hooks,
+                // What fits is for those to tell who know what it is.
+                Err(_) if cleared.is_trusted() || of_metadata.is_some_and(Cleared::is_trusted) => {
+                    Hooks::none()
+                }
+                Err(error) => {
+                    let error = cleared.veil(error);
+                    return Err(refuse(match of_metadata {
+                        Some(cleared) => cleared.veil(error),
+                        None => error,
+                    }));
+                }
+            };
+            let link = link(entry, kind, settings.meta.as_ref(), hooks).map_err(refuse)?;
             links.insert(entry.name, link);
         }
         Ok(links)
@@ -135,19 +142,25 @@ impl Workshop<'_> {
             let (Some(check), Some(key)) = (entry.check_credential, entry.credential_key) else {
                 continue;
             };
-            let value = Value::Object(settings.config.clone());
-            check(&value).map_err(|error| refused(entry, &error))?;
-            unresolved(entry, &value)?;
-            let key = settings.config.get(key).and_then(Value::as_str).unwrap_or_default();
+            let mut value = Value::Object(settings.config.clone());
+            let cleared =
+                self.secrets.put_into(&mut value).map_err(|error| refused(entry, &error))?;
+            match check(&value) {
+                Err(error) if !cleared.is_trusted() => {
+                    return Err(refused(entry, &cleared.veil(error)));
+                }
+                _ => {}
+            }
+            let key = value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
             if key.is_empty() {
                 return Err(refused(entry, &Invalid::new("an empty key would admit everybody")));
             }
-            let pattern = entry.credential_is_pattern.then(|| key.parse());
-            let pattern = pattern
-                .transpose()
-                .map_err(|why| refused(entry, &Invalid::new(format!("{key}: {why}"))))?;
+            let is_pattern = entry.credential_is_pattern && !cleared.is_trusted();
+            let pattern = is_pattern.then(|| key.parse()).transpose().map_err(|why| {
+                refused(entry, &cleared.veil(Invalid::new(format!("{key}: {why}"))))
+            })?;
             let settings = Arc::new(value);
-            held.push(Held { plugin: entry.name, key: key.to_owned(), settings, pattern });
+            held.push(Held { plugin: entry.name, key, settings, pattern });
         }
         Ok(held)
     }
@@ -168,11 +181,15 @@ impl Workshop<'_> {
         if let Some(fields) = own.as_object_mut() {
             fields.retain(|name, _| !matches!(&**name, "id" | "create_time" | "update_time"));
         }
-        match entry.check_metadata {
-            Some(check) => check(&own).map_err(|error| refused(entry, &error))?,
-            None => return Err(Invalid::new(format!("plugin {id} has no metadata"))),
+        let Some(check) = entry.check_metadata else {
+            return Err(Invalid::new(format!("plugin {id} has no metadata")));
+        };
+        let (clear, cleared) =
+            self.secrets.put_into_copy(&own).map_err(|error| refused(entry, &error))?;
+        match check(&clear) {
+            Err(error) if !cleared.is_trusted() => Err(refused(entry, &cleared.veil(error))),
+            _ => Ok(Arc::new(own)),
         }
-        Ok(Arc::new(own))
     }
 
     pub(super) fn route(&self, id: &Id, route: &Route) -> Result<RouteParts, Invalid> {
@@ -216,8 +233,9 @@ impl Workshop<'_> {
         upstream: &Upstream,
         timeout: Option<Timeout>,
     ) -> Result<Arc<Cluster>, Invalid> {
-        let upstream = equipped(upstream, self.ssls);
-        let cluster = Cluster::compile(name, &upstream, timeout, self.roster)?;
+        let (upstream, cleared) = self.secrets.upstream(equipped(upstream, self.ssls))?;
+        let cluster = Cluster::compile(name, &upstream, timeout, self.roster)
+            .map_err(|error| cleared.veil(error))?;
         hash_template(&cluster).map_err(at("key"))?;
         Ok(cluster)
     }
@@ -294,7 +312,7 @@ fn link(
     entry: &'static Entry,
     kind: Kind,
     meta: Option<&PluginMeta>,
-    hooks: crate::pipeline::Hooks,
+    hooks: Hooks,
 ) -> Result<Link, Invalid> {
     let mut link = Link::new(entry.name, entry.priority, meta, hooks)?;
     if entry.credential.is_some() || entry.credential_of.is_some() {

@@ -20,11 +20,13 @@ use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
 use super::merge::{Links, Plugins};
 use super::router::{Place, RouterSettings};
+use super::secrets::{Clear, Secrets};
 use super::ssls::Ssls;
 use crate::identity::SpiffeId;
 use crate::model::{
     self, Body, Change, Id, IdentityMode, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig,
-    PluginSet, Rejected, Resource, Revision, Route, Service, SslType, Timeout, Upstream,
+    PluginSet, Rejected, Resource, Revision, Route, SecretReference, Service, SslType, Timeout,
+    Upstream,
 };
 use crate::mtls::EdgeTls;
 use crate::observe::Registry;
@@ -55,6 +57,7 @@ pub struct Keeper {
     metrics: Registry,
     kept: Kept,
     roster: Roster,
+    secrets: Secrets,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
     services: BTreeMap<Id, Slot<Service, ServiceParts>>,
@@ -182,6 +185,7 @@ impl Keeper {
             metrics,
             kept: Kept::default(),
             roster: Roster::default(),
+            secrets: Secrets::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -223,6 +227,18 @@ impl Keeper {
         Self { ssls: Ssls::new(tls), ..self }
     }
 
+    /// With somebody who knows what references to secrets stand for. Without, whatever bears one is refused.
+    #[must_use]
+    pub fn with_secrets(self, clear: Clear) -> Self {
+        Self { secrets: Secrets::Known(clear), ..self }
+    }
+
+    /// For judging what others will carry out: what references to secrets stand for is taken to fit.
+    #[must_use]
+    pub fn trusting_references(self) -> Self {
+        Self { secrets: Secrets::Trusted, ..self }
+    }
+
     /// The newest snapshot.
     pub fn current(&self) -> &Arc<Snapshot> {
         &self.current
@@ -237,6 +253,7 @@ impl Keeper {
             router: self.router.http,
             roster,
             ssls: &self.ssls,
+            secrets: &self.secrets,
         }
     }
 
@@ -287,7 +304,15 @@ impl Keeper {
                     self.metadata.insert(id.clone(), value);
                     work.plugins.insert(id);
                 }
-                Err(error) => work.reject(kind, &id, revision, &error),
+                Err(error) => {
+                    work.reject(kind, &id, revision, &error);
+                    // Without a version before it, its carriers must not run as if there were none: they fail by it.
+                    let bears = SecretReference::first_in(&value).is_some();
+                    if bears && !self.metadata.contains_key(&id) {
+                        self.metadata.insert(id.clone(), Arc::new(value));
+                        work.plugins.insert(id);
+                    }
+                }
             },
             Body::Upstream(body) => {
                 let compiled = workshop.cluster(&format!("upstreams/{id}"), &body, None);
@@ -340,7 +365,15 @@ impl Keeper {
             }
             Body::Ssl(body) => {
                 let concerns = body.ssl_type == SslType::Client || self.ssls.is_client(&id);
-                match self.ssls.put(&id, *body) {
+                let clear = match self.secrets.ssl(&body) {
+                    Ok(Some(clear)) => self.ssls.put(&id, clear.into_owned()),
+                    Ok(None) => {
+                        self.ssls.trust(&id, *body);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+                match clear {
                     Err(error) => work.reject(kind, &id, revision, &error),
                     Ok(()) if concerns => drop(work.client_certificates.insert(id)),
                     Ok(()) => {}

@@ -12,8 +12,10 @@ mod keeper;
 mod merge;
 mod patterns;
 mod router;
+mod secrets;
 mod ssls;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
 pub use keeper::{Applied, Declared, Keeper};
 pub use router::{Found, Place, Router, RouterKind, RouterSettings};
+pub use secrets::Clear;

@@ -56,6 +56,11 @@ impl Ssls {
         Ok(())
     }
 
+    /// Takes a resource in whose references somebody else will know. It is named, and never served here.
+    pub(super) fn trust(&mut self, id: &Id, ssl: Ssl) {
+        self.declared.insert(id.clone(), ssl.into());
+    }
+
     pub(super) fn delete(&mut self, id: &Id) {
         self.declared.remove(id);
         self.withdraw(id);

@@ -31,6 +31,8 @@ pub trait Feed: Send {
     async fn next(&mut self) -> Batch;
 
     /// Answers the batch that `next` returned last. Until then nothing counts as in force, and no further batch comes.
+    ///
+    /// Once more without a batch in between, it tells that something else is refused by now, or no longer.
     fn applied(&mut self, applied: Applied);
 }
 

@@ -579,9 +579,14 @@ impl State {
 
     fn answered(&mut self, id: PlaneId, ack: wire::Ack) -> Result<(), Status> {
         let Some(plane) = self.planes.get_mut(&id) else { return Ok(()) };
-        match plane.under_way.take() {
-            Some(under_way) if under_way.nonce == ack.nonce => {}
-            _ => return Err(Status::invalid_argument("acknowledges a delta that was not sent")),
+        // Without a nonce it answers no delta: something that was sent before is refused by now, or no longer.
+        if ack.nonce != 0 {
+            match plane.under_way.take() {
+                Some(under_way) if under_way.nonce == ack.nonce => {}
+                _ => {
+                    return Err(Status::invalid_argument("acknowledges a delta that was not sent"));
+                }
+            }
         }
         let refusals = ack.rejected.into_iter().take(MAX_REFUSALS).filter_map(|refusal| {
             // A kind or an id that we do not know we cannot have sent.

@@ -11,6 +11,7 @@
 //! | plugin_metadata | the ingress; a sidecar only of plugins that it runs |
 //! | global_rules, ssls | the ingress alone: in APISIX they belong to the gateway, and a sidecar has no public listener |
 //! | ssls of type `client` | who has an upstream that names them |
+//! | secrets | who has something that bears a reference to them |
 //! | workloads | the issuer alone |
 //! | trust_domains, revocations | everybody: whom to trust no longer is for all to know |
 //!
@@ -544,6 +545,12 @@ impl Facts {
             | Body::Proto(_)
             | Body::StreamRoute(_) => {}
         }
+        // Who keeps the secrets that it refers to; also for plugins that are disabled, which are compiled all the same.
+        for borne in body.references() {
+            if let Ok(reference) = borne.reference {
+                facts.refer(Kind::Secrets, reference.manager());
+            }
+        }
         Ok(facts)
     }
 
@@ -850,6 +857,31 @@ pub(super) mod tests {
         assert!(world.all(edge).contains(&"ssls/client".to_owned()));
         world.put("upstreams/cart", json!({"nodes": {"a": 1}}));
         assert!(!world.all(cart).contains(&"ssls/client".to_owned()));
+    }
+
+    #[test]
+    fn a_secret_manager_is_for_whom_bears_a_reference_to_it() {
+        let mut world = shop();
+        let manager = json!({"uri": "https://vault", "prefix": "kv", "token": "t"});
+        for name in ["secrets/vault/1", "secrets/vault/2", "secrets/vault/3"] {
+            assert_eq!(world.put(name, manager.clone()), []);
+        }
+        let edge = world.0.enter(Role::Ingress, EDGE);
+        let cart = world.0.enter(Role::Sidecar, CART);
+        let web = world.0.enter(Role::Sidecar, WEB);
+        // bob calls the cart's sidecar alone.
+        let key = |text: &str| json!({"username": "bob", "plugins": {"key-auth": {"key": text}}});
+        world.put("consumers/bob", key("$secret://vault/1/bob/key"));
+        let tls = |text: &str| json!({"nodes": {"a": 1}, "scheme": "https", "tls": {"client_cert": text, "client_key": text}});
+        world.put("upstreams/web", tls("$secret://vault/2/web/pem"));
+        let managers = |world: &World, scope| -> Vec<String> {
+            world.all(scope).into_iter().filter(|name| name.starts_with("secrets/")).collect()
+        };
+        assert_eq!(managers(&world, cart), ["secrets/vault/1"]);
+        assert_eq!(managers(&world, web), ["secrets/vault/2"]);
+        assert_eq!(managers(&world, edge), ["secrets/vault/2"]);
+        world.put("consumers/bob", key("$env://BOB"));
+        assert_eq!(managers(&world, cart), Vec::<String>::new());
     }
 
     #[test]

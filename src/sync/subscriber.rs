@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::sleep_until;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tracing::{error, info, warn};
@@ -153,6 +154,8 @@ impl Subscriber {
             held: Mutex::new(Saved::default()),
             is_unsaved: AtomicBool::new(false),
             unsaved: Notify::new(),
+            report: Mutex::default(),
+            reported: Notify::new(),
             turn: Mutex::new(()),
             status: publisher,
         });
@@ -206,7 +209,7 @@ impl Feed for Subscriber {
         match self.answer.take() {
             // The worker has given up on this batch only when it has ended itself.
             Some(answer) => drop(answer.send(applied)),
-            None => warn!(revision = applied.revision, "an answer to no batch"),
+            None => self.shared.report(applied),
         }
     }
 }
@@ -217,12 +220,25 @@ struct Shared {
     /// Is there something in `held` that was not given to the disk yet?
     is_unsaved: AtomicBool,
     unsaved: Notify,
+    /// What came to be refused, or no longer, without a batch; the control plane has not heard of it yet.
+    report: Mutex<Option<Applied>>,
+    reported: Notify,
     /// Held by the one that writes.
     turn: Mutex<()>,
     status: Publisher<FeedStatus>,
 }
 
 impl Shared {
+    fn report(&self, mut applied: Applied) {
+        let mut report = self.report.lock();
+        if let Some(before) = report.take() {
+            applied.restored.extend(before.restored);
+        }
+        *report = Some(applied);
+        drop(report);
+        self.reported.notify_one();
+    }
+
     fn update(&self, change: impl FnOnce(&mut FeedStatus)) {
         let mut status = FeedStatus::clone(&self.status.live().load());
         change(&mut status);
@@ -360,20 +376,27 @@ impl<C: Connect> Worker<C> {
         };
         let (mut deltas, answers) = stream;
         let mut incoming = Incoming::default();
-        let mut first_within = self.settings.first_within;
+        let mut silent_until =
+            self.settings.first_within.map(|within| tokio::time::Instant::now() + within);
         loop {
-            let message = deltas.message();
-            let message = match first_within.take() {
-                None => message.await,
-                Some(within) => match tokio::time::timeout(within, message).await {
-                    Ok(message) => message,
-                    Err(_) => {
-                        let why =
-                            "the control plane has nothing to say; it may not reach its store";
-                        return End::Failed(why.into());
+            let message = tokio::select! {
+                message = deltas.message() => message,
+                () = sleep_until(silent_until.unwrap_or_else(tokio::time::Instant::now)),
+                    if silent_until.is_some() =>
+                {
+                    let why = "the control plane has nothing to say; it may not reach its store";
+                    return End::Failed(why.into());
+                }
+                () = self.shared.reported.notified() => {
+                    let report = self.shared.report.lock().take();
+                    let Some(ack) = report.map(|report| self.report(report)) else { continue };
+                    if answers.send(from_us(Message::Ack(ack))).await.is_err() {
+                        return End::Failed("the control plane ended the stream".into());
                     }
-                },
+                    continue;
+                }
             };
+            silent_until = None;
             let delta = match message {
                 Ok(Some(delta)) => delta,
                 Ok(None) => return End::Failed("the control plane ended the stream".into()),
@@ -535,8 +558,7 @@ impl<C: Connect> Worker<C> {
         for name in names_gone {
             self.unreadable.remove(&name);
         }
-        let refuse = |rejected: Rejected| ((rejected.kind, rejected.id.clone()), rejected);
-        self.refused.extend(applied.rejected.into_iter().map(refuse));
+        self.refused.extend(applied.rejected.into_iter().map(by_key));
 
         let mut held = self.shared.held.lock();
         if complete {
@@ -562,7 +584,16 @@ impl<C: Connect> Worker<C> {
         for (key, raw) in opaque {
             held.resources.entry(key).or_insert(raw);
         }
-        // What is not refused (any more) is in force.
+        held.revision = applied.revision;
+        drop(held);
+        self.come_into_force();
+        self.shared.update(|status| status.revision = applied.revision);
+        Some(self.ack(applied.revision))
+    }
+
+    /// What is not refused (any more) is in force.
+    fn come_into_force(&mut self) {
+        let mut held = self.shared.held.lock();
         for (key, raw) in mem::take(&mut self.waiting) {
             if self.refused.contains_key(&key) {
                 held.resources.entry(key.clone()).or_insert_with(|| raw.clone());
@@ -571,9 +602,23 @@ impl<C: Connect> Worker<C> {
                 held.resources.insert(key, raw);
             }
         }
-        held.revision = applied.revision;
-        drop(held);
-        self.shared.update(|status| status.revision = applied.revision);
+    }
+
+    /// The reader refuses something else by now, without a batch.
+    fn report(&mut self, applied: Applied) -> wire::Ack {
+        for key in &applied.restored {
+            self.refused.remove(key);
+        }
+        self.refused.extend(applied.rejected.into_iter().map(by_key));
+        self.come_into_force();
+        self.shared.is_unsaved.store(true, Ordering::Release);
+        self.shared.unsaved.notify_one();
+        let revision = self.shared.held.lock().revision;
+        self.ack(revision)
+    }
+
+    /// What is refused at this revision; its nonce is the caller's.
+    fn ack(&self, revision: Revision) -> wire::Ack {
         let refused = self.refused.values().map(|rejected| wire::Refusal {
             kind: rejected.kind.name().into(),
             id: rejected.id.to_string(),
@@ -581,7 +626,7 @@ impl<C: Connect> Worker<C> {
             reason: rejected.reason.clone(),
         });
         let rejected = self.unreadable.values().cloned().chain(refused).collect();
-        Some(wire::Ack { nonce: 0, revision: applied.revision, rejected })
+        wire::Ack { nonce: 0, revision, rejected }
     }
 }
 
@@ -640,6 +685,10 @@ impl Incoming {
 
 fn from_us(message: Message) -> wire::FromDataPlane {
     wire::FromDataPlane { message: Some(message) }
+}
+
+fn by_key(rejected: Rejected) -> (Key, Rejected) {
+    ((rejected.kind, rejected.id.clone()), rejected)
 }
 
 fn key_of(kind: &str, id: &str) -> Option<Key> {

@@ -57,6 +57,7 @@ mod revocation;
 mod rotation;
 mod routing;
 mod scoping;
+mod secrets;
 mod stapling;
 mod storm;
 mod tls_attacks;

@@ -41,7 +41,10 @@ impl Keeper {
                 self.no_clash(&(*kind, id.clone()), &held)
             }
             Body::PluginMetadata(value) => self.try_metadata(id, value, &kept),
-            Body::Ssl(ssl) => self.ssls.trial(id, ssl),
+            Body::Ssl(ssl) => match self.secrets.ssl(ssl)? {
+                Some(clear) => self.ssls.trial(id, &clear),
+                None => Ok(()),
+            },
             Body::IdentityPolicy(policy) => policy::check(policy),
             Body::IdentityMode(mode) => policy::check_mode(mode),
             Body::Workload(_)

@@ -62,6 +62,7 @@ pub struct HeldVersion {
 /// A delta was taken as far as it could be.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Ack {
+    /// That of the delta. 0: no delta was taken, but something is refused by now, or no longer, that was sent before.
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
     /// The revision that is in force now.
