@@ -22,12 +22,13 @@ use crate::model::{
 };
 use crate::mtls::{Acceptor, Challenges, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
 use crate::observe::{ConfigRecord, Gate, MetricKind};
+use crate::policy::PolicyKeys;
 use crate::proxy::{
     DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, PassthroughDoor, ProxyMetrics,
     Senders, TcpDoor,
 };
 use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
-use crate::snapshot::{Keeper, Snapshot};
+use crate::snapshot::{Freshness, Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::{
     Connect, Discovery, DiscoverySettings, DnsSettings, Resolver, Roster, UpstreamSettings,
@@ -72,6 +73,10 @@ pub struct Plan {
     pub introductions: [Option<Arc<Introductions>>; 2],
     /// Who may speak for others in fields of a request.
     pub senders: Arc<Senders>,
+    /// Whether the feed still hears from where the configuration comes from.
+    pub freshness: Arc<Freshness>,
+    /// Whose identity policies count; everybody's when there are none.
+    pub policy_keys: PolicyKeys,
 }
 
 /// A running data plane with all that keeps it current.
@@ -131,6 +136,8 @@ impl DataPlaneRole {
         let mut keeper = keeper
             .with_router(shared.router)
             .with_roster(roster.clone())
+            .with_freshness(plan.freshness.clone())
+            .with_policy_keys(plan.policy_keys.clone())
             .with_edge(plan.tls.clone());
         let own: Vec<Change> =
             plan.app.as_deref().map(app_route).transpose()?.into_iter().collect();
@@ -447,8 +454,8 @@ impl Keeping {
             let mut applied = self.keeper.lock().apply(changes, batch.revision);
             stand_ins_aside(&mut applied.rejected, &batch.unreadable);
             applied.rejected.extend(distrusted);
-            for key in touched {
-                self.refused.remove(&key);
+            for key in touched.iter().chain(&applied.restored) {
+                self.refused.remove(key);
             }
             for rejected in applied.rejected.iter().chain(&batch.unreadable) {
                 tracing::warn!(
@@ -469,7 +476,7 @@ impl Keeping {
             self.feed.applied(Applied {
                 revision: batch.revision,
                 rejected: self.refused.values().cloned().collect(),
-                restored: Vec::new(),
+                restored: applied.restored,
             });
         }
     }

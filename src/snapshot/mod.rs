@@ -8,6 +8,7 @@ mod client_certificates;
 mod compile;
 mod compiled;
 mod consumers;
+mod freshness;
 mod keeper;
 mod merge;
 mod patterns;
@@ -15,5 +16,6 @@ mod router;
 mod ssls;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
+pub use freshness::Freshness;
 pub use keeper::{Applied, Declared, Keeper};
 pub use router::{Found, Place, Router, RouterKind, RouterSettings};

@@ -55,6 +55,7 @@ mod repeats;
 mod revocation;
 mod rotation;
 mod routing;
+mod safety;
 mod stapling;
 mod storm;
 mod tls_attacks;
