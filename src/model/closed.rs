@@ -25,7 +25,11 @@ impl Body {
     /// It says no more than its place, since it goes to workloads that it was perhaps not meant for.
     ///
     /// `None` when whose it is can be read.
-    pub fn closed_for_all(kind: Kind, value: &Value, is_pattern: impl Fn(&str) -> bool) -> Option<Value> {
+    pub fn closed_for_all(
+        kind: Kind,
+        value: &Value,
+        is_pattern: impl Fn(&str) -> bool,
+    ) -> Option<Value> {
         if kind != Kind::Routes {
             return None;
         }
@@ -104,7 +108,8 @@ fn closed_route(value: &Value) -> Option<Value> {
     let readable = |path: &&Value| {
         let mut alone = refusing();
         alone["uri"] = (*path).clone();
-        path.as_str().is_some_and(|path| path.starts_with('/')) && Body::parse(Kind::Routes, &alone).is_ok()
+        path.as_str().is_some_and(|path| path.starts_with('/'))
+            && Body::parse(Kind::Routes, &alone).is_ok()
     };
     let named = value.get("uris").and_then(Value::as_array).into_iter().flatten();
     let mut paths: Vec<&Value> = named.chain(value.get("uri")).filter(readable).collect();
@@ -152,7 +157,11 @@ mod tests {
         Some((owned(route.paths()), owned(route.host_list()), route.priority))
     }
 
-    fn found(paths: &[&str], hosts: &[&str], priority: i64) -> Option<(Vec<String>, Vec<String>, i64)> {
+    fn found(
+        paths: &[&str],
+        hosts: &[&str],
+        priority: i64,
+    ) -> Option<(Vec<String>, Vec<String>, i64)> {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         Some((owned(paths), owned(hosts), priority))
     }
@@ -180,7 +189,8 @@ mod tests {
     #[test]
     fn whose_a_route_is_and_cannot_be_read_is_everybodys() {
         let for_all = |selector: Value| {
-            let value = json!({"uri": "/a", "workload_selector": selector, "plugins": {"secret": {}}});
+            let value =
+                json!({"uri": "/a", "workload_selector": selector, "plugins": {"secret": {}}});
             Body::closed_for_all(Kind::Routes, &value, |id| !id.contains('?'))
         };
         assert_eq!(for_all(Value::Null), None);
@@ -193,7 +203,9 @@ mod tests {
         ] {
             let closed = for_all(selector).unwrap();
             assert!(!closed.to_string().contains("secret"), "{closed}");
-            let Ok(Body::Route(route)) = Body::parse(Kind::Routes, &closed) else { panic!("{closed}") };
+            let Ok(Body::Route(route)) = Body::parse(Kind::Routes, &closed) else {
+                panic!("{closed}")
+            };
             assert_eq!(route.listener(), listener);
             assert!(route.workload_selector.unwrap().spiffe_ids.is_empty());
         }

@@ -32,8 +32,8 @@ pub use identity_mode::{IdentityMode, Strictness};
 pub use meta::{Id, Labels, Redacted, Revision, Timeout};
 pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
 pub use policy::{
-    From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, PolicySignature, TimeWindow,
-    To, ValueMatch, When,
+    From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, PolicySignature,
+    TimeWindow, To, ValueMatch, When,
 };
 pub use proto::Proto;
 pub use resilience::{Hedging, OutlierDetection, Resilience, RetryBudget, UpstreamLimits};

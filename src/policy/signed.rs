@@ -74,7 +74,9 @@ impl PolicyKeys {
         policy: &'p IdentityPolicy,
     ) -> Result<&'p PolicySignature, Invalid> {
         let Some(signature) = &policy.signature else {
-            return Err(Invalid::new("signature: the policy is not signed, and only signed ones count here"));
+            return Err(Invalid::new(
+                "signature: the policy is not signed, and only signed ones count here",
+            ));
         };
         let Some(key) = self.keys.get(&signature.key) else {
             return Err(Invalid(format!(
@@ -107,9 +109,8 @@ impl AuthorKey {
 
     fn verifies(&self, signed: &[u8], value: &[u8]) -> bool {
         let verified = match self.algorithm {
-            Algorithm::Ed25519 => {
-                signature::UnparsedPublicKey::new(&signature::ED25519, &self.raw).verify(signed, value)
-            }
+            Algorithm::Ed25519 => signature::UnparsedPublicKey::new(&signature::ED25519, &self.raw)
+                .verify(signed, value),
             Algorithm::P256 => {
                 let algorithm = &signature::ECDSA_P256_SHA256_ASN1;
                 signature::UnparsedPublicKey::new(algorithm, &self.raw).verify(signed, value)
@@ -176,15 +177,16 @@ impl PolicySigner {
             .map_err(|_| Invalid::new("expected a PEM block PRIVATE KEY (PKCS#8)"))?;
         let pkcs8 = pkcs8.secret_pkcs8_der();
         // OpenSSL writes Ed25519 keys without their public half.
-        let (key, spki) = if let Ok(key) = signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8) {
-            let spki = [ED25519, key.public_key().as_ref()].concat();
-            (PrivateKey::Ed25519(key), spki)
-        } else {
-            let key = ecdsa_key(&signature::ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8)
-                .map_err(|_| Invalid::new("expected a private key of Ed25519 or P-256"))?;
-            let spki = [P256, key.public_key().as_ref()].concat();
-            (PrivateKey::P256(key), spki)
-        };
+        let (key, spki) =
+            if let Ok(key) = signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8) {
+                let spki = [ED25519, key.public_key().as_ref()].concat();
+                (PrivateKey::Ed25519(key), spki)
+            } else {
+                let key = ecdsa_key(&signature::ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8)
+                    .map_err(|_| Invalid::new("expected a private key of Ed25519 or P-256"))?;
+                let spki = [P256, key.public_key().as_ref()].concat();
+                (PrivateKey::P256(key), spki)
+            };
         Ok(Self { key, name: name_of(&spki) })
     }
 
@@ -216,7 +218,8 @@ impl PolicySigner {
             PrivateKey::Ed25519(key) => Ok(key.sign(payload).as_ref().to_vec()),
             PrivateKey::P256(key) => {
                 let signed = key.sign(&rand::SystemRandom::new(), payload);
-                let signed = signed.map_err(|_| Invalid::new("the system has no random numbers"))?;
+                let signed =
+                    signed.map_err(|_| Invalid::new("the system has no random numbers"))?;
                 Ok(signed.as_ref().to_vec())
             }
         }
@@ -334,10 +337,8 @@ mod tests {
     }
 
     fn flaws(keys: &PolicyKeys, declared: &Set, in_force: &Set) -> Vec<(String, String)> {
-        let set = SignedSet {
-            declared: declared.iter().collect(),
-            in_force: in_force.iter().collect(),
-        };
+        let set =
+            SignedSet { declared: declared.iter().collect(), in_force: in_force.iter().collect() };
         set.flaws(keys).into_iter().map(|(id, why)| (id.to_string(), why)).collect()
     }
 
@@ -380,7 +381,8 @@ mod tests {
         assert_eq!(flaws(&keys, &signed, &Set::new()), []);
 
         let mut changed = signed.clone();
-        changed.get_mut(&id("a")).unwrap().rules[0].from.as_mut().unwrap().principals[0] = CART.into();
+        changed.get_mut(&id("a")).unwrap().rules[0].from.as_mut().unwrap().principals[0] =
+            CART.into();
         let mut renumbered = signed.clone();
         renumbered.get_mut(&id("a")).unwrap().signature.as_mut().unwrap().number = 2;
         let moved = Set::from_iter([(id("z"), signed[&id("a")].clone())]);

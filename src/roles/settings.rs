@@ -686,6 +686,7 @@ impl Settings {
             node: None,
             identity: None,
             control_plane: None,
+            policy_keys: Vec::new(),
             resources: None,
             sidecar: None,
             ingress: None,

@@ -25,8 +25,8 @@ use super::router::{Place, RouterSettings};
 use super::ssls::Ssls;
 use crate::identity::SpiffeId;
 use crate::model::{
-    self, Body, Change, Id, IdentityMode, Invalid, Kind, Listeners, PluginConfig,
-    PluginSet, Rejected, Resource, Revision, Route, Service, SslType, Timeout, Upstream,
+    self, Body, Change, Id, IdentityMode, Invalid, Kind, Listeners, PluginConfig, PluginSet,
+    Rejected, Resource, Revision, Route, Service, SslType, Timeout, Upstream,
 };
 use crate::mtls::EdgeTls;
 use crate::observe::Registry;

@@ -137,7 +137,9 @@ impl Probation {
         }
         let Marker { revision, deaths, .. } = marker;
         error!(
-            revision, deaths, in_force,
+            revision,
+            deaths,
+            in_force,
             "CRASH LOOP: the process died again and again soon after it took a revision; the last one that it lived with is in force \
              in its place, until another one comes"
         );
@@ -180,7 +182,8 @@ impl Probation {
                 while !is_saved() {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                let Some(begun) = self.marker.lock().clone().filter(|marker| !marker.held_off) else {
+                let Some(begun) = self.marker.lock().clone().filter(|marker| !marker.held_off)
+                else {
                     break;
                 };
                 let candidate = self.link();

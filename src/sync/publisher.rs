@@ -458,7 +458,8 @@ impl State {
                     return;
                 }
                 // Whoever would serve a route must know of it, so that no broader one takes its requests.
-                match self.closed(kind, &mut published).map(|closed| self.scopes.put(&key, &closed)) {
+                match self.closed(kind, &mut published).map(|closed| self.scopes.put(&key, &closed))
+                {
                     Some(Ok(touched)) => touched,
                     Some(Err(_)) | None => self.scopes.put_unreadable(&key),
                 }

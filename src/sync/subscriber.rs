@@ -132,8 +132,7 @@ impl Subscriber {
         let since = unix_seconds();
         let (place, newest) =
             last_good.map_or((None, None), |(place, saved)| (Some(Arc::new(place)), saved));
-        let (saved, held_off) =
-            place.as_ref().map_or((None, None), |place| place.first(newest));
+        let (saved, held_off) = place.as_ref().map_or((None, None), |place| place.first(newest));
         let heard_at = saved.as_ref().map_or(since, |saved| saved.saved_at.min(since));
         let first = FeedStatus { since, heard_at, held_off, ..FeedStatus::default() };
         let (publisher, status) = Publisher::new(first);
@@ -400,7 +399,9 @@ impl<C: Connect> Worker<C> {
             let nonce = incoming.nonce;
             if holds_off {
                 // The control plane takes what was held off for taken: with what is in force now it begins anew.
-                return End::Failed("what was held off is another one now, and is read anew".into());
+                return End::Failed(
+                    "what was held off is another one now, and is read anew".into(),
+                );
             }
             let ack = match self.held_off(&incoming) {
                 Some(ack) => {
@@ -526,7 +527,11 @@ impl<C: Connect> Worker<C> {
         }
         let HeldOff { revision, deaths, in_force } = held_off;
         error!(revision, deaths, in_force, "held off: the process died again and again with it");
-        let new = incoming.puts.iter().chain(&incoming.opaque).map(|(key, raw)| (key, raw.version.revision));
+        let new = incoming
+            .puts
+            .iter()
+            .chain(&incoming.opaque)
+            .map(|(key, raw)| (key, raw.version.revision));
         let gone = incoming.deletes.iter().map(|key| (key, incoming.revision));
         let rejected = new.chain(gone).map(|((kind, id), revision)| wire::Refusal {
             kind: kind.name().into(),
@@ -644,7 +649,8 @@ impl<C: Connect> Worker<C> {
         if complete {
             let refused = &self.refused;
             held.resources.retain(|key, _| named.contains(key) || refused.contains_key(key));
-            self.leaving = held.resources.keys().filter(|key| !named.contains(*key)).cloned().collect();
+            self.leaving =
+                held.resources.keys().filter(|key| !named.contains(*key)).cloned().collect();
             self.waiting.retain(|key, _| named.contains(key));
         }
         for key in deletes {

@@ -9,9 +9,7 @@ use wardgate::store::etcd::Etcd;
 use wardgate::store::{Expect, Store as _};
 
 use crate::etcd_server::EtcdServer;
-use crate::world::{
-    Admin, App, Process, World, allow, eventually, eventually_async, get, run,
-};
+use crate::world::{Admin, App, Process, World, allow, eventually, eventually_async, get, run};
 
 fn to(app: &App, uri: &str) -> Value {
     json!({ "uri": uri, "upstream": { "nodes": { app.address.to_string(): 1 } } })
@@ -67,9 +65,14 @@ async fn what_nobody_can_read_in_the_store_closes_what_it_would_have_guarded_and
     put("routes/kept", with("/kept/*", "plugins", json!(7))).await;
     let last = put("routes/off", json!({ "uri": "/off", "status": 0, "plugins": 7 })).await;
     let state = admin.applied(last, 1).await;
-    for (path, status) in
-        [("/admin/1", 503), ("/b/1", 503), ("/c/1", 503), ("/kept/1", 200), ("/off", 200), ("/", 200)]
-    {
+    for (path, status) in [
+        ("/admin/1", 503),
+        ("/b/1", 503),
+        ("/c/1", 503),
+        ("/kept/1", 200),
+        ("/off", 200),
+        ("/", 200),
+    ] {
         assert_eq!(get(door, path).await.status, status, "{path}: {state}");
     }
     for id in ["a", "b", "c", "kept", "off"] {
@@ -94,7 +97,11 @@ async fn what_nobody_can_read_in_the_store_closes_what_it_would_have_guarded_and
     let ingress = edge.fed_by(&control).start();
     let door = ingress.address("ingress");
     admin.applied(last, 1).await;
-    assert_eq!(get(door, "/kept/1").await.status, 200, "from the last good copy, and not taken away");
+    assert_eq!(
+        get(door, "/kept/1").await.status,
+        200,
+        "from the last good copy, and not taken away"
+    );
 
     // A service closes its routes, and a global rule all; gone, it closes nothing.
     put("services/t", json!({ "hosts": 7 })).await;
@@ -270,7 +277,11 @@ async fn a_route_that_bears_only_fresh_configuration_answers_503_when_nothing_is
     becomes(door, "/fresh", 503).await;
     assert_eq!(get(door, "/any").await.status, 200, "the other one goes on");
     let answer = get(door, "/fresh").await;
-    assert!(answer.text().contains("the configuration is older than the route allows"), "{}", answer.text());
+    assert!(
+        answer.text().contains("the configuration is older than the route allows"),
+        "{}",
+        answer.text()
+    );
 }
 
 /// An author's keys, in files.
@@ -289,8 +300,7 @@ fn signed(world: &World, key: &std::path::Path, number: u64, policies: &[&Value]
     fs::write(&file, json!({ "identity_policies": policies }).to_string()).unwrap();
     let number = number.to_string();
     let paths = [file.to_str().unwrap(), key.to_str().unwrap()];
-    let ended =
-        run(["policy", "sign", "-f", paths[0], "--key", paths[1], "--number", &number]);
+    let ended = run(["policy", "sign", "-f", paths[0], "--key", paths[1], "--number", &number]);
     serde_json::from_str(&ended.good()).unwrap()
 }
 

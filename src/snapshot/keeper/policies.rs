@@ -183,7 +183,8 @@ mod tests {
 
         fn settle(&mut self) -> (Vec<String>, Vec<String>) {
             let Settled { rejected, restored, .. } = self.0.settle();
-            let rejected = rejected.iter().map(|one| format!("{}: {}", one.id, one.reason)).collect();
+            let rejected =
+                rejected.iter().map(|one| format!("{}: {}", one.id, one.reason)).collect();
             (rejected, restored.iter().map(|(_, id)| id.to_string()).collect())
         }
 
