@@ -179,22 +179,23 @@ impl Probation {
         loop {
             self.begun.notified().await;
             loop {
+                let begun = self.marker.lock().clone().filter(|marker| !marker.held_off);
+                let Some(begun) = begun else { break };
+                // What lies on the disk now is at least as old.
+                let older = self.link();
+                tokio::time::sleep(self.within).await;
                 while !is_saved() {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                let Some(begun) = self.marker.lock().clone().filter(|marker| !marker.held_off)
-                else {
-                    break;
-                };
-                let candidate = self.link();
-                tokio::time::sleep(self.within).await;
-                if let Err(error) = candidate.and_then(|candidate| self.prove(&candidate)) {
+                let has_stood = self.marker.lock().as_ref() == Some(&begun);
+                let candidate = if has_stood { self.link() } else { older };
+                if let Err(error) = candidate.and_then(|candidate| self.prove(&candidate))
+                    && error.kind() != io::ErrorKind::NotFound
+                {
                     warn!(%error, "what the process lives with could not be noted");
                 }
-                let mut marker = self.marker.lock();
-                if marker.as_ref() == Some(&begun) {
-                    *marker = None;
-                    drop(marker);
+                if has_stood {
+                    *self.marker.lock() = None;
                     self.forget();
                     break;
                 }
