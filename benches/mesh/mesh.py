@@ -73,7 +73,7 @@ def arguments():
     ours.add_argument("--routes", default="1", metavar="1,10000", help="routes loaded")
     ours.add_argument("--plugins", default="0", metavar="0,5,10", help="plugins on the route, those beyond 5 in a global rule")
     ours.add_argument("--workers", default="1", metavar="1,2", help="worker threads")
-    ours.add_argument("--audit", default="on", metavar="on,each", help="allows aggregated, or each with a record of its own")
+    ours.add_argument("--audit", default="on", metavar="on,each,off", help="allows aggregated, each with a record of its own, or not recorded")
     ours.add_argument("--against", action="append", default=[], metavar="NAME=BINARY", help="another binary of ours beside it")
     extra = parser.add_argument_group("memory of ours (README.md)")
     extra.add_argument("--memory", action="store_true", help="what a connection, a route, a pooled connection and a worker cost")
@@ -89,8 +89,8 @@ def arguments():
     for key in ("routes", "plugins", "workers"):
         setattr(options, key, [int(value) for value in getattr(options, key).split(",")])
     options.audit = options.audit.split(",")
-    if set(options.audit) - {"on", "each"}:
-        parser.error("--audit: on (allows are aggregated) or each; the decision log cannot be switched off")
+    if set(options.audit) - {"on", "each", "off"}:
+        parser.error("--audit: on (allows are aggregated), each, or off (what is refused alone is recorded)")
     options.against = [pair.split("=", 1) for pair in options.against]
     wanted = options.only.split(",") if options.only else ["nginx", "haproxy", "envoy", "wardgate"]
     if set(wanted) - {*OTHERS, "wardgate"}:

@@ -53,7 +53,7 @@ class Wardgate:
             "resources": str(folder / "resources.json"),
             "status": f"127.0.0.1:{free_port()}",
             "audit": {"file": str(folder / "audit.jsonl")},
-            "decision_log": {"allows": "each" if self.audit == "each" else "aggregated"},
+            "decision_log": {"allows": {"on": "aggregated", "each": "each", "off": "none"}[self.audit]},
             "workers": self.workers,
             "limits": {"idle_seconds": 600},
             **doors,

@@ -59,6 +59,9 @@ fn role(text: &str) -> Result<Role, String> {
 /// How a second request to end is answered, and by which exit code.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 
+/// After so long a process that got ready has done what only a start does.
+const SETTLED: Duration = Duration::from_millis(500);
+
 pub(super) async fn run(
     args: &RunArgs,
     sockets: Sockets,
@@ -144,6 +147,8 @@ async fn serve(
     let readiness = running.readiness().clone();
     let mut ready = std::pin::pin!(readiness.ready());
     let mut is_ready = false;
+    let mut settled = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+    let mut is_settled = true;
     let mut orphaned = std::pin::pin!(orphaned(lifeline.as_ref()));
     loop {
         let asked = tokio::select! {
@@ -158,6 +163,12 @@ async fn serve(
                 systemd::notify("READY=1\nSTATUS=ready");
                 writeln!(out, "ready")?;
                 out.flush()?;
+                settled.as_mut().reset(tokio::time::Instant::now() + SETTLED);
+                is_settled = false;
+                continue;
+            }
+            () = &mut settled, if !is_settled => {
+                is_settled = true;
                 crate::rt::memory::give_back_code();
                 continue;
             }

@@ -387,7 +387,7 @@ impl AuditLog {
         let state = Arc::new(State::default());
         let room = Room { common: settings.pending_bytes, reserved: settings.reserved_bytes };
         let counting = Counting {
-            allows: settings.allows == Allows::Aggregated,
+            allows: settings.allows,
             window: u64::try_from(settings.window.as_millis()).unwrap_or(u64::MAX / 2),
             single_denies: settings.single_denies,
             kinds: settings.kinds,

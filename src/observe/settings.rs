@@ -15,6 +15,9 @@ pub enum Allows {
     Aggregated,
     /// Each has a record of its own.
     Each,
+    /// They have none but where a route asks for `audit: required`, or a policy that only observes would have refused. Nobody can
+    /// tell then who did what, nor learn rules from the log; refusals stand as ever.
+    None,
 }
 
 /// Which connections have records of their own.

@@ -11,12 +11,13 @@ use super::json::Fields;
 use super::lane::{Frame, push_frame};
 use super::record::Type;
 use super::redact::Redaction;
+use super::settings::Allows;
 
 /// How decisions are counted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counting {
-    /// Count allowed ones; each has a record of its own else.
-    pub(super) allows: bool,
+    /// What becomes of allowed ones.
+    pub(super) allows: Allows,
     /// How long they are counted before a record tells of them, in milliseconds.
     pub(super) window: u64,
     /// So many refusals of a kind have a record of their own, in a minute.
@@ -33,7 +34,7 @@ const MINUTE: u64 = 60_000;
 pub(super) enum Noted {
     /// It has a record of its own.
     Single,
-    /// It is counted.
+    /// It is counted, or nobody wants to know.
     Counted,
 }
 
@@ -76,8 +77,14 @@ impl Tally {
         counting: &Counting,
         redaction: &Redaction,
     ) -> Noted {
-        if record.must_stand || (record.allowed && !counting.allows) {
+        if record.must_stand {
             return Noted::Single;
+        }
+        let is_plain = record.allowed && record.would_be.is_none() && record.mode == "enforce";
+        match counting.allows {
+            Allows::Each if record.allowed => return Noted::Single,
+            Allows::None if is_plain => return Noted::Counted,
+            Allows::Each | Allows::None | Allows::Aggregated => {}
         }
         let kinds = &mut self.kinds[usize::from(record.allowed)];
         record.write_key(true, &mut self.key);
@@ -211,12 +218,13 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decision::WouldBe;
     use super::super::ends::{Ends, EndsFacts};
     use super::super::lane::frames;
     use super::*;
 
     const COUNTING: Counting =
-        Counting { allows: true, window: 10_000, single_denies: 3, kinds: 8 };
+        Counting { allows: Allows::Aggregated, window: 10_000, single_denies: 3, kinds: 8 };
 
     fn ends(conn_id: u64, port: u16) -> Ends {
         let facts = EndsFacts {
@@ -277,6 +285,25 @@ mod tests {
         assert_eq!(note(&mut tally, &get(&one, b"/i/4"), 12_000), Noted::Single);
         assert_eq!(note(&mut tally, &get(&one, b"/i/5"), 12_001), Noted::Counted);
         assert_eq!(told(&mut tally, 12_002, true)[0]["count"], 1);
+    }
+
+    #[test]
+    fn where_nobody_wants_to_know_what_is_allowed_the_rest_stands_all_the_same() {
+        let counting = Counting { allows: Allows::None, ..COUNTING };
+        let ends = ends(1, 1000);
+        let allow = DecisionRecord { method: b"GET", ..DecisionRecord::of(&ends, true) };
+        let would_be = WouldBe { allowed: false, reason: None, rule: Some(("p", "r")) };
+        for (record, expected) in [
+            (allow, Noted::Counted),
+            (DecisionRecord { must_stand: true, ..allow }, Noted::Single),
+            (DecisionRecord { would_be: Some(would_be), ..allow }, Noted::Single),
+            (DecisionRecord { mode: "permissive", ..allow }, Noted::Single),
+            (DecisionRecord { allowed: false, ..allow }, Noted::Single),
+        ] {
+            let mut tally = Tally::default();
+            assert_eq!(tally.note(&record, 1, &counting, &Redaction::KEEP), expected, "{record:?}");
+            assert_eq!(told(&mut tally, 2, true).len(), 0);
+        }
     }
 
     #[test]

@@ -105,6 +105,28 @@ async fn each_decision_is_one_record_with_what_can_be_proved() {
 }
 
 #[tokio::test]
+async fn where_nobody_wants_to_know_what_is_allowed_refusals_stand_in_the_log_all_the_same() {
+    let world = World::new();
+    let app = App::echo("app");
+    let policy = json!({ "id": "p", "action": "allow", "rules": [{
+        "from": { "principals": [world.id("/shop")] }, "to": { "methods": ["GET"] },
+    }]});
+    let part = world.sidecar("/billing").app(&app).set("decision_log.allows", &json!("none"));
+    let billing = part.resources(&json!({ "identity_policies": [policy] })).start();
+    let shop = world.peer("/shop");
+    assert_eq!(shop.get(&billing, "/read").await.status, 200);
+    let mut connection = shop.connect(&billing).await;
+    let denied = connection.send("DELETE", "/gone", &[], "").await;
+    billing.record_with("/denial_id", &json!(denied.denial()));
+    let records = billing.audit();
+    let decisions: Vec<&Value> =
+        records.iter().filter(|record| record["type"] == "decision").collect();
+    let [deny] = decisions[..] else { panic!("what was refused alone: {decisions:#?}") };
+    assert_eq!((&deny["outcome"], &deny["path"]), (&json!("deny"), &json!("/gone")));
+    assert!(records.iter().any(|record| record["allows"] == "none"), "{records:#?}");
+}
+
+#[tokio::test]
 async fn a_start_a_restart_and_an_end_leave_one_chain() {
     let world = World::new();
     let app = App::echo("app");

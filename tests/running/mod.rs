@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use wardgate::model::Listeners;
@@ -41,9 +43,13 @@ pub(crate) struct Stand {
     pub(crate) outbound: Plane,
     pub(crate) inbound: Plane,
     pub(crate) ingress: Plane,
-    _runtime: Runtime,
+    runtime: Runtime,
     folder: PathBuf,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One at a time: workers are known by what was not there before.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Drop for Stand {
     fn drop(&mut self) {
@@ -54,6 +60,7 @@ impl Drop for Stand {
 impl Stand {
     /// With everything on: identities verified, policy decided, decisions on file, metrics counted.
     pub(crate) fn start() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = std::env::temp_dir().join(format!("wardgate-running-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -116,7 +123,7 @@ impl Stand {
                 "upstreams": [upstream("app", "http", app)],
             }),
         );
-        Self { outbound, inbound, ingress, _runtime: runtime, folder }
+        Self { outbound, inbound, ingress, runtime, folder, _alone: alone }
     }
 
     /// So many requests over some connections at once, of which each must be answered with 200 and the whole body.
@@ -135,6 +142,100 @@ impl Stand {
         );
         let data = format!("({}) data", requests * BODY.len() as u64);
         assert!(report.contains(&data), "expected {data}:\n{report}");
+    }
+}
+
+/// A connection that is held.
+pub(crate) type Connection = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+impl Stand {
+    /// So many connections over mTLS at the inbound door, which have carried a request each and wait.
+    pub(crate) fn hold(&self, count: usize) -> Vec<Connection> {
+        let config = Arc::new(self.caller());
+        let one = async || {
+            let tcp = tokio::net::TcpStream::connect(self.inbound.inner).await.unwrap();
+            let name = rustls::pki_types::ServerName::try_from("billing").unwrap();
+            let connector = tokio_rustls::TlsConnector::from(config.clone());
+            let mut tls = connector.connect(name, tcp).await.unwrap();
+            tls.write_all(b"GET /h1/items/7 HTTP/1.1\r\nHost: billing\r\n\r\n").await.unwrap();
+            let mut answer = vec![0; 16 * 1024];
+            let mut length = 0;
+            while !answer[..length].ends_with(BODY.as_bytes()) {
+                let count = tls.read(&mut answer[length..]).await.unwrap();
+                assert!(count > 0, "{}", String::from_utf8_lossy(&answer[..length]));
+                length += count;
+            }
+            assert!(answer.starts_with(b"HTTP/1.1 200"));
+            tls
+        };
+        self.runtime.block_on(async {
+            let mut held = Vec::new();
+            for _ in 0..count {
+                held.push(one().await);
+            }
+            held
+        })
+    }
+
+    /// The outbound sidecar's identity, in a client's hands.
+    fn caller(&self) -> rustls::ClientConfig {
+        use rustls::pki_types::pem::PemObject as _;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let file = |name| self.folder.join("shop").join(name);
+        let chain = CertificateDer::pem_file_iter(file("svid.pem")).unwrap();
+        let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(file("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
+        let mut config = builder
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config
+    }
+}
+
+/// Whom this client asks is not what is looked at here.
+#[derive(Debug)]
+struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 alone".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -25,14 +25,15 @@ pub(in crate::proxy) enum Answer {
 }
 
 /// The upstream's side of one exchange.
+#[expect(clippy::large_enum_variant, reason = "the common one costs a request no allocation")]
 pub(in crate::proxy) enum Origin {
-    Http1(Box<UpstreamHttp1>),
+    Http1(UpstreamHttp1),
     Http2(Box<UpstreamHttp2>),
 }
 
 impl Origin {
     pub(in crate::proxy) fn http1(http: Http1, limits: HeadLimits) -> Self {
-        Self::Http1(Box::new(UpstreamHttp1::new(http, limits)))
+        Self::Http1(UpstreamHttp1::new(http, limits))
     }
 
     /// Begins the request; its head goes out with the first bytes of the body, or with the flush.

@@ -1,7 +1,7 @@
 //! Serving a client's HTTP/1.1 connection: read a head, let the flow answer it, read the next.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -180,10 +180,12 @@ enum Next {
     Late,
     /// The connection has lost its proof.
     Unproved,
+    /// Nothing, and it may go on waiting.
+    Quiet,
     Refused(Refused),
 }
 
-/// Serves one connection until its end.
+/// Serves one connection until its end. What only requests need is given back while none come: an idle connection keeps little.
 pub(in crate::proxy) async fn serve(
     worker: &Arc<Worker>,
     stream: Stream,
@@ -192,187 +194,244 @@ pub(in crate::proxy) async fn serve(
     proof: &Arc<Proof>,
     served: &mut Served,
 ) {
-    let mut http = Http1::new(stream);
-    let mut watchdog = Watchdog::new();
-    let mut draining = std::pin::pin!(worker.draining());
+    let mut connection = Connection {
+        worker,
+        client: &client,
+        proof,
+        served,
+        http: Http1::new(stream),
+        watchdog: Watchdog::new(),
+        draining: pin!(worker.draining()),
+        idle_until: Instant::now() + worker.limits.head_within,
+    };
     loop {
-        let first = served.requests == 0;
-        let next =
-            next_head(worker, &mut http, &client, &mut watchdog, draining.as_mut(), proof, first);
-        match next.await {
-            Next::Request(facts, mut exchange) => {
-                served.requests += 1;
-                let mut caller = Caller {
-                    is_head: exchange.request.method() == "HEAD",
-                    is_connect: exchange.request.method() == "CONNECT",
-                    http: &mut http,
-                    worker,
-                    proof,
-                    facts,
-                    close: served.requests >= worker.limits.requests,
-                    aborted: false,
-                    invited: false,
-                };
-                proof.set_busy(true);
-                let after = flow::exchange(
-                    worker,
-                    &mut exchange,
-                    &mut caller,
-                    &mut standing,
-                    &mut watchdog,
-                    proof,
-                )
-                .await;
-                served.bytes_in += exchange.bytes_in;
-                served.bytes_out += exchange.bytes_out;
-                worker.take_back(exchange);
-                let after = match after {
-                    After::Tunnel(tunnel) => {
-                        caller.http.release(&worker.buffers);
-                        let (before, client, standing) = (caller.counts(), &client, &standing);
-                        served.ended =
-                            tunnel::carry(worker, &mut caller, client, standing, proof, *tunnel)
-                                .await;
-                        let (received, sent) = caller.counts();
-                        served.bytes_in += received - before.0;
-                        served.bytes_out += sent - before.1;
-                        return;
-                    }
-                    after => after,
-                };
-                let (close, aborted) = (caller.close, caller.aborted);
-                if matches!(after, After::Refused) {
-                    served.ended = Some(Lapse::PolicyChanged);
-                }
-                if served.ended.is_some() || proof.is_cut() {
-                    http.stream.reset_on_close();
-                    return;
-                }
-                match after {
-                    After::Next if !close && http.is_body_taken() => {}
-                    _ if aborted && http.break_off() => return,
-                    After::Next | After::Close | After::Refused | After::Tunnel(_) => {
-                        return linger(worker, http).await;
-                    }
-                }
-                proof.set_busy(false);
-            }
-            Next::Closed => {
-                return http.release(&worker.buffers);
-            }
-            Next::Late | Next::Unproved if http.input.is_empty() => {
-                // TLS' farewell tells it from a connection that was broken off.
-                let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
-                return;
-            }
-            // What has come of a request is not looked at.
-            Next::Unproved => return linger(worker, http).await,
-            Next::Late => {
-                let late = Refused { status: 408, sentence: "the request's head took too long" };
-                refuse(worker, &mut http, late).await;
-                let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
-                return;
-            }
-            Next::Refused(refused) => {
-                worker.note_malformed(&client, refused.sentence);
-                refuse(worker, &mut http, refused).await;
-                return linger(worker, http).await;
-            }
+        let next = connection.next_head(None).await;
+        if let Ended::Whole = Box::pin(connection.serve(&mut standing, next)).await {
+            return;
         }
     }
 }
 
-/// Waits for a request's head. While nothing is there, no buffer is held.
-async fn next_head(
-    worker: &Worker,
-    http: &mut Http1,
-    client: &Arc<Client>,
-    watchdog: &mut Watchdog,
-    mut draining: Pin<&mut impl Future<Output = ()>>,
-    proof: &Arc<Proof>,
-    first: bool,
-) -> Next {
-    let limits = &worker.limits;
-    let idle = if first { limits.head_within } else { limits.idle_within };
-    watchdog.set(Some(Instant::now() + idle));
-    let mut scanned = 0;
-    let mut leaving = None;
-    let mut lent: Option<Box<Exchange>> = None;
-    poll_fn(|context| {
-        let ends = proof.lapse();
-        if ends.is_some_and(|lapse| !lapse.is_gentle()) {
-            if let Some(exchange) = lent.take() {
-                worker.take_back(exchange);
-            }
-            return Poll::Ready(Next::Unproved);
-        }
+/// One connection, between its requests and in them.
+struct Connection<'a, D> {
+    worker: &'a Arc<Worker>,
+    client: &'a Arc<Client>,
+    proof: &'a Arc<Proof>,
+    served: &'a mut Served,
+    http: Http1,
+    watchdog: Watchdog,
+    /// Ready when the worker drains.
+    draining: Pin<&'a mut D>,
+    /// Until when it may be idle.
+    idle_until: Instant,
+}
+
+/// How long a connection that has carried a request is ready for the next one with all that it needs.
+const READY: Duration = Duration::from_secs(1);
+
+/// What is over.
+enum Ended {
+    /// The connection.
+    Whole,
+    /// Its requests, for now.
+    Requests,
+}
+
+impl<D: Future<Output = ()>> Connection<'_, D> {
+    /// Serves what came, and what follows soon.
+    async fn serve(&mut self, standing: &mut ConnectionStanding, mut next: Next) -> Ended {
         loop {
-            if !http.input.is_empty() {
-                if scanned == 0 {
-                    watchdog.set(Some(Instant::now() + limits.head_within));
+            next = match next {
+                Next::Request(facts, exchange) => {
+                    if !self.exchange(standing, facts, exchange).await {
+                        return Ended::Whole;
+                    }
+                    self.idle_until = Instant::now() + self.worker.limits.idle_within;
+                    self.next_head(Some(READY)).await
                 }
-                let mut exchange = lent.take().unwrap_or_else(|| worker.lend_exchange(client));
-                let read = read_request_within(
-                    http.input.data(),
-                    scanned,
-                    &limits.request_head,
-                    &mut exchange.request,
-                );
-                match read {
-                    // Trust may have changed since the connection was looked at.
-                    Ok(Some(_))
-                        if worker.watch.lapse(proof).is_some_and(|lapse| !lapse.is_gentle()) =>
-                    {
-                        worker.take_back(exchange);
-                        return Poll::Ready(Next::Unproved);
+                Next::Quiet => return Ended::Requests,
+                over => {
+                    self.end(over).await;
+                    return Ended::Whole;
+                }
+            };
+        }
+    }
+
+    /// Answers one request; `true` when the connection may carry another one.
+    async fn exchange(
+        &mut self,
+        standing: &mut ConnectionStanding,
+        facts: RequestFacts,
+        mut exchange: Box<Exchange>,
+    ) -> bool {
+        let Self { worker, proof, served, http, watchdog, .. } = self;
+        served.requests += 1;
+        let mut caller = Caller {
+            is_head: exchange.request.method() == "HEAD",
+            is_connect: exchange.request.method() == "CONNECT",
+            http,
+            worker,
+            proof,
+            facts,
+            close: served.requests >= worker.limits.requests,
+            aborted: false,
+            invited: false,
+        };
+        proof.set_busy(true);
+        let after =
+            flow::exchange(worker, &mut exchange, &mut caller, standing, watchdog, proof).await;
+        served.bytes_in += exchange.bytes_in;
+        served.bytes_out += exchange.bytes_out;
+        worker.take_back(exchange);
+        let after = match after {
+            After::Tunnel(tunnel) => {
+                caller.http.release(&worker.buffers);
+                let before = caller.counts();
+                let carried =
+                    tunnel::carry(worker, &mut caller, self.client, standing, proof, *tunnel);
+                served.ended = carried.await;
+                let (received, sent) = caller.counts();
+                served.bytes_in += received - before.0;
+                served.bytes_out += sent - before.1;
+                return false;
+            }
+            after => after,
+        };
+        let (close, aborted) = (caller.close, caller.aborted);
+        if matches!(after, After::Refused) {
+            served.ended = Some(Lapse::PolicyChanged);
+        }
+        if served.ended.is_some() || proof.is_cut() {
+            http.stream.reset_on_close();
+            return false;
+        }
+        match after {
+            After::Next if !close && http.is_body_taken() => {}
+            _ if aborted && http.break_off() => return false,
+            After::Next | After::Close | After::Refused | After::Tunnel(_) => {
+                linger(worker, http).await;
+                return false;
+            }
+        }
+        proof.set_busy(false);
+        true
+    }
+
+    /// Says what there is to say instead of an answer.
+    async fn end(&mut self, why: Next) {
+        let Self { worker, client, http, .. } = self;
+        match why {
+            Next::Request(..) | Next::Quiet | Next::Closed => http.release(&worker.buffers),
+            Next::Late | Next::Unproved if http.input.is_empty() => {
+                // TLS' farewell tells it from a connection that was broken off.
+                let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
+            }
+            // What has come of a request is not looked at.
+            Next::Unproved => linger(worker, http).await,
+            Next::Late => {
+                let late = Refused { status: 408, sentence: "the request's head took too long" };
+                refuse(worker, http, late).await;
+                let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
+            }
+            Next::Refused(refused) => {
+                worker.note_malformed(client, refused.sentence);
+                refuse(worker, http, refused).await;
+                linger(worker, http).await;
+            }
+        }
+    }
+
+    /// Waits for a request's head, at most so long when `within` says so. While nothing is there, no buffer is held.
+    async fn next_head(&mut self, within: Option<Duration>) -> Next {
+        let Self { worker, client, proof, http, watchdog, draining, idle_until, .. } = self;
+        let limits = &worker.limits;
+        let quiet = within.map(|within| Instant::now() + within).filter(|at| at < idle_until);
+        watchdog.set(Some(quiet.unwrap_or(*idle_until)));
+        let mut scanned = 0;
+        let mut leaving = None;
+        let mut lent: Option<Box<Exchange>> = None;
+        poll_fn(|context| {
+            let ends = proof.lapse();
+            if ends.is_some_and(|lapse| !lapse.is_gentle()) {
+                if let Some(exchange) = lent.take() {
+                    worker.take_back(exchange);
+                }
+                return Poll::Ready(Next::Unproved);
+            }
+            loop {
+                if !http.input.is_empty() {
+                    if scanned == 0 {
+                        watchdog.set(Some(Instant::now() + limits.head_within));
                     }
-                    Ok(Some(facts)) => {
-                        http.input.consume(facts.length);
-                        http.incoming = Incoming::from(facts.framing);
-                        // Counted from here: what was read beyond the head belongs to the body or the next request.
-                        http.received = facts.length as u64;
-                        http.sent = 0;
-                        return Poll::Ready(Next::Request(facts, exchange));
+                    let mut exchange = lent.take().unwrap_or_else(|| worker.lend_exchange(client));
+                    let read = read_request_within(
+                        http.input.data(),
+                        scanned,
+                        &limits.request_head,
+                        &mut exchange.request,
+                    );
+                    match read {
+                        // Trust may have changed since the connection was looked at.
+                        Ok(Some(_))
+                            if worker
+                                .watch
+                                .lapse(proof)
+                                .is_some_and(|lapse| !lapse.is_gentle()) =>
+                        {
+                            worker.take_back(exchange);
+                            return Poll::Ready(Next::Unproved);
+                        }
+                        Ok(Some(facts)) => {
+                            http.input.consume(facts.length);
+                            http.incoming = Incoming::from(facts.framing);
+                            // Counted from here: what was read beyond the head belongs to the body or the next request.
+                            http.received = facts.length as u64;
+                            http.sent = 0;
+                            return Poll::Ready(Next::Request(facts, exchange));
+                        }
+                        Ok(None) => scanned = http.input.data().len(),
+                        Err(refused) => {
+                            worker.take_back(exchange);
+                            return Poll::Ready(Next::Refused(refused));
+                        }
                     }
-                    Ok(None) => scanned = http.input.data().len(),
-                    Err(refused) => {
-                        worker.take_back(exchange);
+                    lent = Some(exchange);
+                }
+                worker.buffers.lend(&mut http.input);
+                match http.poll_fill(context) {
+                    Poll::Ready(Ok(0)) if http.input.is_empty() => {
+                        return Poll::Ready(Next::Closed);
+                    }
+                    Poll::Ready(Ok(0)) => {
+                        let refused = Refused { status: 400, sentence: "the head is cut off" };
                         return Poll::Ready(Next::Refused(refused));
                     }
-                }
-                lent = Some(exchange);
-            }
-            worker.buffers.lend(&mut http.input);
-            match http.poll_fill(context) {
-                Poll::Ready(Ok(0)) if http.input.is_empty() => return Poll::Ready(Next::Closed),
-                Poll::Ready(Ok(0)) => {
-                    let refused = Refused { status: 400, sentence: "the head is cut off" };
-                    return Poll::Ready(Next::Refused(refused));
-                }
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Next::Closed),
-                Poll::Pending => {
-                    http.release(&worker.buffers);
-                    break;
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Next::Closed),
+                    Poll::Pending => {
+                        http.release(&worker.buffers);
+                        break;
+                    }
                 }
             }
-        }
-        // A drain lets an idle connection carry one more request for a moment: what is already on its way is not lost. So does
-        // an end that takes nothing from whom we know at the other end.
-        let leaves = ends.is_some() || draining.as_mut().poll(context).is_ready();
-        if http.input.is_empty() && leaves {
-            // Before it would be cut off.
-            let within = ends.map_or_else(
-                || worker.drain_idle(),
-                |lapse| limits.drain_idle.min(limits.proof.within(lapse) / 2),
-            );
-            let until = *leaving.get_or_insert_with(|| Instant::now() + within);
-            let sooner = watchdog.deadline().map_or(until, |deadline| deadline.min(until));
-            watchdog.set(Some(sooner));
-        }
-        watchdog.poll(context).map(|()| Next::Late)
-    })
-    .await
+            // A drain lets an idle connection carry one more request for a moment: what is already on its way is not lost. So does
+            // an end that takes nothing from whom we know at the other end.
+            let leaves = ends.is_some() || draining.as_mut().poll(context).is_ready();
+            if http.input.is_empty() && leaves {
+                // Before it would be cut off.
+                let within = ends.map_or_else(
+                    || worker.drain_idle(),
+                    |lapse| limits.drain_idle.min(limits.proof.within(lapse) / 2),
+                );
+                let until = *leaving.get_or_insert_with(|| Instant::now() + within);
+                watchdog.set(Some(until.min(*idle_until)));
+            }
+            let is_quiet = quiet.is_some() && scanned == 0 && leaving.is_none();
+            watchdog.poll(context).map(|()| if is_quiet { Next::Quiet } else { Next::Late })
+        })
+        .await
+    }
 }
 
 /// Answers a head that was refused, and closes.
@@ -396,7 +455,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Closes so that the last response arrives: what the client still sends is read and thrown away for a moment,
 /// since closing with unread bytes makes the system reset the connection.
-async fn linger(worker: &Worker, mut http: Http1) {
+async fn linger(worker: &Worker, http: &mut Http1) {
     let _ = tokio::time::timeout(FAREWELL, http.stream.shutdown()).await;
     if !http.ended {
         let mut left = 256 * 1024_usize;
