@@ -45,7 +45,7 @@ impl Feeding {
     }
 
     /// A feed from a control plane: whether it is heard, and what is held off, is told by metrics and the decision log.
-    pub(super) fn from_control_plane(
+    pub(super) fn follow_control_plane(
         &mut self,
         part: &str,
         (address, status): (&str, Live<FeedStatus>),
@@ -89,7 +89,7 @@ impl Feeding {
     }
 
     /// A feed from a resources file.
-    pub(super) fn from_file(
+    pub(super) fn follow_file(
         &mut self,
         part: &str,
         (path, status): (PathBuf, Live<FileStatus>),

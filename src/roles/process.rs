@@ -713,7 +713,7 @@ fn feed(
         (Some(path), None) => {
             let feed = standalone(path)?;
             show_file(&shared.registry, part, &feed.status());
-            feeding.from_file(part, (path.clone(), feed.status()), freshness, shared);
+            feeding.follow_file(part, (path.clone(), feed.status()), freshness, shared);
             Ok(Box::new(feed))
         }
         (None, None) => Err(missing(
@@ -734,7 +734,7 @@ fn feed(
             let told = subscriber::Settings::new(role, settings.node_name());
             let subscriber = Subscriber::start(told, connect, last_good);
             let source = (&*control.address, subscriber.status());
-            feeding.from_control_plane(part, source, freshness, shared);
+            feeding.follow_control_plane(part, source, freshness, shared);
             Ok(Box::new(subscriber))
         }
     }
