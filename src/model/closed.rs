@@ -149,8 +149,8 @@ mod tests {
     use super::*;
     use crate::model::{Listeners, Status};
 
-    fn place(value: Value) -> Option<(Vec<String>, Vec<String>, i64)> {
-        let body = Body::closed(Kind::Routes, &value)?;
+    fn place(value: &Value) -> Option<(Vec<String>, Vec<String>, i64)> {
+        let body = Body::closed(Kind::Routes, value)?;
         let Body::Route(route) = body else { panic!("{body:?}") };
         assert!(route.plugins.as_ref().is_some_and(|set| set.contains_key(UNREADABLE)));
         let owned = |texts: crate::model::OneOrMany<'_>| texts.iter().map(str::to_owned).collect();
@@ -168,14 +168,18 @@ mod tests {
 
     #[test]
     fn a_route_that_cannot_be_read_stands_where_it_can_be_read_to_stand() {
-        assert_eq!(place(json!({"uri": "/a", "plugins": 7})), found(&["/a"], &[], 0));
-        assert_eq!(place(json!({"uris": ["/a", 7, "/b"]})), found(&["/a", "/b"], &[], 0));
-        assert_eq!(place(json!({"uri": 7, "hosts": ["a.b"]})), found(&["/*"], &["a.b"], 0));
-        assert_eq!(place(json!({"uri": "/a", "host": 7})), found(&["/a"], &[], 0), "for all hosts");
-        assert_eq!(place(json!({"uri": "/a", "priority": "x"})), found(&["/a"], &[], i64::MAX));
-        assert_eq!(place(json!({"uri": "/a", "priority": 3, "x": 1})), found(&["/a"], &[], 3));
+        assert_eq!(place(&json!({"uri": "/a", "plugins": 7})), found(&["/a"], &[], 0));
+        assert_eq!(place(&json!({"uris": ["/a", 7, "/b"]})), found(&["/a", "/b"], &[], 0));
+        assert_eq!(place(&json!({"uri": 7, "hosts": ["a.b"]})), found(&["/*"], &["a.b"], 0));
+        assert_eq!(
+            place(&json!({"uri": "/a", "host": 7})),
+            found(&["/a"], &[], 0),
+            "for all hosts"
+        );
+        assert_eq!(place(&json!({"uri": "/a", "priority": "x"})), found(&["/a"], &[], i64::MAX));
+        assert_eq!(place(&json!({"uri": "/a", "priority": 3, "x": 1})), found(&["/a"], &[], 3));
         for nowhere in [json!(7), json!({"uri": 7}), json!({"uris": [7]}), json!({"plugins": 7})] {
-            assert_eq!(place(nowhere), None);
+            assert_eq!(place(&nowhere), None);
         }
     }
 

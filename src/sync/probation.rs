@@ -113,7 +113,7 @@ impl Probation {
                 let Marker { revision, deaths, .. } = marker;
                 warn!(revision, deaths, "the process died soon after it took this revision");
             }
-            probation.write(marker);
+            probation.write(&marker);
         }
         probation
     }
@@ -143,7 +143,7 @@ impl Probation {
             "CRASH LOOP: the process died again and again soon after it took a revision; the last one that it lived with is in force \
              in its place, until another one comes"
         );
-        self.write(Marker { held_off: true, ..marker });
+        self.write(&Marker { held_off: true, ..marker });
         Some(HeldOff { revision, deaths, in_force })
     }
 
@@ -169,7 +169,7 @@ impl Probation {
         let known = self.marker.lock().clone().filter(|marker| marker.state == state);
         let deaths = known.map_or(0, |marker| marker.deaths);
         let pid = std::process::id();
-        self.write(Marker { state, revision, deaths, pid, held_off: false });
+        self.write(&Marker { state, revision, deaths, pid, held_off: false });
         self.begun.notify_one();
     }
 
@@ -230,8 +230,8 @@ impl Probation {
         if self.pen.is_up() { fs::rename(candidate, beside(&self.copy, "proven")) } else { Ok(()) }
     }
 
-    fn write(&self, marker: Marker) {
-        let marker = Marker { pid: std::process::id(), ..marker };
+    fn write(&self, marker: &Marker) {
+        let marker = Marker { pid: std::process::id(), ..marker.clone() };
         let mut held = self.marker.lock();
         let place = beside(&self.copy, "trial");
         let written = serde_json::to_vec(&marker).map_err(io::Error::from).and_then(|text| {
