@@ -63,6 +63,7 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
                     look_at_running_identity(&status.to_string(), &mut findings).await;
                     look_at_federation(&status.to_string(), &mut findings).await;
                     look_at_outputs(&status.to_string(), &mut findings).await;
+                    look_at_refusals(&status.to_string(), &mut findings).await;
                 }
             }
             Err(error) => findings.push(finding("settings", Grade::Problem, error.to_string())),
@@ -214,6 +215,27 @@ async fn look_at_outputs(address: &str, findings: &mut Vec<Finding>) {
                 let text = format!("{name}: {} records {what}", count(field));
                 findings.push(finding("outputs", Grade::Warning, text));
             }
+        }
+    }
+}
+
+/// What of its configuration the running process refuses, and what it holds off.
+async fn look_at_refusals(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/status/process", &[], None).await else {
+        return;
+    };
+    let answer = answer.json().unwrap_or_default();
+    for feed in answer["feeds"].as_array().into_iter().flatten() {
+        if let Some(text) = super::status::held_off(feed) {
+            let fix = "find out what of it kills the process, and write a version without that";
+            let fix = Some(fix.to_owned());
+            findings.push(Finding { fix, ..finding("process", Grade::Problem, text) });
+        }
+    }
+    for plane in answer["configuration"].as_array().into_iter().flatten() {
+        for rejected in plane["refused"].as_array().into_iter().flatten() {
+            let text = format!("the running process refuses {}", refused(rejected));
+            findings.push(finding("process", Grade::Problem, text));
         }
     }
 }

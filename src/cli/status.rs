@@ -192,6 +192,9 @@ fn print(told: &Value, out: &mut impl Write) -> anyhow::Result<()> {
             ),
         };
         writeln!(out, "{:<14} {part:<12} {how}", "feed")?;
+        if let Some(held_off) = held_off(feed) {
+            writeln!(out, "{:<14}   {}", "", paint.bad(&held_off))?;
+        }
     }
     for identity in rows(told, "identities") {
         writeln!(
@@ -306,4 +309,13 @@ pub(super) async fn reload(args: &ReloadArgs, out: &mut impl Write) -> anyhow::R
         return Ok(ExitCode::SUCCESS);
     }
     bail!("the process did not read its settings within 10 s")
+}
+
+/// What a feed does not take because the process died with it.
+pub(super) fn held_off(feed: &Value) -> Option<String> {
+    let held_off = feed.get("held_off").filter(|held_off| held_off.is_object())?;
+    Some(format!(
+        "CRASH LOOP: revision {} is held off, the process died {} times with it; revision {} is in force",
+        held_off["revision"], held_off["deaths"], held_off["in_force"]
+    ))
 }

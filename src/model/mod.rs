@@ -2,6 +2,7 @@
 //!
 //! This room knows no socket, no TLS and no HTTP library. It is a door: it defines nothing itself.
 
+mod closed;
 mod consumer;
 mod discovery;
 mod health;
@@ -32,8 +33,8 @@ pub use identity_mode::{IdentityMode, Strictness};
 pub use meta::{Id, Labels, Redacted, Revision, Timeout};
 pub use plugin_set::{GlobalRule, PluginConfig, PluginMeta, PluginSet, PluginSettings};
 pub use policy::{
-    From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, TimeWindow, To,
-    ValueMatch, When,
+    From, IdentityPolicy, Mode, PolicyAction, PolicyRule, PolicySelector, PolicySignature,
+    TimeWindow, To, ValueMatch, When,
 };
 pub use proto::Proto;
 pub use references::{Borne, Replace};

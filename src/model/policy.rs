@@ -231,6 +231,22 @@ pub struct PolicyRule {
     pub when: Option<When>,
 }
 
+/// By whom a policy was signed, and with which others (`wardgate policy sign`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicySignature {
+    /// The number of the signed set; higher than that of any set before it.
+    pub number: u64,
+    /// The ids of the policies of the set that are about the same workloads, this one among them.
+    pub beside: Vec<Id>,
+    /// The key: the first 16 digits of the SHA-256 of its SubjectPublicKeyInfo.
+    #[schemars(length(min = 16, max = 16))]
+    pub key: String,
+    /// The signature, base64.
+    #[schemars(length(min = 1, max = 256))]
+    pub value: String,
+}
+
 /// A policy: whom it is about, what a match means, and its rules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -260,6 +276,9 @@ pub struct IdentityPolicy {
     /// The rules; one match suffices.
     #[schemars(length(min = 1))]
     pub rules: Vec<PolicyRule>,
+    /// Its author's signature, for data planes that ask for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<PolicySignature>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,
@@ -280,6 +299,7 @@ impl IdentityPolicy {
             action,
             mode: Mode::Enforce,
             rules,
+            signature: None,
             create_time: None,
             update_time: None,
         }

@@ -184,47 +184,6 @@ pub enum Body {
 }
 
 impl Body {
-    /// What stands in the place of a resource that cannot be read, so that it refuses what it might have refused.
-    ///
-    /// `None` where there is nothing of that sort.
-    pub fn closed(kind: Kind, value: &Value) -> Option<Self> {
-        match kind {
-            Kind::Routes => Self::closed_route(kind, value),
-            Kind::Revocations => Self::closed_revocation(value),
-            _ => None,
-        }
-    }
-
-    /// What of a revocation can be read.
-    fn closed_revocation(value: &Value) -> Option<Self> {
-        let mut closed = Revocation::default();
-        let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
-        (closed.serial, closed.trust_domain) = (text("serial"), text("trust_domain"));
-        (closed.spki_sha256, closed.spiffe_id) = (text("spki_sha256"), text("spiffe_id"));
-        let keys = [&closed.serial, &closed.trust_domain, &closed.spki_sha256, &closed.spiffe_id];
-        let says_something = keys.iter().any(|key| key.is_some());
-        says_something.then(|| Self::Revocation(Box::new(closed)))
-    }
-
-    /// What stands in the place of a route that cannot be read: the same hosts and paths, as far as they can be read, and a
-    /// plugin that nobody has. The data plane answers 503 there, so that no broader and more open route takes the requests.
-    ///
-    /// `None` for a route whose paths are what cannot be read.
-    fn closed_route(kind: Kind, value: &Value) -> Option<Self> {
-        const PLACE: [&str; 7] =
-            ["uri", "uris", "host", "hosts", "methods", "priority", "workload_selector"];
-        let mut closed = serde_json::json!({ "plugins": { "unreadable": {} } });
-        for field in PLACE {
-            let Some(part) = value.get(field) else { continue };
-            closed[field] = part.clone();
-            if Self::parse(kind, &closed).is_err() {
-                closed.as_object_mut()?.remove(field);
-            }
-        }
-        let placed = closed.get("uri").or_else(|| closed.get("uris")).is_some();
-        placed.then(|| Self::parse(kind, &closed).ok()).flatten()
-    }
-
     /// Parses what the store or a feed holds.
     ///
     /// # Errors

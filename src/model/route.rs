@@ -1,5 +1,7 @@
 //! Routes and services, field by field as in APISIX v3, with our `workload_selector` beside.
 
+use std::num::NonZeroU32;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -230,6 +232,10 @@ pub struct Route {
     /// `required`: what is allowed is on record before it has effect, and refused with 503 when it cannot be. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Recording>,
+    /// Answers 503 when nothing was heard from where the configuration comes from for so many seconds: what it allows may have been
+    /// taken back. Without it what is in force stays in force. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_config_age: Option<NonZeroU32>,
     /// 0 keeps the route out of the router.
     #[serde(default)]
     pub status: Status,
@@ -303,6 +309,9 @@ pub struct Service {
     /// `required`: of its routes that say nothing themselves, what is allowed is on record before it has effect, and refused with 503 when it cannot be. Ours, not APISIX's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Recording>,
+    /// As that of its routes, for those that say nothing themselves. Ours, not APISIX's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_config_age: Option<NonZeroU32>,
     /// Written by the server, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create_time: Option<i64>,

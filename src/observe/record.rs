@@ -151,7 +151,8 @@ pub struct IssuerRecord<'a> {
 /// A change of the configuration that was applied or refused.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigRecord<'a> {
-    /// `applied`, `refused`, `restored` (from the last good copy), `expiring` (a public certificate).
+    /// `applied`, `refused`, `restored` (from the last good copy), `expiring` (a public certificate), `held_off` (by the
+    /// crash-loop guard).
     pub event: &'a str,
     /// The store's revision.
     pub revision: u64,

@@ -26,6 +26,7 @@ pub mod questions;
 mod rule;
 mod rule_hash;
 mod selector;
+mod signed;
 mod targets;
 mod times;
 mod turning;
@@ -46,3 +47,4 @@ pub use import::{Difference, Import, ImportOptions, Weight, import_istio, import
 pub use modes::{Modes, check_mode};
 pub use path::other_readings;
 pub use policy_set::{Policy, Standing, check};
+pub use signed::{PolicyKeys, PolicySigner, SignedSet};

@@ -22,13 +22,14 @@ use crate::model::{
 };
 use crate::mtls::{Acceptor, Challenges, Connector, EdgeAcceptor, EdgeTls, Proofs, Sites};
 use crate::observe::{ConfigRecord, Gate, MetricKind};
+use crate::policy::PolicyKeys;
 use crate::proxy::{
     DataPlane, Door, DoorSecurity, Introductions, Limits, Parts, PassthroughDoor, ProxyMetrics,
     Senders, TcpDoor,
 };
 use crate::rt::{Live, Publisher, Tasks, causes, unix_seconds};
 use crate::secrets::{ResolvedFeed, Safe, SecretSettings};
-use crate::snapshot::{Keeper, Snapshot};
+use crate::snapshot::{Freshness, Keeper, Snapshot};
 use crate::sync::{Applied, Feed};
 use crate::upstream::{
     Connect, Discovery, DiscoverySettings, DnsSettings, Resolver, Roster, UpstreamSettings,
@@ -75,6 +76,10 @@ pub struct Plan {
     pub senders: Arc<Senders>,
     /// What is known about secrets that resources refer to.
     pub secrets: SecretSettings,
+    /// Whether the feed still hears from where the configuration comes from.
+    pub freshness: Arc<Freshness>,
+    /// Whose identity policies count; everybody's when there are none.
+    pub policy_keys: PolicyKeys,
 }
 
 /// A running data plane with all that keeps it current.
@@ -134,6 +139,8 @@ impl DataPlaneRole {
         let mut keeper = keeper
             .with_router(shared.router)
             .with_roster(roster.clone())
+            .with_freshness(plan.freshness.clone())
+            .with_policy_keys(plan.policy_keys.clone())
             .with_edge(plan.tls.clone());
         let clock = shared.identities.clock().clone();
         let safe = Safe::new(&plan.secrets, &shared.registry, clock);
@@ -455,8 +462,8 @@ impl Keeping {
             let mut applied = self.keeper.lock().apply(changes, batch.revision);
             stand_ins_aside(&mut applied.rejected, &batch.unreadable);
             applied.rejected.extend(distrusted);
-            for key in touched {
-                self.refused.remove(&key);
+            for key in touched.iter().chain(&applied.restored) {
+                self.refused.remove(key);
             }
             for rejected in applied.rejected.iter().chain(&batch.unreadable) {
                 tracing::warn!(
@@ -477,7 +484,7 @@ impl Keeping {
             self.feed.applied(Applied {
                 revision: batch.revision,
                 rejected: self.refused.values().cloned().collect(),
-                restored: Vec::new(),
+                restored: applied.restored,
             });
         }
     }

@@ -250,6 +250,12 @@ fn feed(part: &str, source: &Source, is_local: bool) -> Value {
                 "revision": status.revision,
                 "error": status.error.as_ref().filter(|_| is_local),
                 "save_error": status.save_error.as_ref().filter(|_| is_local),
+                "heard_at": rfc3339(status.heard_at),
+                "held_off": status.held_off.as_ref().map(|held_off| json!({
+                    "revision": held_off.revision,
+                    "deaths": held_off.deaths,
+                    "in_force": held_off.in_force,
+                })),
             })
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::data_plane::stand_ins_aside;
 use super::error::Error;
 use super::feed::FeedConnect;
+use super::feeding::policy_keys;
 use super::process::{enrolled_file, identity_source, last_good, standalone};
 use super::settings::{IdentitySettings, Role, Settings};
 use crate::identity::{Identity, IdentitySource, SpiffeId};
@@ -15,7 +16,7 @@ use crate::observe::Registry;
 use crate::policy::Modes;
 use crate::rt::{Clock, Live, causes, unix_seconds};
 use crate::secrets::{SecretSettings, doubts};
-use crate::snapshot::{Keeper, RouterSettings};
+use crate::snapshot::Keeper;
 use crate::sync::last_good::Pen;
 use crate::sync::subscriber::Connect as _;
 use crate::sync::{Batch, Feed as _};
@@ -90,10 +91,16 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
     if carries {
         let identity = source.as_ref().map(|source| source.identity());
         let batch = look_at_feed(settings, &roles, identity.as_ref(), &mut findings).await;
-        let router = settings.router;
         let ports = mesh_ports(settings, &roles);
-        let told = (router, &settings.secrets);
-        look_at_configuration(batch, &roles, identity.as_ref(), told, &ports, &mut findings);
+        let me = identity.map(|identity| identity.load().id().clone());
+        let keeper = Keeper::new(crate::plugins::ALL, me, Registry::new());
+        let mut keeper = keeper.with_router(settings.router).trusting_references();
+        match policy_keys(settings) {
+            Ok(keys) => keeper = keeper.with_policy_keys(keys),
+            Err(error) => findings.add("policy", Grade::Problem, error.to_string(), None),
+        }
+        let told = (keeper, &settings.secrets);
+        look_at_configuration(batch, &roles, told, &ports, &mut findings);
     }
     findings.0
 }
@@ -312,8 +319,7 @@ async fn look_at_feed(
 fn look_at_configuration(
     batch: Option<Batch>,
     roles: &[Role],
-    identity: Option<&Live<Identity>>,
-    (router, secrets): (RouterSettings, &SecretSettings),
+    (mut keeper, secrets): (Keeper, &SecretSettings),
     mesh_ports: &[u16],
     findings: &mut Findings,
 ) {
@@ -329,14 +335,10 @@ fn look_at_configuration(
             }
         }
     }
-    let me = identity.map(|identity| identity.load().id().clone());
     for Rejected { kind, id, reason, .. } in doubts(&batch.changes, secrets) {
         let fix = "declare the secret manager, or allow the variable by the setting secrets.environment; until then what bears the reference refuses";
         findings.add("policy", Grade::Problem, format!("{kind} {id}: {reason}"), Some(fix));
     }
-    let mut keeper = Keeper::new(crate::plugins::ALL, me, Registry::new())
-        .with_router(router)
-        .trusting_references();
     let stand_ins = keeper.stand_ins(&batch.unreadable);
     let changes = batch.changes.into_iter().chain(stand_ins).collect();
     let mut applied = keeper.apply(changes, batch.revision);

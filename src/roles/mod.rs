@@ -11,6 +11,7 @@ mod embedded;
 mod error;
 mod facts;
 mod feed;
+mod feeding;
 mod identities;
 mod inspection;
 mod issuer;

@@ -15,8 +15,9 @@ use super::control_api;
 use super::control_plane::{ControlPlaneRole, listen};
 use super::data_plane::{DataPlaneRole, Plan};
 use super::error::Error;
-use super::facts::{self, Facts, Plane, Source};
+use super::facts::{self, Facts, Plane};
 use super::feed::FeedConnect;
+use super::feeding::{Feeding, policy_keys, show_refused};
 use super::identities::Identities;
 use super::issuer::{IssuerRole, authority};
 use super::settings::{self, ControlPlaneSettings, IdentitySettings, Role, Settings};
@@ -37,7 +38,7 @@ use crate::observe::{
 };
 use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Publisher, Sockets, Tasks, causes};
-use crate::snapshot::RouterSettings;
+use crate::snapshot::{Freshness, RouterSettings};
 use crate::sync::Feed;
 use crate::sync::file::{FileFeed, FileStatus, process_environment};
 use crate::sync::last_good::{LastGood, Pen, Saved};
@@ -238,6 +239,7 @@ pub struct Running {
     pub(super) own: Option<Live<crate::identity::Identity>>,
     /// What follows the decision log while this process owns it.
     pub(super) outputs: Outputs,
+    feeding: Feeding,
     _identities: Vec<Box<dyn IdentitySource>>,
     _tasks: Tasks,
 }
@@ -309,6 +311,7 @@ impl Running {
             connections: Connections::default(),
             own: None,
             outputs: Outputs::default(),
+            feeding: Feeding::default(),
             _identities: Vec::new(),
             _tasks: Tasks::new(),
         };
@@ -403,7 +406,8 @@ impl Running {
                 self.shared.identities.watch(trust.identity());
                 let identity = trust.identity();
                 self.ships_as(&identity)?;
-                Some(feed(settings, scope::Role::Issuer, "issuer", Some(&identity), &self.shared)?)
+                let told = ("issuer", &self.shared, &mut self.feeding, &Arc::default());
+                Some(feed(settings, scope::Role::Issuer, Some(&identity), told)?)
             }
             None => None,
         };
@@ -583,7 +587,9 @@ impl Running {
             _ => Some(self.identity(part, Reach::Everywhere, issuer).await?),
         };
         let identity = trust.as_ref().map(Federation::identity);
-        let feed = feed(settings, feed_role, part, identity.as_ref(), &self.shared)?;
+        plan.policy_keys = policy_keys(settings)?;
+        let told = (part, &self.shared, &mut self.feeding, &plan.freshness);
+        let feed = feed(settings, feed_role, identity.as_ref(), told)?;
         if let Some(identity) = &identity {
             self.ships_as(identity)?;
         }
@@ -603,6 +609,7 @@ impl Running {
         self.relays.extend_from_slice(role.relays());
         let mesh_ports = role.mesh_ports();
         let (configuration, keeper) = (role.configuration(), role.keeper());
+        show_refused(part, &configuration, &self.shared);
         let (roster, discovery) = (role.roster().clone(), role.discovery().clone());
         self.shared.facts.has_plane(Plane {
             part,
@@ -624,6 +631,7 @@ impl Running {
 
     /// Not ready any more, and why: whoever sends traffic here shall send it elsewhere.
     pub fn leave(&self, reason: &str) {
+        self.feeding.end();
         self.shared.readiness.gate("draining", reason);
     }
 
@@ -696,9 +704,8 @@ pub(super) fn missing(field: &'static str, problem: &str) -> settings::Error {
 fn feed(
     settings: &Settings,
     role: scope::Role,
-    part: &str,
     identity: Option<&Live<crate::identity::Identity>>,
-    shared: &Shared,
+    (part, shared, feeding, freshness): (&str, &Shared, &mut Feeding, &Arc<Freshness>),
 ) -> Result<Box<dyn Feed>, Error> {
     match (&settings.resources, &settings.control_plane) {
         (Some(_), Some(_)) => {
@@ -707,7 +714,7 @@ fn feed(
         (Some(path), None) => {
             let feed = standalone(path)?;
             show_file(&shared.registry, part, &feed.status());
-            shared.facts.is_fed(part, Source::File(path.clone(), feed.status()));
+            feeding.follow_file(part, (path.clone(), feed.status()), freshness, shared);
             Ok(Box::new(feed))
         }
         (None, None) => Err(missing(
@@ -724,12 +731,13 @@ fn feed(
             let expected = control_id(settings, control)?;
             let connect = FeedConnect::new(control.places()?, identity.clone(), &expected);
             let last_good = last_good(settings, part, &shared.pen);
+            let last_good = feeding.guarded(control.crash_guard_seconds, last_good);
             let told = subscriber::Settings::new(role, settings.node_name());
             let told = told.with_others(connect.places().count() - 1);
             let places = connect.places().clone();
             let subscriber = Subscriber::start(told, connect, last_good);
-            let source = Source::ControlPlane(places, subscriber.status());
-            shared.facts.is_fed(part, source);
+            let source = (places, subscriber.status());
+            feeding.follow_control_plane(part, source, freshness, shared);
             Ok(Box::new(subscriber))
         }
     }

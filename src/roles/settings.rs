@@ -126,6 +126,10 @@ pub struct Settings {
     /// Configuration from a file in place of a control plane: YAML with a last line `#END`, or JSON.
     #[serde(default)]
     pub resources: Option<PathBuf>,
+    /// Files with the public keys (PEM, Ed25519 or P-256) of those who may write identity policies. With any, a data plane takes
+    /// only policies that one of them has signed with `wardgate policy sign` (docs/safety.md).
+    #[serde(default)]
+    pub policy_keys: Vec<PathBuf>,
     /// Settings of role sidecar.
     #[serde(default)]
     pub sidecar: Option<SidecarSettings>,
@@ -242,6 +246,14 @@ pub struct ControlPlaneSettings {
     /// Whom we expect there; `spiffe://<trust domain>/wardgate/control` when not given.
     #[serde(default)]
     pub spiffe_id: Option<String>,
+    /// A data plane that dies three times within so many seconds after it took a revision begins with the last one that it lived
+    /// with, and takes no other until there is a newer one; 0: never (docs/safety.md).
+    #[serde(default = "default_crash_guard_seconds")]
+    pub crash_guard_seconds: u32,
+}
+
+const fn default_crash_guard_seconds() -> u32 {
+    60
 }
 
 impl ControlPlaneSettings {
@@ -718,6 +730,7 @@ impl Settings {
             node: None,
             identity: None,
             control_plane: None,
+            policy_keys: Vec::new(),
             resources: None,
             sidecar: None,
             ingress: None,

@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 
 use super::compile::Conditions;
 use super::consumers::Consumers;
+use super::freshness::AgeLimit;
 use super::merge::{self, Links};
 use super::router::Router;
 use crate::model::{Listeners, Method, Revision};
@@ -96,6 +97,8 @@ pub struct CompiledRoute {
     pub(super) conditions: Option<Arc<Conditions>>,
     pub(super) broken: Option<Box<Broken>>,
     pub(super) no_cluster: Option<Box<Broken>>,
+    /// How old its configuration may be, if that is limited.
+    pub(super) stale: Option<AgeLimit>,
 }
 
 /// Why a route, or a part of it, cannot serve.
@@ -124,7 +127,10 @@ impl Broken {
 impl CompiledRoute {
     /// Why the route answers nobody, if so. Asked before its plugins: one of them may be what is missing.
     pub fn fault(&self) -> Option<Fault> {
-        self.broken.as_deref().map(Broken::fault)
+        if let Some(broken) = &self.broken {
+            return Some(broken.fault());
+        }
+        self.stale.as_ref().and_then(AgeLimit::fault)
     }
 
     /// Why there is no `cluster`. Asked after the plugins: one of them may have answered.

@@ -2,6 +2,7 @@
 
 mod assemble;
 mod declared;
+mod policies;
 #[cfg(test)]
 mod rebuild;
 #[cfg(test)]
@@ -18,21 +19,23 @@ use super::client_certificates::named;
 use super::compile::{RouteParts, ServiceParts, Workshop};
 use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
+use super::freshness::Freshness;
 use super::merge::{Links, Plugins};
 use super::router::{Place, RouterSettings};
 use super::secrets::{Clear, Secrets};
 use super::ssls::Ssls;
 use crate::identity::SpiffeId;
 use crate::model::{
-    self, Body, Change, Id, IdentityMode, IdentityPolicy, Invalid, Kind, Listeners, PluginConfig,
-    PluginSet, Rejected, Resource, Revision, Route, SecretReference, Service, SslType, Timeout,
-    Upstream,
+    self, Body, Change, Id, IdentityMode, Invalid, Kind, Listeners, PluginConfig, PluginSet,
+    Rejected, Resource, Revision, Route, SecretReference, Service, SslType, Timeout, Upstream,
 };
 use crate::mtls::EdgeTls;
 use crate::observe::Registry;
 use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules, RouteInfo};
-use crate::policy::{self, Modes, Policy};
+use crate::policy::{self, Modes, Policy, PolicyKeys};
 use crate::upstream::{Cluster, Roster};
+
+use policies::Policies;
 
 pub use declared::Declared;
 
@@ -43,13 +46,15 @@ pub struct Applied {
     pub snapshot: Arc<Snapshot>,
     /// What was not taken, and why. Its previous version stays in force; where there is none, its place refuses.
     pub rejected: Vec<Rejected>,
+    /// What was not taken earlier and is in force now, although it did not change itself.
+    pub restored: Vec<(Kind, Id)>,
 }
 
 /// Holds what is declared, compiled, and makes snapshots of it.
 ///
 /// A change recompiles the resource itself; whatever refers to it is only put together anew. What cannot be compiled keeps
 /// its previous version. Where there is none, nothing passes unprotected: a route answers 503, a global rule makes all
-/// routes answer 503, a consumer does not exist, a policy denies.
+/// routes answer 503, a consumer does not exist, a policy denies. Identity policies come into force together, or not at all.
 pub struct Keeper {
     table: HashMap<&'static str, &'static Entry>,
     me: Option<SpiffeId>,
@@ -58,6 +63,7 @@ pub struct Keeper {
     kept: Kept,
     roster: Roster,
     secrets: Secrets,
+    freshness: Arc<Freshness>,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
     services: BTreeMap<Id, Slot<Service, ServiceParts>>,
@@ -66,7 +72,7 @@ pub struct Keeper {
     global_rules: BTreeMap<Id, Slot<model::GlobalRule, Links>>,
     consumers: BTreeMap<Id, Slot<model::Consumer, ConsumerParts>>,
     credentials: BTreeMap<Id, Slot<model::Credential, Vec<Held>>>,
-    policies: BTreeMap<Id, (Revision, Box<IdentityPolicy>)>,
+    policies: Policies,
     declared_modes: BTreeMap<Id, (Revision, Box<IdentityMode>)>,
     ssls: Ssls,
     routes: BTreeMap<Id, Box<RouteSlot>>,
@@ -186,6 +192,7 @@ impl Keeper {
             kept: Kept::default(),
             roster: Roster::default(),
             secrets: Secrets::default(),
+            freshness: Arc::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -194,7 +201,7 @@ impl Keeper {
             global_rules: BTreeMap::new(),
             consumers: BTreeMap::new(),
             credentials: BTreeMap::new(),
-            policies: BTreeMap::new(),
+            policies: Policies::default(),
             declared_modes: BTreeMap::new(),
             ssls: Ssls::default(),
             routes: BTreeMap::new(),
@@ -237,6 +244,18 @@ impl Keeper {
     #[must_use]
     pub fn trusting_references(self) -> Self {
         Self { secrets: Secrets::Trusted, ..self }
+    }
+
+    /// With policies that one of these keys must have signed. Set before anything is applied.
+    #[must_use]
+    pub fn with_policy_keys(self, keys: PolicyKeys) -> Self {
+        Self { policies: Policies::trusting(keys), ..self }
+    }
+
+    /// With a feed that may fall silent: routes may limit how old what they were made of may be. Set before anything is applied.
+    #[must_use]
+    pub fn with_freshness(self, freshness: Arc<Freshness>) -> Self {
+        Self { freshness, ..self }
     }
 
     /// The newest snapshot.
@@ -380,14 +399,7 @@ impl Keeper {
                 }
             }
             Body::IdentityPolicy(body) => {
-                if let Err(error) = policy::check(&body) {
-                    work.reject(kind, &id, revision, &error);
-                    let previous = self.policies.get(&id);
-                    if previous.is_some_and(|(_, body)| policy::check(body).is_ok()) {
-                        return;
-                    }
-                }
-                self.policies.insert(id, (revision, body));
+                self.policies.put(id, revision, body.into());
                 work.policies = true;
             }
             Body::IdentityMode(body) => {
@@ -488,7 +500,7 @@ impl Keeper {
                 }
                 self.ssls.delete(id);
             }
-            Kind::IdentityPolicies => work.policies |= self.policies.remove(id).is_some(),
+            Kind::IdentityPolicies => work.policies |= self.policies.delete(id),
             Kind::IdentityModes => work.modes |= self.declared_modes.remove(id).is_some(),
             Kind::Routes => self.delete_route(id, work),
             Kind::Workloads

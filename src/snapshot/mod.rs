@@ -8,6 +8,7 @@ mod client_certificates;
 mod compile;
 mod compiled;
 mod consumers;
+mod freshness;
 mod keeper;
 mod merge;
 mod patterns;
@@ -16,6 +17,7 @@ mod secrets;
 mod ssls;
 
 pub use compiled::{CompiledRoute, Merged, Snapshot, UnreadablePath};
+pub use freshness::Freshness;
 pub use keeper::{Applied, Declared, Keeper};
 pub use router::{Found, Place, Router, RouterKind, RouterSettings};
 pub use secrets::Clear;

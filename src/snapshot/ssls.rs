@@ -41,13 +41,19 @@ impl Ssls {
         self.compile(id, ssl).map(drop)
     }
 
-    /// Takes a resource in. A refused one leaves its previous version as it is.
+    /// Takes a resource in. A refused one leaves its previous version as it is; where there is none, nobody answers for its names.
     pub(super) fn put(&mut self, id: &Id, ssl: Ssl) -> Result<(), Invalid> {
         // The same once more, as after a lost connection to the control plane: sessions and stapled answers stay.
         if self.get(id).is_some_and(|held| **held == ssl) {
             return Ok(());
         }
-        let site = self.compile(id, &ssl)?;
+        let site = match self.compile(id, &ssl) {
+            Ok(site) => site,
+            Err(invalid) => {
+                self.close(id, &ssl);
+                return Err(invalid);
+            }
+        };
         match site {
             Some(site) if ssl.is_served() => Arc::make_mut(&mut self.sites).insert(&Arc::new(site)),
             _ => self.withdraw(id),
@@ -64,6 +70,15 @@ impl Ssls {
     pub(super) fn delete(&mut self, id: &Id) {
         self.declared.remove(id);
         self.withdraw(id);
+    }
+
+    fn close(&mut self, id: &Id, ssl: &Ssl) {
+        if self.get(id).is_some() || !ssl.is_served() {
+            return;
+        }
+        if let Some(site) = Site::closed(id, ssl, &self.tls) {
+            Arc::make_mut(&mut self.sites).insert(&Arc::new(site));
+        }
     }
 
     fn withdraw(&mut self, id: &Id) {
@@ -100,6 +115,29 @@ mod tests {
 
     /// At 10,000 one more costs as much as here: 0.2 ms without optimisation.
     const MANY: usize = 1000;
+
+    #[test]
+    fn where_one_cannot_be_compiled_nobody_answers_for_its_names() {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let ssl = |sni: &str, cert: &str| -> Ssl {
+            serde_json::from_value(json!({"sni": sni, "cert": cert, "key": key})).unwrap()
+        };
+        let [wild, own] = ["wild", "own"].map(|id| Id::parse(id).unwrap());
+        let mut ssls = Ssls::default();
+        ssls.put(&wild, ssl("*.test", &cert)).unwrap();
+        let is_closed = |ssls: &Ssls, name: &str| ssls.sites().find(name).unwrap().is_closed();
+        assert!(ssls.put(&own, ssl("a.test", "unreadable")).is_err());
+        assert!(is_closed(&ssls, "a.test") && !is_closed(&ssls, "b.test"));
+        ssls.put(&own, ssl("a.test", &cert)).unwrap();
+        assert!(!is_closed(&ssls, "a.test"));
+        assert!(ssls.put(&own, ssl("a.test", "unreadable")).is_err());
+        assert!(!is_closed(&ssls, "a.test"), "the version before stays in force");
+        ssls.delete(&own);
+        assert!(ssls.put(&own, ssl("a.test", "unreadable")).is_err());
+        ssls.delete(&own);
+        assert_eq!(ssls.sites().find("a.test").unwrap().id(), "wild");
+    }
 
     #[test]
     fn among_many_certificates_a_change_touches_one() {

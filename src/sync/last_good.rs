@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use tracing::error;
 
 use super::Batch;
 use super::delta::{Key, Version};
+use super::probation::{HeldOff, Probation, Sum};
 use crate::model::{Body, Change, Id, Invalid, Kind, Rejected, Resource, Revision};
 use crate::rt::crypto::digest::{self, SHA256};
 use crate::rt::unix_seconds;
@@ -103,13 +105,22 @@ pub type RawState = BTreeMap<Key, Raw>;
 pub struct Saved {
     /// The revision that was in force.
     pub revision: Revision,
-    /// When it was written, in seconds since 1970.
+    /// When it was written, or last known to be what is declared, in seconds since 1970.
     pub saved_at: i64,
     /// The resources that were in force.
     pub resources: RawState,
 }
 
 impl Saved {
+    /// The sum over its resources.
+    pub(super) fn sum(&self) -> Sum {
+        let mut sum = Sum::default();
+        for (key, raw) in &self.resources {
+            sum.add(key, raw.version);
+        }
+        sum
+    }
+
     /// The copy as a full state.
     pub fn batch(&self) -> Batch {
         let mut batch = Batch { revision: self.revision, complete: true, ..Batch::default() };
@@ -157,6 +168,11 @@ impl Pen {
         self.is_up.send_replace(true);
     }
 
+    /// May this process write at present?
+    pub(super) fn is_up(&self) -> bool {
+        *self.is_up.borrow()
+    }
+
     /// Waits until copies may be written.
     pub(super) async fn up(&self) {
         // The sender is our own.
@@ -173,6 +189,7 @@ pub struct LastGood {
     damage: Option<Error>,
     /// Where the next copy goes; none when everything is damaged.
     place: Option<PathBuf>,
+    probation: Option<Arc<Probation>>,
 }
 
 const FORMAT: &str = "wardgate last good copy";
@@ -216,13 +233,51 @@ impl LastGood {
             Err(other) => return Err(other),
         };
         let pen = Pen::default();
-        Ok((Self { path, pen, owner: owner.to_owned(), damage, place }, saved))
+        let owner = owner.to_owned();
+        Ok((Self { path, pen, owner, damage, place, probation: None }, saved))
     }
 
     /// Writes with this pen.
     #[must_use]
     pub fn with_pen(self, pen: &Pen) -> Self {
         Self { pen: pen.clone(), ..self }
+    }
+
+    /// Guarded against crash loops: a state has stood its probation when the process lives `within` after it. After
+    /// [`LastGood::with_pen`].
+    #[must_use]
+    pub fn with_guard(self, within: Duration) -> Self {
+        let probation = Probation::open(&self.path, within, &self.pen);
+        Self { probation: Some(Arc::new(probation)), ..self }
+    }
+
+    /// What guards against crash loops.
+    pub fn probation(&self) -> Option<&Arc<Probation>> {
+        self.probation.as_ref()
+    }
+
+    /// What to begin with: `newest`, or what was in force before when the process has died with the newest state again and again:
+    /// the last copy that stood its probation, and where there is none the newest one that came to the disk.
+    pub(super) fn first(&self, newest: Option<Saved>) -> (Option<Saved>, Option<HeldOff>) {
+        let Some(probation) = self.probation().filter(|probation| probation.is_looping()) else {
+            return (newest, None);
+        };
+        let proven = read(&probation.proven(), &self.owner).ok().flatten();
+        for before in proven.into_iter().chain(newest.clone()) {
+            if let Some(held_off) = probation.fall_back(before.sum(), before.revision) {
+                return (Some(before), Some(held_off));
+            }
+        }
+        (newest, None)
+    }
+
+    /// Notes on the copy that it is still what is declared.
+    pub(super) fn confirm(&self) {
+        let Some(place) = self.place.as_ref().filter(|_| self.pen.is_up()) else { return };
+        // It is not there before the first change; and who cannot write it has been told so.
+        if let Ok(file) = OpenOptions::new().write(true).open(place) {
+            let _ = file.set_modified(SystemTime::now());
+        }
     }
 
     /// What it writes with.
@@ -317,12 +372,22 @@ fn read_beside(path: &Path, owner: &str) -> Result<(Option<Saved>, bool), Error>
 
 fn read(path: &Path, owner: &str) -> Result<Option<Saved>, Error> {
     match fs::read(path) {
-        Ok(bytes) => parse(&bytes, owner)
-            .map(Some)
-            .map_err(|why| Error::Damaged { path: path.to_owned(), why }),
+        Ok(bytes) => {
+            let mut saved = parse(&bytes, owner)
+                .map_err(|why| Error::Damaged { path: path.to_owned(), why })?;
+            saved.saved_at = saved.saved_at.max(confirmed_at(path));
+            Ok(Some(saved))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::File { path: path.to_owned(), source }),
     }
+}
+
+/// When a copy was last known to be what is declared ([`LastGood::confirm`]), in seconds since 1970; 0 when that cannot be told.
+fn confirmed_at(path: &Path) -> i64 {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    let since = modified.ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or_default()
 }
 
 fn parse(bytes: &[u8], owner: &str) -> Result<Saved, String> {

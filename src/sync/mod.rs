@@ -14,6 +14,7 @@ pub mod delta;
 pub mod file;
 mod generated;
 pub mod last_good;
+pub mod probation;
 pub mod publisher;
 pub mod scope;
 pub mod subscriber;

@@ -262,6 +262,12 @@ struct Published {
     json: Bytes,
 }
 
+impl Published {
+    fn of(revision: Revision, json: Bytes) -> Self {
+        Self { version: Version::of(revision, &json), json }
+    }
+}
+
 /// One connected data plane, as the publisher sees it.
 struct Plane {
     spiffe_id: Arc<str>,
@@ -414,8 +420,6 @@ struct Entry {
     key: Key,
     published: Published,
     body: Result<Body, String>,
-    /// For a route that cannot be read: where it would stand.
-    place: Option<Body>,
 }
 
 fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
@@ -423,13 +427,7 @@ fn read(prefix: &str, stored: &Stored) -> Option<Entry> {
     let key = stored.key.strip_prefix(prefix).and_then(Kind::split_key)?;
     let json = json_text(&stored.value);
     let body = Body::parse(key.0, &stored.value).map_err(|invalid| invalid.to_string());
-    let place = body.is_err().then(|| Body::closed(key.0, &stored.value)).flatten();
-    Some(Entry {
-        key,
-        published: Published { version: Version::of(stored.modified, &json), json },
-        body,
-        place,
-    })
+    Some(Entry { key, published: Published::of(stored.modified, json), body })
 }
 
 /// Kinds that every data plane must know of, readable or not, so that it keeps closed what they might have closed.
@@ -457,7 +455,7 @@ impl State {
         }
     }
 
-    fn put(&mut self, Entry { key, published, body, place }: Entry) {
+    fn put(&mut self, Entry { key, mut published, body }: Entry) {
         let known = self.resources.get(&key).map(|known| known.version);
         if known == Some(published.version) {
             return;
@@ -468,7 +466,9 @@ impl State {
         };
         let touched = match read {
             Ok(touched) => {
-                self.unreadable.remove(&key);
+                if self.unreadable.remove(&key).is_some() {
+                    self.tell_holders(&key);
+                }
                 touched
             }
             Err(reason) => {
@@ -478,14 +478,14 @@ impl State {
                 let rejected = Rejected { kind, id, revision, reason };
                 let was_unreadable = self.unreadable.insert(key.clone(), rejected).is_some();
                 let before = self.resources.contains_key(&key) && !was_unreadable;
-                match place {
-                    _ if is_for_everybody(key.0) => self.scopes.put_unreadable(&key),
-                    // Whoever would serve the route must know of it, so that no broader one takes its requests.
-                    Some(place) if !before => match self.scopes.put(&key, &place) {
-                        Ok(touched) => touched,
-                        Err(_) => return,
-                    },
-                    _ => return,
+                if before && !is_for_everybody(kind) {
+                    return;
+                }
+                // Whoever would serve a route must know of it, so that no broader one takes its requests.
+                match self.closed(kind, &mut published).map(|closed| self.scopes.put(&key, &closed))
+                {
+                    Some(Ok(touched)) => touched,
+                    Some(Err(_)) | None => self.scopes.put_unreadable(&key),
                 }
             }
         };
@@ -493,8 +493,31 @@ impl State {
         self.note(touched);
     }
 
+    /// What would stand in the place of a resource that cannot be read. Where nobody can tell whose it is, no more than its place
+    /// is published: it goes to workloads that it was perhaps not meant for.
+    fn closed(&self, kind: Kind, published: &mut Published) -> Option<Body> {
+        let value: Value = serde_json::from_slice(&published.json).ok()?;
+        let is_pattern = |text: &str| self.scopes.reads_pattern(text);
+        let Some(place) = Body::closed_for_all(kind, &value, is_pattern) else {
+            return if is_for_everybody(kind) { None } else { Body::closed(kind, &value) };
+        };
+        *published = Published::of(published.version.revision, json_text(&place));
+        Body::parse(kind, &place).ok()
+    }
+
+    /// What could not be read took nothing away from those that had it, wherever they are; now it can, or is gone.
+    fn tell_holders(&mut self, key: &Key) {
+        for plane in self.planes.values_mut().filter(|plane| plane.has.contains_key(key)) {
+            plane.changed_since.get_or_insert(self.revision);
+            plane.changed.insert(key.clone());
+            plane.wake.notify_one();
+        }
+    }
+
     fn delete(&mut self, key: &Key) {
-        self.unreadable.remove(key);
+        if self.unreadable.remove(key).is_some() {
+            self.tell_holders(key);
+        }
         self.resources.remove(key);
         let touched = self.scopes.delete(key);
         self.note(touched);
@@ -519,8 +542,11 @@ impl State {
             return None;
         }
         let wanted = |key: &Key| {
-            let needed = self.scopes.needs(plane.scope, key);
-            self.resources.get(key).filter(|_| needed).map(|published| published.version)
+            if self.scopes.needs(plane.scope, key) {
+                return self.resources.get(key).map(|published| published.version);
+            }
+            // Nobody can tell whose it is: it takes nothing away.
+            plane.has.get(key).copied().filter(|_| self.unreadable.contains_key(key))
         };
         let is_first = !mem::replace(&mut plane.is_greeted, true);
         let changed = mem::take(&mut plane.changed);

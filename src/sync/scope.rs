@@ -15,7 +15,8 @@
 //! | workloads | the issuer alone |
 //! | trust_domains, revocations | everybody: whom to trust no longer is for all to know |
 //!
-//! Disabled routes, certificates and plugins are needed by nobody.
+//! Disabled routes, certificates and plugins are needed by nobody. What cannot be read goes to whoever it would have gone to, as far
+//! as that can be told ([`Scopes::put_unreadable`]): who would have been kept out by it must not be let in.
 //!
 //! A change costs what it concerns. Each resource is a node with references; a data plane's scope counts, for each node, how
 //! often it is chosen or referred to. A change walks only the scopes that hold the node, and a change of a selector asks only
@@ -258,14 +259,22 @@ impl Scopes {
         Ok(self.replace(key, facts))
     }
 
-    /// An identity policy or mode, a trust domain or a revocation that cannot be read: every data plane that it would concern must
-    /// know that it is there, so that it can refuse it by name and keep closed what it might have closed.
+    /// A resource that cannot be read: every data plane that it would concern must know that it is there, so that it can refuse
+    /// it by name and keep closed what it might have closed. What is needed by whoever names it goes there and nowhere else.
     pub fn put_unreadable(&mut self, key: &Key) -> Vec<Touched> {
         let choice = Choice::everybody(match key.0 {
             Kind::IdentityPolicies | Kind::IdentityModes => ENFORCING,
-            _ => ALL,
+            Kind::TrustDomains | Kind::Revocations => ALL,
+            Kind::GlobalRules => &[Role::Ingress],
+            Kind::Workloads => &[Role::Issuer],
+            _ => &[],
         });
         self.replace(key, Facts { choice, refers_to: BTreeSet::new(), bears: BTreeSet::new() })
+    }
+
+    /// Can this SPIFFE ID pattern be read?
+    pub fn reads_pattern(&self, text: &str) -> bool {
+        (self.rules.pattern)(text).is_ok()
     }
 
     /// A resource is gone: which scopes does that touch?

@@ -23,11 +23,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tracing::{error, info, warn};
 
-use super::delta::Key;
+use super::delta::{Key, Version};
 use super::generated::feed as wire;
 use super::generated::feed::feed_client::FeedClient;
 use super::generated::feed::from_data_plane::Message;
 use super::last_good::{LastGood, Raw, RawState, Saved};
+use super::probation::{HeldOff, Probation, Sum};
 use super::scope::Role;
 use super::{Applied, Batch, Feed};
 use crate::model::{Change, Id, Invalid, Kind, Rejected, Resource, Revision};
@@ -119,6 +120,10 @@ pub struct FeedStatus {
     pub error: Option<String>,
     /// Why the last good copy could not be written the last time; none when it could.
     pub save_error: Option<String>,
+    /// When the control plane was heard last, in seconds since 1970; before the first time, as the last good copy has it.
+    pub heard_at: i64,
+    /// What is not taken because the process died with it again and again.
+    pub held_off: Option<HeldOff>,
 }
 
 /// A feed from a control plane. Dropping it ends the connection.
@@ -147,9 +152,13 @@ impl Subscriber {
         // One batch at a time: the next one is asked for when this one was answered.
         let (sender, offers) = mpsc::channel(1);
         let since = unix_seconds();
-        let (publisher, status) = Publisher::new(FeedStatus { since, ..FeedStatus::default() });
-        let (place, saved) =
+        let (place, newest) =
             last_good.map_or((None, None), |(place, saved)| (Some(Arc::new(place)), saved));
+        let (saved, held_off) = place.as_ref().map_or((None, None), |place| place.first(newest));
+        let heard_at = saved.as_ref().map_or(since, |saved| saved.saved_at.min(since));
+        let first = FeedStatus { since, heard_at, held_off, ..FeedStatus::default() };
+        let (publisher, status) = Publisher::new(first);
+        let probation = place.as_ref().and_then(|place| place.probation().cloned());
         let shared = Arc::new(Shared {
             held: Mutex::new(Saved::default()),
             is_unsaved: AtomicBool::new(false),
@@ -163,6 +172,12 @@ impl Subscriber {
         if let Some(place) = place.clone() {
             tasks.add(keep_saved(shared.clone(), place, settings.save_after));
         }
+        if let Some(probation) = probation.clone() {
+            let shared = shared.clone();
+            tasks.add(async move {
+                probation.watch(|| !shared.is_unsaved.load(Ordering::Acquire)).await;
+            });
+        }
         let worker = Worker {
             instance: uuid::Uuid::new_v4().to_string(),
             settings,
@@ -172,6 +187,10 @@ impl Subscriber {
             waiting: RawState::default(),
             refused: BTreeMap::new(),
             unreadable: BTreeMap::new(),
+            leaving: HashSet::default(),
+            unused: BTreeMap::new(),
+            sum: Sum::default(),
+            probation,
         };
         tasks.add(worker.run(saved));
         Self { offers, answer: None, status, shared, place, tasks }
@@ -278,11 +297,20 @@ impl Shared {
     }
 }
 
+/// How often it is noted on the last good copy that nothing has changed.
+const CONFIRM_EVERY: Duration = Duration::from_secs(30);
+
 /// Writes what is in force: at once when it changes, but not oftener than each `after`, nor for more than a twentieth of the
 /// time: among a hundred thousand resources a copy costs more than the changes that it is for.
 async fn keep_saved(shared: Arc<Shared>, place: Arc<LastGood>, after: Duration) {
     loop {
-        shared.unsaved.notified().await;
+        if tokio::time::timeout(CONFIRM_EVERY, shared.unsaved.notified()).await.is_err() {
+            let status = shared.status.live().load();
+            if status.is_connected && status.held_off.is_none() {
+                place.confirm();
+            }
+            continue;
+        }
         let began = tokio::time::Instant::now();
         while !shared.save(&place).await {
             place.pen().up().await;
@@ -303,6 +331,13 @@ struct Worker<C> {
     refused: BTreeMap<Key, Rejected>,
     /// Versions that nobody here can read, by kind and id as the control plane named them.
     unreadable: BTreeMap<(String, String), wire::Refusal>,
+    /// What was deleted, which the reader does not take yet.
+    leaving: HashSet<Key, RandomState>,
+    /// The versions of what is declared and cannot be read, where another one is held.
+    unused: BTreeMap<Key, Version>,
+    /// The sum over all that is declared.
+    sum: Sum,
+    probation: Option<Arc<Probation>>,
 }
 
 /// Why a stream ended.
@@ -344,6 +379,12 @@ impl<C: Connect> Worker<C> {
             for (key, raw) in saved.resources {
                 incoming.put(key, raw);
             }
+            self.count(&incoming);
+            // What is held off stays marked: what takes its place is on no probation.
+            let holds_off = self.shared.status.live().load().held_off.is_some();
+            if let Some(probation) = self.probation.as_ref().filter(|_| !holds_off) {
+                probation.resume(self.sum, incoming.revision);
+            }
             if self.take(incoming).await.is_none() {
                 return;
             }
@@ -358,6 +399,7 @@ impl<C: Connect> Worker<C> {
                     self.shared.update(|status| {
                         if status.is_connected {
                             status.since = unix_seconds();
+                            status.heard_at = status.since;
                         }
                         status.is_connected = false;
                         status.error = Some(error);
@@ -378,6 +420,7 @@ impl<C: Connect> Worker<C> {
         let mut incoming = Incoming::default();
         let mut silent_until =
             self.settings.first_within.map(|within| tokio::time::Instant::now() + within);
+        let mut holds_off = false;
         loop {
             let message = tokio::select! {
                 message = deltas.message() => message,
@@ -411,10 +454,28 @@ impl<C: Connect> Worker<C> {
             }
             backoff.reset();
             let nonce = incoming.nonce;
-            let Some(mut ack) = self.take(mem::take(&mut incoming)).await else { return End::Over };
-            ack.nonce = nonce;
-            self.shared.is_unsaved.store(true, Ordering::Release);
-            self.shared.unsaved.notify_one();
+            if holds_off {
+                // The control plane takes what was held off for taken: with what is in force now it begins anew.
+                return End::Failed(
+                    "what was held off is another one now, and is read anew".into(),
+                );
+            }
+            let ack = match self.held_off(&incoming) {
+                Some(ack) => {
+                    holds_off = true;
+                    incoming = Incoming::default();
+                    ack
+                }
+                None => {
+                    self.begin(&incoming);
+                    let taken = self.take(mem::take(&mut incoming)).await;
+                    let Some(ack) = taken else { return End::Over };
+                    self.shared.is_unsaved.store(true, Ordering::Release);
+                    self.shared.unsaved.notify_one();
+                    ack
+                }
+            };
+            let ack = wire::Ack { nonce, ..ack };
             self.shared.update(|status| {
                 if !status.is_connected {
                     status.since = unix_seconds();
@@ -463,6 +524,81 @@ impl<C: Connect> Worker<C> {
             .await
             .map_err(|status| causes(&status))?;
         Ok((deltas.into_inner(), answers))
+    }
+
+    /// The sum over all that is declared once this is taken.
+    fn sum_with(&self, incoming: &Incoming) -> Sum {
+        let mut sum = if incoming.complete { Sum::default() } else { self.sum };
+        let held = self.shared.held.lock();
+        let known = |key: &Key| {
+            let held = || self.waiting.get(key).or_else(|| held.resources.get(key));
+            let held = || held().filter(|_| !self.leaving.contains(key)).map(|raw| raw.version);
+            self.unused.get(key).copied().or_else(held).filter(|_| !incoming.complete)
+        };
+        let new = incoming.puts.iter().chain(&incoming.opaque);
+        let new = new.map(|(key, raw)| (key, Some(raw.version)));
+        for (key, version) in new.chain(incoming.deletes.iter().map(|key| (key, None))) {
+            if let Some(before) = known(key) {
+                sum.take(key, before);
+            }
+            if let Some(version) = version {
+                sum.add(key, version);
+            }
+        }
+        sum
+    }
+
+    /// Counts what is about to be taken into the sum; `false` when that is nothing new.
+    fn count(&mut self, incoming: &Incoming) -> bool {
+        let sum = self.sum_with(incoming);
+        if incoming.complete {
+            self.unused.clear();
+        }
+        for key in incoming.puts.iter().map(|(key, _)| key).chain(&incoming.deletes) {
+            self.unused.remove(key);
+        }
+        let unused = incoming.opaque.iter().map(|(key, raw)| (key.clone(), raw.version));
+        self.unused.extend(unused);
+        mem::replace(&mut self.sum, sum) != sum
+    }
+
+    /// Notes what is about to be taken: the process may not live to tell.
+    fn begin(&mut self, incoming: &Incoming) {
+        if !self.count(incoming) {
+            return;
+        }
+        let Some(probation) = &self.probation else { return };
+        probation.begin(self.sum, incoming.revision);
+        if self.shared.status.live().load().held_off.is_some() {
+            info!(revision = incoming.revision, "another state than the one held off is taken");
+            self.shared.update(|status| status.held_off = None);
+        }
+    }
+
+    /// The answer to a state that the process died with again and again: all of it is refused, by name.
+    fn held_off(&self, incoming: &Incoming) -> Option<wire::Ack> {
+        let probation = self.probation.as_ref()?;
+        let held_off = self.shared.status.live().load().held_off.clone()?;
+        if !probation.holds_off(self.sum_with(incoming)) {
+            return None;
+        }
+        let HeldOff { revision, deaths, in_force } = held_off;
+        error!(revision, deaths, in_force, "held off: the process died again and again with it");
+        let new = incoming
+            .puts
+            .iter()
+            .chain(&incoming.opaque)
+            .map(|(key, raw)| (key, raw.version.revision));
+        let gone = incoming.deletes.iter().map(|key| (key, incoming.revision));
+        let rejected = new.chain(gone).map(|((kind, id), revision)| wire::Refusal {
+            kind: kind.name().into(),
+            id: id.to_string(),
+            revision,
+            reason: format!(
+                "held off: this data plane died {deaths} times soon after it took it; revision {in_force} is in force until another one comes"
+            ),
+        });
+        Some(wire::Ack { nonce: 0, revision: in_force, rejected: rejected.collect() })
     }
 
     /// Stand-ins for what cannot be read and of which no version that can is in force.
@@ -561,15 +697,29 @@ impl<C: Connect> Worker<C> {
         self.refused.extend(applied.rejected.into_iter().map(by_key));
 
         let mut held = self.shared.held.lock();
+        for key in &applied.restored {
+            if self.leaving.remove(key) {
+                held.resources.remove(key);
+            }
+        }
         if complete {
-            held.resources.retain(|key, _| named.contains(key));
+            let refused = &self.refused;
+            held.resources.retain(|key, _| named.contains(key) || refused.contains_key(key));
+            self.leaving =
+                held.resources.keys().filter(|key| !named.contains(*key)).cloned().collect();
             self.waiting.retain(|key, _| named.contains(key));
         }
         for key in deletes {
-            held.resources.remove(&key);
             self.waiting.remove(&key);
+            // A deletion that the reader does not take yet leaves in force what there is.
+            if !self.refused.contains_key(&key) {
+                held.resources.remove(&key);
+            } else if held.resources.contains_key(&key) {
+                self.leaving.insert(key);
+            }
         }
         for (key, raw) in puts {
+            self.leaving.remove(&key);
             self.unreadable.remove(&wire_name(&key));
             self.waiting.insert(key, raw);
         }

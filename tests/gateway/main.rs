@@ -56,6 +56,7 @@ mod repeats;
 mod revocation;
 mod rotation;
 mod routing;
+mod safety;
 mod scoping;
 mod secrets;
 mod stapling;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{coverage, diff, export, history, import, lint, replay, suggest, test, validate};
+use super::{coverage, diff, export, history, import, lint, replay, sign, suggest, test, validate};
 
 /// Work on policies in files and at the control plane.
 #[derive(Args, Debug)]
@@ -38,6 +38,8 @@ enum PolicyCommand {
     History(history::HistoryArgs),
     /// Put policies back to what they were
     Rollback(history::RollbackArgs),
+    /// Sign a set of policies, for data planes that take no others
+    Sign(sign::SignArgs),
 }
 
 /// Runs `wardgate policy`.
@@ -60,5 +62,6 @@ pub(in crate::cli) async fn run(
         PolicyCommand::Coverage(args) => coverage::run(args, out).await,
         PolicyCommand::History(args) => history::history(args, out).await,
         PolicyCommand::Rollback(args) => history::rollback(args, out).await,
+        PolicyCommand::Sign(args) => sign::run(args, out),
     }
 }

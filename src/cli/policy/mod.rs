@@ -10,6 +10,7 @@ mod import;
 mod lint;
 mod past;
 mod replay;
+mod sign;
 mod suggest;
 mod test;
 mod validate;

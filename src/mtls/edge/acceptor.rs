@@ -84,7 +84,7 @@ impl EdgeAcceptor {
             Some(name) => sites.find(name),
             None => sites.any(),
         };
-        let Some(site) = site.cloned() else {
+        let Some(site) = site.filter(|site| !site.is_closed()).cloned() else {
             let (alert, refusal) = match name {
                 _ if sites.is_empty() => (UNRECOGNIZED_NAME, Refusal::NoPublicCertificate),
                 Some(name) => (UNRECOGNIZED_NAME, Refusal::UnknownServerName { name }),

@@ -24,6 +24,7 @@ pub struct Site {
     names: Vec<String>,
     certificates: Arc<[Arc<PublicCertificate>]>,
     client: Option<Arc<ClientRule>>,
+    is_closed: bool,
     pub(super) config: Arc<ServerConfig>,
 }
 
@@ -68,7 +69,29 @@ impl Site {
         let (certificates, client) = (Arc::from(certificates), client.map(Arc::new));
         let config = config(ssl, tls, &certificates, client.as_ref(), wrong)?;
         let names = names.into_iter().map(super::sites::folded).collect();
-        Ok(Self { id: id.as_str().into(), names, certificates, client, config })
+        Ok(Self { id: id.as_str().into(), names, certificates, client, is_closed: false, config })
+    }
+
+    /// Stands in the place of a resource that cannot be compiled: nobody answers for its names, whoever would for a pattern that
+    /// covers them. What it would have asked of clients nobody else asks. `None` when none of its names is one.
+    pub fn closed(id: &Id, ssl: &Ssl, tls: &EdgeTls) -> Option<Self> {
+        let names = ssl.names();
+        let names = names.iter().filter(|name| is_name(name)).map(super::sites::folded);
+        let names: Vec<String> = names.collect();
+        if names.is_empty() {
+            return None;
+        }
+        let certificates = Arc::from(Vec::new());
+        let bare = Ssl { ssl_protocols: None, ..ssl.clone() };
+        let wrong = |detail| Error::PublicCertificate { names: String::new(), detail };
+        let config = config(&bare, tls, &certificates, None, wrong).ok()?;
+        let id = id.as_str().into();
+        Some(Self { id, names, certificates, client: None, is_closed: true, config })
+    }
+
+    /// Does nobody answer for its names?
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// The resource's id.

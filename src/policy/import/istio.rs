@@ -292,6 +292,7 @@ fn import_policy(
         action,
         mode,
         rules,
+        signature: None,
         create_time: None,
         update_time: None,
     };

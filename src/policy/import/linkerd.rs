@@ -718,6 +718,7 @@ impl<'a> Linkerd<'a> {
             action: PolicyAction::Allow,
             mode: Mode::Enforce,
             rules,
+            signature: None,
             create_time: None,
             update_time: None,
         };

@@ -44,6 +44,7 @@ pub(super) fn alone(rule: PolicyRule, action: PolicyAction) -> Policy {
         action,
         mode: Mode::Enforce,
         rules: vec![rule],
+        signature: None,
         create_time: None,
         update_time: None,
     };

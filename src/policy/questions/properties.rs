@@ -248,6 +248,7 @@ pub(super) fn policy() -> impl Strategy<Value = IdentityPolicy> {
         action,
         mode,
         rules,
+        signature: None,
         create_time: None,
         update_time: None,
     })

@@ -215,6 +215,7 @@ impl Policies {
                     action: text.action,
                     mode: Mode::Enforce,
                     rules,
+                    signature: None,
                     create_time: None,
                     update_time: None,
                 };

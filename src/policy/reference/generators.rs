@@ -299,6 +299,7 @@ fn policy() -> impl Strategy<Value = IdentityPolicy> {
         action,
         mode,
         rules,
+        signature: None,
         create_time: None,
         update_time: None,
     })

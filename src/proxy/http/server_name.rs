@@ -76,7 +76,7 @@ impl Edge {
             None => sites.any(),
         };
         // Certificates come and go without a word to those who are here; rules are another thing.
-        if now.is_some_and(|now| rule_of(now) != self.session.rule()) {
+        if now.is_some_and(|now| now.is_closed() || rule_of(now) != self.session.rule()) {
             return Err(Wrong::Connection("the rules for client certificates have changed"));
         }
         self.checked = sites.clone();
@@ -92,6 +92,9 @@ fn rule_of(site: &Arc<Site>) -> Option<&ClientRule> {
 fn other_name(session: &EdgeSession, wanted: Option<&Arc<Site>>, host: &str) -> Result<(), Wrong> {
     // What a certificate proved under one name is proved for no other: that of a client that may go to one host and not to
     // its neighbour must not get it there.
+    if wanted.is_some_and(|site| site.is_closed()) {
+        return Err(Wrong::Connection("nobody answers for the host at present"));
+    }
     if wanted.is_some_and(|site| site.client().is_some()) {
         return Err(Wrong::Certificate("the host must be the server name of the TLS connection"));
     }

@@ -16,7 +16,8 @@ use crate::upstream::Cluster;
 
 impl Keeper {
     /// Puts together what changed and publishes it.
-    pub(super) fn assemble(&mut self, work: Work, revision: Revision) -> Applied {
+    pub(super) fn assemble(&mut self, mut work: Work, revision: Revision) -> Applied {
+        let mut restored = Vec::new();
         for name in &work.people {
             let person = self.person(name);
             Arc::make_mut(&mut self.people).set_person(name, person);
@@ -25,9 +26,13 @@ impl Keeper {
             self.assemble_route(id);
         }
         if work.policies {
-            let policies =
-                self.policies.iter().map(|(id, (revision, body))| (id, *revision, &**body));
-            self.policy = Arc::new(Policy::compile(policies, &identity_of(self.me.as_ref())).0);
+            let settled = self.policies.settle();
+            work.rejected.extend(settled.rejected);
+            restored = settled.restored;
+            if settled.is_changed {
+                let (policies, me) = (self.policies.in_force(), identity_of(self.me.as_ref()));
+                self.policy = Arc::new(Policy::compile(policies, &me).0);
+            }
         }
         if work.modes {
             let modes =
@@ -45,7 +50,7 @@ impl Keeper {
             routers: self.routers.clone(),
             people: self.people.clone(),
         });
-        Applied { snapshot: self.current.clone(), rejected: work.rejected }
+        Applied { snapshot: self.current.clone(), rejected: work.rejected, restored }
     }
 
     /// All global rules as one chain. APISIX drops a plugin that is in two of them; here both run: to drop one would open a door.
@@ -190,6 +195,9 @@ impl Keeper {
             hosts: host_names(route, service_body),
             plugins: chain.plugins().to_vec(),
         };
+        let max_age = route
+            .max_config_age
+            .or_else(|| service_body.and_then(|service| service.max_config_age));
         let websocket = route
             .enable_websocket
             .or_else(|| service_body.and_then(|service| service.enable_websocket));
@@ -209,6 +217,7 @@ impl Keeper {
             conditions: slot.parts.conditions.clone(),
             broken: broken.map(Box::new),
             no_cluster: no_cluster.map(Box::new),
+            stale: max_age.map(|limit| self.freshness.limited_to(limit)),
         };
         (compiled, timed)
     }

@@ -57,7 +57,8 @@ impl Keeper {
     }
 
     /// What stands in the place of resources that are there and cannot be read, where no previous version does: a policy
-    /// that refuses everybody, a global rule that answers 503. Nobody knows what they would have kept out.
+    /// that refuses everybody, a global rule that answers 503. Nobody knows what they would have kept out. Of a policy the
+    /// keeper hears in any case: it holds back the revision that it belongs to.
     ///
     /// # Panics
     /// Never: the stand-ins are of their kinds' shapes.
@@ -65,7 +66,7 @@ impl Keeper {
         let stand_in = |rejected: &Rejected| {
             let Rejected { kind, id, revision, .. } = rejected;
             let body = match kind {
-                Kind::IdentityPolicies if !self.policies.contains_key(id) => {
+                Kind::IdentityPolicies => {
                     // Without a rule it is broken, and a broken deny policy holds against everybody.
                     Body::parse(*kind, &json!({ "action": "deny", "rules": [] }))
                 }
