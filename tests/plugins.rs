@@ -90,7 +90,7 @@ impl World {
             if let Flow::Reply(reply) = snapshot.global.access(&mut exchange).await? {
                 return Ok(Flow::Reply(reply));
             }
-            let chain = merged.as_ref().map_or(&route.chain, |merged| &merged.chain);
+            let chain = merged.as_ref().map_or(&*route.chain, |merged| &merged.chain);
             chain.access(&mut exchange).await
         }
         .await;
@@ -99,7 +99,7 @@ impl World {
             Flow::Reply(reply) => reply.status,
         };
         exchange.response = Head::response(if status == 0 { 200 } else { status });
-        let chain = merged.as_ref().map_or(&route.chain, |merged| &merged.chain);
+        let chain = merged.as_ref().map_or(&*route.chain, |merged| &merged.chain);
         for chain in [&snapshot.global, chain] {
             chain.response_head(&mut exchange).unwrap();
         }

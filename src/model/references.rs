@@ -24,11 +24,11 @@ impl Body {
         match self {
             Self::Route(route) => {
                 see_plugins(route.plugins.as_ref(), &mut see);
-                see_upstream(Some(&At::field("upstream")), route.upstream.as_ref(), &mut see);
+                see_upstream(Some(&At::field("upstream")), route.upstream.as_deref(), &mut see);
             }
             Self::Service(service) => {
                 see_plugins(service.plugins.as_ref(), &mut see);
-                see_upstream(Some(&At::field("upstream")), service.upstream.as_ref(), &mut see);
+                see_upstream(Some(&At::field("upstream")), service.upstream.as_deref(), &mut see);
             }
             Self::Upstream(upstream) => see_upstream(None, Some(upstream), &mut see),
             Self::Consumer(consumer) => see_plugins(consumer.plugins.as_ref(), &mut see),

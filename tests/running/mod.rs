@@ -364,9 +364,13 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
             return found;
         }
         assert!(Instant::now() < deadline, "{what}: not in time");
-        #[expect(clippy::disallowed_methods, reason = "a test waits for other threads")]
-        std::thread::sleep(Duration::from_millis(10));
+        pause();
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test waits for other threads")]
+pub(crate) fn pause() {
+    std::thread::sleep(Duration::from_millis(10));
 }
 
 /// System calls of one thread, by name, from now until it is asked for them.
