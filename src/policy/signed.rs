@@ -372,9 +372,8 @@ mod tests {
     #[test]
     fn what_nobody_signed_or_somebody_else_is_refused() {
         let (signer, keys) = author(&rcgen::PKCS_ED25519);
-        let unsigned = set(&[("a", CART, WEB)]);
-        assert!(flaws(&keys, &unsigned, &Set::new())[0].1.contains("not signed"));
-        let mut signed = unsigned.clone();
+        let mut signed = set(&[("a", CART, WEB)]);
+        assert!(flaws(&keys, &signed, &Set::new())[0].1.contains("not signed"));
         author(&rcgen::PKCS_ED25519).0.sign(&mut signed, 1).unwrap();
         assert!(flaws(&keys, &signed, &Set::new())[0].1.contains("no key that is trusted"));
         signer.sign(&mut signed, 1).unwrap();

@@ -409,7 +409,7 @@ async fn a_deadline_is_shortened_by_what_was_spent_and_ends_the_call_here_when_i
     // The app above keeps deadlines itself, and might be first; this one keeps none and says nothing.
     let silent = H2App::serving(|request, respond| async move {
         let _held = (request, respond);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     });
     let mesh_of_silent = Mesh::with(&silent.url(), &json!({}), &json!({}));
     let asked = |timeout: &str, path: &str| {

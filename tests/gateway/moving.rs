@@ -70,7 +70,7 @@ async fn a_data_plane_whose_control_plane_dies_goes_on_with_another_and_no_reque
     let (over, door) = (Arc::<AtomicBool>::default(), ingress.address("ingress"));
     let callers = {
         let (asked, failed, over) = (asked.clone(), failed.clone(), over.clone());
-        tokio::spawn(async move {
+        wardgate::rt::spawn(async move {
             while !over.load(Ordering::Relaxed) {
                 asked.fetch_add(1, Ordering::Relaxed);
                 if get(door, "/").await.status != 200 {

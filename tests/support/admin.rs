@@ -74,7 +74,7 @@ impl Trial for Trials {
         let name = |resource: &Resource| format!("{}/{}", resource.kind, resource.id);
         self.0.lock().unwrap().push((name(candidate), referred.iter().map(name).collect()));
         match &candidate.body {
-            Body::Route(route) => match route.vars.as_ref().and_then(Value::as_array) {
+            Body::Route(route) => match route.vars.as_deref().and_then(Value::as_array) {
                 Some(vars) if vars.iter().any(|rule| !rule.is_array()) => Err(Invalid::new(
                     "failed to validate the 'vars' expression: rule should be wrapped inside brackets",
                 )),
