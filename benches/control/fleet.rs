@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_rustls::client::TlsStream;
 use wardgate::identity::{Identity, SpiffeId, TrustBundles};
 use wardgate::issuer::Authority;
+use wardgate::mtls::MeshStream;
 use wardgate::mtls::{Alpn, Connector, ExpectedPeers};
 use wardgate::observe::Registry;
 use wardgate::rt::{Clock, Live, Tasks};
@@ -46,7 +46,7 @@ struct Dial {
 
 #[async_trait]
 impl Connect for Dial {
-    type Stream = TlsStream<TcpStream>;
+    type Stream = MeshStream<TcpStream>;
 
     async fn connect(&self) -> io::Result<Self::Stream> {
         let tcp = TcpStream::connect(self.address).await?;

@@ -90,7 +90,7 @@ impl Shaken {
             Agreed::Nothing | Agreed::Other => None,
         };
         let tls_facts = TlsFacts { version: Some("1.3"), suite, group, sni: None, alpn };
-        let stream = Stream::Mesh(Box::new(tls));
+        let stream = Stream::Mesh(tls);
         Self { stream, peer: None, edge: None, http2, tls: Some(tls_facts), lax: None, heard: None }
     }
 }

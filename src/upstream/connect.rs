@@ -25,7 +25,7 @@ pub enum Stream {
     /// TLS that we originated.
     Originated(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// TLS of the mesh, from either side.
-    Mesh(Box<mtls::MeshStream<TcpStream>>),
+    Mesh(mtls::MeshStream<TcpStream>),
     /// TLS that we terminate.
     Terminated(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
@@ -269,7 +269,7 @@ impl Connect {
         let mesh = self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
         let before = mesh.identity().load();
         let (tls, peer) = mesh.connect(tcp, expected, alpn).await.map_err(failed)?;
-        let stream = Stream::Mesh(Box::new(tls));
+        let stream = Stream::Mesh(tls);
         Ok(Established { stream, proved: Some((peer, before)) })
     }
 }

@@ -82,7 +82,7 @@ pub(in crate::mtls) async fn accept<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    shake(UnbufferedServerConnection::new(config).map_err(broken)?, stream).await
+    Box::pin(shake(UnbufferedServerConnection::new(config).map_err(broken)?, stream)).await
 }
 
 /// Shakes hands as the client. `config` allows that its secrets are taken.
@@ -94,7 +94,7 @@ pub(in crate::mtls) async fn connect<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    shake(UnbufferedClientConnection::new(config, name).map_err(broken)?, stream).await
+    Box::pin(shake(UnbufferedClientConnection::new(config, name).map_err(broken)?, stream)).await
 }
 
 /// As rustls' own streams say it, so that whoever reads causes finds it.

@@ -142,8 +142,10 @@ enum Reading {
 /// A mesh connection: reads and writes are records of TLS 1.3.
 ///
 /// Whole records are opened where the reader wants its bytes, and sealed where the thread keeps room for that. What the socket
-/// does not take at once, and the pieces of records that came in part, are held here until they are complete.
-pub struct MeshStream<S> {
+/// does not take at once, and the pieces of records that came in part, are held until they are complete.
+pub struct MeshStream<S>(Box<Records<S>>);
+
+struct Records<S> {
     stream: S,
     opener: Opener,
     sealer: Sealer,
@@ -170,7 +172,7 @@ pub struct MeshStream<S> {
 
 impl<S> std::fmt::Debug for MeshStream<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MeshStream").field("settled", &self.settled).finish_non_exhaustive()
+        f.debug_struct("MeshStream").field("settled", &self.0.settled).finish_non_exhaustive()
     }
 }
 
@@ -186,7 +188,7 @@ impl<S> MeshStream<S> {
         let Received { part, plain, has_ended } = received;
         let rejected =
             |error: crate::rt::crypto::KeyRejected| rustls::Error::General(error.to_string());
-        Ok(Self {
+        Ok(Self(Box::new(Records {
             stream,
             opener: Opener::new(secrets.rx).map_err(rejected)?,
             sealer: Sealer::new(secrets.tx).map_err(rejected)?,
@@ -201,30 +203,33 @@ impl<S> MeshStream<S> {
             reading: if has_ended { Reading::Ended } else { Reading::Open },
             quiet: 0,
             said_end: false,
-        })
+        })))
     }
 
     /// The stream below.
-    pub const fn get_ref(&self) -> &S {
-        &self.stream
+    pub fn get_ref(&self) -> &S {
+        &self.0.stream
     }
 
     /// What the handshake settled.
-    pub const fn settled(&self) -> Settled {
-        self.settled
+    pub fn settled(&self) -> Settled {
+        self.0.settled
     }
 
     /// Does something wait here that was received already?
-    pub const fn holds_received(&self) -> bool {
-        !self.part.is_empty() || !self.plain.is_empty()
+    pub fn holds_received(&self) -> bool {
+        !self.0.part.is_empty() || !self.0.plain.is_empty()
     }
 
     /// The stream and what seals for it, for tests that send what they must not.
     #[cfg(test)]
     pub(super) fn into_forger(self) -> (S, Sealer) {
-        (self.stream, self.sealer)
+        let Records { stream, sealer, .. } = *self.0;
+        (stream, sealer)
     }
+}
 
+impl<S> Records<S> {
     /// Opens the whole records at the front of `bytes`: how much for the reader lies at the front now, and how much of `bytes`
     /// was used for it.
     fn open_all(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), Fault> {
@@ -383,7 +388,7 @@ fn sealed_length(header: [u8; HEADER]) -> Result<usize, Fault> {
     Ok(length)
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> MeshStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Records<S> {
     fn poll_unsent(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.unsent.len() {
             let stream = Pin::new(&mut self.stream);
@@ -495,7 +500,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for MeshStream<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let stream = self.get_mut();
+        let stream = &mut *self.get_mut().0;
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -550,7 +555,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MeshStream<S> {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let stream = self.get_mut();
+        let stream = &mut *self.get_mut().0;
         if stream.said_end {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -582,13 +587,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MeshStream<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let stream = self.get_mut();
+        let stream = &mut *self.get_mut().0;
         ready!(stream.poll_unsent(context))?;
         Pin::new(&mut stream.stream).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let stream = self.get_mut();
+        let stream = &mut *self.get_mut().0;
         if !stream.said_end {
             stream.said_end = true;
             let mut sealed = std::mem::take(&mut stream.unsent);

@@ -49,7 +49,7 @@ fn name() -> ServerName<'static> {
 
 /// Bytes that tell where they stand.
 fn bytes(length: usize, from: usize) -> Vec<u8> {
-    (from..from + length).map(|at| (at * 31 % 251) as u8).collect()
+    (from..from + length).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect()
 }
 
 /// Sends messages of every size both ways at once, in writes and reads of many sizes, and ends well.
