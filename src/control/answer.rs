@@ -30,6 +30,8 @@ pub(super) struct Answer {
     pub(super) difference: Option<String>,
     /// In how many seconds to try again.
     retry_after: Option<u32>,
+    /// What its record says beside it.
+    pub(super) note: Option<&'static str>,
 }
 
 impl Answer {
@@ -52,6 +54,7 @@ impl Answer {
             other: None,
             difference: None,
             retry_after: None,
+            note: None,
         }
     }
 
@@ -74,8 +77,11 @@ impl Answer {
         Self { retry_after, ..Self::error(StatusCode::TOO_MANY_REQUESTS, text) }
     }
 
-    /// Why the caller was not let do it, if it was not.
+    /// Why the caller was not let do it, if it was not; otherwise what is to be known of it.
     pub(super) fn reason(&self) -> Option<String> {
+        if let Some(note) = self.note {
+            return Some(note.to_owned());
+        }
         // Others may quote what was sent, and records hold no secrets.
         let refused = matches!(
             self.status,

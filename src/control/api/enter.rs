@@ -75,7 +75,11 @@ async fn enter(
                     principal: known,
                 };
                 let answer = plane.answer(admitted, body).await;
-                answer.unwrap_or_else(|answer| answer)
+                let mut answer = answer.unwrap_or_else(|answer| answer);
+                if !caller.reads && answer.revision.is_some() && plane.goes_past(&headers, &query) {
+                    answer.note = Some("the write goes past canaries");
+                }
+                answer
             }
         },
     };
