@@ -231,6 +231,11 @@ impl Publisher {
         self.shared.state.lock().trial.as_ref().map(|trial| trial.record().clone())
     }
 
+    /// How many data planes are connected here.
+    pub(super) fn data_planes(&self) -> u64 {
+        u64::try_from(self.shared.state.lock().planes.len()).unwrap_or(u64::MAX)
+    }
+
     /// How far the data planes are, all together.
     pub(super) fn presence(&self) -> Presence {
         self.shared.state.lock().presence()

@@ -24,6 +24,8 @@ use crate::sync::publisher::{Outlook, Publisher};
 const SETTLES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// What concerns no data plane here is left so long to control planes whose data planes it may concern.
 const OTHERS_WITHIN: Duration = Duration::from_secs(3);
+/// After a start data planes are waited for so long, where there have been any: what concerns nobody then may concern these.
+const RETURN_WITHIN: Duration = Duration::from_secs(15);
 /// A canary that was not seen for so long is lost; for half of the time for which canaries are watched where that is less.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// So many marks are removed at once.
@@ -116,6 +118,7 @@ pub struct Course {
     watching: Option<Watching>,
     /// Since when something waits that concerns nobody here.
     idle: Option<Instant>,
+    started: Instant,
 }
 
 /// What was seen since a candidate is tried.
@@ -153,6 +156,7 @@ impl Course {
             record: None,
             watching: None,
             idle: None,
+            started: Instant::now(),
         }
     }
 
@@ -240,6 +244,11 @@ impl Course {
             return self.write(record, Expect::Absent).await;
         };
         let record = record.clone();
+        // Where everything was read anew the publisher may follow an older one.
+        self.publisher.follow_record(&record);
+        if !record.has_data_planes && self.publisher.data_planes() > 0 {
+            return self.change_to(Record { has_data_planes: true, ..record }).await;
+        }
         if record.phase == Phase::Trying {
             return self.watch_over(&record).await;
         }
@@ -261,13 +270,17 @@ impl Course {
             if elsewhere > 0 && idle.elapsed() < OTHERS_WITHIN {
                 return Ok(());
             }
+            if record.has_data_planes && self.started.elapsed() < RETURN_WITHIN {
+                return Ok(());
+            }
             // Nobody is there who could try what takes the place of what was stopped.
             if record.phase == Phase::Stopped && elsewhere + data_planes == 0 {
                 return Ok(());
             }
             self.idle = None;
             let passed = Record::passed(revision, now, "it concerns no connected data plane");
-            return self.change_to(passed).await;
+            let has_data_planes = record.has_data_planes;
+            return self.change_to(Record { has_data_planes, ..passed }).await;
         }
         self.idle = None;
         let who = choose(&concerned, &self.settings);

@@ -81,6 +81,9 @@ pub(crate) fn judge(seen: &Evidence, settings: &CanarySettings) -> Verdict {
     if seen.elapsed < settings.watched() {
         return Verdict::Wait;
     }
+    if seen.canaries == 0 {
+        return Verdict::Stop("no canary is connected".into());
+    }
     if seen.unanswered > 0 {
         return match seen.elapsed < settings.watched() + ANSWER_WITHIN {
             true => Verdict::Wait,
@@ -281,6 +284,9 @@ mod tests {
         assert_eq!(judge(&evidence, &settings), Verdict::Wait);
         evidence.elapsed = settings.watched();
         assert!(matches!(judge(&evidence, &settings), Verdict::Pass(_)));
+        evidence.canaries = 0;
+        assert!(matches!(judge(&evidence, &settings), Verdict::Stop(_)), "nobody has tried it");
+        evidence.canaries = 2;
         evidence.unanswered = 1;
         assert_eq!(judge(&evidence, &settings), Verdict::Wait);
         evidence.elapsed += ANSWER_WITHIN;

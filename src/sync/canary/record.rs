@@ -35,6 +35,9 @@ pub struct Record {
     /// In place of the threshold: labels that a canary bears.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// There are data planes: while none is connected they are waited for.
+    #[serde(default)]
+    pub has_data_planes: bool,
     /// Since when it stands so, in seconds since 1970.
     pub since: i64,
     /// Why: what was found, or who decided.
@@ -75,7 +78,8 @@ impl Record {
     /// The candidate passes.
     #[must_use]
     pub fn pass(&self, since: i64, reason: impl Into<String>) -> Self {
-        Self::passed(self.candidate.max(self.stable), since, reason)
+        let passed = Self::passed(self.candidate.max(self.stable), since, reason);
+        Self { has_data_planes: self.has_data_planes, ..passed }
     }
 
     /// The candidate is stopped.
@@ -89,7 +93,7 @@ impl Record {
     pub fn retry(&self, since: i64, reason: impl Into<String>) -> Self {
         let superseded = self.superseded_by_a_newer();
         let passed = Self::passed(self.stable, since, reason);
-        Self { superseded, ..passed }
+        Self { superseded, has_data_planes: self.has_data_planes, ..passed }
     }
 
     /// Something newer is tried.
@@ -106,6 +110,7 @@ impl Record {
             candidate,
             threshold,
             labels,
+            has_data_planes: true,
             since,
             reason: "some data planes try it".into(),
             by: None,

@@ -137,6 +137,11 @@ impl Plane {
         u64::from_be_bytes(first)
     }
 
+    /// What carries no traffic shows nothing that could be watched.
+    pub(super) fn carries_traffic(&self) -> bool {
+        self.greeting.role != Role::Issuer
+    }
+
     pub(super) fn bears(&self, labels: &BTreeMap<String, String>) -> bool {
         labels.iter().all(|(name, value)| self.greeting.labels.get(name) == Some(value))
     }

@@ -186,6 +186,10 @@ impl State {
         };
         if let Some(trial) = &mut self.trial {
             trial.enter(id, &mut plane, &self.stable);
+            if trial.is_canary(&plane) {
+                plane.side = Side::Trial;
+                plane.begin_watch();
+            }
         }
         self.planes.insert(id, plane);
         (id, wake)

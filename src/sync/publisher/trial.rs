@@ -41,6 +41,8 @@ pub(super) struct Trial {
     arrived: Instant,
     /// Since when anything waits.
     queued: Instant,
+    /// What was stopped has been written anew.
+    is_corrected: bool,
     /// Writes that went past canaries, or are about to come and to do so.
     beside: BTreeSet<Revision>,
     /// Writes of something that waits for no canary.
@@ -110,6 +112,7 @@ impl Trial {
             waiting: VecDeque::new(),
             arrived: Instant::now(),
             queued: Instant::now(),
+            is_corrected: false,
             beside: BTreeSet::new(),
             exempt: BTreeSet::new(),
         }
@@ -128,19 +131,16 @@ impl Trial {
         let changed = self.differs.keys().filter(|key| here.contains(key) || there.contains(key));
         plane.concern =
             here.symmetric_difference(&there).copied().chain(changed).cloned().collect();
-        if self.is_canary(plane) {
-            plane.side = Side::Trial;
-            plane.begin_watch();
-        }
     }
 
     pub(super) fn record(&self) -> &Record {
         &self.record
     }
 
-    fn is_canary(&self, plane: &Plane) -> bool {
+    pub(super) fn is_canary(&self, plane: &Plane) -> bool {
         let Record { phase, threshold, labels, .. } = &self.record;
         *phase == Phase::Trying
+            && plane.carries_traffic()
             && !plane.concern.is_empty()
             && match labels.is_empty() {
                 true => plane.lot() <= *threshold,
@@ -251,6 +251,8 @@ impl State {
     fn pass(&mut self, change: &Change) {
         let Some(trial) = &mut self.trial else { return };
         trial.differs.remove(&change.key);
+        // What was written of it before is over.
+        trial.waiting.retain(|one| one.key != change.key || one.revision > change.revision);
         let prefix = trial.prefix.clone();
         for side in [Side::Trial, Side::Stable] {
             self.put_on(side, change, &prefix);
@@ -351,6 +353,7 @@ impl State {
         let Record { phase, stable, candidate, reason, .. } = record;
         info!(?phase, stable, candidate, reason, "the canary push goes on");
         trial.record = record.clone();
+        trial.is_corrected = false;
         if was_trying && (record.phase != Phase::Trying) {
             for plane in self.planes.values_mut() {
                 plane.end_watch();
@@ -377,10 +380,6 @@ impl State {
             !passes
         });
         passing.extend(trial.differs.values().filter(|one| one.revision == revision).cloned());
-        // What was written of the same resource before is over, wherever it stands.
-        for change in &passing {
-            trial.waiting.retain(|one| one.key != change.key || one.revision > revision);
-        }
         for change in &passing {
             self.pass(change);
         }
@@ -400,7 +399,10 @@ impl State {
             Phase::Passed => first.is_some() || !trial.differs.is_empty(),
             // A write to what was stopped takes its place.
             Phase::Stopped => {
-                trial.waiting.iter().any(|change| trial.differs.contains_key(&change.key))
+                let differs = &trial.differs;
+                let corrects = |change: &Change| differs.contains_key(&change.key);
+                trial.is_corrected |= trial.waiting.iter().any(corrects);
+                trial.is_corrected
             }
         };
         let (quiet, longest) = settles;
@@ -425,7 +427,7 @@ impl State {
     /// Would it be told anything if it were a canary?
     fn is_concerned(&self, plane: &Plane) -> bool {
         let (Some(trial), Some(scope)) = (&self.trial, plane.trial_scope) else { return false };
-        plane.concern.iter().any(|key| {
+        plane.carries_traffic() && plane.concern.iter().any(|key| {
             let held = plane.has.get(key).copied();
             trial.track.wanted(scope, key, held) != self.stable.wanted(plane.scope, key, held)
         })
@@ -439,7 +441,7 @@ impl State {
         for plane in self.planes.values().filter(|plane| !plane.is_replaced) {
             if plane.side == Side::Trial {
                 report.canaries.insert(plane.name(), plane.canary());
-            } else if !plane.concern.is_empty() {
+            } else if plane.carries_traffic() && !plane.concern.is_empty() {
                 report.others += 1;
                 report.span += plane.span();
             }
