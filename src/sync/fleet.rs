@@ -129,6 +129,7 @@ impl Fleet {
         let place = format!("{folder}{}", self.own);
         let mut watch = store.watch(&folder, 0);
         let mut told: Option<(Instant, Presence)> = None;
+        let mut is_silent = false;
         loop {
             tokio::select! {
                 () = drain.asked() => break,
@@ -146,8 +147,16 @@ impl Fleet {
                     }
                     let value = json!(presence);
                     match store.put(&place, &value, Expect::Anything, Some(ENDS_AFTER)).await {
-                        Ok(_) => told = Some((Instant::now(), presence)),
-                        Err(error) => warn!(%error, "the other control planes are not told of ours"),
+                        Ok(_) => {
+                            told = Some((Instant::now(), presence));
+                            is_silent = false;
+                        }
+                        // Said once: it is tried again and again.
+                        Err(error) if !is_silent => {
+                            is_silent = true;
+                            warn!(%error, "the other control planes are not told of ours");
+                        }
+                        Err(_) => {}
                     }
                 }
             }

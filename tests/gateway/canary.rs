@@ -18,7 +18,7 @@ struct Fleet<'w> {
 impl<'w> Fleet<'w> {
     /// Everybody lets `/shop` in.
     async fn start(world: &'w World, app: &App) -> Self {
-        let canary = json!({ "share": 50, "watch_seconds": 3, "min_samples": 20 });
+        let canary = json!({ "share": 50, "watch_seconds": 5, "min_samples": 10 });
         let status = json!("127.0.0.1:0");
         let control = world.control().set("control.canary", &canary).set("status", &status).start();
         let admin = control.admin();

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::etcd_server::EtcdServer;
-use crate::world::{Admin, App, Process, World, eventually_async, get};
+use crate::world::{Admin, App, Process, World, eventually_async, get, run};
 
 fn to(app: &App, mark: &str) -> Value {
     let node = app.address.to_string();
@@ -135,8 +135,7 @@ async fn a_control_plane_that_has_lost_its_store_feeds_what_it_has_and_says_so()
     .await;
     let process = get(control.address("status"), "/status/process").await.json();
     assert_eq!(process["store"]["reachable"], false, "{process}");
-    let settings = control.settings_file.to_str().unwrap();
-    let told = crate::world::run(["status", "-c", settings]);
+    let told = run(["status", "--at", &control.address("status").to_string()]);
     assert!(told.out.contains("does not answer since"), "{}{}", told.out, told.err);
     // One that comes now gets all that there is.
     let after = world.ingress().named("after").fed_by(&control).start();
@@ -168,12 +167,15 @@ async fn what_all_data_planes_have_is_told_by_each_of_several_control_planes() {
     let admins = parts.each_ref().map(Process::admin);
     let app = App::echo("app");
     let revision = admins[0].put("/routes/1", &to(&app, "first")).await;
-    let edges =
-        [("one", 0), ("two", 1)].map(|(name, at)| world.ingress().named(name).fed_by(&parts[at]).start());
+    let edges = [("one", 0), ("two", 1)]
+        .map(|(name, at)| world.ingress().named(name).fed_by(&parts[at]).start());
     // Each tells of both, and whose the other is.
     for (at, admin) in admins.iter().enumerate() {
         let state = admin.applied(revision, 2).await;
-        assert_eq!((&state["total"], state["data_planes"].as_array().unwrap().len()), (&json!(2), 1));
+        assert_eq!(
+            (&state["total"], state["data_planes"].as_array().unwrap().len()),
+            (&json!(2), 1)
+        );
         let other = ["second", "first"][at];
         assert_eq!(state["elsewhere"][0]["node"], other, "{state}");
     }

@@ -168,7 +168,9 @@ async fn references_in_the_metadata_of_a_plugin_hold_wherever_the_plugin_runs() 
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.header("x-first"), Some("1000"), "{:?}", answer.headers);
     assert_eq!(answer.header("x-left-for-you"), Some("999"), "{:?}", answer.headers);
-    assert!(edge.admin.get("/plugin_metadata/limit-count").await.to_string().contains("$secret://"));
+    assert!(
+        edge.admin.get("/plugin_metadata/limit-count").await.to_string().contains("$secret://")
+    );
 
     edge.vault.put("team/secret", "gate/names", &json!({ "limit": "x-second" }));
     eventually_async("the new name is in force", || async {

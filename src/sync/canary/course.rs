@@ -172,7 +172,7 @@ impl Course {
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch = self.store.watch(&format!("{}-canary/", self.prefix), 0);
-        let mut is_read = false;
+        let (mut is_read, mut is_stuck) = (false, false);
         loop {
             tokio::select! {
                 () = drain.asked() => return,
@@ -184,11 +184,15 @@ impl Course {
                     }
                 },
                 _ = ticks.tick() => {
-                    if is_read && self.publisher.is_loaded()
-                        && let Err(error) = self.go_on().await
-                    {
+                    if !is_read || !self.publisher.is_loaded() {
+                        continue;
+                    }
+                    let done = self.go_on().await;
+                    if let (Err(error), false) = (&done, is_stuck) {
+                        // Said once: it is tried again and again.
                         warn!(%error, "the canary push cannot go on: the store does not answer");
                     }
+                    is_stuck = done.is_err();
                 }
             }
         }

@@ -427,10 +427,11 @@ impl State {
     /// Would it be told anything if it were a canary?
     fn is_concerned(&self, plane: &Plane) -> bool {
         let (Some(trial), Some(scope)) = (&self.trial, plane.trial_scope) else { return false };
-        plane.carries_traffic() && plane.concern.iter().any(|key| {
-            let held = plane.has.get(key).copied();
-            trial.track.wanted(scope, key, held) != self.stable.wanted(plane.scope, key, held)
-        })
+        plane.carries_traffic()
+            && plane.concern.iter().any(|key| {
+                let held = plane.has.get(key).copied();
+                trial.track.wanted(scope, key, held) != self.stable.wanted(plane.scope, key, held)
+            })
     }
 
     /// What is seen of those who try it, and of the others.
