@@ -30,8 +30,8 @@ pub(super) struct Answer {
     pub(super) difference: Option<String>,
     /// In how many seconds to try again.
     retry_after: Option<u32>,
-    /// What its record says beside it.
-    pub(super) note: Option<&'static str>,
+    /// The write went past canaries: its record says so.
+    pub(super) goes_past: bool,
 }
 
 impl Answer {
@@ -54,7 +54,7 @@ impl Answer {
             other: None,
             difference: None,
             retry_after: None,
-            note: None,
+            goes_past: false,
         }
     }
 
@@ -79,8 +79,8 @@ impl Answer {
 
     /// Why the caller was not let do it, if it was not; otherwise what is to be known of it.
     pub(super) fn reason(&self) -> Option<String> {
-        if let Some(note) = self.note {
-            return Some(note.to_owned());
+        if self.goes_past {
+            return Some("the write goes past canaries".to_owned());
         }
         // Others may quote what was sent, and records hold no secrets.
         let refused = matches!(

@@ -134,7 +134,7 @@ impl Fleet {
             tokio::select! {
                 () = drain.asked() => break,
                 event = watch.next() => match event {
-                    Some(event) => self.hear(event, &folder),
+                    Some(event) => self.hear(&event, &folder),
                     None => return,
                 },
                 () = tokio::time::sleep(LOOKS_EVERY) => {
@@ -165,7 +165,7 @@ impl Fleet {
         let _ = store.delete(&place, Expect::Anything).await;
     }
 
-    fn hear(&self, event: Event, folder: &str) {
+    fn hear(&self, event: &Event, folder: &str) {
         let mut others = self.others.lock();
         let name = |key: &str| key.strip_prefix(folder).map(str::to_owned);
         let mut put = |stored: &Stored| {
@@ -175,7 +175,7 @@ impl Fleet {
                 others.insert(name, (Instant::now(), presence));
             }
         };
-        match &event {
+        match event {
             Event::Put(stored) => put(stored),
             Event::Reset(listing) => {
                 listing.entries.iter().for_each(&mut put);

@@ -76,9 +76,8 @@ async fn enter(
                 };
                 let answer = plane.answer(admitted, body).await;
                 let mut answer = answer.unwrap_or_else(|answer| answer);
-                if !caller.reads && answer.revision.is_some() && plane.goes_past(&headers, &query) {
-                    answer.note = Some("the write goes past canaries");
-                }
+                answer.goes_past =
+                    !caller.reads && answer.revision.is_some() && plane.goes_past(&headers, &query);
                 answer
             }
         },

@@ -162,7 +162,7 @@ impl Course {
 
     /// How it stands.
     pub fn figures(&self) -> Live<Figures> {
-        self.told.live().clone()
+        self.told.live()
     }
 
     /// Runs until the drain is asked for.

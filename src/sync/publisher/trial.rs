@@ -209,7 +209,7 @@ impl State {
             if exempt || trial.beside.contains(&revision) || revision <= trial.record.stable {
                 self.pass(&change);
             } else if revision <= trial.record.candidate {
-                self.try_out(change);
+                self.try_out(&change);
                 self.draw();
             } else {
                 trial.queue(change);
@@ -268,12 +268,12 @@ impl State {
         }
     }
 
-    fn try_out(&mut self, change: Change) {
+    fn try_out(&mut self, change: &Change) {
         let Some(trial) = &mut self.trial else { return };
         let prefix = trial.prefix.clone();
         trial.track.revision = trial.track.revision.max(change.revision);
         trial.differs.insert(change.key.clone(), change.clone());
-        self.put_on(Side::Trial, &change, &prefix);
+        self.put_on(Side::Trial, change, &prefix);
     }
 
     /// Brings what waits up to `revision` into what is tried.
@@ -284,7 +284,7 @@ impl State {
                 return;
             }
             if let Some(change) = trial.waiting.pop_front() {
-                self.try_out(change);
+                self.try_out(&change);
             }
         }
     }
