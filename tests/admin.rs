@@ -911,6 +911,7 @@ async fn convergence_can_be_asked_and_waited_for() {
         id: id.into(),
         connected,
         applied,
+        beside: Vec::new(),
         rejected,
     };
     let reject = Rejected {

@@ -64,6 +64,7 @@ pub(super) async fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Resul
                     look_at_federation(&status.to_string(), &mut findings).await;
                     look_at_outputs(&status.to_string(), &mut findings).await;
                     look_at_refusals(&status.to_string(), &mut findings).await;
+                    look_at_store(&status.to_string(), &mut findings).await;
                 }
             }
             Err(error) => findings.push(finding("settings", Grade::Problem, error.to_string())),
@@ -240,6 +241,23 @@ async fn look_at_refusals(address: &str, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Whether the running control plane's store answers.
+async fn look_at_store(address: &str, findings: &mut Vec<Finding>) {
+    let Ok(answer) = send(address, address, "GET", "/status/process", &[], None).await else {
+        return;
+    };
+    let answer = answer.json().unwrap_or_default();
+    if answer["store"]["reachable"] == false {
+        let since = answer["store"]["since"].as_str().unwrap_or("?");
+        let error = answer["store"]["error"].as_str().unwrap_or("it does not say why");
+        let text = format!("the store does not answer since {since}: {error}");
+        findings.push(Finding {
+            fix: Some("data planes are fed what was read; nothing can be written".to_owned()),
+            ..finding("process", Grade::Problem, text)
+        });
+    }
+}
+
 async fn look_at_control_plane(admin: &Admin, findings: &mut Vec<Finding>) {
     let policies = match admin.call("GET", "/identity_policies", None).await {
         Err(error) => {
@@ -266,6 +284,21 @@ async fn look_at_control_plane(admin: &Admin, findings: &mut Vec<Finding>) {
         Ok(state) => look_at_planes(&state, findings),
         Err(error) => findings.push(finding("feed", Grade::Problem, format!("{error:#}"))),
     }
+    look_at_canary(admin, findings).await;
+}
+
+/// What canaries try, and what was stopped. Silent where pushes have no canaries.
+async fn look_at_canary(admin: &Admin, findings: &mut Vec<Finding>) {
+    let Ok(answer) = admin.call("GET", "/canary", None).await else { return };
+    let Some(state) = answer.json().ok().filter(|_| answer.status == 200) else { return };
+    let text = super::canary::told(&state);
+    findings.push(match state["phase"].as_str() {
+        Some("stopped") => Finding {
+            fix: Some("write a correction, or see wardgate canary".to_owned()),
+            ..finding("feed", Grade::Problem, text)
+        },
+        _ => finding("feed", Grade::Good, text),
+    });
 }
 
 /// Where callers need no identity.

@@ -9,8 +9,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    admin_key, audit, check, config, conformance, demo, dev, explain, identity, policy, questions,
-    run, schema, status, store, tap, who_did,
+    admin_key, audit, canary, check, config, conformance, demo, dev, explain, identity, policy,
+    questions, run, schema, status, store, tap, who_did,
 };
 use crate::observe::{LogFormat, start_logging};
 use crate::rt::{Sockets, memory, systemd};
@@ -87,6 +87,7 @@ enum Command {
     Tap(tap::TapArgs),
     /// Who may administer: make, list, rotate and revoke admin keys
     Admin(admin_key::AdminCommandArgs),
+    Canary(canary::CanaryArgs),
     Store(store::StoreArgs),
     /// Make an authority, issue identities from it, look into certificates
     Identity(identity::IdentityArgs),
@@ -174,6 +175,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::WhoDid(args) => runtime.block_on(who_did::run(&args, out)),
         Command::Tap(args) => runtime.block_on(tap::run(&args, out)),
         Command::Admin(args) => runtime.block_on(admin_key::run(&args, out)),
+        Command::Canary(args) => runtime.block_on(canary::run(&args, out)),
         Command::Store(args) => runtime.block_on(store::run(&args, out)),
         Command::Identity(args) => identity::run(args),
         Command::Conformance(args) => {

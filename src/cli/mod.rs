@@ -6,6 +6,7 @@ mod archive;
 mod audit;
 mod audit_export;
 mod audit_match;
+mod canary;
 mod central;
 mod check;
 mod client;

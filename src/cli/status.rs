@@ -206,6 +206,17 @@ fn print(told: &Value, out: &mut impl Write) -> anyhow::Result<()> {
             text(identity, "/fails_first")
         )?;
     }
+    if told["store"]["reachable"] == false {
+        let since = text(told, "/store/since");
+        let lost = paint.bad(&format!("does not answer since {since}:"));
+        let error = text(told, "/store/error");
+        writeln!(out, "{:<14} {lost} {error}; data planes are fed what was read", "store")?;
+    }
+    if let Some(canary) = told.get("canary") {
+        let how = super::canary::told(canary);
+        let how = if canary["phase"] == "stopped" { paint.bad(&how) } else { how };
+        writeln!(out, "{:<14} {how}", "canary")?;
+    }
     for plane in rows(&told["data_planes"], "connected") {
         writeln!(
             out,

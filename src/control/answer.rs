@@ -30,6 +30,8 @@ pub(super) struct Answer {
     pub(super) difference: Option<String>,
     /// In how many seconds to try again.
     retry_after: Option<u32>,
+    /// The write went past canaries: its record says so.
+    pub(super) goes_past: bool,
 }
 
 impl Answer {
@@ -52,6 +54,7 @@ impl Answer {
             other: None,
             difference: None,
             retry_after: None,
+            goes_past: false,
         }
     }
 
@@ -74,8 +77,11 @@ impl Answer {
         Self { retry_after, ..Self::error(StatusCode::TOO_MANY_REQUESTS, text) }
     }
 
-    /// Why the caller was not let do it, if it was not.
+    /// Why the caller was not let do it, if it was not; otherwise what is to be known of it.
     pub(super) fn reason(&self) -> Option<String> {
+        if self.goes_past {
+            return Some("the write goes past canaries".to_owned());
+        }
         // Others may quote what was sent, and records hold no secrets.
         let refused = matches!(
             self.status,

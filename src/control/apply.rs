@@ -151,7 +151,8 @@ impl ControlPlane {
                 told["commits"] = json!(0);
                 return Ok(Answer::ok(told));
             }
-            let author = Author { name: &call.principal.name, rollback_to: None };
+            let author =
+                Author { name: &call.principal.name, rollback_to: None, skips: call.skips };
             let mut writes = self.writes_of(&draft, |_| author);
             for (place, owner) in &plan.noted {
                 let write = Write {

@@ -35,6 +35,8 @@ pub(super) struct WholeCall<'a> {
     pub(super) body: Vec<u8>,
     /// Who calls, and what it may do.
     pub(super) principal: &'a Principal,
+    /// Does the write go past canaries?
+    pub(super) skips: bool,
 }
 
 impl WholeCall<'_> {
@@ -47,7 +49,7 @@ impl WholeCall<'_> {
 impl ControlPlane {
     pub(super) async fn answer_configs(
         &self,
-        (method, path): (&Method, &str),
+        (method, path, skips): (&Method, &str, bool),
         headers: &HeaderMap,
         query: &Query,
         body: Body,
@@ -58,7 +60,7 @@ impl ControlPlane {
             Method::PUT | Method::POST => read(body).await?,
             _ => Vec::new(),
         };
-        let call = WholeCall { headers, query, body, principal };
+        let call = WholeCall { headers, query, body, principal, skips };
         match (method, rest, &self.standalone) {
             // What follows tells of all resources at once, or replaces them.
             (&Method::GET, "dump", _) | (_, "", Some(_)) if !principal.is_unscoped() => {

@@ -299,6 +299,7 @@ impl ControlPlane {
             let mut writes = vec![Write { key, value: value.clone(), expect, ttl: None }];
             let (kind, id) = (place.0, &place.1);
             writes.extend(self.remembering(kind, id, value.as_ref(), before, author(place)));
+            writes.extend(self.going_past(author(place)));
             (place.clone(), writes)
         };
         changes.into_iter().map(write).collect()

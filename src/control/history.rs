@@ -25,6 +25,11 @@ use super::sets::bare;
 use crate::model::{Id, Kind, Revision};
 use crate::rt::Clock;
 use crate::store::{self, Commit, Event, Expect, Listing, Store, Stored, Write, Written};
+use crate::sync::canary::skipping;
+
+mod past;
+
+pub use self::past::RememberedPast;
 
 /// The kinds whose past is kept whole.
 pub(super) const COMPLETE: [Kind; 2] = [Kind::IdentityPolicies, Kind::IdentityModes];
@@ -160,12 +165,20 @@ fn folder(prefix: &str, kind: Kind, id: Option<&Id>) -> String {
 pub(super) struct Author<'a> {
     pub(super) name: &'a str,
     pub(super) rollback_to: Option<Revision>,
+    /// Does the write go past canaries?
+    pub(super) skips: bool,
 }
 
 impl ControlPlane {
     /// Is anything of the kind's past kept?
     fn remembers(&self, kind: Kind) -> bool {
         is_complete(kind) || self.revisions_kept > 0
+    }
+
+    /// The mark by which a write goes past canaries, where there are any and it is to do so.
+    pub(super) fn going_past(&self, author: Author<'_>) -> Option<Write> {
+        let skips = author.skips && self.canaries.is_some();
+        skips.then(|| skipping(&self.prefix, author.name))
     }
 
     /// The write that remembers a write, where its kind's past is kept; `before` is the revision of what it replaces.
@@ -210,6 +223,7 @@ impl ControlPlane {
         };
         let mut writes = vec![Write { key, value: Some(value.clone()), expect, ttl }];
         writes.extend(self.remembering(kind, id, Some(value), before, author));
+        writes.extend(self.going_past(author));
         let Commit { written, .. } = self.store.commit(writes).await?;
         self.forget_old(&[(kind, id.clone())]).await;
         match written.into_iter().next() {
@@ -225,6 +239,7 @@ impl ControlPlane {
         author: Author<'_>,
     ) -> Result<Option<Revision>, store::Error> {
         let key = self.key(kind, id);
+        // Where pushes have canaries everything is remembered.
         if !self.remembers(kind) {
             return self.store.delete(&key, Expect::Anything).await;
         }
@@ -238,6 +253,7 @@ impl ControlPlane {
             };
             let mut writes = vec![Write { key: key.clone(), value: None, expect, ttl: None }];
             writes.extend(self.remembering(kind, id, None, before, author));
+            writes.extend(self.going_past(author));
             match self.store.commit(writes).await {
                 Err(store::Error::Conflict) => {}
                 done => return done.map(|commit| Some(commit.revision)),
@@ -320,7 +336,7 @@ impl ControlPlane {
         segments: &[&str],
         query: &Query,
         body: Option<Value>,
-        principal: &Principal,
+        (principal, skips): (&Principal, bool),
     ) -> Result<Answer, Answer> {
         let not_found = || Answer::error(StatusCode::NOT_FOUND, "not found");
         match (method, segments) {
@@ -329,7 +345,8 @@ impl ControlPlane {
                 for kind in Kind::ALL {
                     principal.writes(kind).map_err(Answer::forbidden)?;
                 }
-                return self.roll_back(&Kind::ALL, None, body, &principal.name).await;
+                let author = (principal.name.as_str(), skips);
+                return self.roll_back(&Kind::ALL, None, body, author).await;
             }
             _ => {}
         }
@@ -360,7 +377,7 @@ impl ControlPlane {
                     [one, _] => Some(id(one)?),
                     _ => None,
                 };
-                self.roll_back(&[kind], only, body, &principal.name).await
+                self.roll_back(&[kind], only, body, (&principal.name, skips)).await
             }
             _ => Err(not_found()),
         }
@@ -415,7 +432,7 @@ impl ControlPlane {
         kinds: &[Kind],
         only: Option<Id>,
         body: Option<Value>,
-        author: &str,
+        (author, skips): (&str, bool),
     ) -> Result<Answer, Answer> {
         let (at, dry_run) = asked(body)?;
         let _alone = self.writes.lock().await;
@@ -513,6 +530,7 @@ impl ControlPlane {
         let writes = self.writes_of(&draft, |place| Author {
             name: author,
             rollback_to: Some(sources.get(place).copied().unwrap_or(0)),
+            skips,
         });
         let (revision, commits) = self.commit_all(writes, true).await?;
         answer["revision"] = json!(revision);

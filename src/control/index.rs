@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -170,6 +171,8 @@ impl State {
 pub(super) struct Index {
     state: Arc<Mutex<State>>,
     reached: watch::Receiver<Revision>,
+    /// The newest revision that changed something below the prefix.
+    latest: Arc<AtomicU64>,
     _follower: Tasks,
 }
 
@@ -183,8 +186,15 @@ impl Index {
         let state = Arc::new(Mutex::new(State::default()));
         let (sender, reached) = watch::channel(0);
         let mut follower = Tasks::new();
-        follower.add(follow(store, prefix.to_owned(), state.clone(), sender));
-        Self { state, reached, _follower: follower }
+        let latest = Arc::<AtomicU64>::default();
+        let into = (state.clone(), latest.clone());
+        follower.add(follow(store, prefix.to_owned(), into, sender));
+        Self { state, reached, latest, _follower: follower }
+    }
+
+    /// The newest revision that changed something below the prefix, as far as it was seen here; 0 before the first look.
+    pub(super) fn latest(&self) -> Revision {
+        self.latest.load(Ordering::Acquire)
     }
 
     /// Waits until everything up to `revision` is in the index.
@@ -207,7 +217,7 @@ impl Index {
 async fn follow(
     store: Arc<dyn Store>,
     prefix: String,
-    state: Arc<Mutex<State>>,
+    (state, latest): (Arc<Mutex<State>>, Arc<AtomicU64>),
     reached: watch::Sender<Revision>,
 ) {
     let mut watch = store.watch(&format!("{prefix}/"), 0);
@@ -233,6 +243,15 @@ async fn follow(
                 *state.lock() = fresh;
             }
         }
+        // Others write into the same store: its revision is not ours.
+        let changed = match &event {
+            Event::Reset(listing) => {
+                let all = listing.entries.iter().map(|stored| stored.modified);
+                all.max().unwrap_or_default()
+            }
+            Event::Put(_) | Event::Delete { .. } => revision,
+        };
+        latest.fetch_max(changed, Ordering::AcqRel);
         reached.send_replace(revision);
     }
 }
@@ -262,6 +281,7 @@ mod tests {
         let holders = |fact: Fact| -> Vec<String> {
             index.holders(&fact).into_iter().map(|(kind, id)| format!("{kind}/{id}")).collect()
         };
+        assert_eq!(index.latest(), revision);
         let upstream = Fact::Refers(Kind::Upstreams, "7".into());
         assert_eq!(holders(upstream.clone()), ["routes/1"]);
         let key = auth_key("key-auth", &json!({"key": "k"})).unwrap();

@@ -8,6 +8,7 @@ mod answer;
 mod api;
 mod apply;
 mod at_rest;
+pub mod canary;
 mod certificates;
 mod changes;
 mod configs;
@@ -40,8 +41,10 @@ use crate::model::{Invalid, Rejected, Resource, Revision};
 use crate::policy::questions::{Supposed, Walked};
 use crate::rt::{Clock, Tasks};
 use crate::store::Store;
+use crate::sync::fleet::Presence;
 
 use access::{AdminKeys, Limits, Network, Peers, StoredKeys};
+use canary::Canaries;
 use history::HistorySettings;
 use index::Index;
 use plugins::Plugins;
@@ -159,14 +162,28 @@ pub struct DataPlaneState {
     pub connected: bool,
     /// The revision that it has acknowledged.
     pub applied: Revision,
+    /// Newer revisions that it has acknowledged all the same: they went past a canary push.
+    pub beside: Vec<Revision>,
     /// What it did not take.
     pub rejected: Vec<Rejected>,
+}
+
+impl DataPlaneState {
+    /// Has it acknowledged this revision?
+    pub fn has(&self, revision: Revision) -> bool {
+        self.applied >= revision || self.beside.contains(&revision)
+    }
 }
 
 /// How far the data planes are.
 pub trait Convergence: Send + Sync {
     /// All data planes that were seen.
     fn data_planes(&self) -> Vec<DataPlaneState>;
+
+    /// How far the data planes of the other control planes over the same store are.
+    fn elsewhere(&self) -> Vec<Presence> {
+        Vec::new()
+    }
 
     /// What lies in the store and cannot be read: data planes keep the version before, or its place closed.
     fn unreadable(&self) -> Vec<Rejected> {
@@ -202,6 +219,8 @@ pub struct Parts {
     pub history: HistorySettings,
     /// APISIX's API-driven standalone mode: the configuration comes whole, and the store is in memory.
     pub standalone: Option<StandaloneSettings>,
+    /// How canary pushes stand; `None` where pushes have none.
+    pub canaries: Option<Canaries>,
 }
 
 /// A control plane at work. It follows the store from its first moment to its last.
@@ -218,6 +237,7 @@ pub struct ControlPlane {
     clock: Clock,
     revisions_kept: usize,
     standalone: Option<Standalone>,
+    canaries: Option<Canaries>,
     shapes: Shapes,
     index: Index,
     /// The newest revision that this process wrote: the index must have seen it before it is asked.
@@ -298,6 +318,7 @@ impl ControlPlane {
             clock: parts.clock,
             revisions_kept: parts.history.revisions,
             standalone: parts.standalone.map(Standalone::new),
+            canaries: parts.canaries,
             written: AtomicU64::new(0),
             writes: tokio::sync::Mutex::new(()),
             asked: questions::Asked::default(),

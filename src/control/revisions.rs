@@ -1,5 +1,6 @@
 //! How far a change has come: `GET /apisix/admin/revisions/<revision>`, or `/revisions/latest`.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -10,7 +11,7 @@ use super::answer::Answer;
 use super::listing::Query;
 use super::{ControlPlane, Convergence, DataPlaneState};
 use crate::model::{Rejected, Revision};
-use crate::store;
+use crate::sync::fleet::Presence;
 
 impl ControlPlane {
     /// Which data planes run a revision, which refused something, and why. With `?wait=applied` once all that are connected have
@@ -35,10 +36,13 @@ impl ControlPlane {
         Ok(Answer::ok(told(&**convergence, revision)))
     }
 
-    /// The revision that changed a resource last.
-    async fn latest(&self) -> Result<Revision, store::Error> {
-        let listing = self.store.list(&format!("{}/", self.prefix)).await?;
-        Ok(listing.entries.iter().map(|stored| stored.modified).max().unwrap_or(1))
+    /// The revision that changed something last, as the index has seen it: nothing is read for that.
+    async fn latest(&self) -> Result<Revision, Answer> {
+        let written = self.written.load(Ordering::Acquire);
+        let text = "the store was not read yet, or its changes do not arrive";
+        let behind = |_| Answer::error(StatusCode::SERVICE_UNAVAILABLE, text);
+        self.index.reaches(written).await.map_err(behind)?;
+        Ok(self.index.latest().max(written).max(1))
     }
 
     /// Waits until every connected data plane has acknowledged the write, if the client asked for that. Who acknowledges may
@@ -51,9 +55,18 @@ impl ControlPlane {
         };
         answer.applied = Some(applied_within(&**convergence, revision, within).await);
         let planes = convergence.data_planes();
-        let refusing = planes.iter().filter(|plane| refuses(plane, revision)).count();
+        let here = planes.iter().filter(|plane| refuses(plane, revision)).count();
+        let elsewhere = convergence.elsewhere();
+        let refusing = count(here) + sum(&elsewhere, |other| other.refuses(revision));
         if refusing > 0 {
             answer.headers.push(("x-wardgate-refused", refusing.to_string()));
+        }
+        if let Some(record) = self.canaries.as_ref().and_then(|known| known.load().record.clone()) {
+            // Why it may not be everywhere yet.
+            let phase = serde_json::to_value(record.phase).unwrap_or_default();
+            answer
+                .headers
+                .push(("x-wardgate-canary", phase.as_str().unwrap_or_default().to_owned()));
         }
         answer
     }
@@ -72,7 +85,9 @@ async fn applied_within(
     let deadline = Instant::now() + within;
     let applied = || {
         let planes = convergence.data_planes();
-        planes.iter().all(|plane| !plane.connected || plane.applied >= revision)
+        let all_of = |other: &Presence| other.has_applied(revision) >= other.data_planes;
+        planes.iter().all(|plane| !plane.connected || plane.has(revision))
+            && convergence.elsewhere().iter().all(all_of)
     };
     while !applied() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -82,21 +97,43 @@ async fn applied_within(
 
 fn told(convergence: &dyn Convergence, revision: Revision) -> Value {
     let planes = convergence.data_planes();
-    let applied = planes.iter().filter(|plane| plane.applied >= revision).count();
+    let elsewhere = convergence.elsewhere();
+    let total = count(planes.len()) + sum(&elsewhere, |other| other.data_planes);
+    let applied = planes.iter().filter(|plane| plane.has(revision)).count();
+    let applied = count(applied) + sum(&elsewhere, |other| other.has_applied(revision));
     let refusing = planes.iter().filter(|plane| !plane.rejected.is_empty()).count();
+    let refusing = count(refusing) + sum(&elsewhere, |other| other.refusing);
     let list: Vec<Value> = planes
         .iter()
         .map(|plane| {
             json!({
                 "id": plane.id, "connected": plane.connected, "revision": plane.applied,
-                "applied": plane.applied >= revision, "rejected": all(&plane.rejected),
+                "applied": plane.has(revision), "rejected": all(&plane.rejected),
             })
         })
         .collect();
-    json!({
-        "revision": revision, "total": planes.len(), "applied": applied, "refusing": refusing,
+    let mut told = json!({
+        "revision": revision, "total": total, "applied": applied, "refusing": refusing,
         "data_planes": list, "unreadable": all(&convergence.unreadable()),
-    })
+    });
+    if !elsewhere.is_empty() {
+        let row = |other: &Presence| {
+            json!({
+                "node": other.node, "revision": other.revision, "total": other.data_planes,
+                "applied": other.has_applied(revision), "refusing": other.refusing,
+            })
+        };
+        told["elsewhere"] = elsewhere.iter().map(row).collect();
+    }
+    told
+}
+
+fn count(many: usize) -> u64 {
+    u64::try_from(many).unwrap_or(u64::MAX)
+}
+
+fn sum(elsewhere: &[Presence], of: impl Fn(&Presence) -> u64) -> u64 {
+    elsewhere.iter().map(of).sum()
 }
 
 fn all(rejected: &[Rejected]) -> Value {

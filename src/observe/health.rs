@@ -8,6 +8,7 @@ use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -27,6 +28,8 @@ use super::metrics::Registry;
 pub struct Readiness {
     /// By name; a gate that is shut has its reason.
     gates: Arc<watch::Sender<BTreeMap<&'static str, Option<String>>>>,
+    /// What a process does without although it is ready, and how.
+    without: Arc<Mutex<BTreeMap<&'static str, String>>>,
     started: Instant,
 }
 
@@ -67,7 +70,11 @@ impl Default for Readiness {
 impl Readiness {
     /// No gates: ready.
     pub fn new() -> Self {
-        Self { gates: Arc::new(watch::Sender::new(BTreeMap::new())), started: Instant::now() }
+        Self {
+            gates: Arc::new(watch::Sender::new(BTreeMap::new())),
+            without: Arc::default(),
+            started: Instant::now(),
+        }
     }
 
     /// Adds a gate that is shut for this reason.
@@ -75,6 +82,15 @@ impl Readiness {
         let gate = Gate { name, gates: self.gates.clone() };
         gate.shut(reason);
         gate
+    }
+
+    /// The process is ready, and does without something: probes are told, and get their 200. `None`: it is there again.
+    pub fn does_without(&self, name: &'static str, how: Option<String>) {
+        let mut without = self.without.lock();
+        match how {
+            Some(how) => drop(without.insert(name, how)),
+            None => drop(without.remove(name)),
+        }
     }
 
     /// Are all gates open?
@@ -142,7 +158,12 @@ pub fn router(readiness: &Readiness, registry: &Registry) -> Router {
 fn probe(readiness: &Readiness) -> Response {
     let waiting = readiness.waiting_for();
     if waiting.is_empty() {
-        return Json(json!({"status": "ok"})).into_response();
+        let mut body = json!({"status": "ok"});
+        let without = readiness.without.lock();
+        if !without.is_empty() {
+            body["without"] = json!(*without);
+        }
+        return Json(body).into_response();
     }
     let gates = readiness.gates.borrow();
     let shut = |(name, reason): (&&str, &Option<String>)| {

@@ -321,6 +321,19 @@ impl Registry {
         }
     }
 
+    /// The sum of the counters of a name that bear this label, as `outcome="deny"`; of all of them when it is empty.
+    pub fn sum(&self, name: &str, label: &str) -> u64 {
+        let families = self.families.lock();
+        let series = families.get(name).into_iter().flat_map(|family| &family.series);
+        series
+            .filter(|(labels, _)| label.is_empty() || labels.split(',').any(|one| one == label))
+            .map(|(_, series)| match series {
+                Series::Counter(counter) => counter.value(),
+                Series::Gauge(_) | Series::Histogram(_) | Series::Computed(_) => 0,
+            })
+            .sum()
+    }
+
     fn series<T>(
         &self,
         name: &str,
@@ -622,6 +635,10 @@ mod tests {
         registry.gauge("c", &[("a", "1")]).set(7.0);
         registry.counter("no name", &[]).increment();
         registry.counter("c", &[("le", "1")]).increment();
+        assert_eq!(
+            (registry.sum("c", "a=\"1\""), registry.sum("c", ""), registry.sum("d", "")),
+            (2, 3, 0)
+        );
         let text = registry.render();
         assert!(text.contains("c{a=\"1\"} 2\nc{a=\"2\"} 1\n"), "{text}");
         assert!(text.contains("wardgate_metric_series_refused_total 4\n"), "{text}");

@@ -13,19 +13,24 @@ use super::collection::{self, may_ship, open_archive};
 use super::error::Error;
 use super::feed;
 use super::process::Shared;
+use super::reach::{self, Reach};
 use super::sealing::{chosen_store, sealed, sealing_ring};
 use super::settings::{ControlSettings, Settings};
 use super::trust::follow_store;
 use crate::audit::Collector;
 use crate::control::access::AdminKeys;
+use crate::control::canary::Canaries;
+use crate::control::history::RememberedPast;
 use crate::control::{self, AuditTrail, ControlPlane, DataPlaneState};
 use crate::federation::Federation;
 use crate::identity::{SpiffeId, SpiffePattern, TrustDomain};
 use crate::model::{Redacted, Rejected};
 use crate::observe::{self, AuditLane, MetricKind, Registry};
-use crate::rt::{Clock, Drain, Sockets, Tasks};
+use crate::rt::{Clock, Drain, Live, Sockets, Tasks};
 use crate::store::memory::Memory;
 use crate::store::{self, Store};
+use crate::sync::canary::{Course, Figures, Phase};
+use crate::sync::fleet::{Fleet, Presence};
 use crate::sync::publisher::{self, Publisher};
 use crate::sync::scope;
 
@@ -38,6 +43,8 @@ pub struct ControlPlaneRole {
     feed: SocketAddr,
     generated_key: Option<Redacted<String>>,
     publisher: Publisher,
+    canaries: Option<Canaries>,
+    reach: Live<Reach>,
     store: Arc<dyn Store>,
     collector: Option<Collector>,
     drain: Drain,
@@ -133,11 +140,42 @@ impl ControlPlaneRole {
             open_archive(settings, control, identity, shared, patience, &mut tasks).await?;
         let rules = FeedRules::of(settings, control)?;
         let ships = rules.clone();
-        let publisher = Publisher::new(
-            feed_rules(shared.plugins),
-            Arc::new(move |id, role| rules.allow(id, role)),
-        );
+        let (feed_rules, prefix) = (feed_rules(shared.plugins), chosen.prefix.as_str());
+        let authorize: publisher::Authorize = Arc::new(move |id, role| rules.allow(id, role));
+        let publisher = match &control.canary {
+            None => Publisher::new(feed_rules, authorize),
+            Some(canary) => {
+                let past = Arc::new(RememberedPast::new(store.clone(), prefix));
+                Publisher::with_canaries(feed_rules, authorize, (canary, prefix), past)
+            }
+        };
         show_feed(&shared.registry, &publisher);
+        let drain = Drain::new();
+        // A store of one's own has no other control planes.
+        let is_shared = control.standalone.is_none() && chosen.etcd.is_some();
+        let fleet = is_shared.then(|| Fleet::new(&settings.node_name()));
+        if let Some(fleet) = fleet.clone() {
+            let (store, prefix) = (store.clone(), prefix.to_owned());
+            tasks.add(fleet.run(store, prefix, publisher.clone(), drain.guard()));
+        }
+        let reach = reach::watch(
+            (store.clone(), prefix),
+            publisher.clone(),
+            (&shared.readiness, &shared.registry),
+            drain.guard(),
+            &mut tasks,
+        );
+        let course = control.canary.as_ref().map(|canary| {
+            let place = (store.clone(), prefix);
+            Course::new(place, canary.clone(), publisher.clone(), fleet.clone())
+        });
+        let canaries = course.as_ref().map(Course::figures);
+        if let Some(canaries) = &canaries {
+            show_canaries(&shared.registry, canaries);
+        }
+        if let Some(course) = course {
+            tasks.add(course.run(drain.guard()));
+        }
         let parts = control::Parts {
             store: store.clone(),
             prefix: chosen.prefix.clone(),
@@ -152,17 +190,17 @@ impl ControlPlaneRole {
                 registry: shared.registry.clone(),
             }),
             audit: Arc::new(Trail(shared.audit.control().clone())),
-            convergence: Some(Arc::new(Planes(publisher.clone()))),
+            convergence: Some(Arc::new(Planes(publisher.clone(), fleet))),
             archive: collector.as_ref().map(|collector| collector.archive().clone()),
             clock: Clock::system(),
             history: control.history.clone(),
             standalone: control.standalone.clone(),
+            canaries: canaries.clone(),
         };
         let admin_api = ControlPlane::new(parts)?;
         let (admin_listener, admin) = listen(&shared.sockets, "admin", control.admin)?;
         let (feed_listener, feed) = listen(&shared.sockets, "feed", control.feed)?;
 
-        let drain = Drain::new();
         let tls = control.access.tls.as_ref();
         admin_door::serve(
             admin_api.clone(),
@@ -192,7 +230,18 @@ impl ControlPlaneRole {
                 tracing::error!(%error, "the feed ended");
             }
         });
-        Ok(Self { admin, feed, generated_key, publisher, store, collector, drain, tasks })
+        Ok(Self {
+            admin,
+            feed,
+            generated_key,
+            publisher,
+            canaries,
+            reach,
+            store,
+            collector,
+            drain,
+            tasks,
+        })
     }
 
     /// Where the Admin API listens.
@@ -213,6 +262,16 @@ impl ControlPlaneRole {
     /// The feed's publisher.
     pub fn publisher(&self) -> &Publisher {
         &self.publisher
+    }
+
+    /// Whether the store answers.
+    pub(super) fn reach(&self) -> &Live<Reach> {
+        &self.reach
+    }
+
+    /// How canary pushes stand, where there are any.
+    pub fn canaries(&self) -> Option<&Canaries> {
+        self.canaries.as_ref()
     }
 
     /// The store.
@@ -301,6 +360,38 @@ fn show_feed(registry: &Registry, publisher: &Publisher) {
     registry.computed(UNREADABLE, &[], gauge, move || number(seen.convergence().unreadable.len()));
 }
 
+/// How canary pushes stand, as metrics.
+fn show_canaries(registry: &Registry, canaries: &Canaries) {
+    const PHASE: &str = "wardgate_canary_phase";
+    const REVISION: &str = "wardgate_canary_revision";
+    const CANARIES: &str = "wardgate_canary_data_planes";
+    let gauge = MetricKind::Gauge;
+    let help =
+        "How the newest change stands: 0 everybody has it, 1 canaries try it, 2 it was stopped.";
+    registry.describe(PHASE, gauge, help);
+    registry.describe(REVISION, gauge, "The revision that is tried or was stopped; 0 for none.");
+    registry.describe(CANARIES, gauge, "Connected data planes that try a change.");
+    let phase = |figures: &Figures| figures.record.as_ref().map(|record| record.phase);
+    let seen = canaries.clone();
+    registry.computed(PHASE, &[], gauge, move || match phase(&seen.load()) {
+        None | Some(Phase::Passed) => 0.0,
+        Some(Phase::Trying) => 1.0,
+        Some(Phase::Stopped) => 2.0,
+    });
+    let seen = canaries.clone();
+    registry.computed(REVISION, &[], gauge, move || {
+        let figures = seen.load();
+        let open = figures.record.as_ref().filter(|record| record.phase != Phase::Passed);
+        #[expect(clippy::cast_precision_loss, reason = "a metric's value")]
+        let revision = open.map_or(0, |record| record.candidate) as f64;
+        revision
+    });
+    let seen = canaries.clone();
+    registry.computed(CANARIES, &[], gauge, move || {
+        f64::from(u32::try_from(seen.load().report.canaries.len()).unwrap_or(u32::MAX))
+    });
+}
+
 /// Admin calls go into the decision log.
 struct Trail(AuditLane);
 
@@ -322,7 +413,7 @@ impl AuditTrail for Trail {
 }
 
 /// The publisher's view of the data planes, for the Admin API.
-struct Planes(Publisher);
+struct Planes(Publisher, Option<Fleet>);
 
 impl control::Convergence for Planes {
     fn data_planes(&self) -> Vec<DataPlaneState> {
@@ -330,9 +421,14 @@ impl control::Convergence for Planes {
             id: format!("{} {}", plane.spiffe_id, plane.node),
             connected: true,
             applied: plane.applied,
+            beside: plane.beside,
             rejected: plane.rejected,
         };
         self.0.convergence().data_planes.into_iter().map(state).collect()
+    }
+
+    fn elsewhere(&self) -> Vec<Presence> {
+        self.1.as_ref().map(Fleet::others).unwrap_or_default()
     }
 
     fn unreadable(&self) -> Vec<Rejected> {

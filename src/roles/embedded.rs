@@ -82,6 +82,7 @@ impl Embedded {
             audit: ArchiveSettings::default(),
             history: HistorySettings::default(),
             standalone: None,
+            canary: None,
         });
         let shared = Shared::open(&settings, "embedded", Sockets::new())?;
         let domain = settings.trust_domain()?;

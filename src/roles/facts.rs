@@ -16,8 +16,10 @@ use super::data_plane::Configuration;
 use super::identities::rfc3339;
 use super::places::Places;
 use super::process::Shared;
+use super::reach::Reach;
 use super::settings::Settings;
 use crate::audit::OutputReport;
+use crate::control::canary::Canaries;
 use crate::model::Rejected;
 use crate::rt::{Live, unix_seconds};
 use crate::snapshot::Keeper;
@@ -38,6 +40,8 @@ struct Inner {
     feeds: Vec<(String, Source)>,
     planes: Vec<Plane>,
     publisher: Option<Publisher>,
+    /// Whether the control plane's store answers, and how canary pushes stand.
+    control: Option<(Live<Reach>, Option<Canaries>)>,
     reloads: u64,
     reload: Option<Reload>,
     upgrades: u64,
@@ -108,8 +112,10 @@ impl Facts {
         self.inner.lock().planes.clone()
     }
 
-    pub(super) fn publishes(&self, publisher: Publisher) {
-        self.inner.lock().publisher = Some(publisher);
+    pub(super) fn publishes(&self, publisher: Publisher, control: (Live<Reach>, Option<Canaries>)) {
+        let mut inner = self.inner.lock();
+        inner.control = Some(control);
+        inner.publisher = Some(publisher);
     }
 
     pub(super) fn reloaded(&self, reload: Reload) {
@@ -171,6 +177,18 @@ impl Facts {
         told["public_certificates"] = identities["public_certificates"].clone();
         if let Some(publisher) = &inner.publisher {
             told["data_planes"] = data_planes(publisher, is_local);
+        }
+        if let Some((reach, canaries)) = &inner.control {
+            told["store"] = match &reach.load().lost {
+                None => json!({ "reachable": true }),
+                Some((since, error)) => json!({
+                    "reachable": false, "since": rfc3339(*since),
+                    "error": is_local.then_some(error),
+                }),
+            };
+            if let Some(canaries) = canaries {
+                told["canary"] = canaries.load().shown();
+            }
         }
         told["decision_log"] = json!({
             "file": is_local.then(|| settings.audit_file()),

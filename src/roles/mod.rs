@@ -22,6 +22,7 @@ mod places;
 mod process;
 mod proved;
 mod questions;
+mod reach;
 mod reload;
 mod sealing;
 mod settings;

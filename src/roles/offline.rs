@@ -46,6 +46,7 @@ pub async fn judge_offline(
         clock: Clock::system(),
         history: HistorySettings { revisions: 0 },
         standalone: None,
+        canaries: None,
     })?;
     Ok(plane.judge_set(set, is_part).await)
 }

@@ -40,6 +40,7 @@ use crate::pipeline::Entry;
 use crate::rt::{Clock, Live, Publisher, Sockets, Tasks, causes};
 use crate::snapshot::{Freshness, RouterSettings};
 use crate::sync::Feed;
+use crate::sync::canary::Counts;
 use crate::sync::file::{FileFeed, FileStatus, process_environment};
 use crate::sync::last_good::{LastGood, Pen, Saved};
 use crate::sync::scope;
@@ -454,7 +455,8 @@ impl Running {
         self.admin = Some(role.admin());
         self.feed = Some(role.feed());
         self.generated_key = role.generated_key().cloned();
-        self.shared.facts.publishes(role.publisher().clone());
+        let told = (role.reach().clone(), role.canaries().cloned());
+        self.shared.facts.publishes(role.publisher().clone(), told);
         self.shared.facts.listens("admin", &role.admin());
         self.shared.facts.listens("feed", &role.feed());
         self.control = Some(role);
@@ -734,6 +736,7 @@ fn feed(
             let last_good = feeding.guarded(control.crash_guard_seconds, last_good);
             let told = subscriber::Settings::new(role, settings.node_name());
             let told = told.with_others(connect.places().count() - 1);
+            let told = told.with_counts(control.labels.clone(), counts(&shared.registry));
             let places = connect.places().clone();
             let subscriber = Subscriber::start(told, connect, last_good);
             let source = (places, subscriber.status());
@@ -741,6 +744,21 @@ fn feed(
             Ok(Box::new(subscriber))
         }
     }
+}
+
+/// What this process has counted: a control plane may ask for it while it tries something here.
+fn counts(registry: &Registry) -> subscriber::Count {
+    let registry = registry.clone();
+    Arc::new(move || {
+        let denied = registry.sum("wardgate_decisions_total", "outcome=\"deny\"");
+        let refused = registry.sum("wardgate_handshakes_refused_total", "");
+        Counts {
+            decided: registry.sum("wardgate_decisions_total", "") + refused,
+            denied: denied + refused,
+            requests: registry.sum("wardgate_requests_total", ""),
+            failed: registry.sum("wardgate_requests_failed_total", ""),
+        }
+    })
 }
 
 /// Whom we expect as control plane.

@@ -1,5 +1,6 @@
 //! What a process is told once at its start: one YAML file, strict; `docs/settings.md` is written from these types.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::secrets::SecretSettings;
 use crate::snapshot::RouterSettings;
 use crate::store;
 use crate::store::sealed::SealingSettings;
+use crate::sync::canary::CanarySettings;
 use crate::sync::file::process_environment;
 use crate::upstream::{DiscoverySettings, DnsSettings, UpstreamSettings};
 
@@ -250,6 +252,9 @@ pub struct ControlPlaneSettings {
     /// with, and takes no other until there is a newer one; 0: never (docs/safety.md).
     #[serde(default = "default_crash_guard_seconds")]
     pub crash_guard_seconds: u32,
+    /// What this data plane is, for canary pushes that choose by label: `{canary: "yes"}` (`control.canary.labels`, docs/safety.md).
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 const fn default_crash_guard_seconds() -> u32 {
@@ -536,6 +541,10 @@ pub struct ControlSettings {
     /// standalone mode, for ADC's `apisix-standalone` backend and the APISIX ingress controller. `{}` turns it on.
     #[serde(default)]
     pub standalone: Option<StandaloneSettings>,
+    /// Changes go to some data planes first, and to the others when these refuse and fail no more than before; not done when not
+    /// given. `{}` turns it on.
+    #[serde(default)]
+    pub canary: Option<CanarySettings>,
 }
 
 fn default_admin() -> SocketAddr {

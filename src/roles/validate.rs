@@ -134,6 +134,19 @@ impl Settings {
                     let problem = format!("{}; expected 0 to 1000", control.history.revisions);
                     return Err(missing("control.history.revisions", &problem));
                 }
+                if let Some(canary) = &control.canary {
+                    let problem = "needs control.history.revisions of 1 at least: what everybody has is taken from there";
+                    canary.check().map_err(|(field, problem)| missing(field, &problem))?;
+                    if control.standalone.is_some() {
+                        return Err(missing(
+                            "control.canary",
+                            "not with control.standalone: nothing is remembered there",
+                        ));
+                    }
+                    if control.history.revisions == 0 {
+                        return Err(missing("control.canary", problem));
+                    }
+                }
                 super::admin_door::check(control)?;
                 FeedRules::of(self, control).map(drop)
             }

@@ -174,9 +174,12 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .map_err(failed)
 }
 
-/// The keys under a store's prefix: resources, and what lies beside them (`<prefix>-history/`).
+/// The keys under a store's prefix: resources, and what lies beside them (`<prefix>-history/`), but for what is of the moment: how
+/// control planes and canary pushes stand.
 pub fn is_under(prefix: &str, key: &str) -> bool {
-    key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(['/', '-']))
+    let of_the_moment = |rest: &str| rest.starts_with("-fleet/") || rest.starts_with("-canary/");
+    key.strip_prefix(prefix)
+        .is_some_and(|rest| rest.starts_with(['/', '-']) && !of_the_moment(rest))
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@ use async_trait::async_trait;
 
 use crate::model::{Change, Id, Kind, Rejected, Revision};
 
+pub mod canary;
 pub mod delta;
 pub mod file;
+pub mod fleet;
 mod generated;
 pub mod last_good;
 pub mod probation;

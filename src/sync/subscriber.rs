@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tracing::{error, info, warn};
 
+use super::canary::Counts;
 use super::delta::{Key, Version};
 use super::generated::feed as wire;
 use super::generated::feed::feed_client::FeedClient;
@@ -39,8 +40,11 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Resources that one Hello names before it goes on in the next.
 const HELLO_VERSIONS: usize = 20_000;
 
+/// Tells what this data plane has counted since its process started. Asked every few seconds, where the control plane wants it.
+pub type Count = Arc<dyn Fn() -> Counts + Send + Sync>;
+
 /// What a subscriber is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// What this data plane is.
     pub role: Role,
@@ -58,6 +62,10 @@ pub struct Settings {
     pub save_after: Duration,
     /// How long a new stream may say nothing before another control plane is tried: one may have no store. For ever when not given.
     pub first_within: Option<Duration>,
+    /// What its settings say of it, by which it may be among the first that get a change.
+    pub labels: BTreeMap<String, String>,
+    /// What it has counted; nothing where nobody counts.
+    pub count: Option<Count>,
 }
 
 impl Settings {
@@ -72,7 +80,15 @@ impl Settings {
             retry: (Duration::from_millis(100), Duration::from_secs(10)),
             save_after: Duration::from_secs(1),
             first_within: None,
+            labels: BTreeMap::new(),
+            count: None,
         }
+    }
+
+    /// With these labels, and with what it counts.
+    #[must_use]
+    pub fn with_counts(self, labels: BTreeMap<String, String>, count: Count) -> Self {
+        Self { labels, count: Some(count), ..self }
     }
 
     /// With so many other control planes to go to. With one of them at least, one that is dead without a word is left soon.
@@ -421,9 +437,21 @@ impl<C: Connect> Worker<C> {
         let mut silent_until =
             self.settings.first_within.map(|within| tokio::time::Instant::now() + within);
         let mut holds_off = false;
+        // How often the control plane wants to hear what was counted, and when it hears it next.
+        let (mut counts_every, mut counts_at) = (0, None);
         loop {
             let message = tokio::select! {
                 message = deltas.message() => message,
+                () = sleep_until(counts_at.unwrap_or_else(tokio::time::Instant::now)),
+                    if counts_at.is_some() =>
+                {
+                    counts_at = next_counts(counts_every);
+                    // While there is no room an answer is on its way; the next counts tell of these as well.
+                    if let Some(counts) = self.counts() {
+                        let _ = answers.try_send(from_us(Message::Counts(counts)));
+                    }
+                    continue;
+                }
                 () = sleep_until(silent_until.unwrap_or_else(tokio::time::Instant::now)),
                     if silent_until.is_some() =>
                 {
@@ -446,6 +474,10 @@ impl<C: Connect> Worker<C> {
                 Err(status) => return End::Failed(causes(&status)),
             };
             let is_last = !delta.more;
+            if is_last && self.settings.count.is_some() && delta.counts_every != counts_every {
+                counts_every = delta.counts_every;
+                counts_at = (counts_every > 0).then(tokio::time::Instant::now);
+            }
             if let Err(why) = incoming.add(delta) {
                 return End::Failed(why);
             }
@@ -488,6 +520,11 @@ impl<C: Connect> Worker<C> {
                 return End::Failed("the control plane ended the stream".into());
             }
         }
+    }
+
+    fn counts(&self) -> Option<wire::Counts> {
+        let Counts { decided, denied, requests, failed } = self.settings.count.as_ref()?();
+        Some(wire::Counts { decided, denied, requests, failed })
     }
 
     async fn open(
@@ -651,6 +688,7 @@ impl<C: Connect> Worker<C> {
             first.version = self.settings.version.clone();
             first.revision = held.revision;
             first.instance = self.instance.clone();
+            first.labels = self.settings.labels.clone().into_iter().collect();
         }
         if let Some(last) = hellos.last_mut() {
             last.more = false;
@@ -831,6 +869,10 @@ impl Incoming {
             }
         }
     }
+}
+
+fn next_counts(every: u32) -> Option<tokio::time::Instant> {
+    (every > 0).then(|| tokio::time::Instant::now() + Duration::from_secs(every.into()))
 }
 
 fn from_us(message: Message) -> wire::FromDataPlane {

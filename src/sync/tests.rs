@@ -32,6 +32,7 @@ use crate::rt::{Drain, Tasks};
 use crate::store::memory::Memory;
 use crate::store::{Expect, Store};
 
+mod canary;
 mod moving;
 
 const CART: &str = "spiffe://shop/cart";
@@ -76,6 +77,10 @@ impl World {
             Role::Issuer => false,
         };
         let publisher = Publisher::new(super::scope::tests::rules(), Arc::new(authorize));
+        self.start_with(publisher).await;
+    }
+
+    async fn start_with(&mut self, publisher: Publisher) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.address.send_replace(listener.local_addr().unwrap());
         let drain = Drain::new();
@@ -842,6 +847,7 @@ async fn what_a_newer_control_plane_sends_is_refused_by_name_and_the_rest_is_tak
         revision: 3,
         complete: true,
         more: false,
+        counts_every: 0,
     };
     let (sender, mut heard) = mpsc::channel(8);
     let service = Scripted { says: Mutex::new(vec![delta]), hears: sender };

@@ -12,6 +12,7 @@ mod apply;
 mod audit;
 mod authority;
 mod bad_input;
+mod canary;
 mod cli;
 mod client_certificates;
 mod collection;

@@ -2,9 +2,17 @@
 //! when it changes, and refused when it is not known.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use wardgate::rt::Tasks;
 
 use super::tls_edge::Certificate;
 use super::world::{Admin, Answer, App, Process, World, eventually_async, get, run, send};
@@ -14,6 +22,8 @@ use super::world::{Admin, Answer, App, Process, World, eventually_async, get, ru
 mod servers;
 
 use servers::Vault;
+
+use super::upstream_tls::{Authority, Pair};
 
 const JACK: &str = "$secret://vault/1/jack/key";
 
@@ -29,11 +39,19 @@ struct Edge {
 
 impl Edge {
     fn new() -> Self {
+        Self::with(|_| json!({}))
+    }
+
+    /// With further settings of secrets.
+    fn with(further: impl Fn(&World) -> Value) -> Self {
         let world = World::new();
         let control = world.control().start();
         let admin = control.admin();
-        let secrets =
+        let mut secrets =
             json!({ "refresh_seconds": 1, "retry_seconds": 1, "environment": ["EDGE_*"] });
+        for (name, value) in further(&world).as_object().unwrap() {
+            secrets[name] = value.clone();
+        }
         let certificate = Certificate::of(&["shop.test"]);
         let ingress = world
             .ingress()
@@ -42,6 +60,7 @@ impl Edge {
             .set("status", &json!("127.0.0.1:0"))
             .env("EDGE_CERT", &certificate.chain)
             .env("EDGE_KEY", &certificate.key)
+            .env("EDGE_REMAINING", "x-left-for-you")
             .env("OTHER_KEY", "not for resources")
             .fed_by(&control)
             .start();
@@ -71,6 +90,100 @@ impl Edge {
         let one = refused.into_iter().find(|one| one["kind"] == kind && one["id"] == id)?;
         Some(one["reason"].as_str().unwrap().to_owned())
     }
+}
+
+/// The Vault behind TLS, at an address of its own.
+async fn over_tls(vault: SocketAddr, pair: &Pair) -> (SocketAddr, Tasks) {
+    let chain = CertificateDer::pem_slice_iter(pair.chain.as_bytes()).map(Result::unwrap);
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(wardgate::mtls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.collect(), key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = Tasks::new();
+    tasks.add(async move {
+        let mut connections = Tasks::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            connections.add(async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                let Ok(mut plain) = TcpStream::connect(vault).await else { return };
+                let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
+            });
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_behind_tls_is_believed_by_the_authorities_of_the_settings_and_by_no_others() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let pem = ours.pem();
+    let edge = Edge::with(move |world| {
+        let ca = world.folder.join("vault-ca.pem");
+        fs::write(&ca, &pem).unwrap();
+        json!({ "ca": ca })
+    });
+    let vault = edge.vault.server.address;
+    let (good, _good) = over_tls(vault, &ours.issue("vault", &["localhost", "127.0.0.1"])).await;
+    let (foreign, _foreign) = over_tls(vault, &theirs.issue("vault", &["127.0.0.1"])).await;
+    let (misnamed, _misnamed) = over_tls(vault, &ours.issue("vault", &["other.test"])).await;
+    edge.vault.put("team/secret", "gate/jack", &json!({ "key": "key-of-jack" }));
+    for (id, address) in [("1", good), ("2", foreign), ("3", misnamed)] {
+        let mut manager = edge.vault.manager("team/secret/gate");
+        manager["uri"] = json!(format!("https://{address}"));
+        edge.put(&format!("/secrets/vault/{id}"), &manager).await;
+        let reference = format!("$secret://vault/{id}/jack/key");
+        let (name, plugins) = (format!("jack{id}"), json!({ "key-auth": { "key": reference } }));
+        edge.put("/consumers", &json!({ "username": name, "plugins": plugins })).await;
+    }
+    edge.route("private", json!({ "key-auth": {} })).await;
+    let admitted = edge.ask("/private", "key-of-jack").await;
+    assert_eq!(admitted.status, 200, "{}", admitted.text());
+    assert_eq!(admitted.json()["headers"]["x-consumer-username"], "jack1");
+    assert_eq!(edge.refusal("consumers", "jack1").await, None);
+    for id in ["jack2", "jack3"] {
+        let why = edge.refusal("consumers", id).await.expect("nobody believes that server");
+        assert!(why.contains("https://127.0.0.1:") && why.contains("ertificate"), "{why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn references_in_the_metadata_of_a_plugin_hold_wherever_the_plugin_runs() {
+    let edge = Edge::new();
+    edge.vault.put("team/secret", "gate/names", &json!({ "limit": "x-first" }));
+    edge.put("/secrets/vault/1", &edge.vault.manager("team/secret/gate")).await;
+    let names = json!({
+        "limit_header": "$secret://vault/1/names/limit", "remaining_header": "$env://EDGE_REMAINING",
+    });
+    edge.put("/plugin_metadata/limit-count", &names).await;
+    let limit = json!({ "count": 1000, "time_window": 600, "rejected_code": 503 });
+    edge.route("limited", json!({ "limit-count": limit })).await;
+    let answer = edge.ask("/limited", "").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("x-first"), Some("1000"), "{:?}", answer.headers);
+    assert_eq!(answer.header("x-left-for-you"), Some("999"), "{:?}", answer.headers);
+    assert!(
+        edge.admin.get("/plugin_metadata/limit-count").await.to_string().contains("$secret://")
+    );
+
+    edge.vault.put("team/secret", "gate/names", &json!({ "limit": "x-second" }));
+    eventually_async("the new name is in force", || async {
+        edge.ask("/limited", "").await.header("x-second").is_some().then_some(())
+    })
+    .await;
+
+    // What may not be read is refused by name, and what was before stays.
+    let other = json!({ "limit_header": "$env://OTHER_KEY" });
+    edge.put("/plugin_metadata/limit-count", &other).await;
+    let why = edge.refusal("plugin_metadata", "limit-count").await.expect("it is refused");
+    assert!(why.contains("limit_header") && why.contains("$env://OTHER_KEY"), "{why}");
+    assert!(edge.ask("/limited", "").await.header("x-second").is_some());
 }
 
 /// No file below the folder, and nothing that a process said, has the text.

@@ -192,6 +192,7 @@ impl World {
             clock: clock.clone(),
             history: wardgate::control::history::HistorySettings::default(),
             standalone,
+            canaries: None,
         })
         .unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

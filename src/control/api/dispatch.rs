@@ -6,6 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use super::super::access::Principal;
 use super::super::answer::Answer;
+use super::super::canary::skips;
 use super::super::history::Author;
 use super::super::listing::Query;
 use super::super::standalone::COMES_WHOLE;
@@ -38,8 +39,10 @@ impl ControlPlane {
         body: Body,
     ) -> Result<Answer, Answer> {
         let Admitted { method, path, headers, query, principal } = admitted;
+        let skips = skips(headers, query)?;
         if configs::is_here(path) {
-            return self.answer_configs((method, path), headers, query, body, principal).await;
+            let call = (method, path, skips);
+            return self.answer_configs(call, headers, query, body, principal).await;
         }
         let path = path.strip_prefix("/apisix/admin").unwrap_or_default();
         let segments: Vec<String> = path
@@ -67,7 +70,7 @@ impl ControlPlane {
                 ));
             }
             // What follows tells of all resources at once.
-            ["audit" | "configs" | "questions" | "history" | "revisions", ..]
+            ["audit" | "canary" | "configs" | "questions" | "history" | "revisions", ..]
                 if !principal.is_unscoped() =>
             {
                 return Err(Answer::forbidden("a caller with a scope reads resources alone"));
@@ -92,7 +95,11 @@ impl ControlPlane {
             }
             ["history", ref rest @ ..] => {
                 let body = read_body(body).await?;
-                return self.answer_history(method, rest, query, body, principal).await;
+                return self.answer_history(method, rest, query, body, (principal, skips)).await;
+            }
+            ["canary", ref rest @ ..] => {
+                let body = read_body(body).await?;
+                return self.answer_canary(method, rest, body, principal).await;
             }
             ["revisions", revision] if method == Method::GET => {
                 return self.answer_revision(revision, query).await;
@@ -109,7 +116,7 @@ impl ControlPlane {
             _ => None,
         };
         let (ttl, wait) = (ttl(query)?, wait(query)?);
-        let author = Author { name: &principal.name, rollback_to: None };
+        let author = Author { name: &principal.name, rollback_to: None, skips };
         let call = Call { method, query, body, ttl, wait, author, principal };
         self.serve_resource(target, call).await
     }

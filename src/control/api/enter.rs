@@ -75,7 +75,10 @@ async fn enter(
                     principal: known,
                 };
                 let answer = plane.answer(admitted, body).await;
-                answer.unwrap_or_else(|answer| answer)
+                let mut answer = answer.unwrap_or_else(|answer| answer);
+                answer.goes_past =
+                    !caller.reads && answer.revision.is_some() && plane.goes_past(&headers, &query);
+                answer
             }
         },
     };
