@@ -13,6 +13,7 @@ mod networks;
 mod path;
 mod pattern;
 mod plugin;
+mod request_body;
 #[cfg(test)]
 pub(crate) mod tests;
 mod variables;
@@ -39,4 +40,5 @@ pub use path::{
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
 pub use plugin::{Check, Entry, Plugin};
+pub use request_body::{ReadBody, RequestBody, Unread};
 pub use variables::{Reading, Template, Variable};

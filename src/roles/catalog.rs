@@ -175,7 +175,7 @@ pub(super) fn feed_rules(table: &'static [Entry]) -> Rules {
         }),
         auth_plugins: table
             .iter()
-            .filter(|entry| entry.credential.is_some())
+            .filter(|entry| entry.authenticates && entry.credential_of.is_none())
             .map(|entry| entry.name.into())
             .collect(),
         borrowers: table

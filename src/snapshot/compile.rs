@@ -315,7 +315,7 @@ fn link(
     hooks: Hooks,
 ) -> Result<Link, Invalid> {
     let mut link = Link::new(entry.name, entry.priority, meta, hooks)?;
-    if entry.credential.is_some() || entry.credential_of.is_some() {
+    if entry.authenticates {
         link = link.authenticating();
     }
     if kind == Kind::GlobalRules && entry.prefers_route {

@@ -105,6 +105,9 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     let mut began = started;
     let mut tried = Tried::default();
     let mut upload = Pump::within(exchange.body_limit(worker.limits.request_body));
+    if let Some(read) = exchange.body.take() {
+        upload.has_read(read);
+    }
     let mut attempts = 0;
     let mut last: Option<Fault> = None;
     loop {
