@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::{Expr, Head, PathRules, RequestBody};
+use super::{Destination, Expr, Head, PathRules, RequestBody};
 use crate::identity::{JwtSvid, Peer, SpiffeId, Tokens};
 use crate::model::{Id, Labels, Listeners};
 
@@ -220,6 +220,8 @@ pub struct Exchange {
     pub consumer: Option<Arc<Consumer>>,
     /// What goes upstream in place of what came.
     pub rewritten: Rewritten,
+    /// Where it goes in place of the route's upstream.
+    pub destination: Option<Destination>,
     /// What hooks have asked for of the request's body.
     pub body: RequestBody,
     /// What plugins left for their later phases.
@@ -270,6 +272,7 @@ impl Exchange {
             upgrade: None,
             consumer: None,
             rewritten: Rewritten::default(),
+            destination: None,
             body: RequestBody::default(),
             notes: Notes::default(),
             verdicts: Vec::new(),
@@ -294,6 +297,7 @@ impl Exchange {
         (self.token, self.claims, self.upgrade) = (None, None, None);
         self.consumer = None;
         self.rewritten = Rewritten::default();
+        self.destination = None;
         self.body = RequestBody::default();
         self.notes.0.clear();
         self.verdicts.clear();

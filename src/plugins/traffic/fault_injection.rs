@@ -21,9 +21,11 @@ use crate::plugins::bounds;
 pub(super) struct Config {
     /// Answers in the upstream's place.
     #[serde(default)]
+    #[schemars(with = "Abort")]
     abort: Option<Abort>,
     /// Lets requests wait.
     #[serde(default)]
+    #[schemars(with = "Delay")]
     delay: Option<Delay>,
 }
 
