@@ -135,3 +135,34 @@ async fn client_control_bounds_bodies_announced_or_not() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_beside_settings_holds_for_every_plugin() {
+    let edge = Edge::new();
+    // Settings by which each of them answers every request itself.
+    let answering = [
+        ("ua-restriction", json!({ "denylist": ["."], "bypass_missing": false }), 403),
+        ("referer-restriction", json!({ "whitelist": ["a.example"] }), 403),
+        ("uri-blocker", json!({ "block_rules": ["."] }), 403),
+        ("csrf", json!({ "key": "k" }), 401),
+        ("fault-injection", json!({ "abort": { "http_status": 418 } }), 418),
+        ("mocking", json!({ "response_example": "", "response_status": 409 }), 409),
+        ("request-validation", json!({ "header_schema": { "required": ["x-none"] } }), 400),
+        ("workflow", json!({ "rules": [{ "actions": [["return", { "code": 410 }]] }] }), 410),
+        ("public-api", json!({}), 404),
+    ];
+    for (plugin, settings, status) in answering {
+        let with = |meta: serde_json::Value| {
+            let mut settings = settings.clone();
+            settings["_meta"] = meta;
+            json!({ plugin: settings })
+        };
+        edge.route("off", "/off", with(json!({ "disable": true }))).await;
+        let only = json!({ "filter": [["arg_on", "==", "1"]], "error_response": { "by": plugin }, "priority": 1 });
+        edge.route("only", "/only", with(only)).await;
+        assert_eq!(edge.post("/off", &[], "x").await.status, 200, "{plugin}");
+        assert_eq!(edge.post("/only", &[], "x").await.status, 200, "{plugin}");
+        let answer = edge.post("/only?on=1", &[], "x").await;
+        assert_eq!((answer.status, answer.json()), (status, json!({ "by": plugin })), "{plugin}");
+    }
+}

@@ -122,8 +122,7 @@ impl Remote {
 /// Each field stands with its policy, and each policy has what it needs.
 fn check(config: &Config) -> Result<(), Invalid> {
     use Policy::{Local, Redis, RedisCluster, RedisSentinel};
-    #[expect(clippy::float_cmp, reason = "the one value that there is")]
-    if config.sync_interval != -1.0 {
+    if (config.sync_interval + 1.0).abs() > f64::EPSILON {
         return Err(Invalid::new(
             "sync_interval: only -1 is supported: counting later would let through more than the limit",
         ));

@@ -125,6 +125,12 @@ impl Split {
                 // As in APISIX, the id goes before what stands beside it.
                 (_, Some(id)) => Ok(Some(Destination::Declared(build.targets.declared(id)))),
                 (Some(upstream), None) => {
+                    // Who gets the certificate, and when it is another one, is known of declared upstreams only.
+                    if upstream.tls.as_ref().is_some_and(|tls| tls.client_cert_id.is_some()) {
+                        return Err(Invalid::new(format!(
+                            "{field}.upstream.tls.client_cert_id: declare the upstream, and name it by upstream_id"
+                        )));
+                    }
                     let name = format!(
                         "{}/{} {}{} rule {at} upstream {place}",
                         build.kind,
@@ -229,6 +235,12 @@ mod tests {
                 "rules[0].weighted_upstreams[0].upstream: ",
             ),
             (to(json!([{"upstream_id": "a b"}])), "property \"id\" validation failed"),
+            (
+                to(
+                    json!([{"upstream": {"nodes": {"127.0.0.1:1": 1}, "scheme": "https", "tls": {"client_cert_id": "c"}}}]),
+                ),
+                "upstream.tls.client_cert_id: declare the upstream",
+            ),
             (json!({"rules": [{"match": [{"vars": ["x"]}]}]}), "rules[0].match[0].vars: "),
         ] {
             let error = refused::<TrafficSplit>(config.clone());
