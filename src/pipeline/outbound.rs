@@ -266,8 +266,8 @@ mod tests {
     async fn counting() -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        crate::rt::spawn(async move {
-            let mut tasks = crate::rt::Tasks::new();
+        rt::spawn(async move {
+            let mut tasks = rt::Tasks::new();
             for number in 1.. {
                 let (mut tcp, _) = listener.accept().await.unwrap();
                 tasks.add(async move {
