@@ -241,7 +241,7 @@ fn redis(config: &Config) -> Result<Redis, Invalid> {
                 user: config.sentinel_username.clone(),
                 password: config.sentinel_password.clone(),
                 database: 0,
-                ..access.clone()
+                ..access
             };
             let name = config.redis_master_name.clone().unwrap_or_default();
             Redis::Sentinels(Arc::new(Sentinels::new(places, &sentinel, name, access)))
