@@ -90,6 +90,19 @@ impl Plugin {
     }
 }
 
+/// Why a plugin of APISIX's is not here, and what to do instead.
+fn absent(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "gm" => {
+            "TLS with SM2, SM3 and SM4 needs a patched OpenSSL; certificates here are ECDSA, RSA or Ed25519"
+        }
+        "serverless-pre-function" | "serverless-post-function" | "exit-transformer" => {
+            "it runs Lua, and there is none here"
+        }
+        _ => return None,
+    })
+}
+
 impl Plugins {
     pub(super) fn new(catalog: Arc<dyn PluginCatalog>) -> Result<Self, Error> {
         let compiled = |name: &str, schema: Value| {
@@ -153,7 +166,8 @@ impl Plugins {
         config: &Value,
     ) -> Result<(), Invalid> {
         let Some(plugin) = self.find(name) else {
-            return Err(Invalid(format!("unknown plugin [{name}]")));
+            let why = absent(name).map(|why| format!(": {why}")).unwrap_or_default();
+            return Err(Invalid(format!("unknown plugin [{name}]{why}")));
         };
         let failed = |why: &dyn std::fmt::Display| {
             Invalid(format!("failed to check the configuration of plugin {name} err: {why}"))

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::Targets;
 use crate::model::{Id, Kind};
 use crate::observe::Registry;
 
@@ -60,7 +61,6 @@ impl Kept {
 }
 
 /// What a plugin may ask for while it is compiled.
-#[derive(Debug)]
 pub struct Build<'a> {
     /// The resource that carries the plugin.
     pub kind: Kind,
@@ -70,10 +70,28 @@ pub struct Build<'a> {
     pub plugin: &'static str,
     /// The plugin's gateway-wide metadata, if there is some.
     pub metadata: Option<&'a Value>,
+    /// Makes targets of upstreams.
+    pub targets: &'a dyn Targets,
+    /// Which part of the plugin's settings it is, where plugins stand in plugins; empty otherwise.
+    pub part: &'a str,
     /// The process' metrics.
     pub metrics: &'a Registry,
     /// State kept from revision to revision.
     pub kept: &'a Kept,
+}
+
+impl std::fmt::Debug for Build<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Build({} of {}/{})", self.plugin, self.kind, self.owner)
+    }
+}
+
+impl<'a> Build<'a> {
+    /// The same for a plugin within the plugin: `part` tells its state from that of others there.
+    #[must_use]
+    pub fn within(&self, part: &'a str, plugin: &'static str) -> Self {
+        Self { part, plugin, metadata: None, ..*self }
+    }
 }
 
 impl Build<'_> {
@@ -81,7 +99,13 @@ impl Build<'_> {
     ///
     /// Two owners never share it; the last snapshot that uses it drops it.
     pub fn keep<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
-        self.slot(Owner::Resource(self.kind, self.owner.clone()), key, make)
+        match self.part {
+            "" => self.slot(Owner::Resource(self.kind, self.owner.clone()), key, make),
+            part => {
+                let key = format!("{part} {key}");
+                self.slot(Owner::Resource(self.kind, self.owner.clone()), &key, make)
+            }
+        }
     }
 
     /// The state of a `group` that several resources name: the same for all of them.
@@ -121,7 +145,16 @@ mod tests {
 
     fn build<'a>(kept: &'a Kept, owner: &'a Id) -> Build<'a> {
         static METRICS: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(Registry::new);
-        Build { kind: Kind::Routes, owner, plugin: "p", metadata: None, kept, metrics: &METRICS }
+        Build {
+            kind: Kind::Routes,
+            owner,
+            plugin: "p",
+            metadata: None,
+            targets: &crate::pipeline::NoTargets,
+            part: "",
+            kept,
+            metrics: &METRICS,
+        }
     }
 
     #[test]

@@ -169,6 +169,7 @@ pub struct Chain {
     log: Steps<dyn Log>,
     plugins: Box<[&'static str]>,
     authenticates: bool,
+    reads_body: bool,
 }
 
 impl std::fmt::Debug for Chain {
@@ -218,6 +219,7 @@ impl Chain {
             log: steps(&links, |link| link.hooks.log.as_ref()),
             plugins: links.iter().map(|link| link.plugin).collect(),
             authenticates: links.iter().any(|link| link.authenticates),
+            reads_body: links.iter().any(|link| link.hooks.reads_body),
         }
     }
 
@@ -229,6 +231,11 @@ impl Chain {
     /// Is there a plugin that finds consumers? Without one there is nothing to merge after `rewrite`.
     pub fn authenticates(&self) -> bool {
         self.authenticates
+    }
+
+    /// May one of its plugins ask for the request's body?
+    pub fn reads_body(&self) -> bool {
+        self.reads_body
     }
 
     asking_phase!(rewrite, has_rewrite, "`rewrite`");

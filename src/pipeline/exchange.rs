@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::{Expr, Head, PathRules};
+use super::{Destination, Expr, Head, PathRules, RequestBody};
 use crate::identity::{JwtSvid, Peer, SpiffeId, Tokens};
 use crate::model::{Id, Labels, Listeners};
 
@@ -134,6 +134,11 @@ impl Notes {
         self.0.iter().find_map(|kept| kept.downcast_ref())
     }
 
+    /// Takes the note of this type away.
+    pub fn forget<T: Any>(&mut self) {
+        self.0.retain(|kept| !kept.is::<T>());
+    }
+
     /// The note of this type, to add to it.
     pub fn find_mut<T: Any>(&mut self) -> Option<&mut T> {
         self.0.iter_mut().find_map(|kept| kept.downcast_mut())
@@ -215,6 +220,10 @@ pub struct Exchange {
     pub consumer: Option<Arc<Consumer>>,
     /// What goes upstream in place of what came.
     pub rewritten: Rewritten,
+    /// Where it goes in place of the route's upstream.
+    pub destination: Option<Destination>,
+    /// What hooks have asked for of the request's body.
+    pub body: RequestBody,
     /// What plugins left for their later phases.
     pub notes: Notes,
     /// What conditions said when they were first asked, by the condition's number.
@@ -263,6 +272,8 @@ impl Exchange {
             upgrade: None,
             consumer: None,
             rewritten: Rewritten::default(),
+            destination: None,
+            body: RequestBody::default(),
             notes: Notes::default(),
             verdicts: Vec::new(),
             times: Times { started: Instant::now(), forwarded: None, answered: None },
@@ -286,6 +297,8 @@ impl Exchange {
         (self.token, self.claims, self.upgrade) = (None, None, None);
         self.consumer = None;
         self.rewritten = Rewritten::default();
+        self.destination = None;
+        self.body = RequestBody::default();
         self.notes.0.clear();
         self.verdicts.clear();
         (self.times.forwarded, self.times.answered) = (None, None);

@@ -57,6 +57,7 @@ pub struct Hooks {
     pub(super) response_head: Option<Arc<dyn ResponseHead>>,
     pub(super) response_body: Option<Arc<dyn ResponseBody>>,
     pub(super) log: Option<Arc<dyn Log>>,
+    pub(super) reads_body: bool,
 }
 
 impl Hooks {
@@ -110,6 +111,13 @@ phase!(response_body, ResponseBody, "Takes part in `response_body`.");
 phase!(log, Log, "Takes part in `log`.");
 
 impl<P> HooksOf<P> {
+    /// Its `rewrite` and `access` may ask for the request's body ([`Exchange::read_body`]).
+    #[must_use]
+    pub fn reading_body(mut self) -> Self {
+        self.hooks.reads_body = true;
+        self
+    }
+
     /// The finished list.
     pub fn done(self) -> Hooks {
         self.hooks

@@ -3,6 +3,7 @@
 mod body;
 mod build;
 mod chain;
+mod destination;
 mod exchange;
 mod expr;
 mod fault;
@@ -10,19 +11,23 @@ mod fields;
 mod head;
 mod hooks;
 mod networks;
+mod outbound;
 mod path;
 mod pattern;
 mod plugin;
+mod redis;
+mod request_body;
 #[cfg(test)]
 pub(crate) mod tests;
 mod variables;
 
 pub use crate::identity::{JwtSvid, MAX_LEEWAY, SpiffeId, SpiffePattern, TokenRules, TrustDomain};
-pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted};
+pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted, Upstream};
 pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
 pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
+pub use destination::{Destination, NoTargets, Target, Targets};
 pub use exchange::{
     Client, Consumer, Directory, Exchange, Introduced, Notes, Refusal, RequestId, ResponseSource,
     Rewritten, RouteInfo, Times,
@@ -33,10 +38,16 @@ pub use fields::{FieldValue, field_name};
 pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
 pub use networks::Networks;
+pub use outbound::{Answer, Question, Server, Terms, Unanswered};
 pub use path::{
     PathRules, argument, arguments, encode_path, encode_unsafe, host_of, normal_path,
     without_argument,
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
 pub use plugin::{Check, Entry, Plugin};
+pub use redis::{
+    Redis, RedisAccess, RedisCluster, RedisError, RedisServer, Script, Sentinels,
+    slot_of as redis_slot,
+};
+pub use request_body::{ReadBody, RequestBody, Unread};
 pub use variables::{Reading, Template, Variable};

@@ -51,6 +51,8 @@ pub struct Entry {
     pub credential_is_pattern: bool,
     /// The plugin by whose credentials it finds consumers, when it has none of its own.
     pub credential_of: Option<&'static str>,
+    /// It finds consumers, by its own credentials or otherwise.
+    pub authenticates: bool,
     /// The schema of its gateway-wide metadata.
     pub metadata: Option<fn() -> Schema>,
     /// Judges its gateway-wide metadata.
@@ -73,6 +75,7 @@ impl Entry {
             credential_key: None,
             credential_is_pattern: false,
             credential_of: None,
+            authenticates: false,
             metadata: None,
             check_metadata: None,
             prefers_route: false,
@@ -95,6 +98,7 @@ impl Entry {
             credential: Some(schema_of::<C>),
             check_credential: Some(|value| parse::<C>(value).map(drop)),
             credential_key: Some(key),
+            authenticates: true,
             ..self
         }
     }
@@ -111,7 +115,13 @@ impl Entry {
     /// The plugin finds consumers by the credentials of another one.
     #[must_use]
     pub const fn finding_by(self, plugin: &'static str) -> Self {
-        Self { credential_of: Some(plugin), ..self }
+        Self { credential_of: Some(plugin), authenticates: true, ..self }
+    }
+
+    /// The plugin finds consumers without credentials of its own.
+    #[must_use]
+    pub const fn authenticating(self) -> Self {
+        Self { authenticates: true, ..self }
     }
 
     /// The plugin has gateway-wide metadata of type `M`.

@@ -3,6 +3,7 @@
 use crate::pipeline::Entry;
 
 mod auth;
+mod bounds;
 mod guard;
 mod limit;
 mod trace;

@@ -9,7 +9,7 @@ use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDoma
 use crate::issuer::RegistrationEntry;
 use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Rejected, Resource};
 use crate::observe::Registry;
-use crate::pipeline::{Build, Entry, Kept};
+use crate::pipeline::{Build, Entry, Kept, NoTargets};
 use crate::policy::questions::{Supposed, Walked};
 use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::scope::{Pattern, Rules};
@@ -48,6 +48,8 @@ impl PluginCatalog for Catalog {
                     owner: &owner,
                     plugin: entry.name,
                     metadata: None,
+                    targets: &NoTargets,
+                    part: "",
                     metrics: &self.registry,
                     kept: &Kept::default(),
                 };
@@ -175,7 +177,7 @@ pub(super) fn feed_rules(table: &'static [Entry]) -> Rules {
         }),
         auth_plugins: table
             .iter()
-            .filter(|entry| entry.credential.is_some())
+            .filter(|entry| entry.authenticates && entry.credential_of.is_none())
             .map(|entry| entry.name.into())
             .collect(),
         borrowers: table

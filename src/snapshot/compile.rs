@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::client_certificates::equipped;
 use super::consumers::Held;
 use super::merge::{Links, Plugins};
+use super::named::Named;
 use super::router::{Place, RouterKind};
 use super::secrets::{Cleared, Secrets};
 use super::ssls::Ssls;
@@ -17,7 +18,9 @@ use crate::model::{
     Service, Timeout, Upstream,
 };
 use crate::observe::Registry;
-use crate::pipeline::{Build, Entry, Exchange, Expr, Hooks, Kept, Link, Networks, Template};
+use crate::pipeline::{
+    Build, Entry, Exchange, Expr, Hooks, Kept, Link, Networks, Target, Targets, Template,
+};
 use crate::upstream::{Cluster, HashKey, Roster};
 
 /// The table of plugins, with what compiling one needs beside its settings.
@@ -30,6 +33,7 @@ pub(super) struct Workshop<'a> {
     pub(super) roster: &'a Roster,
     pub(super) ssls: &'a Ssls,
     pub(super) secrets: &'a Secrets,
+    pub(super) named: &'a Named,
 }
 
 /// What must hold beside host and path.
@@ -103,6 +107,8 @@ impl Workshop<'_> {
                 owner: id,
                 plugin: entry.name,
                 metadata: metadata.as_ref().map(|(value, _)| &**value),
+                targets: self,
+                part: "",
                 metrics: self.metrics,
                 kept: self.kept,
             };
@@ -296,6 +302,16 @@ impl Workshop<'_> {
     }
 }
 
+impl Targets for Workshop<'_> {
+    fn own(&self, name: &str, upstream: Upstream) -> Result<Arc<Target>, Invalid> {
+        Target::of(self.cluster(name, &upstream, None)?).map(Arc::new)
+    }
+
+    fn declared(&self, id: Id) -> Arc<Id> {
+        self.named.hold(id)
+    }
+}
+
 /// What the cluster's ring hashes, if it has one.
 ///
 /// # Errors
@@ -315,7 +331,7 @@ fn link(
     hooks: Hooks,
 ) -> Result<Link, Invalid> {
     let mut link = Link::new(entry.name, entry.priority, meta, hooks)?;
-    if entry.credential.is_some() || entry.credential_of.is_some() {
+    if entry.authenticates {
         link = link.authenticating();
     }
     if kind == Kind::GlobalRules && entry.prefers_route {

@@ -10,10 +10,11 @@ use super::consumers::Consumers;
 use super::freshness::AgeLimit;
 use super::merge::{self, Links};
 use super::router::Router;
-use crate::model::{Listeners, Method, Revision};
+use crate::model::{Id, Listeners, Method, Revision};
 use crate::mtls::Sites;
 use crate::pipeline::{
-    Chain, Consumer, Directory, Exchange, Fault, PathRules, RouteInfo, Side, Template, host_of,
+    Chain, Consumer, Destination, Directory, Exchange, Fault, PathRules, RouteInfo, Side, Target,
+    Template, host_of,
 };
 use crate::policy::{Modes, Policy};
 use crate::upstream::Cluster;
@@ -35,7 +36,12 @@ pub struct Snapshot {
     pub(super) path_rules: PathRules,
     pub(super) routers: Routers,
     pub(super) people: Arc<Consumers>,
+    /// The upstreams that plugins name.
+    pub(super) named: Arc<Targets>,
 }
+
+/// Upstreams by id, as far as they can serve.
+pub(super) type Targets = HashMap<Id, Result<Arc<Target>, Broken>>;
 
 impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -181,6 +187,21 @@ impl KeptChain {
 const MAX_MERGED: usize = 10_000;
 
 impl Snapshot {
+    /// Where a plugin sends requests.
+    ///
+    /// # Errors
+    /// The upstream that it names does not exist, or cannot serve.
+    pub fn target(&self, destination: &Destination) -> Result<Arc<Target>, Fault> {
+        match destination {
+            Destination::Own(target) => Ok(target.clone()),
+            Destination::Declared(id) => match self.named.get(id.as_ref()) {
+                Some(Ok(target)) => Ok(target.clone()),
+                Some(Err(broken)) => Err(broken.fault()),
+                None => Err(Broken::new(500, format!("upstream {id} does not exist")).fault()),
+            },
+        }
+    }
+
     /// The route for the exchange's request, told to the exchange. Allocates only for path parameters and odd paths.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use super::compiled::{Broken, Routers, Snapshot};
 use super::consumers::{Consumers, Held, Person, split_credential};
 use super::freshness::Freshness;
 use super::merge::{Links, Plugins};
+use super::named::Named;
 use super::router::{Place, RouterSettings};
 use super::secrets::{Clear, Secrets};
 use super::ssls::Ssls;
@@ -63,6 +64,8 @@ pub struct Keeper {
     kept: Kept,
     roster: Roster,
     secrets: Secrets,
+    /// The upstreams that plugins name.
+    named: Named,
     freshness: Arc<Freshness>,
     metadata: BTreeMap<Id, Arc<Value>>,
     upstreams: BTreeMap<Id, Slot<Upstream, Arc<Cluster>>>,
@@ -183,6 +186,7 @@ impl Keeper {
             path_rules: PathRules::default(),
             routers: Routers::default(),
             people: people.clone(),
+            named: Arc::default(),
         });
         Self {
             table: table.iter().map(|entry| (entry.name, entry)).collect(),
@@ -192,6 +196,7 @@ impl Keeper {
             kept: Kept::default(),
             roster: Roster::default(),
             secrets: Secrets::default(),
+            named: Named::default(),
             freshness: Arc::default(),
             metadata: BTreeMap::new(),
             upstreams: BTreeMap::new(),
@@ -273,6 +278,7 @@ impl Keeper {
             roster,
             ssls: &self.ssls,
             secrets: &self.secrets,
+            named: &self.named,
         }
     }
 

@@ -11,6 +11,7 @@ mod consumers;
 mod freshness;
 mod keeper;
 mod merge;
+mod named;
 mod patterns;
 mod router;
 mod secrets;

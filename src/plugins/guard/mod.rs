@@ -2,6 +2,23 @@
 
 use crate::pipeline::Entry;
 
+mod client_control;
+mod cors;
+mod csrf;
 mod ip_restriction;
+mod plain_json;
+mod referer_restriction;
+mod request_validation;
+mod ua_restriction;
+mod uri_blocker;
 
-pub(super) const ROWS: &[Entry] = &[Entry::of::<ip_restriction::IpRestriction>()];
+pub(super) const ROWS: &[Entry] = &[
+    Entry::of::<client_control::ClientControl>(),
+    Entry::of::<cors::Cors>().metadata::<cors::Metadata>(),
+    Entry::of::<csrf::Csrf>(),
+    Entry::of::<ip_restriction::IpRestriction>(),
+    Entry::of::<referer_restriction::RefererRestriction>(),
+    Entry::of::<request_validation::RequestValidation>(),
+    Entry::of::<ua_restriction::UaRestriction>(),
+    Entry::of::<uri_blocker::UriBlocker>(),
+];

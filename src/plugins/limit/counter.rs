@@ -1,11 +1,11 @@
 //! `Counter`: how often something happened within a window, by key. Shared by all workers, kept across revisions.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::Hash;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use super::keyed::{Keyed, Passing};
 
 /// How a window moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,20 +28,8 @@ pub(super) struct Verdict {
 }
 
 /// Events by key.
-pub(super) struct Counter {
-    /// Two keyed hashes name a key: a client's key may be long, and there may be many. Nobody outside finds two of one name.
-    hashers: [RandomState; 2],
-    shards: Box<[Mutex<Shard>]>,
-    max_keys_a_shard: usize,
-}
-
 #[derive(Default)]
-struct Shard {
-    counts: HashMap<u128, Count, foldhash::fast::RandomState>,
-    /// At this size the ended windows are swept out.
-    sweep_at: usize,
-    swept: Option<Instant>,
-}
+pub(super) struct Counter(Keyed<Count>);
 
 #[derive(Clone, Copy)]
 struct Count {
@@ -51,27 +39,8 @@ struct Count {
     previous: u64,
 }
 
-const SHARDS: usize = 64;
-/// Callers may choose the key, so its number is bounded: 64 times this.
-const MAX_KEYS_A_SHARD: usize = 16_384;
-/// A shard full of windows that have not ended is not swept more often than this: a sweep looks at all of them.
-const SWEEP_AFTER: Duration = Duration::from_secs(1);
-
-impl Default for Counter {
-    fn default() -> Self {
-        Self::with_room(MAX_KEYS_A_SHARD)
-    }
-}
-
 impl Counter {
-    fn with_room(max_keys_a_shard: usize) -> Self {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { hashers: [RandomState::new(), RandomState::new()], shards, max_keys_a_shard }
-    }
-
     /// Counts one event of `key`, unless `limit` events within `length` have been counted.
-    ///
-    /// When more keys are in use than there is room for, the window of the few looked at that ends first is given up.
     pub(super) fn count(
         &self,
         key: impl Hash,
@@ -80,47 +49,19 @@ impl Counter {
         window: Window,
         now: Instant,
     ) -> Verdict {
-        let [high, low] = [0, 1].map(|at: usize| self.hashers[at].hash_one(&key));
-        let key = u128::from(high) << 64 | u128::from(low);
-        let at = usize::from((high >> 56) as u8) % SHARDS;
-        let mut shard = self.shards[at].lock();
-        if let Some(count) = shard.counts.get_mut(&key) {
-            return count.take(limit, length, window, now);
-        }
-        shard.make_room(self.max_keys_a_shard, now);
-        let mut count = Count { start: now, length, current: 0, previous: 0 };
-        let verdict = count.take(limit, length, window, now);
-        shard.counts.insert(key, count);
-        verdict
+        let fresh = || Count { start: now, length, current: 0, previous: 0 };
+        self.0.change(self.0.name(key), now, fresh, |count| count.take(limit, length, window, now))
     }
 }
 
-impl Shard {
-    fn make_room(&mut self, max: usize, now: Instant) {
-        if self.counts.len() < self.sweep_at.max(64) {
-            return;
-        }
-        if self.swept.is_none_or(|swept| now >= swept + SWEEP_AFTER) || self.counts.len() < max {
-            self.counts.retain(|_, count| !count.is_forgotten(now));
-            self.sweep_at = (self.counts.len() * 2).min(max);
-            self.swept = Some(now);
-        }
-        if self.counts.len() >= max {
-            let seen = self.counts.iter().take(16);
-            let first = seen.min_by_key(|(_, count)| count.start + count.length);
-            if let Some(key) = first.map(|(key, _)| *key) {
-                self.counts.remove(&key);
-            }
-        }
+impl Passing for Count {
+    fn forgotten_at(&self) -> Instant {
+        // Twice the length: a sliding window still looks at the one before.
+        self.start + self.length * 2
     }
 }
 
 impl Count {
-    fn is_forgotten(&self, now: Instant) -> bool {
-        // Twice the length: a sliding window still looks at the one before.
-        now >= self.start + self.length * 2
-    }
-
     fn take(&mut self, limit: u64, length: Duration, window: Window, now: Instant) -> Verdict {
         let end = self.start + self.length;
         if now >= end {
@@ -204,18 +145,18 @@ mod tests {
 
     #[test]
     fn keys_do_not_share_and_their_number_is_bounded() {
-        let counter = Counter::with_room(128);
-        let kept = || counter.shards.iter().map(|shard| shard.lock().counts.len()).sum::<usize>();
+        let counter = Counter(Keyed::with_room(128));
+        let kept = || counter.0.count();
         let now = Instant::now();
-        for key in 0..SHARDS * 256 {
+        for key in 0..64 * 256 {
             let key = key.to_string();
             assert!(counter.count(&key, 1, MINUTE, Window::Fixed, now).admitted);
         }
-        assert!(kept() <= SHARDS * 128, "{}", kept());
+        assert!(kept() <= 64 * 128, "{}", kept());
         let later = now + MINUTE * 3;
-        for key in 0..SHARDS * 32 {
+        for key in 0..64 * 32 {
             counter.count(format!("new {key}"), 1, MINUTE, Window::Fixed, later);
         }
-        assert!(kept() < SHARDS * 64, "{}", kept());
+        assert!(kept() < 64 * 64, "{}", kept());
     }
 }

@@ -1,129 +1,23 @@
 //! `limit-count`: so many requests within a time, by key.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::amount::{Key, Number};
+pub(super) use super::count_settings::Config;
+use super::count_settings::{KeyType, Rule, WindowType};
 use super::counter::{Counter, Verdict, Window};
+use super::remote::Remote;
 use crate::pipeline::{
-    Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Reply, ResponseHead, Template,
-    Variable, field_name,
+    Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Reply, ResponseHead, field_name,
 };
-
-/// How many requests of one key pass within a time. Either `count` and `time_window`, or `rules`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(extend("oneOf" = [{"required": ["count", "time_window"]}, {"required": ["rules"]}]))]
-pub(super) struct Config {
-    /// Requests that pass within the time; a number from 1, or a text with variables that gives one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    count: Option<Amount>,
-    /// The time in seconds; a number from 1, or a text with variables that gives one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    time_window: Option<Amount>,
-    /// How the time passes: from the first request on, or always the time just past.
-    #[serde(default)]
-    window_type: WindowType,
-    /// What requests are told apart by: a variable, variables in a text, or nothing (`key_type`).
-    #[serde(default = "default_key")]
-    key: String,
-    /// How `key` is read.
-    #[serde(default)]
-    key_type: KeyType,
-    /// The status of a refusal.
-    #[serde(default = "default_code")]
-    #[schemars(range(min = 200, max = 599))]
-    rejected_code: u16,
-    /// What a refused caller reads, as `error_msg`; an empty body when not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    rejected_msg: Option<String>,
-    /// Routes with the same group share their counters; their settings must be the same, too.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    group: Option<String>,
-    /// Where the counters are: in this process.
-    #[serde(default)]
-    policy: Policy,
-    /// Lets requests pass when the limit cannot be worked out.
-    #[serde(default)]
-    allow_degradation: bool,
-    /// Tells callers limit, rest and time in response headers.
-    #[serde(default = "yes")]
-    show_limit_quota_header: bool,
-    /// Several limits at once; each has its own key, and the first that is exceeded refuses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    rules: Option<Vec<Rule>>,
-}
-
-/// One of several limits.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Rule {
-    /// Requests that pass within the time.
-    count: Amount,
-    /// The time in seconds.
-    time_window: Amount,
-    /// A text with variables; where none of them has a value the rule does not apply.
-    #[schemars(length(min = 1))]
-    key: String,
-    /// Goes into the names of its headers: `X-<prefix>-RateLimit-Limit`; its number when not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    header_prefix: Option<String>,
-}
-
-/// A number from 1, or a text with variables that gives one.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-enum Amount {
-    Fixed(#[schemars(range(min = 1))] u64),
-    Text(String),
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum WindowType {
-    #[default]
-    Fixed,
-    Sliding,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum KeyType {
-    #[default]
-    Var,
-    VarCombination,
-    Constant,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum Policy {
-    #[default]
-    Local,
-    Redis,
-    RedisCluster,
-    RedisSentinel,
-}
-
-fn default_key() -> String {
-    "remote_addr".into()
-}
-const fn default_code() -> u16 {
-    503
-}
-const fn yes() -> bool {
-    true
-}
 
 /// The names of the headers that tell callers how much is left.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -176,24 +70,20 @@ struct Limit {
     seconds: Number,
     key: Key,
     headers: Arc<Headers>,
-    counter: Arc<Counter>,
+    counter: Counts,
+}
+
+/// Where events are counted.
+enum Counts {
+    Local(Arc<Counter>),
+    /// In Redis, under names that begin so.
+    Remote(Arc<Remote>, String),
 }
 
 struct Headers {
     limit: String,
     remaining: String,
     reset: String,
-}
-
-enum Number {
-    Fixed(u64),
-    Text(Template),
-}
-
-enum Key {
-    Variable(Variable),
-    Combination(Template),
-    Constant(String),
 }
 
 /// Counters of a group, and the settings that all of its members must have.
@@ -217,11 +107,6 @@ impl Plugin for LimitCount {
     type Config = Config;
 
     fn compile(config: Config, build: &Build<'_>) -> Result<Hooks, Invalid> {
-        if config.policy != Policy::Local {
-            return Err(Invalid::new(
-                "policy: counters in Redis are not supported by this version; use local",
-            ));
-        }
         if !(200..=599).contains(&config.rejected_code) {
             return Err(Invalid::new("rejected_code: a status from 200 to 599 is expected"));
         }
@@ -233,7 +118,12 @@ impl Plugin for LimitCount {
             .map_err(|error| Invalid::new(format!("plugin metadata: {error}")))?;
         names.check()?;
         let (counters, group) = counters(&config, build)?;
-        let limits = limits(&config, &names, &counters)?;
+        let remote = Remote::of(&config, build)?;
+        let counts = |at: usize| match &remote {
+            None => Counts::Local(counters[at].clone()),
+            Some(remote) => Counts::Remote(remote.clone(), remote_name(&config, build, at)),
+        };
+        let limits = limits(&config, &names, counts)?;
         let refusal = match &config.rejected_msg {
             Some(text) => Reply::json(config.rejected_code, &json!({ "error_msg": text })),
             None => Reply::empty(config.rejected_code),
@@ -281,22 +171,36 @@ fn counters(config: &Config, build: &Build<'_>) -> Result<Counters, Invalid> {
     Ok((shared.counters.clone(), Some(shared)))
 }
 
+/// What the names of a limit's counters in Redis begin with: the same on all gateways.
+fn remote_name(config: &Config, build: &Build<'_>, at: usize) -> String {
+    let owner = match &config.group {
+        Some(group) => format!("group/{group}"),
+        None => format!("{}/{}/{}", build.kind, build.owner, build.part),
+    };
+    let rule = config.rules.as_ref().and_then(|rules| rules.get(at));
+    format!("plugin-limit-count:{owner}:{}", rule.map_or("", |rule| &rule.key))
+}
+
 fn limits(
     config: &Config,
     names: &Metadata,
-    counters: &[Arc<Counter>],
+    counts: impl Fn(usize) -> Counts,
 ) -> Result<Vec<Limit>, Invalid> {
     match (&config.count, &config.time_window, &config.rules) {
         (Some(count), Some(time_window), None) => Ok(vec![Limit {
-            count: Number::parse("count", count)?,
-            seconds: Number::parse("time_window", time_window)?,
-            key: Key::parse(config.key_type, &config.key)?,
+            count: Number::parse("count", count, 1)?,
+            seconds: Number::parse("time_window", time_window, 1)?,
+            key: match config.key_type {
+                KeyType::Var => Key::variable("key", &config.key)?,
+                KeyType::VarCombination => Key::combination("key", &config.key)?,
+                KeyType::Constant => Key::Constant(config.key.clone()),
+            },
             headers: Arc::new(Headers {
                 limit: names.limit_header.clone(),
                 remaining: names.remaining_header.clone(),
                 reset: names.reset_header.clone(),
             }),
-            counter: counters[0].clone(),
+            counter: counts(0),
         }]),
         (None, None, Some(rules)) if !rules.is_empty() => {
             let mut keys = std::collections::BTreeSet::new();
@@ -314,87 +218,20 @@ fn limits(
                     ));
                 }
                 Ok(Limit {
-                    count: Number::parse("rules.count", &rule.count)?,
-                    seconds: Number::parse("rules.time_window", &rule.time_window)?,
-                    key: Key::parse(KeyType::VarCombination, &rule.key)?,
+                    count: Number::parse("rules.count", &rule.count, 1)?,
+                    seconds: Number::parse("rules.time_window", &rule.time_window, 1)?,
+                    key: Key::combination("rules.key", &rule.key)?,
                     headers: Arc::new(Headers {
                         limit: format!("X-{prefix}-RateLimit-Limit"),
                         remaining: format!("X-{prefix}-RateLimit-Remaining"),
                         reset: format!("X-{prefix}-RateLimit-Reset"),
                     }),
-                    counter: counters[at].clone(),
+                    counter: counts(at),
                 })
             };
             rules.iter().enumerate().map(limit).collect()
         }
         _ => Err(Invalid::new("either count and time_window, or rules, are expected")),
-    }
-}
-
-impl Number {
-    fn parse(field: &str, amount: &Amount) -> Result<Self, Invalid> {
-        let refuse = || Invalid::new(format!("{field}: a number from 1 is expected"));
-        match amount {
-            Amount::Fixed(0) => Err(refuse()),
-            Amount::Fixed(number) => Ok(Self::Fixed(*number)),
-            Amount::Text(text) => {
-                let template = Template::parse(text)
-                    .map_err(|error| Invalid::new(format!("{field}: {error}")))?;
-                match template.fixed() {
-                    Some(text) => match text.parse() {
-                        Ok(number) if number > 0 => Ok(Self::Fixed(number)),
-                        _ => Err(refuse()),
-                    },
-                    None => Ok(Self::Text(template)),
-                }
-            }
-        }
-    }
-
-    fn of(&self, exchange: &Exchange) -> Option<u64> {
-        match self {
-            Self::Fixed(number) => Some(*number),
-            Self::Text(template) => {
-                let mut text = String::new();
-                template.render(exchange, &mut text);
-                text.trim().parse().ok().filter(|number| *number > 0)
-            }
-        }
-    }
-}
-
-impl Key {
-    fn parse(key_type: KeyType, text: &str) -> Result<Self, Invalid> {
-        let at = |error: Invalid| Invalid::new(format!("key: {error}"));
-        Ok(match key_type {
-            KeyType::Var => Self::Variable(Variable::parse(text).map_err(at)?),
-            KeyType::VarCombination => {
-                let template = Template::parse(text).map_err(at)?;
-                if template.fixed().is_some() {
-                    return Err(Invalid::new(format!("key: '{text}' names no variable")));
-                }
-                Self::Combination(template)
-            }
-            KeyType::Constant => Self::Constant(text.to_owned()),
-        })
-    }
-
-    /// The key of this request, and whether anything in it had a value.
-    fn write(&self, exchange: &Exchange, out: &mut String) -> bool {
-        match self {
-            Self::Variable(variable) => match variable.read(exchange) {
-                Some(reading) => {
-                    reading.write(out);
-                    !out.is_empty()
-                }
-                None => false,
-            },
-            Self::Combination(template) => template.render(exchange, out) > 0,
-            Self::Constant(text) => {
-                out.push_str(text);
-                true
-            }
-        }
     }
 }
 
@@ -406,23 +243,29 @@ impl Access for LimitCount {
         let mut applied = false;
         for limit in &self.limits {
             key.clear();
-            let has_key = limit.key.write(exchange, &mut key);
-            if !has_key {
-                if self.is_rules {
-                    continue;
-                }
-                // As in APISIX: who has no key is told apart by address. Apart from all keys, too: nobody may use up another's
-                // quota by naming its address.
-                key.clear();
-                let _ = write!(key, "{}", exchange.remote().ip().to_canonical());
-            }
+            let has_key = match self.is_rules {
+                true if !limit.key.write(exchange, &mut key) => continue,
+                true => true,
+                false => limit.key.write_or_address(exchange, &mut key),
+            };
             applied = true;
             let numbers = (limit.count.of(exchange), limit.seconds.of(exchange));
             let (Some(count), Some(seconds)) = numbers else {
                 return self.degraded("count or time_window gave no number from 1");
             };
             let length = Duration::from_secs(seconds.min(u64::from(u32::MAX)));
-            let verdict = limit.counter.count((has_key, &key), count, length, self.window, now);
+            let verdict = match &limit.counter {
+                Counts::Local(counter) => {
+                    counter.count((has_key, &key), count, length, self.window, now)
+                }
+                Counts::Remote(remote, name) => {
+                    let counted = remote.count(name, has_key, &key, count, length, self.window);
+                    match counted.await {
+                        Ok(verdict) => verdict,
+                        Err(why) => return self.degraded(&why.told()),
+                    }
+                }
+            };
             if self.show {
                 if exchange.notes.find::<Quotas>().is_none() {
                     exchange.notes.leave(Quotas::default());
@@ -638,9 +481,14 @@ mod tests {
             (json!({"count": 1, "time_window": 1, "key": "nothing"}), "unknown variable"),
             (
                 json!({"count": 1, "time_window": 1, "policy": "redis"}),
-                "not supported by this version",
+                "redis_host: is required with this policy",
             ),
             (json!({"count": 1, "time_window": 1, "policy": "disk"}), "unknown variant `disk`"),
+            (
+                json!({"count": 1, "time_window": 1, "redis_host": "127.0.0.1"}),
+                "redis_host: has no meaning with this policy",
+            ),
+            (json!({"count": 1, "time_window": 1, "sync_interval": 1}), "sync_interval: only -1"),
             (json!({"count": 1, "time_window": 1, "rejected_code": 600}), "rejected_code"),
             (json!({"rules": [{"count": 1, "time_window": 1, "key": "x"}]}), "names no variable"),
         ] {

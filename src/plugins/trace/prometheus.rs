@@ -362,6 +362,8 @@ mod tests {
             owner: &owner,
             plugin: "prometheus",
             metadata,
+            targets: &crate::pipeline::NoTargets,
+            part: "",
             kept: &kept,
             metrics: registry,
         };

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use std::sync::Arc;
 
+use super::body;
 use crate::pipeline::{
     BodyFilter, Build, Exchange, Expr, Fault, FieldValue, Hooks, Invalid, Pattern, PatternOptions,
     Plugin, Replacement, ResponseBody, ResponseHead, Template, field_name,
@@ -229,7 +230,9 @@ impl ResponseHead for ResponseRewrite {
         if self.condition.as_ref().is_some_and(|condition| !exchange.judge(condition)) {
             return Ok(());
         }
-        if matches!(self.change, Change::Filters(..)) && is_encoded(exchange) && has_body(exchange)
+        if matches!(self.change, Change::Filters(..))
+            && body::is_encoded(exchange)
+            && body::may_be_there(exchange)
         {
             // To search in compressed bytes would find nothing and let pass what was to be replaced.
             let encoding = exchange.response.text("content-encoding").unwrap_or("?");
@@ -245,18 +248,7 @@ impl ResponseHead for ResponseRewrite {
             response.set_status(status);
         }
         if !matches!(self.change, Change::None) {
-            // What described the old body does not describe the new one.
-            for name in [
-                "Content-Length",
-                "Content-Encoding",
-                "ETag",
-                "Last-Modified",
-                "Content-MD5",
-                "Digest",
-                "Accept-Ranges",
-            ] {
-                response.remove(name);
-            }
+            body::is_another(response);
         }
         for ((name, _), value) in self.add.iter().zip(added) {
             response.append(name, value.as_bytes());
@@ -271,26 +263,12 @@ impl ResponseHead for ResponseRewrite {
     }
 }
 
-/// Responses to HEAD, and some statuses, have no body (RFC 9112 section 6.3): one must not be put there.
-fn has_body(exchange: &Exchange) -> bool {
-    exchange.request.method() != "HEAD"
-        && exchange.rewritten.method.as_deref() != Some("HEAD")
-        && !matches!(exchange.response.status(), 100..=199 | 204 | 304)
-}
-
-fn is_encoded(exchange: &Exchange) -> bool {
-    exchange
-        .response
-        .all("content-encoding")
-        .any(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity"))
-}
-
 impl ResponseBody for ResponseRewrite {
     fn filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>> {
         if self.condition.as_ref().is_some_and(|condition| !exchange.judged(condition)) {
             return None;
         }
-        if !has_body(exchange) {
+        if !body::may_be_there(exchange) {
             return None;
         }
         match &self.change {

@@ -14,7 +14,7 @@ use super::judge::{Asked, ConnectionStanding, Judge, Kept, unlogged};
 use super::switch::Switch;
 use super::tunnel::Tunnel;
 use super::vigil::Vigil;
-use super::{BodyLength, Downstream, grpc, switch};
+use super::{BodyLength, Downstream, grpc, hooks, switch};
 use crate::model::Listeners;
 use crate::mtls::Proof;
 use crate::observe::{DecisionRecord, DenialId, TokenFacts};
@@ -116,12 +116,12 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             Ok(Admitted { route, awaits_token }) => {
                 chains.route = route;
                 let judge = Judge { worker, snapshot: &snapshot, connection: standing };
-                let mut course = rewrites(exchange, &mut chains).await;
+                let mut course = rewrites(worker, exchange, caller, &mut chains).await;
                 if awaits_token {
                     course = decided_late(course, &judge, exchange);
                 }
                 if matches!(course, Course::Forward) {
-                    course = accesses(exchange, &chains).await;
+                    course = accesses(worker, exchange, caller, &chains).await;
                 }
                 if matches!(course, Course::Forward)
                     && let Some(decision) = judge.refuses_rewritten(exchange)
@@ -352,10 +352,16 @@ fn unreadable() -> Reply {
 
 /// Runs the first half of the request-side plugins in APISIX's order: global rewrite, route rewrite, consumer merge. Auth
 /// plugins are among them.
-async fn rewrites(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
+async fn rewrites<D: Downstream>(
+    worker: &Worker,
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &mut Chains<'_>,
+) -> Course {
+    let limits = &worker.limits;
     let global = &chains.snapshot.global;
     if global.has_rewrite() {
-        let course = Course::from(global.rewrite(exchange).await);
+        let course = Course::from(hooks::rewrite(global, exchange, caller, limits).await);
         if !matches!(course, Course::Forward) {
             return course;
         }
@@ -365,7 +371,7 @@ async fn rewrites(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
         return Course::Fault(fault);
     }
     if route.chain.has_rewrite() {
-        let course = Course::from(route.chain.rewrite(exchange).await);
+        let course = Course::from(hooks::rewrite(&route.chain, exchange, caller, limits).await);
         if !matches!(course, Course::Forward) {
             return course;
         }
@@ -376,7 +382,7 @@ async fn rewrites(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
             Ok(Some(merged)) => {
                 let late = &chains.merged.insert(merged).late;
                 if late.has_rewrite() {
-                    let course = Course::from(late.rewrite(exchange).await);
+                    let course = Course::from(hooks::rewrite(late, exchange, caller, limits).await);
                     if !matches!(course, Course::Forward) {
                         return course;
                     }
@@ -389,10 +395,16 @@ async fn rewrites(exchange: &mut Exchange, chains: &mut Chains<'_>) -> Course {
 }
 
 /// Runs the second half: global access, route access.
-async fn accesses(exchange: &mut Exchange, chains: &Chains<'_>) -> Course {
+async fn accesses<D: Downstream>(
+    worker: &Worker,
+    exchange: &mut Exchange,
+    caller: &mut D,
+    chains: &Chains<'_>,
+) -> Course {
+    let limits = &worker.limits;
     let global = &chains.snapshot.global;
     if global.has_access() {
-        let course = Course::from(global.access(exchange).await);
+        let course = Course::from(hooks::access(global, exchange, caller, limits).await);
         if !matches!(course, Course::Forward) {
             return course;
         }
@@ -402,7 +414,9 @@ async fn accesses(exchange: &mut Exchange, chains: &Chains<'_>) -> Course {
         return Course::Reply(Box::new(Reply::json(404, &body)));
     }
     match chains.own() {
-        Some(chain) if chain.has_access() => Course::from(chain.access(exchange).await),
+        Some(chain) if chain.has_access() => {
+            Course::from(hooks::access(chain, exchange, caller, limits).await)
+        }
         _ => Course::Forward,
     }
 }

@@ -80,12 +80,20 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     vigil: &mut Vigil<'_>,
     hop: &Hop,
 ) -> Result<Upstreamed, Failure> {
-    let Some(cluster) = chains.route.and_then(|route| route.cluster.clone()) else {
-        let none = || unavailable("the route has no upstream");
-        let fault = chains.route.map_or_else(none, CompiledRoute::cluster_fault);
-        return Err(Failure::Fault(fault));
+    let sent = exchange.destination.take();
+    let sent = sent.map(|destination| chains.snapshot.target(&destination));
+    let sent = sent.transpose().map_err(Failure::Fault)?;
+    let (cluster, hash_key) = match &sent {
+        Some(target) => (target.cluster.clone(), target.hash_key.as_ref()),
+        None => {
+            let Some(cluster) = chains.route.and_then(|route| route.cluster.clone()) else {
+                let none = || unavailable("the route has no upstream");
+                let fault = chains.route.map_or_else(none, CompiledRoute::cluster_fault);
+                return Err(Failure::Fault(fault));
+            };
+            (cluster, chains.route.and_then(|route| route.hash_key.as_ref()))
+        }
     };
-    let hash_key = chains.route.and_then(|route| route.hash_key.as_ref());
     let resilience = cluster.resilience();
     let admission = match resilience {
         None => None,
@@ -106,6 +114,9 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
     let mut began = started;
     let mut tried = Tried::default();
     let mut upload = Pump::within(exchange.body_limit(worker.limits.request_body));
+    if let Some(read) = exchange.body.take() {
+        upload.has_read(read);
+    }
     let mut attempts = 0;
     let mut last: Option<Fault> = None;
     loop {

@@ -16,6 +16,7 @@ pub mod h1;
 pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 mod hedge;
+mod hooks;
 pub(in crate::proxy) mod judge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod pace;

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::{Broken, Piece, Side, trailers};
-use crate::pipeline::BodyFilters;
+use crate::pipeline::{BodyFilters, ReadBody};
 
 /// Which side of a transfer broke.
 #[derive(Debug)]
@@ -50,6 +50,11 @@ impl Pump {
             is_stuck: false,
             is_starved: false,
         }
+    }
+
+    /// This was taken from the source before: it goes first.
+    pub(in crate::proxy) fn has_read(&mut self, read: ReadBody) {
+        (self.held, self.is_over, self.trailers) = (read.bytes, read.is_over, read.trailers);
     }
 
     /// Of a request without a body that has gone out.

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use super::{Applied, Keeper, RouteSlot, Timed, Work};
 use crate::identity::SpiffeId;
 use crate::model::{Id, Kind, Listeners, Recording, Revision, Route, Service, Status, Upstream};
-use crate::pipeline::{Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side};
+use crate::pipeline::{
+    Chain, Exchange, Fault, Flow, Hooks, Link, Rewrite, RouteInfo, Side, Target,
+};
 use crate::policy::{Modes, Policy};
 use crate::snapshot::compile::{hash_template, host_names};
 use crate::snapshot::compiled::{Broken, CompiledRoute, MergedChains, Snapshot};
@@ -49,6 +51,7 @@ impl Keeper {
             path_rules: self.router.path_rules(),
             routers: self.routers.clone(),
             people: self.people.clone(),
+            named: Arc::new(self.named.found(|id| self.named_upstream(id))),
         });
         Applied { snapshot: self.current.clone(), rejected: work.rejected, restored }
     }
@@ -220,6 +223,17 @@ impl Keeper {
             stale: max_age.map(|limit| self.freshness.limited_to(limit)),
         };
         (compiled, timed)
+    }
+
+    /// An upstream that a plugin names.
+    fn named_upstream(&self, id: &Id) -> Result<Arc<Target>, Broken> {
+        let Some(slot) = self.upstreams.get(id) else {
+            return Err(Broken::new(500, format!("upstream {id} does not exist")));
+        };
+        let cluster = slot.compiled.as_ref();
+        let cluster = cluster.map_err(|why| Broken::new(503, format!("upstream {id}: {why}")))?;
+        let target = Target::of(cluster.clone());
+        target.map(Arc::new).map_err(|why| Broken::new(503, format!("upstream {id}: {why}")))
     }
 
     /// An upstream's cluster, with the route's time limits where it has some.
