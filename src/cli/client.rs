@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::identity::{FileSettings, FileSource, IdentitySource as _, SpiffeId};
-use crate::mtls::{Alpn, Connector, ExpectedPeers, connect_private, connect_web};
+use crate::mtls::{Alpn, Connector, ExpectedPeers, MeshStream, connect_private, connect_web};
 use crate::rt::Clock;
 
 /// How long an answer may take.
@@ -244,7 +244,7 @@ impl Admin {
 async fn mesh(
     authority: &str,
     folder: &Path,
-) -> anyhow::Result<(TlsStream<TcpStream>, FileSource)> {
+) -> anyhow::Result<(MeshStream<TcpStream>, FileSource)> {
     let settings = FileSettings {
         certificate: folder.join("svid.pem"),
         key: folder.join("key.pem"),

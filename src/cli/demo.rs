@@ -298,13 +298,9 @@ impl Demo {
         let expected = Arc::new(ExpectedPeers::exactly(&self.embedded.workload_id("billing")?));
         let tcp = TcpStream::connect(self.billing).await?;
         let (stream, _) = connector.connect(tcp, &expected, Alpn::Http1).await?;
-        let session = stream.get_ref().1;
-        let version =
-            session.protocol_version().and_then(|version| version.as_str().map(str::to_owned));
-        let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
-        let group =
-            session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
-        Ok([version, suite, group].into_iter().flatten().collect::<Vec<_>>().join(" "))
+        let settled = stream.settled();
+        let facts = [Some("TLSv1_3"), settled.suite, settled.group];
+        Ok(facts.into_iter().flatten().collect::<Vec<_>>().join(" "))
     }
 
     fn mark(&self, expected: bool, word: &str) -> String {

@@ -7,13 +7,11 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::prepared::Prepared;
 use super::provider::{certified_svid, provider};
 use super::verifier::{handshake, handshake_demanding};
-use super::{Demand, Error, LetIn, PeerVerifier};
+use super::{Demand, Error, LetIn, MeshStream, PeerVerifier, records};
 use crate::identity::{Identity, Peer};
 use crate::rt::Live;
 
@@ -22,10 +20,10 @@ use crate::rt::Live;
 /// Clones share one TLS configuration, which is built once for each identity revision.
 #[derive(Clone, Debug)]
 pub struct Acceptor {
-    prepared: Prepared<TlsAcceptor>,
+    prepared: Prepared<Arc<ServerConfig>>,
     /// For doors that ask for less, made when one does.
-    if_any: Prepared<TlsAcceptor>,
-    nothing: Prepared<TlsAcceptor>,
+    if_any: Prepared<Arc<ServerConfig>>,
+    nothing: Prepared<Arc<ServerConfig>>,
     protocols: &'static [&'static [u8]],
 }
 
@@ -33,7 +31,7 @@ pub struct Acceptor {
 #[derive(Debug)]
 pub struct Accepted<S> {
     /// The connection.
-    pub stream: TlsStream<S>,
+    pub stream: MeshStream<S>,
     /// Who is at its other end; `None` for nobody.
     pub peer: Option<Arc<Peer>>,
     /// A peer that showed a certificate which is not good, and was let in as nobody all the same.
@@ -62,12 +60,12 @@ impl Acceptor {
     ///
     /// # Errors
     /// The handshake was refused (with the reason and what the peer showed), or the network failed.
-    pub async fn accept<S>(&self, stream: S) -> Result<(TlsStream<S>, Arc<Peer>), Error>
+    pub async fn accept<S>(&self, stream: S) -> Result<(MeshStream<S>, Arc<Peer>), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let tls = self.tls(Demand::Identity)?;
-        handshake(tls.accept(stream)).await
+        handshake(records::accept(tls, stream)).await
     }
 
     /// Shakes hands at a door that asks for less.
@@ -79,19 +77,18 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let tls = self.tls(demand)?;
-        let (stream, peer, let_in) = handshake_demanding(tls.accept(stream), demand).await?;
+        let (stream, peer, let_in) =
+            handshake_demanding(records::accept(tls, stream), demand).await?;
         Ok(Accepted { stream, peer, let_in })
     }
 
-    fn tls(&self, demand: Demand) -> Result<TlsAcceptor, Error> {
+    fn tls(&self, demand: Demand) -> Result<Arc<ServerConfig>, Error> {
         let prepared = match demand {
             Demand::Identity => &self.prepared,
             Demand::IdentityIfAny => &self.if_any,
             Demand::Nothing => &self.nothing,
         };
-        prepared.get(|identity| {
-            Ok(TlsAcceptor::from(Arc::new(config(identity, demand, self.protocols)?)))
-        })
+        prepared.get(|identity| Ok(Arc::new(config(identity, demand, self.protocols)?)))
     }
 }
 
@@ -108,6 +105,8 @@ fn config(identity: &Identity, demand: Demand, protocols: &[&[u8]]) -> Result<Se
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
+    // The records are ours.
+    config.enable_secret_extraction = true;
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }

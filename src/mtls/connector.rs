@@ -11,13 +11,11 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls_pki_types::{IpAddr, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::prepared::Prepared;
 use super::provider::{certified_svid, provider};
 use super::verifier::handshake;
-use super::{Error, PeerVerifier, Refusal};
+use super::{Agreed, Error, MeshStream, PeerVerifier, Refusal, records};
 use crate::identity::{ChainVerifier, Identity, Peer, SpiffeId, SpiffePattern};
 use crate::rt::Live;
 
@@ -95,7 +93,7 @@ struct Presenting {
 }
 
 /// By the address of the expectation, which the entry keeps alive.
-type Configs = HashMap<(usize, Alpn), (Arc<ExpectedPeers>, TlsConnector)>;
+type Configs = HashMap<(usize, Alpn), (Arc<ExpectedPeers>, Arc<ClientConfig>)>;
 
 impl Connector {
     /// Connects as whoever `identity` says at each handshake.
@@ -122,19 +120,18 @@ impl Connector {
         stream: S,
         expected: &Arc<ExpectedPeers>,
         alpn: Alpn,
-    ) -> Result<(TlsStream<S>, Arc<Peer>), Error>
+    ) -> Result<(MeshStream<S>, Arc<Peer>), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let tls = self.presenting()?.tls(expected, alpn)?;
         // Identities are SPIFFE IDs, not names: rustls wants a name, and we send none.
         let nameless = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST));
-        let (stream, peer) = handshake(tls.connect(nameless, stream)).await?;
-        let agreed = stream.get_ref().1.alpn_protocol();
-        match (alpn, agreed) {
+        let (stream, peer) = handshake(records::connect(tls, nameless, stream)).await?;
+        match (alpn, stream.settled().alpn) {
             // A peer without ALPN speaks HTTP/1.1; HTTP/2 must be agreed on.
-            (Alpn::Http2, Some(b"h2")) | (Alpn::Http1, Some(b"http/1.1") | None) => {}
-            (Alpn::None, None) => {}
+            (Alpn::Http2, Agreed::Http2) | (Alpn::Http1, Agreed::Http1 | Agreed::Nothing) => {}
+            (Alpn::None, Agreed::Nothing) => {}
             _ => return Err(Error::refused(Refusal::NoCommonProtocol)),
         }
         Ok((stream, peer))
@@ -152,7 +149,7 @@ impl Connector {
 }
 
 impl Presenting {
-    fn tls(&self, expected: &Arc<ExpectedPeers>, alpn: Alpn) -> Result<TlsConnector, Error> {
+    fn tls(&self, expected: &Arc<ExpectedPeers>, alpn: Alpn) -> Result<Arc<ClientConfig>, Error> {
         let key = (Arc::as_ptr(expected).addr(), alpn);
         let mut configs = self.configs.lock();
         if let Some((_, tls)) = configs.get(&key) {
@@ -161,7 +158,7 @@ impl Presenting {
         if configs.len() >= MAX_CONFIGS {
             configs.clear();
         }
-        let tls = TlsConnector::from(Arc::new(self.config(expected.clone(), alpn)?));
+        let tls = Arc::new(self.config(expected.clone(), alpn)?);
         configs.insert(key, (expected.clone(), tls.clone()));
         Ok(tls)
     }
@@ -177,6 +174,8 @@ impl Presenting {
         // A resumed session would skip the verifier.
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
+        // The records are ours.
+        config.enable_secret_extraction = true;
         config.enable_sni = false;
         config.alpn_protocols = alpn.offered();
         Ok(config)
@@ -197,7 +196,7 @@ mod tests {
         let (one, other) = (expect("spiffe://a.test/db"), expect("spiffe://a.test/*"));
         let tls = |expected, alpn| {
             let presenting = client.presenting().unwrap();
-            presenting.tls(expected, alpn).unwrap().config().clone()
+            presenting.tls(expected, alpn).unwrap()
         };
         assert!(Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&one, Alpn::Http1)));
         assert!(!Arc::ptr_eq(&tls(&one, Alpn::Http1), &tls(&one, Alpn::Http2)));

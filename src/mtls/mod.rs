@@ -18,6 +18,7 @@ mod proof;
 mod provider;
 mod public;
 mod publication;
+mod records;
 #[cfg(test)]
 mod tests;
 mod verifier;
@@ -42,4 +43,5 @@ pub use proof::{Accompanied, Begun, Lapse, Opening, Proof, Proofs};
 pub use provider::provider;
 pub use public::PublicAcceptor;
 pub use publication::{OpenAcceptor, connect_spiffe, connect_web};
+pub use records::{Agreed, MeshStream, Settled};
 pub use verifier::{Demand, LetIn, PeerVerifier};

@@ -17,8 +17,8 @@ use tokio_rustls::TlsConnector;
 
 use super::provider::{certified_svid, provider};
 use super::{
-    Acceptor, Alpn, Connector, Error, ExpectedPeers, PublicCertificate, public_client_config,
-    public_server_config, refusal,
+    Acceptor, Agreed, Alpn, Connector, Error, ExpectedPeers, PublicCertificate,
+    public_client_config, public_server_config, refusal,
 };
 use crate::identity::forge::{Forge, leaf, uri};
 use crate::identity::{Identity, Peer, Svid};
@@ -134,25 +134,23 @@ async fn both_sides_learn_who_the_other_is_and_agree_on_the_protocol() {
     let server = Acceptor::new(fixed(a.identity("/db", &[])));
     let client = Connector::new(fixed(a.identity("/web", &[])));
     let expected = expect(DB);
-    for (alpn, name) in
-        [(Alpn::Http1, Some(&b"http/1.1"[..])), (Alpn::Http2, Some(b"h2")), (Alpn::None, None)]
+    for (alpn, agreed) in
+        [(Alpn::Http1, Agreed::Http1), (Alpn::Http2, Agreed::Http2), (Alpn::None, Agreed::Nothing)]
     {
         let (near, far) = pair().await;
         let (near, far) = tokio::join!(client.connect(near, &expected, alpn), server.accept(far));
         let ((mut near, db), (mut far, web)) = (near.unwrap(), far.unwrap());
         assert_eq!((db.id.as_str(), web.id.as_str()), (DB, WEB));
-        assert_eq!(near.get_ref().1.alpn_protocol(), name);
-        assert_eq!(far.get_ref().1.alpn_protocol(), name);
-        let suite = far.get_ref().1.negotiated_cipher_suite().unwrap().suite();
-        assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
         let best = provider().kx_groups[0].name();
-        assert_eq!(near.get_ref().1.negotiated_key_exchange_group().unwrap().name(), best);
-        assert_eq!(far.get_ref().1.negotiated_key_exchange_group().unwrap().name(), best);
+        for settled in [near.settled(), far.settled()] {
+            assert_eq!(settled.alpn, agreed);
+            assert_eq!(settled.suite, Some("TLS13_AES_128_GCM_SHA256"));
+            assert_eq!(settled.group, best.as_str());
+        }
         near.write_all(b"hello").await.unwrap();
         let mut heard = [0; 5];
         far.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"hello");
-        assert_eq!(far.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
     }
 }
 

@@ -225,6 +225,11 @@ pub(super) fn tail(file: &mut File) -> io::Result<Tail> {
     }
 }
 
+/// How the line of a record begins.
+pub(super) fn beginning(seq: u64) -> String {
+    format!("{{\"seq\":{seq},")
+}
+
 /// Something that is wrong with a log, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {

@@ -62,8 +62,8 @@ pub(super) fn open_file(path: &Path) -> Result<Opened, Error> {
             let aside = put_aside(path, next_number(path))?;
             let file = LogFile { path: path.to_path_buf(), file: create(path)?, bytes: 0 };
             drop(damaged);
+            let link = last.map_or_else(|| before(&aside, path), Ok)?;
             let damage = Damage { file: name_of(&aside), bytes, why };
-            let link = last.unwrap_or_default();
             Ok(Opened { file, link, is_new: true, continues: None, damage: Some(damage) })
         }
         (_, file) => {
@@ -78,7 +78,7 @@ pub(super) fn open_file(path: &Path) -> Result<Opened, Error> {
                         (link, continues) = (last, Some(name_of(&older)));
                     }
                     Tail::Damaged { last, bytes, why } => {
-                        link = last.unwrap_or_default();
+                        link = last.map_or_else(|| before(&older, path), Ok)?;
                         damage = Some(Damage { file: name_of(&older), bytes, why });
                     }
                 }
@@ -88,6 +88,24 @@ pub(super) fn open_file(path: &Path) -> Result<Opened, Error> {
             Ok(Opened { file, link, is_new: true, continues, damage })
         }
     }
+}
+
+/// Where the chain stands before a file without a record that holds. When all that is in it is the torn beginning of the very next
+/// record, a crash fell together with a rotation and the chain goes on; anything else begins a new one.
+fn before(torn: &Path, log: &Path) -> Result<Link, Error> {
+    for (_, older) in chain::rotated(log).into_iter().rev().filter(|(_, older)| older != torn) {
+        let read = |source| Error::Read { path: older.clone(), source };
+        let tail = File::open(&older).and_then(|mut file| chain::tail(&mut file)).map_err(read)?;
+        if let Tail::Sound(link) | Tail::Damaged { last: Some(link), .. } = tail {
+            let read = |source| Error::Read { path: torn.to_path_buf(), source };
+            let bytes = std::fs::read(torn).map_err(read)?;
+            let next = chain::beginning(link.seq + 1);
+            let length = bytes.len().min(next.len());
+            let is_next = bytes[..length] == next.as_bytes()[..length] && !bytes.contains(&b'\n');
+            return Ok(if is_next { link } else { Link::default() });
+        }
+    }
+    Ok(Link::default())
 }
 
 pub(super) fn create(path: &Path) -> Result<File, Error> {

@@ -443,6 +443,47 @@ fn a_log_that_grew_is_put_aside_and_the_chain_goes_on() {
 }
 
 #[test]
+fn what_the_process_says_of_itself_belongs_to_the_file_before_a_rotation() {
+    let folder = Folder::new();
+    let audit =
+        AuditLog::open(AuditSettings { rotate_bytes: 600, ..settings(&folder.log()) }, &posture())
+            .unwrap();
+    let lane = audit.lane();
+    for round in 0..20 {
+        // Told between two batches, as the records are that make the file too large.
+        audit.note_posture(vec![("mode", format!("{round}"))]);
+        deny(&lane, b"/a");
+        audit.flush(WITHIN).unwrap();
+    }
+    drop(audit);
+    let files = log_files(&folder.log());
+    assert!(files.len() > 5, "{files:?}");
+    let report = verify(&files, Expected::default()).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+}
+
+#[test]
+fn a_file_whose_first_line_is_torn_begins_no_new_chain() {
+    let folder = Folder::new();
+    let first = sample(&folder, 2);
+    fs::rename(folder.log(), folder.0.join("audit-000001.jsonl")).unwrap();
+    let torn = &sample(&folder, 0)[0][..40];
+    fs::write(folder.log(), torn).unwrap();
+    let after = sample(&folder, 1);
+    assert_eq!((&parse(&after[0])["type"], &parse(&after[0])["seq"]), (&"loss".into(), &4.into()));
+    assert_eq!(parse(&after[0])["prev"], parse(&first[2])["hash"]);
+    let report = verify(&log_files(&folder.log()), Expected::default()).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+
+    // The same when it was put aside already and the crash was before the next file.
+    fs::remove_file(folder.log()).unwrap();
+    let after = sample(&folder, 1);
+    assert_eq!(parse(&after[0])["prev"], parse(&first[2])["hash"]);
+    let report = verify(&log_files(&folder.log()), Expected::default()).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+}
+
+#[test]
 fn a_log_has_one_writer() {
     let folder = Folder::new();
     let audit = folder.open();

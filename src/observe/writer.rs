@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -373,12 +373,21 @@ impl Writer {
         if limit == 0 || log.bytes < limit {
             return Ok(());
         }
-        let open = |source| Error::Open { path: log.path.clone(), source };
-        log.file.sync_data().map_err(open)?;
-        let aside = put_aside(&log.path, self.number)?;
+        let path = log.path.clone();
+        self.finish(&path)?;
+        let aside = put_aside(&path, self.number)?;
         self.number += 1;
         self.looked_at_retention = None;
         self.begin(&aside.file_name().unwrap_or_default().to_string_lossy(), "rotated")
+    }
+
+    /// Writes what waits in the batch: it belongs to the file that ends here, and the next one begins with the record that opens
+    /// it.
+    fn finish(&mut self, path: &Path) -> Result<(), Error> {
+        let written = self.write_file();
+        let synced =
+            written.and_then(|()| self.file.as_ref().map_or(Ok(()), |log| log.file.sync_data()));
+        synced.map_err(|source| Error::Open { path: path.to_path_buf(), source })
     }
 
     /// Begins a new file that continues the chain.
@@ -411,6 +420,8 @@ impl Writer {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 tracing::warn!(file = %log.path.display(), "the audit log was moved away; a new file is begun");
+                let path = log.path.clone();
+                self.finish(&path)?;
                 self.begin("a file that was moved away", "moved_away")
             }
             Err(source) => Err(read(source)),
@@ -466,7 +477,7 @@ impl Sink for Writer {
         if !matches!(self.output, Output::Own) {
             return;
         }
-        // Between two batches, so that a new file begins with the record that opens it.
+        // Before records are taken: what waits by now is what we ourselves have to tell.
         if let Err(error) = self.look().and_then(|()| self.rotate()).and_then(|()| self.retire()) {
             tracing::error!(error = %Chain(&error), "the audit log goes on in the same file");
         }

@@ -2,10 +2,10 @@
 
 use parking_lot::Mutex;
 
-/// What a buffer starts with.
-const FIRST: usize = 16 * 1024;
+/// What a buffer starts with: room for a whole record of TLS, which is then opened in it.
+const FIRST: usize = 17 * 1024;
 /// What it grows to while reads fill it.
-const LARGEST: usize = 128 * 1024;
+const LARGEST: usize = 8 * FIRST;
 /// Spare buffers that a worker keeps.
 const SPARE: usize = 256;
 
@@ -17,7 +17,7 @@ pub(in crate::proxy) struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    /// The last read left no space.
+    /// The last read left hardly any space.
     was_filled: bool,
     /// What was used is still in front.
     keeps: bool,
@@ -82,7 +82,8 @@ impl Buffer {
     /// A read put `count` bytes into the space.
     pub(in crate::proxy) fn filled(&mut self, count: usize) {
         self.end += count;
-        self.was_filled = self.end == self.bytes.len();
+        // Of TLS it never takes quite all: records end before it.
+        self.was_filled = self.bytes.len() - self.end < self.bytes.len() / 8;
     }
 
     /// Puts bytes behind what is there; grows as needed.

@@ -20,7 +20,10 @@ use super::sources::Seat;
 use super::worker::Worker;
 use crate::identity::{Peer, Presented, SpiffeId};
 use crate::model::Strictness;
-use crate::mtls::{self, Acceptor, Demand, EdgeAcceptor, EdgeSession, Lapse, LetIn, Proof};
+use crate::mtls::{
+    self, Acceptor, Agreed, Demand, EdgeAcceptor, EdgeSession, Lapse, LetIn, MeshStream, Proof,
+    Settled,
+};
 use crate::observe::{ConnectionRecord, HandshakeRefusedRecord, TlsFacts};
 use crate::pipeline::{Client, Introduced};
 use crate::rt::Live;
@@ -76,6 +79,19 @@ impl Shaken {
         let (http2, settled) = (session.alpn_protocol() == Some(b"h2"), settled(session));
         let stream = Stream::Terminated(Box::new(tls));
         Self { stream, peer: None, edge: None, http2, tls: Some(settled), lax: None, heard: None }
+    }
+
+    fn mesh(tls: MeshStream<TcpStream>) -> Self {
+        let Settled { suite, group, alpn } = tls.settled();
+        let http2 = alpn == Agreed::Http2;
+        let alpn = match alpn {
+            Agreed::Http2 => Some("h2"),
+            Agreed::Http1 => Some("http/1.1"),
+            Agreed::Nothing | Agreed::Other => None,
+        };
+        let tls_facts = TlsFacts { version: Some("1.3"), suite, group, sni: None, alpn };
+        let stream = Stream::Mesh(Box::new(tls));
+        Self { stream, peer: None, edge: None, http2, tls: Some(tls_facts), lax: None, heard: None }
     }
 }
 
@@ -364,7 +380,7 @@ async fn shake_hands(
         DoorSecurity::Mesh(acceptor) => match worker.snapshot().modes.at(caller.local.port()) {
             Strictness::Strict => {
                 let (tls, peer) = acceptor.accept(tcp).await.map_err(refused)?;
-                Ok(Some(Shaken { peer: Some(peer), ..Shaken::tls(tls) }))
+                Ok(Some(Shaken { peer: Some(peer), ..Shaken::mesh(tls) }))
             }
             lax => meet_lax(worker, listener, acceptor, tcp, caller, lax).await.map(Some),
         },
@@ -430,7 +446,7 @@ async fn meet_lax(
         });
     }
     let lax = accepted.peer.is_none().then_some(lax);
-    Ok(Shaken { peer: accepted.peer, lax, ..Shaken::tls(accepted.stream) })
+    Ok(Shaken { peer: accepted.peer, lax, ..Shaken::mesh(accepted.stream) })
 }
 
 /// The type of a TLS record that carries a handshake. No request of HTTP begins so.

@@ -7,13 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::{client, server};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::places::Places;
 use super::proved::Proved;
 use crate::identity::{Identity, SpiffeId};
-use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers};
+use crate::mtls::{Acceptor, Alpn, Connector, ExpectedPeers, MeshStream};
 use crate::observe::{AuditLane, HandshakeRefusedRecord, next_connection_id};
 use crate::rt::{DrainGuard, Live, Tasks, causes};
 use crate::sync::publisher::PeerStream;
@@ -42,7 +41,7 @@ impl FeedConnect {
         &self.places
     }
 
-    async fn connect_to(&self, address: &str) -> io::Result<Proved<client::TlsStream<TcpStream>>> {
+    async fn connect_to(&self, address: &str) -> io::Result<Proved<MeshStream<TcpStream>>> {
         let tcp = TcpStream::connect(address).await?;
         let _ = tcp.set_nodelay(true);
         let identity = self.connector.identity();
@@ -55,7 +54,7 @@ impl FeedConnect {
 
 #[async_trait]
 impl subscriber::Connect for FeedConnect {
-    type Stream = Proved<client::TlsStream<TcpStream>>;
+    type Stream = Proved<MeshStream<TcpStream>>;
 
     async fn connect(&self) -> io::Result<Self::Stream> {
         self.places.reach(|address| self.connect_to(address)).await
@@ -69,7 +68,7 @@ pub(super) fn accept(
     lane: AuditLane,
     mut drain: DrainGuard,
     tasks: &mut Tasks,
-) -> ReceiverStream<PeerStream<Proved<server::TlsStream<TcpStream>>>> {
+) -> ReceiverStream<PeerStream<Proved<MeshStream<TcpStream>>>> {
     let (sender, receiver) = mpsc::channel(WAITING);
     let acceptor = Acceptor::new(identity.clone());
     let identity = identity.clone();

@@ -127,6 +127,108 @@ pub fn ecdsa_key(
 #[error("the private key is damaged or of another kind")]
 pub struct KeyRejected;
 
+/// Which algorithm protects the records of a TLS connection.
+pub type RecordAlgorithm = &'static aead::Algorithm;
+
+/// Seals the records of one direction of a TLS 1.3 connection (RFC 8446 section 5.2).
+pub enum RecordSealingKey {
+    /// AWS-LC's own key for this, which sees to it that no nonce comes twice; its FIPS module approves of no other.
+    #[cfg(feature = "aws-lc")]
+    Tls(aead::TlsRecordSealingKey),
+    /// Any other.
+    Plain(aead::LessSafeKey),
+}
+
+/// Opens the records of one direction of a TLS 1.3 connection.
+pub enum RecordOpeningKey {
+    /// AWS-LC's own key for this.
+    #[cfg(feature = "aws-lc")]
+    Tls(aead::TlsRecordOpeningKey),
+    /// Any other.
+    Plain(aead::LessSafeKey),
+}
+
+fn plain_key(algorithm: RecordAlgorithm, key: &[u8]) -> Result<aead::LessSafeKey, KeyRejected> {
+    let key = aead::UnboundKey::new(algorithm, key).map_err(|_| KeyRejected)?;
+    Ok(aead::LessSafeKey::new(key))
+}
+
+impl RecordSealingKey {
+    /// With a key as long as the algorithm wants it.
+    ///
+    /// # Errors
+    /// It has another length.
+    pub fn new(algorithm: RecordAlgorithm, key: &[u8]) -> Result<Self, KeyRejected> {
+        #[cfg(feature = "aws-lc")]
+        if algorithm != &aead::CHACHA20_POLY1305 {
+            let key = aead::TlsRecordSealingKey::new(algorithm, aead::TlsProtocolId::TLS13, key);
+            return key.map(|key| Self::Tls(key)).map_err(|_| KeyRejected);
+        }
+        plain_key(algorithm, key).map(Self::Plain)
+    }
+
+    /// Encrypts `in_out` in its place; the tag comes behind it. No two records of a key have one `nonce`.
+    ///
+    /// # Errors
+    /// The library refuses: the record is too long, or the nonce does not follow.
+    pub fn seal(
+        &mut self,
+        nonce: [u8; 12],
+        header: [u8; 5],
+        in_out: &mut [u8],
+    ) -> Result<[u8; 16], RecordRefused> {
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        let header = aead::Aad::from(header);
+        let tag = match self {
+            #[cfg(feature = "aws-lc")]
+            Self::Tls(key) => key.seal_in_place_separate_tag(nonce, header, in_out),
+            Self::Plain(key) => key.seal_in_place_separate_tag(nonce, header, in_out),
+        };
+        tag.ok().and_then(|tag| tag.as_ref().try_into().ok()).ok_or(RecordRefused)
+    }
+}
+
+impl RecordOpeningKey {
+    /// With a key as long as the algorithm wants it.
+    ///
+    /// # Errors
+    /// It has another length.
+    pub fn new(algorithm: RecordAlgorithm, key: &[u8]) -> Result<Self, KeyRejected> {
+        #[cfg(feature = "aws-lc")]
+        if algorithm != &aead::CHACHA20_POLY1305 {
+            let key = aead::TlsRecordOpeningKey::new(algorithm, aead::TlsProtocolId::TLS13, key);
+            return key.map(|key| Self::Tls(key)).map_err(|_| KeyRejected);
+        }
+        plain_key(algorithm, key).map(Self::Plain)
+    }
+
+    /// Decrypts what lies from `from` to the end of `in_out`, its tag last, and moves it to the front.
+    ///
+    /// # Errors
+    /// It was not sealed with this key, nonce and header. What lies in `in_out` then is nothing.
+    pub fn open<'a>(
+        &self,
+        nonce: [u8; 12],
+        header: [u8; 5],
+        in_out: &'a mut [u8],
+        from: usize,
+    ) -> Result<&'a mut [u8], RecordRefused> {
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        let header = aead::Aad::from(header);
+        let opened = match self {
+            #[cfg(feature = "aws-lc")]
+            Self::Tls(key) => key.open_within(nonce, header, in_out, from..),
+            Self::Plain(key) => key.open_within(nonce, header, in_out, from..),
+        };
+        opened.map_err(|_| RecordRefused)
+    }
+}
+
+/// A record that cannot be sealed, or is not what it claims to be. Why is not said: it could help to forge one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the record is not authentic")]
+pub struct RecordRefused;
+
 #[cfg(test)]
 mod tests {
     use super::*;

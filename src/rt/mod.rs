@@ -30,4 +30,6 @@ pub use live::{Cached, Live, Publisher};
 pub use shards::Shards;
 pub use sockets::{Given, Sockets};
 pub use task::{Tasks, spawn};
-pub use time::{Backoff, Clock, Watchdog, coarse_unix_millis, unix_millis, unix_seconds};
+pub use time::{
+    Backoff, Clock, Watchdog, coarse_now, coarse_unix_millis, unix_millis, unix_seconds,
+};

@@ -32,6 +32,31 @@ pub fn coarse_unix_millis() -> u64 {
     unix_millis()
 }
 
+/// As [`Instant::now`], for limits: up to two ticks of the system's clock late (some milliseconds), never early, and for a fraction
+/// of the cost.
+pub fn coarse_now() -> Instant {
+    // Tests may hold tokio's clock.
+    #[cfg(all(target_os = "linux", not(test)))]
+    {
+        use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
+        use std::sync::OnceLock;
+        // When it was asked first, and what the coarse clock said then, a tick less.
+        static BASE: OnceLock<(Instant, Duration)> = OnceLock::new();
+        let since_boot = |time: Timespec| {
+            let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+            Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+        };
+        let ticked = || since_boot(clock_gettime(ClockId::MonotonicCoarse));
+        let (base, at) = BASE.get_or_init(|| {
+            let tick = since_boot(clock_getres(ClockId::MonotonicCoarse));
+            (Instant::now(), ticked().saturating_sub(tick))
+        });
+        *base + ticked().saturating_sub(*at)
+    }
+    #[cfg(not(all(target_os = "linux", not(test))))]
+    Instant::now()
+}
+
 /// The wall clock, for what certificates and records say. A test moves it.
 /// ```
 /// # use wardgate::rt::Clock;
@@ -127,6 +152,11 @@ impl Watchdog {
     /// Sets or clears the deadline.
     pub fn set(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
+    }
+
+    /// Sets the deadline so far from now. Some milliseconds more or less are no matter to it.
+    pub fn within(&mut self, within: Duration) {
+        self.deadline = Some(coarse_now() + within);
     }
 
     /// The deadline that holds.

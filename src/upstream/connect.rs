@@ -24,6 +24,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// TLS that we originated.
     Originated(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// TLS of the mesh, from either side.
+    Mesh(Box<mtls::MeshStream<TcpStream>>),
     /// TLS that we terminate.
     Terminated(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
@@ -33,6 +35,7 @@ impl Stream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(tcp) => tcp,
+            Self::Mesh(tls) => tls.get_ref(),
             Self::Originated(tls) => tls.get_ref().0,
             Self::Terminated(tls) => tls.get_ref().0,
         }
@@ -46,6 +49,11 @@ impl Stream {
 
     /// Has something arrived, the end included? Looks at a flag; makes no system call.
     pub fn poll_arrived(&self, context: &mut Context<'_>) -> Poll<()> {
+        if let Self::Mesh(tls) = self
+            && tls.holds_received()
+        {
+            return Poll::Ready(());
+        }
         self.tcp().poll_read_ready(context).map(|_| ())
     }
 }
@@ -54,6 +62,7 @@ impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Tcp(_) => "Stream(tcp)",
+            Self::Mesh(_) => "Stream(mesh)",
             Self::Originated(_) => "Stream(tls, originated)",
             Self::Terminated(_) => "Stream(tls, terminated)",
         })
@@ -64,6 +73,7 @@ macro_rules! each {
     ($stream:expr, $inner:ident => $do:expr) => {
         match $stream.get_mut() {
             Stream::Tcp($inner) => $do,
+            Stream::Mesh($inner) => $do,
             Stream::Originated($inner) => $do,
             Stream::Terminated($inner) => $do,
         }
@@ -259,7 +269,7 @@ impl Connect {
         let mesh = self.mesh.as_ref().ok_or_else(|| Error::NoIdentity { endpoint: name() })?;
         let before = mesh.identity().load();
         let (tls, peer) = mesh.connect(tcp, expected, alpn).await.map_err(failed)?;
-        let stream = Stream::Originated(Box::new(tls));
+        let stream = Stream::Mesh(Box::new(tls));
         Ok(Established { stream, proved: Some((peer, before)) })
     }
 }

@@ -636,7 +636,7 @@ async fn answer<D: Downstream>(
         caller.abort();
         return After::Close;
     }
-    watchdog.set(Some(Instant::now() + worker.limits.send_within));
+    watchdog.within(worker.limits.send_within);
     let mut left = body;
     let sent = poll_fn(|context| {
         while !left.is_empty() {

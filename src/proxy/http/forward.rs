@@ -26,6 +26,7 @@ use crate::model::PassHost;
 use crate::mtls::Proof;
 use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
 use crate::proxy::worker::Worker;
+use crate::rt::coarse_now;
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
     Cluster, Endpoint, Held, Idle, Introduction, Multiplexed, Overflow, Pending, Place, Protocol,
@@ -101,7 +102,7 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         return Box::pin(race.run(exchange, caller, vigil, admission)).await;
     }
     let mut retry = None;
-    let started = Instant::now();
+    let started = coarse_now();
     let mut began = started;
     let mut tried = Tried::default();
     let mut upload = Pump::within(exchange.body_limit(worker.limits.request_body));
@@ -163,12 +164,12 @@ pub(in crate::proxy) async fn begin<D: Downstream>(
         };
         note_fault(&cluster, &endpoint, &fault);
         if fault.side == Side::Upstream {
-            busy.failed(began.elapsed());
+            busy.failed(coarse_now() - began);
         }
-        began = Instant::now();
+        began = coarse_now();
         exchange.upstream_statuses.push(fault.status);
         attempts += 1;
-        let in_time = cluster.retry_within.is_none_or(|within| started.elapsed() < within);
+        let in_time = cluster.retry_within.is_none_or(|within| coarse_now() - started < within);
         if !fault.retry || attempts > cluster.retries(&tried) {
             return Err(Failure::Fault(fault));
         }
@@ -609,7 +610,7 @@ impl Attempt<'_> {
         upload: &mut Pump,
         vigil: &mut Vigil<'_>,
     ) -> Result<Answer, Failure> {
-        vigil.set(Some(Instant::now() + self.cluster.send_within));
+        vigil.set(Some(coarse_now() + self.cluster.send_within));
         let limits = &self.worker.limits;
         let mut pace =
             Pace::new(limits.body_within.min(self.cluster.send_within), limits.request_rate);
@@ -657,7 +658,7 @@ impl Attempt<'_> {
                 let now_seen = (upload.moved, upload.is_starved());
                 if now_seen != seen && !upload.is_finished() {
                     seen = now_seen;
-                    let now = Instant::now();
+                    let now = coarse_now();
                     // Who is waited for has its own time: the caller, or the upstream that takes nothing.
                     vigil.set(Some(match upload.is_starved() {
                         true => pace.wait(now, upload.moved),
@@ -670,7 +671,7 @@ impl Attempt<'_> {
             }
             if upload.is_finished() && !waiting {
                 waiting = true;
-                vigil.set(Some(Instant::now() + self.cluster.read_within));
+                vigil.set(Some(coarse_now() + self.cluster.read_within));
             }
             loop {
                 match origin.poll_head(context, method, &mut exchange.response) {
@@ -838,7 +839,7 @@ impl Upstreamed {
             let now_moved = (self.upload.moved, download.moved, download.is_starved());
             if now_moved != moved || !armed {
                 (moved, armed) = (now_moved, true);
-                let now = Instant::now();
+                let now = coarse_now();
                 vigil.set(Some(match download.is_starved() {
                     true => {
                         pace.rest(now, download.moved);

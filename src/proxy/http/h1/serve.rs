@@ -20,7 +20,7 @@ use crate::proxy::http::judge::ConnectionStanding;
 use crate::proxy::http::switch::Wish;
 use crate::proxy::http::{BodyLength, Broken, Downstream, Piece, Side, tunnel};
 use crate::proxy::worker::Worker;
-use crate::rt::Watchdog;
+use crate::rt::{Watchdog, coarse_now};
 use crate::upstream::Stream;
 
 /// The caller's side of one exchange.
@@ -202,7 +202,7 @@ pub(in crate::proxy) async fn serve(
         http: Http1::new(stream),
         watchdog: Watchdog::new(),
         draining: pin!(worker.draining()),
-        idle_until: Instant::now() + worker.limits.head_within,
+        idle_until: coarse_now() + worker.limits.head_within,
     };
     loop {
         let next = connection.next_head(None).await;
@@ -246,7 +246,7 @@ impl<D: Future<Output = ()>> Connection<'_, D> {
                     if !self.exchange(standing, facts, exchange).await {
                         return Ended::Whole;
                     }
-                    self.idle_until = Instant::now() + self.worker.limits.idle_within;
+                    self.idle_until = coarse_now() + self.worker.limits.idle_within;
                     self.next_head(Some(READY)).await
                 }
                 Next::Quiet => return Ended::Requests,
@@ -346,7 +346,7 @@ impl<D: Future<Output = ()>> Connection<'_, D> {
     async fn next_head(&mut self, within: Option<Duration>) -> Next {
         let Self { worker, client, proof, http, watchdog, draining, idle_until, .. } = self;
         let limits = &worker.limits;
-        let quiet = within.map(|within| Instant::now() + within).filter(|at| at < idle_until);
+        let quiet = within.map(|within| coarse_now() + within).filter(|at| at < idle_until);
         watchdog.set(Some(quiet.unwrap_or(*idle_until)));
         let mut scanned = 0;
         let mut leaving = None;
@@ -362,7 +362,7 @@ impl<D: Future<Output = ()>> Connection<'_, D> {
             loop {
                 if !http.input.is_empty() {
                     if scanned == 0 {
-                        watchdog.set(Some(Instant::now() + limits.head_within));
+                        watchdog.set(Some(coarse_now() + limits.head_within));
                     }
                     let mut exchange = lent.take().unwrap_or_else(|| worker.lend_exchange(client));
                     let read = read_request_within(
@@ -424,7 +424,7 @@ impl<D: Future<Output = ()>> Connection<'_, D> {
                     || worker.drain_idle(),
                     |lapse| limits.drain_idle.min(limits.proof.within(lapse) / 2),
                 );
-                let until = *leaving.get_or_insert_with(|| Instant::now() + within);
+                let until = *leaving.get_or_insert_with(|| coarse_now() + within);
                 watchdog.set(Some(until.min(*idle_until)));
             }
             let is_quiet = quiet.is_some() && scanned == 0 && leaving.is_none();

@@ -35,7 +35,7 @@ pub(in crate::proxy) async fn serve(
     let mut connection = Connection::server(settings(limits.request_head, limits.streams));
     let mut draining = pin!(worker.draining());
     let mut watchdog = Watchdog::new();
-    watchdog.set(Some(tokio::time::Instant::now() + limits.head_within));
+    watchdog.set(Some(crate::rt::coarse_now() + limits.head_within));
     let (mut is_leaving, mut has_begun) = (false, false);
     let cancelled = Arc::new(Cancelled::default());
     loop {
@@ -52,7 +52,7 @@ pub(in crate::proxy) async fn serve(
                 watchdog.poll(context).is_ready()
             } else {
                 if watchdog.deadline().is_none() || connection.has_streams() {
-                    watchdog.set(Some(tokio::time::Instant::now() + limits.idle_within));
+                    watchdog.set(Some(crate::rt::coarse_now() + limits.idle_within));
                 }
                 watchdog.poll(context).is_ready()
             };
@@ -68,7 +68,7 @@ pub(in crate::proxy) async fn serve(
                 let ends = proof.lapse().is_some() || served.requests >= limits.requests;
                 if ends || is_late || draining.as_mut().poll(context).is_ready() {
                     is_leaving = true;
-                    watchdog.set(Some(tokio::time::Instant::now() + limits.head_within));
+                    watchdog.set(Some(crate::rt::coarse_now() + limits.head_within));
                     connection.leave();
                 }
             }
