@@ -46,7 +46,8 @@ impl Checker {
 
     /// Where it is wrong, from the outside in, then what.
     fn sentence(&self, error: &ValidationError<'_>, value: &Value) -> String {
-        let schema_path: Vec<String> = unescaped(error.schema_path().as_str());
+        // Of definitions that are referred to as well: the way that led there is what the operator wrote.
+        let schema_path: Vec<String> = unescaped(error.evaluation_path().as_str());
         let instance_path: Vec<String> = unescaped(error.instance_path().as_str());
         let mut instance = instance_path.iter();
         let mut sentence = String::new();
@@ -107,6 +108,13 @@ impl Checker {
             }
             ValidationErrorKind::AdditionalProperties { unexpected } => {
                 let name = unexpected.first().map_or("", String::as_str);
+                format!("additional properties forbidden, found {name}")
+            }
+            // Where an object has no field at all.
+            ValidationErrorKind::FalseSchema => {
+                let path = unescaped(error.instance_path().as_str());
+                let first = found.as_object().and_then(|fields| fields.keys().next());
+                let name = first.or(path.last()).map_or("", String::as_str);
                 format!("additional properties forbidden, found {name}")
             }
             ValidationErrorKind::MinProperties { limit } => {

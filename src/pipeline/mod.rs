@@ -10,6 +10,7 @@ mod fields;
 mod head;
 mod hooks;
 mod networks;
+mod outbound;
 mod path;
 mod pattern;
 mod plugin;
@@ -18,15 +19,17 @@ mod request_body;
 pub(crate) mod tests;
 mod variables;
 
-pub use crate::identity::{JwtSvid, MAX_LEEWAY, SpiffeId, SpiffePattern, TokenRules, TrustDomain};
+pub use crate::identity::{
+    JwtSvid, MAX_LEEWAY, SpiffeId, SpiffePattern, TokenRules, TrustDomain, strict_json,
+};
 pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted};
 pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
 pub use body::{BodyFilter, BodyFilters};
 pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
 pub use exchange::{
-    Client, Consumer, Directory, Exchange, Introduced, Notes, Refusal, RequestId, ResponseSource,
-    Rewritten, RouteInfo, Times,
+    Client, Consumer, Directory, Exchange, ExternalUser, Introduced, Notes, Ready, Refusal,
+    RequestId, ResponseSource, Rewritten, RouteInfo, Times,
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
@@ -34,11 +37,12 @@ pub use fields::{FieldValue, field_name};
 pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
 pub use networks::Networks;
+pub use outbound::{Answer, Question, Server, Terms, Unanswered};
 pub use path::{
     PathRules, argument, arguments, encode_path, encode_unsafe, host_of, normal_path,
     without_argument,
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
-pub use plugin::{Check, Entry, Plugin};
+pub use plugin::{Check, Credential, Entry, MakeReady, Plugin};
 pub use request_body::{ReadBody, RequestBody, Unread};
 pub use variables::{Reading, Template, Variable};

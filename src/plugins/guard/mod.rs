@@ -2,6 +2,12 @@
 
 use crate::pipeline::Entry;
 
+mod acl;
+mod consumer_restriction;
 mod ip_restriction;
 
-pub(super) const ROWS: &[Entry] = &[Entry::of::<ip_restriction::IpRestriction>()];
+pub(super) const ROWS: &[Entry] = &[
+    Entry::of::<acl::Acl>(),
+    Entry::of::<consumer_restriction::ConsumerRestriction>(),
+    Entry::of::<ip_restriction::IpRestriction>(),
+];
