@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use wardgate::mtls::Alpn;
+use wardgate::mtls::MeshStream;
 
 use crate::mesh::RawApp;
 use crate::world::{PATIENCE, Part, Process, World, eventually, free_port, raw_to, run, soon};
@@ -35,7 +35,7 @@ fn policy(rules: &Value) -> Value {
     json!({ "identity_policies": [{ "id": "p", "action": "allow", "rules": rules }] })
 }
 
-async fn opened(world: &World, who: &str, billing: &Process) -> TlsStream<TcpStream> {
+async fn opened(world: &World, who: &str, billing: &Process) -> MeshStream<TcpStream> {
     let address = billing.address("tcp:db");
     world.peer(who).stream_to(address, &billing.id, Alpn::Http1).await.unwrap()
 }

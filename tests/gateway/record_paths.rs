@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use wardgate::identity::{Identity, Svid, TrustBundles};
 use wardgate::mtls::Alpn;
+use wardgate::mtls::MeshStream;
 use wardgate::rt::crypto::digest::{SHA256, digest};
 
 use crate::mesh::RawApp;
@@ -172,12 +172,12 @@ fn everybody(world: &World) -> Value {
     json!({ "id": "p", "action": "allow", "rules": [{ "from": { "principals": [world.id("/**")] } }] })
 }
 
-async fn opened(peer: &Peer, database: &Process) -> TlsStream<TcpStream> {
+async fn opened(peer: &Peer, database: &Process) -> MeshStream<TcpStream> {
     peer.stream_to(database.address("tcp:db"), &database.id, Alpn::Http1).await.unwrap()
 }
 
 /// Does an echo come back?
-async fn echoes(stream: &mut TlsStream<TcpStream>) -> bool {
+async fn echoes(stream: &mut MeshStream<TcpStream>) -> bool {
     let said = async {
         stream.write_all(b"a").await?;
         stream.flush().await?;
@@ -186,7 +186,7 @@ async fn echoes(stream: &mut TlsStream<TcpStream>) -> bool {
     soon("an echo or the end", said).await.is_ok_and(|byte| byte == b'A')
 }
 
-async fn ends(mut stream: TlsStream<TcpStream>) {
+async fn ends(mut stream: MeshStream<TcpStream>) {
     let mut rest = Vec::new();
     let _ = soon("the end", stream.read_to_end(&mut rest)).await;
     assert!(rest.is_empty());

@@ -29,8 +29,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use wardgate::identity::{Identity, Svid, TrustBundle, TrustBundles};
+use wardgate::mtls::MeshStream;
 use wardgate::mtls::{Alpn, Connector, ExpectedPeers};
 use wardgate::rt::Live;
 
@@ -754,7 +754,7 @@ impl Peer {
         &self,
         sidecar: &Process,
         alpn: Alpn,
-    ) -> std::io::Result<TlsStream<TcpStream>> {
+    ) -> std::io::Result<MeshStream<TcpStream>> {
         self.stream_to(sidecar.address("inbound"), &sidecar.id, alpn).await
     }
 
@@ -763,7 +763,7 @@ impl Peer {
         address: SocketAddr,
         id: &str,
         alpn: Alpn,
-    ) -> std::io::Result<TlsStream<TcpStream>> {
+    ) -> std::io::Result<MeshStream<TcpStream>> {
         let expected = Arc::new(ExpectedPeers::exactly(&id.parse().unwrap()));
         let tcp = TcpStream::connect(address).await?;
         let shaken = soon("a handshake", self.connector.connect(tcp, &expected, alpn)).await;

@@ -11,7 +11,7 @@ use rustls::{ClientConfig, CommonState, ExtractedSecrets, HandshakeKind, ServerC
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::stream::{Kernel, MeshStream, Settled};
+use super::stream::{Kernel, MeshStream, Received, Settled};
 
 /// More than the largest handshake message that rustls takes (64 KiB), in as many records as it likes.
 const MAX_INCOMING: usize = 96 << 10;
@@ -117,6 +117,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut incoming, mut outgoing, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    let mut has_ended = false;
     loop {
         let UnbufferedStatus { mut discard, state } = tls.process(&mut incoming);
         let next = match state {
@@ -138,7 +139,12 @@ where
             },
             Ok(ConnectionState::BlockedHandshake) => Next::Receive,
             Ok(ConnectionState::WriteTraffic(_)) => Next::Done,
-            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+            // It had nothing to say, or said it all at once.
+            Ok(ConnectionState::PeerClosed) => {
+                has_ended = true;
+                Next::Step
+            }
+            Ok(ConnectionState::Closed) => {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
             }
             Ok(_) => Next::Failed(rustls::Error::General("early data was not asked for".into())),
@@ -150,6 +156,9 @@ where
             Next::Send => send(&mut stream, &mut outgoing).await?,
             // We may send before the peer has said its last word; that is not the end.
             Next::Done if !tls.common().is_handshaking() => break,
+            Next::Receive | Next::Done if has_ended => {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
+            }
             Next::Receive | Next::Done => receive(&mut stream, &mut incoming).await?,
             Next::Failed(error) => {
                 tell(&mut tls, &mut incoming, &mut stream, outgoing).await;
@@ -161,9 +170,12 @@ where
     if tls.common().handshake_kind() == Some(HandshakeKind::Resumed) {
         return Err(broken(rustls::Error::General("the mesh resumes no session".into())));
     }
+    // The room of the handshake goes with it.
+    incoming.shrink_to_fit();
     let settled = Settled::of(tls.common());
     let (secrets, kernel) = tls.into_keys().map_err(broken)?;
-    MeshStream::new(stream, secrets, kernel, settled, incoming, plain).map_err(broken)
+    let received = Received { part: incoming, plain, has_ended };
+    MeshStream::new(stream, secrets, kernel, settled, received).map_err(broken)
 }
 
 fn encode<D>(mut part: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> Next {

@@ -121,6 +121,16 @@ impl Fault {
     }
 }
 
+/// What came together with the end of the handshake.
+pub(super) struct Received {
+    /// Records that are not opened yet.
+    pub(super) part: Vec<u8>,
+    /// Data that is.
+    pub(super) plain: Vec<u8>,
+    /// The peer has said that nothing follows.
+    pub(super) has_ended: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     Open,
@@ -165,15 +175,15 @@ impl<S> std::fmt::Debug for MeshStream<S> {
 }
 
 impl<S> MeshStream<S> {
-    /// After the handshake: `part` came behind it and is not opened, `plain` is.
+    /// After the handshake.
     pub(super) fn new(
         stream: S,
         secrets: ExtractedSecrets,
         kernel: Kernel,
         settled: Settled,
-        part: Vec<u8>,
-        plain: Vec<u8>,
+        received: Received,
     ) -> Result<Self, rustls::Error> {
+        let Received { part, plain, has_ended } = received;
         let rejected =
             |error: crate::rt::crypto::KeyRejected| rustls::Error::General(error.to_string());
         Ok(Self {
@@ -188,7 +198,7 @@ impl<S> MeshStream<S> {
             unsent: Vec::new(),
             sent: 0,
             message: Vec::new(),
-            reading: Reading::Open,
+            reading: if has_ended { Reading::Ended } else { Reading::Open },
             quiet: 0,
             said_end: false,
         })

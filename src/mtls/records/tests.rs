@@ -219,6 +219,48 @@ async fn data_that_comes_with_the_last_message_of_a_handshake_is_read() {
     assert_eq!(heard, bytes(50_000, 0));
 }
 
+#[tokio::test]
+async fn a_peer_that_ends_with_its_last_message_has_shaken_hands_all_the_same() {
+    for said in [&b""[..], b"all"] {
+        let (server, client) = configs(0);
+        let (near, far) = duplex(1 << 16);
+        let (mut near_side, far_side) = duplex(1 << 16);
+        let client = async {
+            let mut near = connect(client, name(), near).await.unwrap();
+            near.write_all(said).await.unwrap();
+            near.shutdown().await.unwrap();
+            near
+        };
+        let relay = async {
+            let (mut far_read, mut far_write) = tokio::io::split(far);
+            let (mut side_read, mut side_write) = tokio::io::split(&mut near_side);
+            let there = async {
+                let mut first = [0; 4096];
+                let count = far_read.read(&mut first).await.unwrap();
+                side_write.write_all(&first[..count]).await.unwrap();
+                // Everything else at once.
+                let mut rest = Vec::new();
+                far_read.read_to_end(&mut rest).await.unwrap();
+                side_write.write_all(&rest).await.unwrap();
+                std::future::pending::<()>().await;
+            };
+            tokio::join!(there, tokio::io::copy(&mut side_read, &mut far_write)).1.unwrap();
+        };
+        let server = async {
+            let mut far = accept(server, far_side).await.unwrap();
+            let mut heard = Vec::new();
+            far.read_to_end(&mut heard).await.unwrap();
+            far.write_all(b"an answer").await.unwrap();
+            heard
+        };
+        let both = async { tokio::join!(client, server) };
+        tokio::select! {
+            (_, heard) = both => assert_eq!(heard, said),
+            () = relay => unreachable!(),
+        }
+    }
+}
+
 /// A connection whose one end can send any record.
 async fn forger() -> (DuplexStream, Sealer, MeshStream<DuplexStream>) {
     let (server, client) = configs(0);
