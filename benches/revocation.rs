@@ -16,10 +16,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::client::TlsStream;
 use wardgate::identity::{Identity, TrustBundles};
 use wardgate::issuer::Authority;
 use wardgate::mtls::Alpn;
+use wardgate::mtls::MeshStream;
 use wardgate::rt::{Clock, Tasks};
 
 #[path = "../tests/support/etcd.rs"]
@@ -94,7 +94,7 @@ async fn app(tasks: &mut Tasks) -> std::net::SocketAddr {
 
 /// Reads until the end, once the answer has begun.
 async fn hold(
-    stream: TlsStream<TcpStream>,
+    stream: MeshStream<TcpStream>,
     kind: Kind,
     begun: Arc<tokio::sync::Semaphore>,
 ) -> Ended {

@@ -34,7 +34,11 @@ rt
 ";
 
 /// Files beside the plugins of a family that several of them share; they are no plugins and have no row.
-const SHARED_PLUGIN_FILES: [&str; 9] = [
+const SHARED_PLUGIN_FILES: [&str; 13] = [
+    "auth/asking.rs",
+    "auth/entrance.rs",
+    "auth/jose.rs",
+    "auth/provider.rs",
     "guard/plain_json.rs",
     "limit/amount.rs",
     "limit/count_settings.rs",

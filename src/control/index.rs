@@ -33,12 +33,14 @@ pub(super) enum Fact {
 }
 
 /// The field of each auth plugin that must be unique among all consumers and credentials.
-const UNIQUE: [(&str, &str); 7] = [
+const UNIQUE: [(&str, &str); 9] = [
     ("key-auth", "key"),
     ("spiffe-auth", "spiffe_id"),
     ("basic-auth", "username"),
     ("jwt-auth", "key"),
     ("hmac-auth", "key_id"),
+    ("jwe-decrypt", "key"),
+    ("wolf-rbac", "appid"),
     ("ldap-auth", "user_dn"),
     ("ldap-auth-advanced", "user_dn"),
 ];

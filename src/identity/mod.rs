@@ -57,6 +57,7 @@ pub use revocation::{DenyList, RevocationLists, RevocationMode, Revocations};
 pub use revocation_list::{ListOrigin, RevocationList};
 pub use source::{Identity, IdentitySource};
 pub use spiffe_id::{SpiffeId, TrustDomain};
+pub use strict_json::parse as strict_json;
 pub use svid::{Svid, renew_after};
 pub use tokens::{RefusedToken, Tokens};
 pub use trust::{Rules, Trust};

@@ -83,12 +83,19 @@ pub struct Consumer {
     pub credential: Option<String>,
 }
 
+/// A credential as its plugin made it ready for use, once a revision: the plugin knows its type.
+pub type Ready = Arc<dyn Any + Send + Sync>;
+
 /// Credentials to consumers, of one snapshot.
 pub trait Directory: Send + Sync {
     /// The consumer whose credential for `plugin` has `key`, and that credential's settings.
     fn find(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Arc<Value>)>;
     /// The consumer whose credential for `plugin` has a SPIFFE pattern that means `id`; of several the most particular one.
     fn of_identity(&self, plugin: &str, id: &SpiffeId) -> Option<(Arc<Consumer>, Arc<Value>)>;
+    /// As [`Directory::find`], with the credential as its plugin made it ready ([`Credential`]).
+    ///
+    /// [`Credential`]: super::Credential
+    fn ready(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Ready)>;
     /// The consumer of that name.
     fn named(&self, name: &str) -> Option<Arc<Consumer>>;
 }
@@ -148,6 +155,10 @@ impl Notes {
 /// A note: the id that a plugin gave the request or took from it; what `$apisix_request_id` reads.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
+
+/// A note: what an identity provider says of a caller that is no consumer; what `acl` goes by.
+#[derive(Clone, Debug)]
+pub struct ExternalUser(pub Value);
 
 /// A note: why an auth plugin refused the caller. It becomes a record of the decision log.
 #[derive(Clone, Debug)]

@@ -21,7 +21,9 @@ mod request_body;
 pub(crate) mod tests;
 mod variables;
 
-pub use crate::identity::{JwtSvid, MAX_LEEWAY, SpiffeId, SpiffePattern, TokenRules, TrustDomain};
+pub use crate::identity::{
+    JwtSvid, MAX_LEEWAY, SpiffeId, SpiffePattern, TokenRules, TrustDomain, strict_json,
+};
 pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted, Upstream};
 pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
 pub use body::{BodyFilter, BodyFilters};
@@ -29,8 +31,8 @@ pub use build::{Build, Kept};
 pub use chain::{Chain, Link};
 pub use destination::{Destination, NoTargets, Target, Targets};
 pub use exchange::{
-    Client, Consumer, Directory, Exchange, Introduced, Notes, Refusal, RequestId, ResponseSource,
-    Rewritten, RouteInfo, Times,
+    Client, Consumer, Directory, Exchange, ExternalUser, Introduced, Notes, Ready, Refusal,
+    RequestId, ResponseSource, Rewritten, RouteInfo, Times,
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
@@ -44,7 +46,7 @@ pub use path::{
     without_argument,
 };
 pub use pattern::{Pattern, PatternOptions, Replacement};
-pub use plugin::{Check, Entry, Plugin};
+pub use plugin::{Check, Credential, Entry, MakeReady, Plugin};
 pub use redis::{
     Redis, RedisAccess, RedisCluster, RedisError, RedisServer, Script, Sentinels,
     slot_of as redis_slot,

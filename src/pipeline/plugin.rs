@@ -1,10 +1,12 @@
 //! `Plugin`, and `Entry`: a plugin as a row of the table, its types erased.
 
+use std::sync::Arc;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Build, Hooks};
+use super::{Build, Hooks, Ready};
 use crate::model::Invalid;
 
 /// A policy that an operator attaches to routes by name.
@@ -25,8 +27,24 @@ pub trait Plugin: Sized + 'static {
     fn compile(config: Self::Config, build: &Build<'_>) -> Result<Hooks, Invalid>;
 }
 
+/// What a consumer carries for an auth plugin, where the plugin makes it ready for use once a revision: a key that is parsed, a
+/// password that is hashed.
+pub trait Credential: DeserializeOwned + JsonSchema + 'static {
+    /// What the plugin gets of it from [`Directory::ready`](super::Directory::ready).
+    type Ready: Send + Sync + 'static;
+
+    /// Judges the credential and makes it ready.
+    ///
+    /// # Errors
+    /// Nobody could be known by it; the sentence names the field.
+    fn ready(self) -> Result<Self::Ready, Invalid>;
+}
+
 /// Judges settings without using them.
 pub type Check = fn(&Value) -> Result<(), Invalid>;
+
+/// Judges a credential and makes it ready for use.
+pub type MakeReady = fn(&Value) -> Result<Ready, Invalid>;
 
 /// A plugin as a row of the table.
 #[derive(Clone, Copy)]
@@ -45,6 +63,8 @@ pub struct Entry {
     pub credential: Option<fn() -> Schema>,
     /// Judges what a consumer or credential carries.
     pub check_credential: Option<Check>,
+    /// Makes what a consumer or credential carries ready for use.
+    pub ready_credential: Option<MakeReady>,
     /// Which field of a credential must be unique among all consumers.
     pub credential_key: Option<&'static str>,
     /// That field is a SPIFFE pattern: the consumer is found by the IDs that it means.
@@ -72,6 +92,7 @@ impl Entry {
             compile: |value, build| P::compile(parse(value)?, build),
             credential: None,
             check_credential: None,
+            ready_credential: None,
             credential_key: None,
             credential_is_pattern: false,
             credential_of: None,
@@ -100,6 +121,19 @@ impl Entry {
             credential_key: Some(key),
             authenticates: true,
             ..self
+        }
+    }
+
+    /// As [`Entry::credential`], made ready for use once a revision.
+    #[must_use]
+    pub const fn ready_credential<C: Credential>(self, key: &'static str) -> Self {
+        Self {
+            check_credential: Some(|value| parse::<C>(value)?.ready().map(drop)),
+            ready_credential: Some(|value| {
+                let ready: Ready = Arc::new(parse::<C>(value)?.ready()?);
+                Ok(ready)
+            }),
+            ..self.credential::<C>(key)
         }
     }
 

@@ -122,6 +122,16 @@ pub fn ecdsa_key(
     key.map_err(|_| KeyRejected)
 }
 
+/// How signatures with P-521 and SHA-512 are verified (ES512), where the library can: ring cannot.
+pub fn p521() -> Option<&'static dyn signature::VerificationAlgorithm> {
+    #[cfg(feature = "aws-lc")]
+    let known: Option<&'static dyn signature::VerificationAlgorithm> =
+        Some(&signature::ECDSA_P521_SHA512_FIXED);
+    #[cfg(not(feature = "aws-lc"))]
+    let known = None;
+    known
+}
+
 /// A private key cannot be used. Why is not said: the reason could tell of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the private key is damaged or of another kind")]

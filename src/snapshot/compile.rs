@@ -151,12 +151,16 @@ impl Workshop<'_> {
             let mut value = Value::Object(settings.config.clone());
             let cleared =
                 self.secrets.put_into(&mut value).map_err(|error| refused(entry, &error))?;
-            match check(&value) {
+            let judged = match entry.ready_credential {
+                Some(ready) => ready(&value).map(Some),
+                None => check(&value).map(|()| None),
+            };
+            let ready = match judged {
                 Err(error) if !cleared.is_trusted() => {
                     return Err(refused(entry, &cleared.veil(error)));
                 }
-                _ => {}
-            }
+                judged => judged.unwrap_or_default(),
+            };
             let key = value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
             if key.is_empty() {
                 return Err(refused(entry, &Invalid::new("an empty key would admit everybody")));
@@ -166,7 +170,7 @@ impl Workshop<'_> {
                 refused(entry, &cleared.veil(Invalid::new(format!("{key}: {why}"))))
             })?;
             let settings = Arc::new(value);
-            held.push(Held { plugin: entry.name, key, settings, pattern });
+            held.push(Held { plugin: entry.name, key, settings, ready, pattern });
         }
         Ok(held)
     }

@@ -11,7 +11,7 @@ use super::merge::Links;
 use super::patterns::Patterns;
 use crate::identity::{SpiffeId, SpiffePattern};
 use crate::model::{Id, Kind};
-use crate::pipeline::{Consumer, Directory};
+use crate::pipeline::{Consumer, Directory, Ready};
 use crate::rt::Shards;
 
 /// Consumers, their credentials and their groups, of one snapshot. Cheap to copy.
@@ -42,6 +42,7 @@ struct Holder {
     name: Box<str>,
     credential: Option<Box<str>>,
     settings: Arc<Value>,
+    ready: Option<Ready>,
 }
 
 /// What a consumer or credential declares for one auth plugin.
@@ -50,6 +51,8 @@ pub(super) struct Held {
     pub(super) plugin: &'static str,
     pub(super) key: String,
     pub(super) settings: Arc<Value>,
+    /// What its plugin made of them, where it does.
+    pub(super) ready: Option<Ready>,
     /// The key as a pattern, where it is one.
     pub(super) pattern: Option<SpiffePattern>,
 }
@@ -83,6 +86,7 @@ impl Consumers {
                 name: name.into(),
                 credential: credential.map(Into::into),
                 settings: held.settings.clone(),
+                ready: held.ready.clone(),
             });
             if let Some(pattern) = &held.pattern {
                 self.patterns.entry(held.plugin).or_default().insert(pattern, holder.clone());
@@ -137,11 +141,18 @@ impl Consumers {
 
 impl Directory for Consumers {
     fn find(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Arc<Value>)> {
-        self.presented(self.keys.get(plugin)?.find(key)?)
+        let holder = self.keys.get(plugin)?.find(key)?;
+        Some((self.presented(holder)?, holder.settings.clone()))
+    }
+
+    fn ready(&self, plugin: &str, key: &str) -> Option<(Arc<Consumer>, Ready)> {
+        let holder = self.keys.get(plugin)?.find(key)?;
+        Some((self.presented(holder)?, holder.ready.clone()?))
     }
 
     fn of_identity(&self, plugin: &str, id: &SpiffeId) -> Option<(Arc<Consumer>, Arc<Value>)> {
-        self.presented(self.patterns.get(plugin)?.find(id)?)
+        let holder = self.patterns.get(plugin)?.find(id)?;
+        Some((self.presented(holder)?, holder.settings.clone()))
     }
 
     fn named(&self, name: &str) -> Option<Arc<Consumer>> {
@@ -151,12 +162,12 @@ impl Directory for Consumers {
 
 impl Consumers {
     /// The consumer as this credential presents it.
-    fn presented(&self, holder: &Holder) -> Option<(Arc<Consumer>, Arc<Value>)> {
+    fn presented(&self, holder: &Holder) -> Option<Arc<Consumer>> {
         let person = self.people.find(&holder.name)?;
         let consumer = match &holder.credential {
             None => &person.consumer,
             Some(credential) => person.presented.get(credential)?,
         };
-        Some((consumer.clone(), holder.settings.clone()))
+        Some(consumer.clone())
     }
 }

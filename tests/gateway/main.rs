@@ -10,6 +10,7 @@
 mod admin_door;
 mod apply;
 mod audit;
+mod auth_plugins;
 mod authority;
 mod bad_input;
 mod canary;

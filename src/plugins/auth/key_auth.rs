@@ -169,6 +169,9 @@ mod tests {
         fn of_identity(&self, _: &str, _: &SpiffeId) -> Option<(Arc<Consumer>, Arc<Value>)> {
             None
         }
+        fn ready(&self, _: &str, _: &str) -> Option<(Arc<Consumer>, crate::pipeline::Ready)> {
+            None
+        }
         fn named(&self, name: &str) -> Option<Arc<Consumer>> {
             let labels = [("custom_id".to_owned(), "7".to_owned())].into();
             let credential = (name == "jack").then(|| "one".to_owned());

@@ -2,13 +2,37 @@
 
 use crate::pipeline::Entry;
 
+mod asking;
+mod attach_consumer_label;
+mod basic_auth;
+mod entrance;
+mod forward_auth;
+mod hmac_auth;
+mod jose;
+mod jwe_decrypt;
+mod jwt_auth;
 mod key_auth;
+mod multi_auth;
+mod opa;
+mod openid_connect;
+mod provider;
 mod spiffe_auth;
 mod spiffe_jwt;
+mod wolf_rbac;
 
 pub(super) const ROWS: &[Entry] = &[
+    Entry::of::<attach_consumer_label::AttachConsumerLabel>(),
+    Entry::of::<basic_auth::BasicAuth>().ready_credential::<basic_auth::Credential>("username"),
+    Entry::of::<forward_auth::ForwardAuth>(),
+    Entry::of::<hmac_auth::HmacAuth>().ready_credential::<hmac_auth::Credential>("key_id"),
+    Entry::of::<jwe_decrypt::JweDecrypt>().ready_credential::<jwe_decrypt::Credential>("key"),
+    Entry::of::<jwt_auth::JwtAuth>().ready_credential::<jwt_auth::Credential>("key"),
     Entry::of::<key_auth::KeyAuth>().credential::<key_auth::Credential>("key"),
+    Entry::of::<multi_auth::MultiAuth>().authenticating(),
+    Entry::of::<opa::Opa>(),
+    Entry::of::<openid_connect::OpenidConnect>(),
     Entry::of::<spiffe_auth::SpiffeAuth>()
         .credential_by_identity::<spiffe_auth::Credential>("spiffe_id"),
     Entry::of::<spiffe_jwt::SpiffeJwt>().finding_by("spiffe-auth"),
+    Entry::of::<wolf_rbac::WolfRbac>().ready_credential::<wolf_rbac::Credential>("appid"),
 ];

@@ -120,6 +120,9 @@ pub(super) mod tests {
             let known = plugin == "spiffe-auth" && id.as_str() == "spiffe://shop/web";
             known.then(|| (self.named("web").unwrap(), Arc::default()))
         }
+        fn ready(&self, _: &str, _: &str) -> Option<(Arc<Consumer>, crate::pipeline::Ready)> {
+            None
+        }
         fn named(&self, name: &str) -> Option<Arc<Consumer>> {
             let consumer = Consumer { name: name.into(), ..Consumer::default() };
             ["web", "guest"].contains(&name).then(|| Arc::new(consumer))

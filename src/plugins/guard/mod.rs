@@ -2,7 +2,9 @@
 
 use crate::pipeline::Entry;
 
+mod acl;
 mod client_control;
+mod consumer_restriction;
 mod cors;
 mod csrf;
 mod ip_restriction;
@@ -13,6 +15,8 @@ mod ua_restriction;
 mod uri_blocker;
 
 pub(super) const ROWS: &[Entry] = &[
+    Entry::of::<acl::Acl>(),
+    Entry::of::<consumer_restriction::ConsumerRestriction>(),
     Entry::of::<client_control::ClientControl>(),
     Entry::of::<cors::Cors>().metadata::<cors::Metadata>(),
     Entry::of::<csrf::Csrf>(),

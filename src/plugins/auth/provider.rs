@@ -1,0 +1,199 @@
+//! `Provider`: an OpenID provider as its discovery document describes it, with its keys. Both are kept, and fetched again when they
+//! are old or when a token names a key that is not among them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+
+use super::jose::{Algorithm, Token, VerifyingKey};
+use crate::pipeline::{Invalid, Question, Server, Terms};
+
+/// How long a discovery document is believed.
+const DOCUMENT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// Tokens that name unknown keys have keys fetched at most this often.
+const KEYS_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// What a provider says of itself (OpenID Connect Discovery 1.0, section 3).
+#[derive(Debug, Default, Deserialize)]
+struct Document {
+    #[serde(default)]
+    issuer: String,
+    jwks_uri: Option<String>,
+    introspection_endpoint: Option<String>,
+}
+
+/// The document with the servers that it names.
+pub(super) struct Described {
+    pub(super) issuer: String,
+    keys: Option<Server>,
+    pub(super) introspection: Option<Server>,
+    until: Instant,
+}
+
+struct Keys {
+    all: Vec<(Option<String>, Option<Algorithm>, VerifyingKey)>,
+    fetched: Instant,
+}
+
+/// An OpenID provider.
+pub(super) struct Provider {
+    discovery: Server,
+    is_secure: bool,
+    terms: Terms,
+    keys_for: Duration,
+    described: RwLock<Option<Arc<Described>>>,
+    keys: RwLock<Option<Arc<Keys>>>,
+    /// Whoever fetches.
+    fetching: Mutex<()>,
+}
+
+/// The provider cannot be asked, or says nothing that can be used; the cause, for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unavailable(String);
+
+impl Unavailable {
+    pub(super) fn because(cause: &str) -> Self {
+        Self(cause.to_owned())
+    }
+}
+
+impl Provider {
+    /// The provider whose discovery document is at `url`.
+    pub(super) fn new(url: &str, terms: Terms, keys_for: Duration) -> Result<Self, Invalid> {
+        Ok(Self {
+            discovery: Server::new("discovery", url, terms)?,
+            is_secure: url.starts_with("https://"),
+            terms,
+            keys_for,
+            described: RwLock::default(),
+            keys: RwLock::default(),
+            fetching: Mutex::default(),
+        })
+    }
+
+    /// What the provider says of itself.
+    pub(super) async fn described(&self) -> Result<Arc<Described>, Unavailable> {
+        let known = || self.described.read().clone().filter(|one| one.until > Instant::now());
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let _fetching = self.fetching.lock().await;
+        // Somebody else may have fetched it meanwhile.
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let document: Document = fetch(&self.discovery).await?;
+        if document.issuer.is_empty() {
+            return Err(Unavailable("the discovery document names no issuer".into()));
+        }
+        let described = Arc::new(Described {
+            issuer: document.issuer,
+            keys: self.named("jwks_uri", document.jwks_uri.as_deref())?,
+            introspection: self
+                .named("introspection_endpoint", document.introspection_endpoint.as_deref())?,
+            until: Instant::now() + DOCUMENT_FOR,
+        });
+        *self.described.write() = Some(described.clone());
+        Ok(described)
+    }
+
+    /// A server that the document names. A plain one would take away what the document was protected by.
+    fn named(&self, field: &str, url: Option<&str>) -> Result<Option<Server>, Unavailable> {
+        let Some(url) = url else { return Ok(None) };
+        if self.is_secure && !url.starts_with("https://") {
+            return Err(Unavailable(format!("the discovery document's {field} is not https")));
+        }
+        let server = Server::new(field, url, self.terms);
+        server.map(Some).map_err(|why| Unavailable(format!("the discovery document: {why}")))
+    }
+
+    /// Is the token signed by one of the provider's keys, with `only` where that is given?
+    pub(super) async fn has_signed(
+        &self,
+        token: &Token<'_>,
+        only: Option<Algorithm>,
+    ) -> Result<bool, Unavailable> {
+        let Some(algorithm) = token.algorithm.filter(|known| !known.is_shared()) else {
+            return Ok(false);
+        };
+        if only.is_some_and(|only| only != algorithm) {
+            return Ok(false);
+        }
+        let keys = self.keys(self.keys_for).await?;
+        if keys.has_signed(token, algorithm) {
+            return Ok(true);
+        }
+        // The provider may have new keys.
+        if keys.knows(token) || keys.fetched.elapsed() < KEYS_AGAIN_AFTER {
+            return Ok(false);
+        }
+        Ok(self.keys(KEYS_AGAIN_AFTER).await?.has_signed(token, algorithm))
+    }
+
+    async fn keys(&self, not_older: Duration) -> Result<Arc<Keys>, Unavailable> {
+        let known = || self.keys.read().clone().filter(|keys| keys.fetched.elapsed() < not_older);
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let described = self.described().await?;
+        let server = described.keys.as_ref();
+        let server =
+            server.ok_or_else(|| Unavailable("the discovery document has no jwks_uri".into()))?;
+        let _fetching = self.fetching.lock().await;
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let mut set: Map<String, Value> = fetch(server).await?;
+        let Some(Value::Array(found)) = set.remove("keys") else {
+            return Err(Unavailable("the provider's key set has no keys".into()));
+        };
+        let key = |key: &Value| {
+            let key = key.as_object()?;
+            let text = |name: &str| key.get(name).and_then(Value::as_str);
+            let algorithm = match text("alg") {
+                None => None,
+                // A key for something else.
+                Some(name) => Some(Algorithm::of(name)?),
+            };
+            Some((text("kid").map(str::to_owned), algorithm, VerifyingKey::from_jwk(key)?))
+        };
+        let all = found.iter().filter_map(key).collect();
+        let keys = Arc::new(Keys { all, fetched: Instant::now() });
+        *self.keys.write() = Some(keys.clone());
+        Ok(keys)
+    }
+}
+
+impl Keys {
+    fn knows(&self, token: &Token<'_>) -> bool {
+        token
+            .key_id
+            .as_ref()
+            .is_some_and(|wanted| self.all.iter().any(|(id, _, _)| id.as_ref() == Some(wanted)))
+    }
+
+    fn has_signed(&self, token: &Token<'_>, algorithm: Algorithm) -> bool {
+        let wanted = token.key_id.as_ref();
+        self.all.iter().any(|(id, only, key)| {
+            (wanted.is_none() || id.is_none() || id.as_ref() == wanted)
+                && only.is_none_or(|only| only == algorithm)
+                && token.is_signed_by(key, algorithm)
+        })
+    }
+}
+
+async fn fetch<T: for<'de> Deserialize<'de>>(server: &Server) -> Result<T, Unavailable> {
+    let name = server.name();
+    let answer = server.ask(&Question::get("")).await;
+    let answer = answer.map_err(|why| Unavailable(format!("{name}: {}", why.told())))?;
+    if answer.status != 200 {
+        return Err(Unavailable(format!("{name}: answered {}", answer.status)));
+    }
+    serde_json::from_slice(&answer.body)
+        .map_err(|_| Unavailable(format!("{name}: answered no JSON that can be used")))
+}
