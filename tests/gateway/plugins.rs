@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::world::{Admin, Answer, App, Process, World, eventually_async, raw_to, send};
 
 /// A control plane, an ingress that it feeds, and an application that tells what it got.
-pub struct Edge {
+pub(crate) struct Edge {
     _world: World,
     _control: Process,
     pub ingress: Process,
@@ -15,7 +15,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = World::new();
         let control = world.control().start();
         let admin = control.admin();
@@ -23,35 +23,35 @@ impl Edge {
         Self { _world: world, _control: control, ingress, admin, app: App::echo("app") }
     }
 
-    pub fn upstream(&self) -> Value {
+    pub(crate) fn upstream(&self) -> Value {
         json!({ "nodes": { self.app.address.to_string(): 1 } })
     }
 
     /// Declares a route to the application with these plugins, and waits until the ingress runs it.
-    pub async fn route(&self, id: &str, uri: &str, plugins: Value) {
+    pub(crate) async fn route(&self, id: &str, uri: &str, plugins: Value) {
         let route = json!({ "uri": uri, "upstream": self.upstream(), "plugins": plugins });
         self.put(&format!("/routes/{id}"), &route).await;
     }
 
-    pub async fn put(&self, path: &str, body: &Value) {
+    pub(crate) async fn put(&self, path: &str, body: &Value) {
         let revision = self.admin.put(path, body).await;
         self.admin.applied(revision, 1).await;
     }
 
-    pub async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         send(self.ingress.address("ingress"), method, path, headers, "").await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[]).await
     }
 
-    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         send(self.ingress.address("ingress"), "POST", path, headers, body.to_owned()).await
     }
 
     /// Each of these settings is refused at the write, with the reason that it stands with.
-    pub async fn refuses(&self, plugin: &str, table: &[(Value, &str)]) {
+    pub(crate) async fn refuses(&self, plugin: &str, table: &[(Value, &str)]) {
         for (settings, says) in table {
             let route = json!({ "uri": "/refused", "upstream": self.upstream(), "plugins": { plugin: settings } });
             let answer = self.admin.ask("PUT", "/routes/refused", Some(&route)).await;
