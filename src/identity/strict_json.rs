@@ -14,7 +14,7 @@ pub(super) const MAX_DEPTH: usize = 16;
 /// Reads one value.
 ///
 /// # Errors
-/// It is not JSON, bytes trail, an object has a member twice, or it nests more than [`MAX_DEPTH`] levels.
+/// It is not JSON, bytes trail, an object has a member twice, or it nests more than 16 levels.
 pub fn parse(json: &[u8]) -> Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = Strict { depth: MAX_DEPTH }.deserialize(&mut reader)?;

@@ -2,7 +2,7 @@
 //!
 //! What is decided lies in the store beside the resources (`<prefix>-canary/`), so that all control planes over it do the same:
 //! [`Record`] is written with compare-and-set by whichever of them is first. What each of them sees of its data planes is a
-//! [`Report`]; [`judge`] decides on all of them. [`Course`] is the task that does it.
+//! [`Report`]; `judge` decides on all of them. [`Course`] is the task that does it.
 
 mod course;
 mod judge;

@@ -92,7 +92,7 @@ async fn each_field_in_the_wrong_type_is_refused_by_name() {
                     continue;
                 }
                 // No field of these is both.
-                for wrong in [json!([[]]), json!({ "a": { "b": 1 } }), json!(-1)] {
+                for wrong in [json!([[]]), json!({ "a": { "b": 1 }, "type": 7 }), json!(-1)] {
                     let told =
                         refused(&admin, place, &with(body.clone(), plugin, field, &wrong)).await;
                     assert!(told.contains(field) && told.contains(plugin), "{field}: {told}");
