@@ -42,7 +42,11 @@ pub(super) struct Sealer {
 }
 
 impl Sealer {
+    /// Of a key that has sealed nothing: what AWS-LC's keys want, and what the mesh has, since its servers give no tickets.
     pub(super) fn new((next, secrets): Secrets) -> Result<Self, KeyRejected> {
+        if next != 0 {
+            return Err(KeyRejected);
+        }
         let (algorithm, key, iv) = parts(secrets)?;
         Ok(Self { key: RecordSealingKey::new(algorithm, key.as_ref())?, iv, next })
     }

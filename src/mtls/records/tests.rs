@@ -39,6 +39,7 @@ fn configs(suite: usize) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     server.alpn_protocols = vec![b"h2".to_vec()];
     client.alpn_protocols = vec![b"h2".to_vec()];
     client.resumption = Resumption::disabled();
+    server.send_tls13_tickets = 0;
     (server.enable_secret_extraction, client.enable_secret_extraction) = (true, true);
     (Arc::new(server), Arc::new(client))
 }
@@ -131,6 +132,9 @@ async fn rustls_own_streams_understand_ours_and_the_other_way_round() {
         let (near, far) = tokio::join!(theirs.connect(name(), near), accept(server.clone(), far));
         converse(near.unwrap(), far.unwrap()).await;
         // This server gives tickets, which nobody here wants.
+        let mut server = (*server).clone();
+        server.send_tls13_tickets = 4;
+        let server = Arc::new(server);
         let (near, far) = duplex(room);
         let theirs = TlsAcceptor::from(server);
         let (near, far) = tokio::join!(connect(client, name(), near), theirs.accept(far));
