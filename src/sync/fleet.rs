@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::warn;
 
-use super::canary::Report;
+use super::canary::{Concerned, Report};
 use super::publisher::Publisher;
 use crate::model::Revision;
 use crate::rt::DrainGuard;
@@ -51,6 +51,9 @@ pub struct Presence {
     /// What it sees of canaries, while something is tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
+    /// Which of its data planes the newest change concerns, while that is to be tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concerned: Option<Concerned>,
 }
 
 impl Presence {
@@ -93,13 +96,20 @@ pub struct Fleet {
     own: Arc<str>,
     node: Arc<str>,
     others: Arc<Mutex<BTreeMap<String, (Instant, Presence)>>>,
+    /// Which of our data planes the newest change concerns.
+    concerned: Arc<Mutex<Option<Concerned>>>,
 }
 
 impl Fleet {
     /// This control plane among the others; [`Fleet::run`] makes it known.
     pub fn new(node: &str) -> Self {
         let own = uuid::Uuid::new_v4().to_string();
-        Self { own: own.into(), node: node.into(), others: Arc::default() }
+        Self {
+            own: own.into(),
+            node: node.into(),
+            others: Arc::default(),
+            concerned: Arc::default(),
+        }
     }
 
     /// The other control planes, as they were heard last.
@@ -109,8 +119,9 @@ impl Fleet {
         here.map(|(_, presence)| presence.clone()).collect()
     }
 
-    pub(super) fn data_planes_elsewhere(&self) -> u64 {
-        self.others().iter().map(|other| other.data_planes).sum()
+    /// What the others are told of the newest change.
+    pub(super) fn tell_concerned(&self, concerned: Option<Concerned>) {
+        *self.concerned.lock() = concerned;
     }
 
     pub(super) fn reports(&self) -> Vec<Report> {
@@ -138,7 +149,11 @@ impl Fleet {
                     None => return,
                 },
                 () = tokio::time::sleep(LOOKS_EVERY) => {
-                    let presence = Presence { node: self.node.to_string(), ..publisher.presence() };
+                    let presence = Presence {
+                        node: self.node.to_string(),
+                        concerned: self.concerned.lock().clone(),
+                        ..publisher.presence()
+                    };
                     let is_told = told.as_ref().is_some_and(|(at, known)| {
                         *known == presence && at.elapsed() < RENEWS_EVERY
                     });

@@ -14,6 +14,7 @@ mod auth_plugins;
 mod authority;
 mod bad_input;
 mod canary;
+mod canary_fleet;
 mod cli;
 mod client_certificates;
 mod collection;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
+use super::choice::{Concerned, choose};
 use super::judge::{Evidence, Verdict, judge};
 use super::past::{Known, Past};
 use super::record::{Phase, Record};
@@ -17,12 +18,12 @@ use super::settings::CanarySettings;
 use crate::model::Revision;
 use crate::rt::{DrainGuard, Live, Publisher as Told, unix_seconds};
 use crate::store::{self, Event, Expect, Store, Stored, Write};
-use crate::sync::fleet::Fleet;
+use crate::sync::fleet::{Fleet, Presence};
 use crate::sync::publisher::{Outlook, Publisher};
 
 /// Writes that belong together are tried together: so long nothing new may come before they are, and so long they wait at most.
 const SETTLES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-/// What concerns no data plane here is left so long to control planes whose data planes it may concern.
+/// So long other control planes are waited for to say which of their data planes a change concerns.
 const OTHERS_WITHIN: Duration = Duration::from_secs(3);
 /// After a start data planes are waited for so long, where there have been any: what concerns nobody then may concern these.
 const RETURN_WITHIN: Duration = Duration::from_secs(15);
@@ -116,8 +117,8 @@ pub struct Course {
     /// The record, and the revision that wrote it.
     record: Option<(Record, Revision)>,
     watching: Option<Watching>,
-    /// Since when something waits that concerns nobody here.
-    idle: Option<Instant>,
+    /// Since when something is due.
+    due: Option<Instant>,
     started: Instant,
 }
 
@@ -155,7 +156,7 @@ impl Course {
             told: Told::new(Figures::default()).0,
             record: None,
             watching: None,
-            idle: None,
+            due: None,
             started: Instant::now(),
         }
     }
@@ -254,42 +255,64 @@ impl Course {
             return self.change_to(Record { has_data_planes: true, ..record }).await;
         }
         if record.phase == Phase::Trying {
+            self.wait_for_more();
             return self.watch_over(&record).await;
         }
         self.watching = None;
         match self.publisher.outlook(&self.settings, SETTLES) {
-            None => self.idle = None,
-            Some(outlook) => self.try_out(&record, outlook).await?,
+            None => self.wait_for_more(),
+            Some(outlook) => self.try_out(&record, &outlook).await?,
         }
         Ok(())
     }
 
+    /// Nothing is to be tried yet.
+    fn wait_for_more(&mut self) {
+        self.due = None;
+        if let Some(fleet) = &self.fleet {
+            fleet.tell_concerned(None);
+        }
+    }
+
+    /// What the others say of the same revision; `None` while it is worth waiting for one of them.
+    fn concerned_elsewhere(&mut self, own: &Concerned) -> Option<(Vec<Concerned>, u64)> {
+        let Some(fleet) = &self.fleet else { return Some((Vec::new(), 0)) };
+        fleet.tell_concerned(Some(own.clone()));
+        let due = *self.due.get_or_insert_with(Instant::now);
+        let others = fleet.others();
+        let data_planes = others.iter().map(|other| other.data_planes).sum();
+        let is_known = |other: &Presence| {
+            other.data_planes == 0
+                || other.concerned.as_ref().is_some_and(|told| told.revision == own.revision)
+        };
+        if due.elapsed() < OTHERS_WITHIN && !others.iter().all(is_known) {
+            return None;
+        }
+        let told = others.into_iter().filter_map(|other| other.concerned);
+        Some((told.filter(|told| told.revision == own.revision).collect(), data_planes))
+    }
+
     /// Something is to be tried.
-    async fn try_out(&mut self, record: &Record, outlook: Outlook) -> Result<(), store::Error> {
-        let Outlook { revision, concerned, data_planes } = outlook;
-        let now = unix_seconds();
-        if concerned.is_empty() {
-            let elsewhere: u64 = self.fleet.as_ref().map_or(0, Fleet::data_planes_elsewhere);
-            let idle = *self.idle.get_or_insert_with(Instant::now);
-            if elsewhere > 0 && idle.elapsed() < OTHERS_WITHIN {
-                return Ok(());
-            }
+    async fn try_out(&mut self, record: &Record, outlook: &Outlook) -> Result<(), store::Error> {
+        let own = Concerned::of(outlook);
+        let Some((mut all, elsewhere)) = self.concerned_elsewhere(&own) else { return Ok(()) };
+        let (revision, now) = (own.revision, unix_seconds());
+        all.push(own);
+        let concerned: u64 = all.iter().map(|one| one.count).sum();
+        if concerned == 0 {
             if record.has_data_planes && self.started.elapsed() < RETURN_WITHIN {
                 return Ok(());
             }
             // Nobody is there who could try what takes the place of what was stopped.
-            if record.phase == Phase::Stopped && elsewhere + data_planes == 0 {
+            if record.phase == Phase::Stopped && elsewhere + outlook.data_planes == 0 {
                 return Ok(());
             }
-            self.idle = None;
             let passed = Record::passed(revision, now, "it concerns no connected data plane");
             let has_data_planes = record.has_data_planes;
             return self.change_to(Record { has_data_planes, ..passed }).await;
         }
-        self.idle = None;
-        let who = choose(&concerned, &self.settings);
-        let trying = record.try_out(revision, who, now);
-        info!(revision, concerned = concerned.len(), "a change is tried by some data planes first");
+        let trying = record.try_out(revision, choose(&all, &self.settings), now);
+        info!(revision, concerned, "a change is tried by some data planes first");
         self.change_to(trying).await
     }
 
@@ -377,17 +400,6 @@ impl Course {
     }
 }
 
-/// Who tries it: the threshold up to which lots count, or labels.
-fn choose(concerned: &[(u64, bool)], settings: &CanarySettings) -> (u64, BTreeMap<String, String>) {
-    if !settings.labels.is_empty() && concerned.iter().any(|(_, bears)| *bears) {
-        return (0, settings.labels.clone());
-    }
-    let all = concerned.len();
-    let share = (all * usize::from(settings.share)).div_ceil(100);
-    let share = share.clamp(1, all.saturating_sub(1).max(1));
-    (concerned.get(share - 1).map_or(0, |(lot, _)| *lot), BTreeMap::new())
-}
-
 impl Watching {
     fn see(&mut self, report: &Report) {
         let now = Instant::now();
@@ -453,26 +465,5 @@ impl Figures {
             shown["watched_seconds"] = json!(self.watched.as_secs());
         }
         shown
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn at_least_one_is_chosen_and_never_all_of_several() {
-        let lots = |count: u64| (0..count).map(|lot| (lot * 7, false)).collect::<Vec<_>>();
-        let settings = CanarySettings::default();
-        for (count, last) in [(1, 0), (2, 0), (10, 0), (11, 7), (100, 63)] {
-            assert_eq!(choose(&lots(count), &settings).0, last, "{count}");
-        }
-        let half = CanarySettings { share: 50, ..CanarySettings::default() };
-        assert_eq!(choose(&lots(2), &half).0, 0);
-        assert_eq!(choose(&lots(3), &half).0, 7);
-        let labels = BTreeMap::from([("canary".to_owned(), "yes".to_owned())]);
-        let labelled = CanarySettings { labels: labels.clone(), ..CanarySettings::default() };
-        assert_eq!(choose(&[(1, false), (2, true)], &labelled), (0, labels));
-        assert_eq!(choose(&[(1, false), (2, false)], &labelled), (1, BTreeMap::new()));
     }
 }

@@ -4,6 +4,7 @@
 //! [`Record`] is written with compare-and-set by whichever of them is first. What each of them sees of its data planes is a
 //! [`Report`]; `judge` decides on all of them. [`Course`] is the task that does it.
 
+mod choice;
 mod course;
 mod judge;
 mod past;
@@ -11,6 +12,7 @@ mod record;
 mod report;
 mod settings;
 
+pub use self::choice::Concerned;
 pub(crate) use self::course::known;
 pub use self::course::{Course, Figures, skipping, state_key};
 pub(crate) use self::past::{Known, as_of, is_exempt};
