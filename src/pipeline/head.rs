@@ -9,6 +9,13 @@ struct Span {
     length: u32,
 }
 
+impl Span {
+    const fn range(self) -> std::ops::Range<usize> {
+        let start = self.start as usize;
+        start..start + self.length as usize
+    }
+}
+
 /// The fields that the proxy itself must know, told apart once when a field is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields' own names")]
@@ -286,8 +293,7 @@ impl Head {
     }
 
     fn bytes_of(&self, span: Span) -> &[u8] {
-        let start = span.start as usize;
-        &self.bytes[start..start + span.length as usize]
+        &self.bytes[span.range()]
     }
 
     fn text_of(&self, span: Span) -> &str {
@@ -302,7 +308,12 @@ impl Head {
 
     /// The request's method.
     pub fn method(&self) -> &str {
-        self.text_of(self.method)
+        // It is asked for again and again: these need no check.
+        match self.bytes_of(self.method) {
+            b"GET" => "GET",
+            b"POST" => "POST",
+            _ => self.text_of(self.method),
+        }
     }
 
     /// Replaces the method.
@@ -373,6 +384,36 @@ impl Head {
         })
     }
 
+    /// Is there a field of which `is` is true?
+    pub(crate) fn has(&self, is: impl Fn(Known) -> bool) -> bool {
+        self.fields.iter().any(|entry| !entry.gone && is(entry.known))
+    }
+
+    /// The lines of the fields that `keeps` lets through, as HTTP/1.1 has them (RFC 9112 section 5), in pieces. What stands in this
+    /// form side by side, as most of what was received does, is one piece.
+    pub(crate) fn lines(&self, keeps: impl Fn(Known) -> bool, mut write: impl FnMut(&[u8])) {
+        let mut piece = 0..0;
+        for entry in self.fields.iter().filter(|entry| !entry.gone && keeps(entry.known)) {
+            let (name, value) = (entry.name.range(), entry.value.range());
+            let line = name.start..value.end + 2;
+            let is_line = self.bytes.get(name.end..value.start) == Some(b": ")
+                && self.bytes.get(value.end..line.end) == Some(b"\r\n");
+            if is_line && piece.end == line.start {
+                piece.end = line.end;
+                continue;
+            }
+            write(&self.bytes[std::mem::take(&mut piece)]);
+            if is_line {
+                piece = line;
+            } else {
+                for part in [&self.bytes[name], b": ", &self.bytes[value], b"\r\n"] {
+                    write(part);
+                }
+            }
+        }
+        write(&self.bytes[piece]);
+    }
+
     /// Every value of `name`, in their order.
     pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.matching(name).map(|entry| self.bytes_of(entry.value))
@@ -404,14 +445,13 @@ impl Head {
 
     /// Adds a field behind all others. Bytes that no field may have (CR, LF, NUL) end the value.
     pub fn append(&mut self, name: &str, value: &[u8]) {
-        let entry = Entry {
-            name: self.keep(name.as_bytes()),
-            value: self.keep(lawful(value)),
-            known: Known::of(name.as_bytes()),
-            gone: false,
-            settled: false,
-        };
-        self.fields.push(entry);
+        let known = Known::of(name.as_bytes());
+        // With what stands around it in a line, so that it is written as one.
+        let name = self.keep(name.as_bytes());
+        self.bytes.extend_from_slice(b": ");
+        let value = self.keep(lawful(value));
+        self.bytes.extend_from_slice(b"\r\n");
+        self.fields.push(Entry { name, value, known, gone: false, settled: false });
     }
 
     /// Sets `name` to this one value, in the place of its first occurrence.
@@ -588,6 +628,60 @@ mod tests {
         assert_eq!(fields, [("A", &b"9"[..]), ("C", b"4")]);
         head.set_target("/other");
         assert_eq!((head.path(), head.query()), ("/other", None));
+    }
+
+    /// What `lines` writes, and into how many pieces.
+    fn lines(head: &Head, keeps: impl Fn(Known) -> bool) -> (String, usize) {
+        let (mut all, mut pieces) = (Vec::new(), 0);
+        head.lines(keeps, |piece| {
+            pieces += usize::from(!piece.is_empty());
+            all.extend_from_slice(piece);
+        });
+        (String::from_utf8(all).unwrap(), pieces)
+    }
+
+    #[test]
+    fn lines_are_those_of_the_fields_and_what_stands_together_is_one_piece() {
+        let raw =
+            b"GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\nB:2\r\nC:  3\r\nD: 4 \r\nE: 5\r\nF: 6\r\n\r\n";
+        let mut head = Head::default();
+        head.adopt(raw, &raw[..3], &raw[4..5]);
+        let mut at = raw.iter().position(|b| *b == b'A').unwrap();
+        for line in raw[at..raw.len() - 4].split(|b| *b == b'\n') {
+            let colon = line.iter().position(|b| *b == b':').unwrap();
+            let value = line[colon + 1..].trim_ascii();
+            let begin = line.len() - line[colon + 1..].trim_ascii_start().len();
+            let value = &raw[at + begin..at + begin + value.len()];
+            head.adopt_field(raw, &raw[at..at + colon], value);
+            at += line.len() + 1;
+        }
+        let plain = |head: &Head| {
+            let line =
+                |f: Field<'_>| format!("{}: {}\r\n", f.name, String::from_utf8_lossy(f.value));
+            head.fields().map(line).collect::<String>()
+        };
+        assert_eq!(plain(&head), "A: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\nE: 5\r\nF: 6\r\n");
+        // A; B, C and D each in four parts; E and F together.
+        assert_eq!(lines(&head, |_| true), (plain(&head), 1 + 3 * 4 + 1));
+
+        for edit in 0..6_u8 {
+            match edit {
+                0 => head.append("Content-Length", b"7"),
+                1 => head.append("X-End", b"8\r\nevil: 1"),
+                2 => head.set("E", b"other"),
+                3 => assert!(head.remove("a")),
+                4 => head.append("", b""),
+                _ => head.set("f", b""),
+            }
+            assert_eq!(lines(&head, |_| true).0, plain(&head), "{edit}");
+        }
+        let without = plain(&head).replace("Content-Length: 7\r\n", "");
+        assert_eq!(lines(&head, |known| known != Known::ContentLength).0, without);
+        let mut own = Head::response(200);
+        own.append("A", b"1");
+        own.append("B", b"2");
+        assert_eq!(lines(&own, |_| true), ("A: 1\r\nB: 2\r\n".to_owned(), 1));
+        assert_eq!(lines(&Head::response(200), |_| true), (String::new(), 0));
     }
 
     #[test]

@@ -146,12 +146,14 @@ impl Backoff {
 pub struct Watchdog {
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// The task that the timer wakes, by the address of its waker.
+    wakes: Option<usize>,
 }
 
 impl Watchdog {
     /// No deadline yet.
     pub const fn new() -> Self {
-        Self { deadline: None, sleep: None }
+        Self { deadline: None, sleep: None, wakes: None }
     }
 
     /// Sets or clears the deadline.
@@ -176,13 +178,21 @@ impl Watchdog {
         // Earlier than armed: must re-arm. Later than armed: wait for the early firing.
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
+            self.wakes = None;
+        }
+        // A task that the timer wakes need not tell it so again.
+        let task = Some(context.waker().data().addr());
+        if self.wakes == task && !sleep.is_elapsed() {
+            return Poll::Pending;
         }
         while sleep.as_mut().poll(context).is_ready() {
             if Instant::now() >= deadline {
+                self.wakes = None;
                 return Poll::Ready(());
             }
             sleep.as_mut().reset(deadline);
         }
+        self.wakes = task;
         Poll::Pending
     }
 }

@@ -26,7 +26,7 @@ use crate::model::PassHost;
 use crate::mtls::Proof;
 use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
 use crate::proxy::worker::Worker;
-use crate::rt::{coarse_now, coarse_unix_seconds, turn};
+use crate::rt::{coarse_now, coarse_unix_seconds};
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
     Cluster, Endpoint, Held, Idle, Introduction, Multiplexed, Overflow, Pending, Place, Protocol,
@@ -308,9 +308,6 @@ impl Attempt<'_> {
             };
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
-            if matches!(origin, Origin::Http1(_)) {
-                turn().await;
-            }
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, vigil).await {

@@ -26,10 +26,11 @@ pub(in crate::proxy) struct Hop {
 /// Takes off a message's hop-by-hop fields (RFC 9110 section 7.6.1), those that `Connection` names included.
 fn take_hop(head: &mut Head) -> Hop {
     let mut hop = Hop::default();
+    if !head.has(Known::is_hop_by_hop) {
+        return hop;
+    }
     let mut named: Vec<Vec<u8>> = Vec::new();
-    let mut any = false;
     for field in head.fields() {
-        any |= field.known.is_hop_by_hop();
         match field.known {
             Known::Te => hop.te_trailers |= super::h1::names_trailers(field.value),
             Known::Upgrade => hop.upgrade = Some(field.value.to_vec()),
@@ -49,12 +50,10 @@ fn take_hop(head: &mut Head) -> Hop {
             _ => {}
         }
     }
-    if any {
-        head.remove_where(|field| {
-            field.known.is_hop_by_hop()
-                || named.iter().any(|name| field.name.as_bytes().eq_ignore_ascii_case(name))
-        });
-    }
+    head.remove_where(|field| {
+        field.known.is_hop_by_hop()
+            || named.iter().any(|name| field.name.as_bytes().eq_ignore_ascii_case(name))
+    });
     hop
 }
 
@@ -73,7 +72,7 @@ pub(in crate::proxy) fn receive(exchange: &mut Exchange, told: &Told) -> Hop {
             || (known == Known::ConsumerClaim && !consumers_trusted)
             || told.forwarding.refuses(known)
     };
-    if exchange.request.fields().any(|field| drop(field.known)) {
+    if exchange.request.has(drop) {
         exchange.request.remove_where(|field| drop(field.known));
     }
     told.forwarding.correct(exchange);

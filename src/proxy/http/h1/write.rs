@@ -58,12 +58,8 @@ pub(super) fn request(out: &mut Buffer, line: &RequestLine<'_>, head: &Head) -> 
     out.extend(target.as_bytes());
     out.extend(b" HTTP/1.1\r\n");
     field(out, "host", line.host.as_bytes());
-    let mut trailers = false;
-    for each in head.fields().filter(|each| each.known != Known::ContentLength) {
-        trailers |= each.known == Known::Trailer;
-        field(out, each.name, each.value);
-    }
-    let body = framed(line.body, trailers);
+    head.lines(|known| known != Known::ContentLength, |piece| out.extend(piece));
+    let body = framed(line.body, head.has(|known| known == Known::Trailer));
     match body {
         // RFC 9110 section 8.6: methods that anticipate a body say that there is none.
         BodyLength::None if matches!(line.method, "POST" | "PUT" | "PATCH") => {
@@ -123,13 +119,8 @@ pub(super) fn response(out: &mut Buffer, line: &ResponseLine, head: &Head) -> Bo
     out.extend(reason.unwrap_or_default().as_bytes());
     out.extend(b"\r\n");
     let tells_length = line.bodiless && line.body == BodyLength::None;
-    let mut trailers = false;
-    for each in head.fields() {
-        trailers |= each.known == Known::Trailer;
-        if each.known != Known::ContentLength || tells_length {
-            field(out, each.name, each.value);
-        }
-    }
+    head.lines(|known| known != Known::ContentLength || tells_length, |piece| out.extend(piece));
+    let trailers = head.has(|known| known == Known::Trailer);
     let body = framed(line.body, trailers && line.trailers && !line.bodiless);
     match body {
         _ if status == 101 => field(out, "connection", b"upgrade"),
