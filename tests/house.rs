@@ -34,11 +34,16 @@ rt
 ";
 
 /// Files beside the plugins of a family that several of them share; they are no plugins and have no row.
-const SHARED_PLUGIN_FILES: [&str; 13] = [
+const SHARED_PLUGIN_FILES: [&str; 18] = [
     "auth/asking.rs",
+    "auth/browser.rs",
+    "auth/client.rs",
+    "auth/cookies.rs",
     "auth/entrance.rs",
     "auth/jose.rs",
     "auth/provider.rs",
+    "auth/session.rs",
+    "auth/signing.rs",
     "guard/plain_json.rs",
     "limit/amount.rs",
     "limit/count_settings.rs",

@@ -4,10 +4,12 @@
 mod asking;
 mod basic_auth;
 mod hmac_auth;
+mod identity_provider;
 mod jwe_decrypt;
 mod jwt_auth;
 mod multi_auth;
 mod openid_connect;
+mod openid_login;
 mod restrictions;
 mod settings;
 
