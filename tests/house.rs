@@ -34,8 +34,9 @@ rt
 ";
 
 /// Files beside the plugins of a family that several of them share; they are no plugins and have no row.
-const SHARED_PLUGIN_FILES: [&str; 18] = [
+const SHARED_PLUGIN_FILES: [&str; 19] = [
     "auth/asking.rs",
+    "auth/badge.rs",
     "auth/browser.rs",
     "auth/client.rs",
     "auth/cookies.rs",

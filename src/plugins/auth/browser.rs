@@ -9,8 +9,7 @@ use crate::pipeline::{Exchange, Flow, Invalid, Reply, encode_path, encode_unsafe
 use crate::rt::crypto::rand::{SecureRandom as _, SystemRandom};
 
 /// What a query and a form keep as it is (RFC 3986, section 2.3).
-const FORM: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A value of a query or a form.
 pub(super) fn encode(text: &str) -> String {

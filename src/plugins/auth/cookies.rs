@@ -82,11 +82,11 @@ pub(super) struct Jar {
 
 impl Jar {
     pub(super) fn new(rules: &CookieRules<'_>) -> Result<Self, Invalid> {
-        let wrong = |field: &str, why: &str| {
-            Err(Invalid::new(format!("{}{field}: {why}", rules.under)))
-        };
+        let wrong =
+            |field: &str, why: &str| Err(Invalid::new(format!("{}{field}: {why}", rules.under)));
         let is_plain = |text: &str, more: &[u8]| {
-            let lawful = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b) || more.contains(&b);
+            let lawful =
+                |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b) || more.contains(&b);
             text.bytes().all(lawful)
         };
         if !(1..=64).contains(&rules.name.len()) || !is_plain(rules.name, b".") {

@@ -87,8 +87,7 @@ impl Plugin for OpenidConnect {
         let provider = build.keep_group(&name, || provider);
         let login = Login::new(&mut config, &client, terms, build)?;
         let logs_in = login.is_some();
-        let tokens =
-            Tokens::new(&mut config, provider.clone(), client, terms, logs_in, build)?;
+        let tokens = Tokens::new(&mut config, provider.clone(), client, terms, logs_in, build)?;
         let plugin = Self {
             provider,
             tokens,
@@ -320,7 +319,10 @@ mod tests {
             (login(json!({"refresh_session_interval": 0})), "refresh_session_interval"),
             (login(json!({"access_token_expires_in": 0})), "access_token_expires_in"),
             (login(json!({"authorization_params": {"state": "x"}})), "authorization_params.state"),
-            (login(json!({"authorization_params": {"redirect_uri": "x"}})), "authorization_params.redirect_uri"),
+            (
+                login(json!({"authorization_params": {"redirect_uri": "x"}})),
+                "authorization_params.redirect_uri",
+            ),
             (login(json!({"authorization_params": {"a": {}}})), "Parameter"),
             (login(json!({"token_endpoint_auth_method": "none"})), "unknown variant `none`"),
             (

@@ -31,6 +31,7 @@ struct Document {
     end_session_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
     pushed_authorization_request_endpoint: Option<String>,
+    resource_registration_endpoint: Option<String>,
     #[serde(default)]
     authorization_response_iss_parameter_supported: bool,
 }
@@ -44,6 +45,8 @@ pub(super) struct Described {
     pub(super) userinfo: Option<Endpoint>,
     pub(super) revocation: Option<Endpoint>,
     pub(super) pushing: Option<Endpoint>,
+    /// Keycloak's, where resources are known by paths (UMA 2.0).
+    pub(super) resources: Option<Endpoint>,
     /// Where browsers are sent to log in.
     pub(super) authorization: Option<String>,
     /// Where browsers are sent to log out.
@@ -67,9 +70,8 @@ impl Endpoint {
     /// Asks; no answer at all is the provider's failure.
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Unavailable> {
         let answer = self.server.ask(question).await;
-        answer.map_err(|why| {
-            Unavailable::because(&format!("{}: {}", self.server.name(), why.told()))
-        })
+        answer
+            .map_err(|why| Unavailable::because(&format!("{}: {}", self.server.name(), why.told())))
     }
 }
 
@@ -84,6 +86,7 @@ pub(super) struct Provider {
     is_secure: bool,
     terms: Terms,
     keys_for: Duration,
+    document_for: Duration,
     described: RwLock<Option<Arc<Described>>>,
     keys: RwLock<Option<Arc<Keys>>>,
     /// Whoever fetches.
@@ -118,10 +121,16 @@ impl Provider {
             is_secure: url.starts_with("https://"),
             terms,
             keys_for,
+            document_for: DOCUMENT_FOR,
             described: RwLock::default(),
             keys: RwLock::default(),
             fetching: Mutex::default(),
         })
+    }
+
+    /// The same, whose document is believed for so long.
+    pub(super) fn believed_for(self, document_for: Duration) -> Self {
+        Self { document_for, ..self }
     }
 
     /// What the provider says of itself.
@@ -152,10 +161,14 @@ impl Provider {
                 "pushed_authorization_request_endpoint",
                 &document.pushed_authorization_request_endpoint,
             )?,
+            resources: named(
+                "resource_registration_endpoint",
+                &document.resource_registration_endpoint,
+            )?,
             authorization: sent_to("authorization_endpoint", document.authorization_endpoint)?,
             end_session: sent_to("end_session_endpoint", document.end_session_endpoint)?,
             names_itself: document.authorization_response_iss_parameter_supported,
-            until: Instant::now() + DOCUMENT_FOR,
+            until: Instant::now() + self.document_for,
         });
         *self.described.write() = Some(described.clone());
         Ok(described)

@@ -316,7 +316,8 @@ return 1
     )
 });
 
-static REMOVE: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('DEL', KEYS[1])"));
+static REMOVE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("return redis.call('DEL', KEYS[1])"));
 
 /// What a text in Redis takes the place of.
 enum Instead<'t> {
@@ -496,7 +497,9 @@ impl Sessions {
 
     fn put(&self, exchange: &Exchange, text: &str) -> Result<Vec<String>, Unavailable> {
         self.jar.put(exchange, text, None).ok_or_else(|| {
-            Unavailable::of_session("a session is too large for cookies: session.storage redis is for such")
+            Unavailable::of_session(
+                "a session is too large for cookies: session.storage redis is for such",
+            )
         })
     }
 
@@ -536,7 +539,8 @@ mod tests {
     async fn a_session_lives_as_long_as_each_of_its_three_times_allows() {
         let lives = async |more: Value, uses: &[i64]| {
             let sessions = sessions(more).unwrap();
-            let mut caller = caller(&sessions.begin(&exchange("GET", "/", "h"), &"v", 0).await.unwrap());
+            let mut caller =
+                caller(&sessions.begin(&exchange("GET", "/", "h"), &"v", 0).await.unwrap());
             for now in uses {
                 let Some(found) = sessions.read::<String>(&caller.request, *now).await.unwrap()
                 else {

@@ -222,15 +222,16 @@ impl State {
             None => query.clone(),
         };
         let get = |name: &str| asked.get(name).cloned().unwrap_or_default();
-        assert_eq!((get("response_type"), get("client_id")), ("code".into(), query["client_id"].clone()));
+        assert_eq!(
+            (get("response_type"), get("client_id")),
+            ("code".into(), query["client_id"].clone())
+        );
         assert!(get("scope").split(' ').any(|scope| scope == "openid"));
         assert!(!get("state").is_empty());
         self.authorized.push(asked.clone());
         let back = get("redirect_uri");
-        let issuer = percent_encoding::utf8_percent_encode(
-            &self.issuer,
-            percent_encoding::NON_ALPHANUMERIC,
-        );
+        let issuer =
+            percent_encoding::utf8_percent_encode(&self.issuer, percent_encoding::NON_ALPHANUMERIC);
         let state = get("state");
         if self.nobody {
             let error = if get("prompt") == "none" { "login_required" } else { "access_denied" };

@@ -245,17 +245,18 @@ impl Login {
         exchange: &Exchange,
         provider: &Provider,
     ) -> Result<Reply, Unavailable> {
-        self.send_away(exchange, provider, target_of(exchange), false).await
+        let attempts = self.attempts(exchange, unix_seconds());
+        self.send_away(exchange, provider, attempts, target_of(exchange), false).await
     }
 
     async fn send_away(
         &self,
         exchange: &Exchange,
         provider: &Provider,
+        mut attempts: Vec<Attempt>,
         target: String,
         silent: bool,
     ) -> Result<Reply, Unavailable> {
-        let now = unix_seconds();
         let described = provider.described().await?;
         let server = described.authorization.as_deref();
         let server = server.ok_or_else(|| none("authorization_endpoint"))?;
@@ -265,7 +266,7 @@ impl Login {
             verifier: random()?,
             callback: self.callback.url(exchange),
             target,
-            until: now + LOGIN_SECONDS,
+            until: unix_seconds() + LOGIN_SECONDS,
             silent,
         };
         let asked = self.asked(&attempt);
@@ -277,7 +278,6 @@ impl Login {
                 self.pushed(endpoint, *auth, asked).await?
             }
         };
-        let mut attempts = self.attempts(exchange, now);
         if attempts.len() >= MOST_PENDING {
             attempts.remove(0);
         }
@@ -359,8 +359,7 @@ impl Login {
         }
         let text = serde_json::to_vec(attempts).ok();
         let text = text.and_then(|text| self.seal.close(&self.pending.name, &text));
-        let lines =
-            text.and_then(|text| self.pending.put(exchange, &text, Some(LOGIN_SECONDS)));
+        let lines = text.and_then(|text| self.pending.put(exchange, &text, Some(LOGIN_SECONDS)));
         lines.ok_or_else(|| Unavailable::of_session("a login cannot be kept in cookies"))
     }
 
@@ -403,7 +402,8 @@ impl Login {
                 "account_selection_required",
             ];
             if attempt.silent && WANTS_A_PERSON.contains(&&*error) {
-                return self.send_away(exchange, provider, attempt.target, false).await;
+                let target = attempt.target;
+                return self.send_away(exchange, provider, attempts, target, false).await;
             }
             return Ok(refusal("the provider let nobody in", cookies));
         }
@@ -462,8 +462,9 @@ impl Login {
     ) -> Result<Step, Unavailable> {
         let is_page = matches!(exchange.request.method(), "GET" | "HEAD");
         if is_page && self.asks_again_after.is_some_and(|after| found.value.told + after < now) {
-            let target = target_of(exchange);
-            return self.send_away(exchange, provider, target, true).await.map(Step::Reply);
+            let (attempts, target) = (self.attempts(exchange, now), target_of(exchange));
+            let away = self.send_away(exchange, provider, attempts, target, true).await;
+            return away.map(Step::Reply);
         }
         let is_over = found.value.ends <= now;
         let cookies = if is_over && self.renews {

@@ -137,9 +137,7 @@ impl Tokens {
         exchange: &Exchange,
     ) -> Result<Arc<Map<String, Value>>, Refused> {
         let claims = match &self.way {
-            Way::Introspection(introspection) => {
-                introspection.ask(token, exchange, self).await?
-            }
+            Way::Introspection(introspection) => introspection.ask(token, exchange, self).await?,
             Way::Keys | Way::PublicKey | Way::None => Arc::new(self.proved(token).await?),
         };
         self.are_enough(&claims)?;
