@@ -147,6 +147,11 @@ impl Client {
         mut form: String,
     ) -> Result<Question, Unavailable> {
         let id = encode(&self.id);
+        // Nothing may be in a form twice (RFC 6749, section 3.2).
+        let name = match form.split('&').any(|pair| pair.starts_with("client_id=")) {
+            true => String::new(),
+            false => format!("&client_id={id}"),
+        };
         let mut line = None;
         match (auth, &self.secret) {
             (ClientAuth::ClientSecretBasic, Some(secret)) => {
@@ -156,15 +161,15 @@ impl Client {
             }
             (ClientAuth::ClientSecretPost, Some(secret)) => {
                 let secret = encode(secret.reveal());
-                form.push_str(&format!("&client_id={id}&client_secret={secret}"));
+                form.push_str(&format!("{name}&client_secret={secret}"));
             }
             (ClientAuth::ClientSecretBasic | ClientAuth::ClientSecretPost, None) => {
-                form.push_str(&format!("&client_id={id}"));
+                form.push_str(&name);
             }
             (ClientAuth::PrivateKeyJwt | ClientAuth::ClientSecretJwt, _) => {
                 let assertion = self.assertion(auth, url)?;
                 form.push_str(&format!(
-                    "&client_id={id}&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&client_assertion={}",
+                    "{name}&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&client_assertion={}",
                     assertion.reveal()
                 ));
             }

@@ -26,6 +26,7 @@ mod opa;
 mod openid_connect;
 mod provider;
 mod session;
+mod session_store;
 mod signing;
 mod spiffe_auth;
 mod spiffe_jwt;

@@ -1,6 +1,7 @@
 //! `openid-connect`: callers are known by the access token of an OpenID provider, or log in there.
 
 mod flow;
+mod party;
 mod renewal;
 mod settings;
 mod tokens;

@@ -1,8 +1,5 @@
 //! `Sessions`: what is kept of people who have logged in, sealed, in their browsers or in Redis, and for how long.
 
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
-
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,11 +8,8 @@ use super::asking::yes;
 use super::browser::random;
 use super::cookies::{CookieRules, Jar, SameSite, Seal};
 use super::provider::Unavailable;
-use crate::pipeline::{
-    Build, Exchange, Head, Invalid, Redacted, Redis, RedisAccess, RedisError, RedisServer, Script,
-};
-use crate::plugins::bounds;
-use crate::rt::crypto::digest::{SHA256, digest};
+use super::session_store::{Instead, Place, Store};
+use crate::pipeline::{Build, Exchange, Head, Invalid, Redacted};
 
 /// What is kept of people who have logged in.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -79,55 +73,6 @@ struct OldCookie {
     lifetime: u32,
 }
 
-/// A Redis server.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Place {
-    /// The host.
-    #[serde(default = "default_host")]
-    #[schemars(length(min = 2))]
-    host: String,
-    /// The port.
-    #[serde(default = "default_port")]
-    #[schemars(range(min = 1))]
-    port: u16,
-    /// The user; the default one when not given.
-    #[serde(default)]
-    #[schemars(length(min = 1))]
-    username: Option<String>,
-    /// The password.
-    #[serde(default)]
-    password: Option<Redacted<String>>,
-    /// The number of the database.
-    #[serde(default)]
-    database: u32,
-    /// What the sessions' keys begin with.
-    #[serde(default = "default_prefix")]
-    prefix: String,
-    /// TLS.
-    #[serde(default)]
-    ssl: bool,
-    /// The server's certificate must be one that the system trusts.
-    #[serde(default = "yes")]
-    ssl_verify: bool,
-    /// Milliseconds that connecting may take.
-    #[serde(default = "default_millis")]
-    #[schemars(range(min = 1))]
-    connect_timeout: u32,
-    /// Milliseconds that a question may take to be sent.
-    #[serde(default = "default_millis")]
-    #[schemars(range(min = 1))]
-    send_timeout: u32,
-    /// Milliseconds that an answer may take.
-    #[serde(default = "default_millis")]
-    #[schemars(range(min = 1))]
-    read_timeout: u32,
-    /// Milliseconds that a connection waits for its next use.
-    #[serde(default = "default_keepalive")]
-    #[schemars(range(min = 1000))]
-    keepalive_timeout: u32,
-}
-
 fn default_name() -> String {
     "session".into()
 }
@@ -141,22 +86,6 @@ const fn default_rolling() -> u32 {
     3600
 }
 const DEFAULT_ABSOLUTE: u32 = 86_400;
-fn default_host() -> String {
-    "127.0.0.1".into()
-}
-const fn default_port() -> u16 {
-    6379
-}
-fn default_prefix() -> String {
-    "sessions".into()
-}
-const fn default_millis() -> u32 {
-    1000
-}
-const fn default_keepalive() -> u32 {
-    10_000
-}
-
 /// Sessions of one kind.
 pub(super) struct Sessions {
     jar: Jar,
@@ -165,11 +94,6 @@ pub(super) struct Sessions {
     store: Option<Store>,
     /// A redirect from another site brings no cookie along.
     pub(super) is_strict: bool,
-}
-
-struct Store {
-    redis: Arc<Redis>,
-    prefix: String,
 }
 
 /// Seconds; 0: no matter.
@@ -262,101 +186,6 @@ impl Session {
     }
 }
 
-impl Place {
-    fn store(&self, build: &Build<'_>) -> Result<Store, Invalid> {
-        let lawful = |b: u8| b.is_ascii_alphanumeric() || b"-._:".contains(&b);
-        if self.host.len() < 2 || !self.host.bytes().all(lawful) {
-            return Err(Invalid::new("session.redis.host: a host is expected"));
-        }
-        bounds::number("session.redis.port", self.port, 1..=u16::MAX)?;
-        if self.username.as_deref() == Some("") {
-            return Err(Invalid::new("session.redis.username: a name is expected"));
-        }
-        let mut within = 0;
-        for (field, millis) in [
-            ("connect_timeout", self.connect_timeout),
-            ("send_timeout", self.send_timeout),
-            ("read_timeout", self.read_timeout),
-        ] {
-            bounds::number(&format!("session.redis.{field}"), millis, 1..=u32::MAX)?;
-            within += u64::from(millis);
-        }
-        let keep = self.keepalive_timeout;
-        bounds::number("session.redis.keepalive_timeout", keep, 1000..=u32::MAX)?;
-        let access = RedisAccess {
-            user: self.username.clone(),
-            password: self.password.as_ref().map(|word| Redacted::new(word.reveal().clone())),
-            database: self.database,
-            tls: self.ssl.then_some(self.ssl_verify),
-            within: Duration::from_millis(within),
-            keep: Duration::from_millis(keep.into()),
-            most: 100,
-        };
-        // By digest: it has a password in it.
-        let password = self.password.as_ref().map(|word| word.reveal().as_str());
-        let name = format!("{}:{} {access:?} {password:?}", self.host, self.port);
-        let name = hex::encode(digest(&SHA256, name.as_bytes()));
-        let server = || Redis::Server(Arc::new(RedisServer::new(&*self.host, self.port, access)));
-        let redis = build.keep_group(&format!("sessions {name}"), server);
-        Ok(Store { redis, prefix: self.prefix.clone() })
-    }
-}
-
-/// Puts a text: a new one, or in place of one that is there (`any`), or of the one that was read.
-static PUT: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-local there = redis.call('GET', KEYS[1])
-if ARGV[1] == 'new' and there then return 0 end
-if ARGV[1] == 'any' and not there then return 0 end
-if ARGV[1] == 'same' and there ~= ARGV[4] then return 0 end
-if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
-return 1
-",
-    )
-});
-
-static REMOVE: LazyLock<Script> =
-    LazyLock::new(|| Script::new("return redis.call('DEL', KEYS[1])"));
-
-/// What a text in Redis takes the place of.
-enum Instead<'t> {
-    New,
-    Any,
-    Same(&'t str),
-}
-
-impl Store {
-    /// The id itself is in the browser alone: whoever reads Redis has no session by that.
-    fn key(&self, id: &str) -> String {
-        format!("{}:{}", self.prefix, hex::encode(digest(&SHA256, id.as_bytes())))
-    }
-
-    async fn put(
-        &self,
-        id: &str,
-        text: &str,
-        seconds: i64,
-        instead: Instead<'_>,
-    ) -> Result<bool, RedisError> {
-        let (word, same) = match instead {
-            Instead::New => ("new", ""),
-            Instead::Any => ("any", ""),
-            Instead::Same(text) => ("same", text),
-        };
-        let millis = seconds.saturating_mul(1000).to_string();
-        let arguments = [word.as_bytes(), text.as_bytes(), millis.as_bytes(), same.as_bytes()];
-        let done = self.redis.run(&PUT, self.key(id).as_bytes(), &arguments).await?;
-        Ok(done.first() == Some(&1))
-    }
-}
-
-impl From<RedisError> for Unavailable {
-    fn from(why: RedisError) -> Self {
-        Self::of_session(&format!("sessions in Redis: {}", why.told()))
-    }
-}
-
 impl Times {
     fn is_over<T>(self, stamped: &Stamped<T>, now: i64) -> bool {
         let ends = |from: i64, after: i64| after != 0 && now >= from.saturating_add(after);
@@ -395,7 +224,7 @@ impl Sessions {
             None => (opened, None),
             Some(store) => {
                 let Ok(id) = String::from_utf8(opened) else { return Ok(None) };
-                let Some(text) = store.redis.text(store.key(&id).as_bytes()).await? else {
+                let Some(text) = store.text(&id).await? else {
                     return Ok(None);
                 };
                 let Some(opened) = self.seal.open(&id, &text) else { return Ok(None) };
@@ -478,8 +307,7 @@ impl Sessions {
             && let Some(text) = self.jar.text(&exchange.request)
             && let Some(id) = self.seal.open(&self.jar.name, &text)
         {
-            let key = store.key(&String::from_utf8_lossy(&id));
-            store.redis.run(&REMOVE, key.as_bytes(), &[]).await?;
+            store.remove(&String::from_utf8_lossy(&id)).await?;
         }
         Ok(self.jar.clear(exchange))
     }

@@ -12,6 +12,7 @@ mod keycloak;
 mod multi_auth;
 mod openid_connect;
 mod openid_login;
+mod real_opa;
 mod restrictions;
 mod settings;
 

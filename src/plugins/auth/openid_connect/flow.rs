@@ -7,11 +7,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::party::{Party, Told, none, user};
 use super::renewal::{Renewals, Renewed};
 use super::settings::{Config, UnauthAction};
 use super::tokens::Tokens;
-use crate::pipeline::{Build, Exchange, Invalid, Question, Reply, Terms, argument};
-use crate::plugins::auth::asking::{kept_server, lawful};
+use crate::pipeline::{Build, Exchange, Invalid, Reply, Terms, argument};
+use crate::plugins::auth::asking::kept_server;
 use crate::plugins::auth::browser::{
     Callback, encode, page_to, random, redirect, target_of, web_url, with_arguments, with_cookies,
 };
@@ -19,7 +20,7 @@ use crate::plugins::auth::client::{Client, ClientAuth};
 use crate::plugins::auth::cookies::{Jar, Seal};
 use crate::plugins::auth::entrance::is_same;
 use crate::plugins::auth::jose::Token;
-use crate::plugins::auth::provider::{Described, Endpoint, Provider, Unavailable};
+use crate::plugins::auth::provider::{Endpoint, Provider, Unavailable};
 use crate::plugins::auth::session::{Found, Sessions};
 use crate::rt::crypto::digest::{SHA256, digest};
 use crate::rt::unix_seconds;
@@ -50,7 +51,7 @@ const OURS: [&str; 11] = [
 
 /// What a login needs.
 pub(super) struct Login {
-    client: Arc<Client>,
+    party: Party,
     callback: Callback,
     logout: String,
     after_logout: Option<String>,
@@ -59,7 +60,6 @@ pub(super) struct Login {
     pkce: bool,
     nonce: bool,
     pushes: Option<(Option<Endpoint>, ClientAuth)>,
-    auth: ClientAuth,
     wants_user: bool,
     renews: bool,
     token_lives: i64,
@@ -195,7 +195,7 @@ impl Login {
         let purpose = format!("openid-connect {} {}", config.discovery, client.id);
         let (sessions, pending, seal) = session.sessions(&purpose, build)?;
         Ok(Some(Self {
-            client: client.clone(),
+            party: Party { client: client.clone(), auth: config.token_endpoint_auth_method },
             callback,
             logout: config.logout_path.clone(),
             after_logout: config.post_logout_redirect_uri.take(),
@@ -204,7 +204,6 @@ impl Login {
             pkce: config.use_pkce,
             nonce: config.use_nonce,
             pushes: pushes.transpose()?,
-            auth: config.token_endpoint_auth_method,
             wants_user: config.set_userinfo_header || config.claim_schema.is_some(),
             renews: config.renew_access_token_on_expiry,
             token_lives: config.access_token_expires_in.unwrap_or(TOKEN_SECONDS).into(),
@@ -275,7 +274,7 @@ impl Login {
             Some((own, auth)) => {
                 let own = own.as_ref().or(described.pushing.as_ref());
                 let endpoint = own.ok_or_else(|| none("pushed_authorization_request_endpoint"))?;
-                self.pushed(endpoint, *auth, asked).await?
+                self.party.pushed(endpoint, *auth, asked).await?
             }
         };
         if attempts.len() >= MOST_PENDING {
@@ -290,7 +289,7 @@ impl Login {
     fn asked(&self, attempt: &Attempt) -> String {
         let mut asked = format!(
             "response_type=code&client_id={}&redirect_uri={}&scope={}&state={}",
-            encode(&self.client.id),
+            encode(&self.party.client.id),
             encode(&attempt.callback),
             encode(&self.scope),
             attempt.state,
@@ -312,33 +311,6 @@ impl Login {
             asked.push_str("&prompt=none");
         }
         asked
-    }
-
-    /// Hands the parameters to the provider, and gets a name for them.
-    async fn pushed(
-        &self,
-        endpoint: &Endpoint,
-        auth: ClientAuth,
-        asked: String,
-    ) -> Result<String, Unavailable> {
-        #[derive(Deserialize)]
-        struct Pushed {
-            request_uri: String,
-        }
-        let mut question = self.client.question(auth, &endpoint.url, asked)?;
-        question.is_once = true;
-        let answer = endpoint.ask(&question).await?;
-        let pushed = serde_json::from_slice::<Pushed>(&answer.body).ok();
-        match pushed.filter(|_| matches!(answer.status, 200 | 201)) {
-            Some(Pushed { request_uri }) => {
-                let (id, name) = (encode(&self.client.id), encode(&request_uri));
-                Ok(format!("client_id={id}&request_uri={name}"))
-            }
-            None => {
-                let why = format!("{} took no parameters: {}", endpoint.url, answer.status);
-                Err(Unavailable::because(&why))
-            }
-        }
     }
 
     /// The logins that this browser has begun.
@@ -418,7 +390,7 @@ impl Login {
         if self.pkce {
             form.push_str(&format!("&code_verifier={}", attempt.verifier));
         }
-        let Some(told) = self.exchange(&described, form).await? else {
+        let Some(told) = self.party.exchange(&described, form).await? else {
             return Ok(refusal("the provider takes no such code", cookies));
         };
         let Some(id_token) = told.id_token.clone() else {
@@ -506,7 +478,7 @@ impl Login {
         let fetch = async {
             let form = format!("grant_type=refresh_token&refresh_token={}", encode(refresh));
             let described = provider.described().await?;
-            let Some(told) = self.exchange(&described, form).await? else { return Ok(None) };
+            let Some(told) = self.party.exchange(&described, form).await? else { return Ok(None) };
             if let Some(id_token) = &told.id_token {
                 // OpenID Connect Core 1.0, section 12.2: of the same person.
                 let old = Token::read(&kept.id_token).and_then(|mut old| old.claims.remove("sub"));
@@ -536,7 +508,11 @@ impl Login {
             }
         };
         if let (true, Some(described), Some(kept)) = (self.revokes, &described, &kept) {
-            self.revoke(described, kept).await;
+            let tokens = [
+                ("refresh_token", kept.refresh_token.as_deref()),
+                ("access_token", Some(&*kept.access_token)),
+            ];
+            self.party.revoke(described, tokens).await;
         }
         let Some(server) = described.as_ref().and_then(|one| one.end_session.as_deref()) else {
             return Ok(match &self.after_logout {
@@ -544,7 +520,7 @@ impl Login {
                 None => with_cookies(Reply::text(200, "Logged out\n"), cookies),
             });
         };
-        let mut asked = format!("client_id={}", encode(&self.client.id));
+        let mut asked = format!("client_id={}", encode(&self.party.client.id));
         if let Some(kept) = &kept {
             asked.push_str(&format!("&id_token_hint={}", encode(&kept.id_token)));
         }
@@ -554,64 +530,10 @@ impl Login {
         Ok(redirect(&with_arguments(server, &asked), cookies))
     }
 
-    /// Has the provider forget the tokens.
-    async fn revoke(&self, described: &Described, kept: &Kept) {
-        let tokens = [
-            ("refresh_token", kept.refresh_token.as_deref()),
-            ("access_token", Some(&*kept.access_token)),
-        ];
-        let told = async {
-            let endpoint =
-                described.revocation.as_ref().ok_or_else(|| none("revocation_endpoint"))?;
-            for (kind, token) in tokens {
-                let Some(token) = token else { continue };
-                let form = format!("token={}&token_type_hint={kind}", encode(token));
-                let question = self.client.question(self.auth, &endpoint.url, form)?;
-                let answer = endpoint.ask(&question).await?;
-                if answer.status != 200 {
-                    let why = format!("{} answered {}", endpoint.url, answer.status);
-                    return Err(Unavailable::because(&why));
-                }
-            }
-            Ok(())
-        };
-        if let Err(cause) = told.await {
-            tracing::warn!(%cause, "openid-connect: a session's tokens are not revoked");
-        }
-    }
-
     /// When an access token has to be renewed.
     fn ends(&self, told: &Told, now: i64) -> i64 {
         let lives = told.expires_in.unwrap_or(self.token_lives);
         now.saturating_add(lives).saturating_sub(self.token_leeway)
-    }
-
-    /// Asks the token endpoint. `None`: the provider refuses.
-    async fn exchange(
-        &self,
-        described: &Described,
-        form: String,
-    ) -> Result<Option<Told>, Unavailable> {
-        let endpoint = described.token.as_ref().ok_or_else(|| none("token_endpoint"))?;
-        let mut question = self.client.question(self.auth, &endpoint.url, form)?;
-        // A code is good for once, and so may a refresh token be.
-        question.is_once = true;
-        let answer = endpoint.ask(&question).await?;
-        match answer.status {
-            200 => {
-                let told = serde_json::from_slice::<Told>(&answer.body).ok();
-                let is_bearer = |told: &Told| {
-                    let kind = told.token_type.as_deref();
-                    kind.is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"))
-                };
-                Ok(told.filter(is_bearer))
-            }
-            400 | 403 => Ok(None),
-            status => {
-                let why = format!("{} answered {status}", endpoint.url);
-                Err(Unavailable::because(&why))
-            }
-        }
     }
 
     /// Takes what is kept out of the request.
@@ -619,17 +541,6 @@ impl Login {
         self.sessions.hide(&mut exchange.request);
         self.pending.hide(&mut exchange.request);
     }
-}
-
-/// What the token endpoint says (RFC 6749, section 5.1).
-#[derive(Clone, Deserialize)]
-pub(super) struct Told {
-    pub(super) access_token: String,
-    token_type: Option<String>,
-    pub(super) id_token: Option<String>,
-    pub(super) refresh_token: Option<String>,
-    expires_in: Option<i64>,
-    scope: Option<String>,
 }
 
 impl Renewed {
@@ -645,36 +556,9 @@ impl Renewed {
     }
 }
 
-/// What the provider says of the person, who must be the one of the ID token (OpenID Connect Core 1.0, section 5.3.2).
-async fn user(
-    described: &Described,
-    access_token: &str,
-    claims: &Map<String, Value>,
-) -> Result<Result<Option<Value>, &'static str>, Unavailable> {
-    let Some(endpoint) = &described.userinfo else { return Ok(Ok(None)) };
-    let mut question = Question::get("");
-    let Some(mut line) = lawful(format!("Bearer {access_token}").as_bytes()) else {
-        return Ok(Err("the access token cannot be sent"));
-    };
-    line.set_sensitive(true);
-    question.headers.insert(http::header::AUTHORIZATION, line);
-    let answer = endpoint.ask(&question).await?;
-    if answer.status != 200 {
-        return Ok(Err("the provider says nothing of the person"));
-    }
-    match serde_json::from_slice::<Value>(&answer.body) {
-        Ok(user) if user.is_object() && user.get("sub") == claims.get("sub") => Ok(Ok(Some(user))),
-        _ => Ok(Err("the provider speaks of another person")),
-    }
-}
-
 /// A login that came to nothing. Why is for the log.
 fn refusal(why: &str, cookies: Vec<String>) -> Reply {
     tracing::debug!(why, "openid-connect: a login failed");
     let reply = Reply::json(401, &json!({ "message": "the login failed" }));
     with_cookies(reply.with("Cache-Control", "no-store"), cookies)
-}
-
-fn none(field: &str) -> Unavailable {
-    Unavailable::because(&format!("the discovery document has no {field}"))
 }

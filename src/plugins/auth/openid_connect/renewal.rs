@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::flow::Told;
+use super::party::Told;
 use crate::plugins::auth::provider::Unavailable;
 use crate::rt::crypto::digest::{SHA256, digest};
 
