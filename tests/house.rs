@@ -34,11 +34,18 @@ rt
 ";
 
 /// Files beside the plugins of a family that several of them share; they are no plugins and have no row.
-const SHARED_PLUGIN_FILES: [&str; 13] = [
+const SHARED_PLUGIN_FILES: [&str; 20] = [
     "auth/asking.rs",
+    "auth/badge.rs",
+    "auth/browser.rs",
+    "auth/client.rs",
+    "auth/cookies.rs",
     "auth/entrance.rs",
     "auth/jose.rs",
     "auth/provider.rs",
+    "auth/session.rs",
+    "auth/session_store.rs",
+    "auth/signing.rs",
     "guard/plain_json.rs",
     "limit/amount.rs",
     "limit/count_settings.rs",

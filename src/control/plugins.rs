@@ -96,6 +96,12 @@ fn absent(name: &str) -> Option<&'static str> {
         "gm" => {
             "TLS with SM2, SM3 and SM4 needs a patched OpenSSL; certificates here are ECDSA, RSA or Ed25519"
         }
+        "saml-auth" => {
+            "signed XML needs a library in C, or one that brings a second cryptographic library; openid-connect logs people in"
+        }
+        "authz-casbin" => {
+            "the library for its models brings a scripting language; opa, acl and identity policies decide"
+        }
         "serverless-pre-function" | "serverless-post-function" | "exit-transformer" => {
             "it runs Lua, and there is none here"
         }

@@ -7,6 +7,7 @@ mod link;
 mod script;
 mod sentinel;
 mod server;
+mod text;
 
 pub use cluster::{Cluster as RedisCluster, slot_of};
 pub use error::Error as RedisError;

@@ -80,7 +80,7 @@ impl Redis {
         .ok_or_else(|| Error::Protocol("the script's answer".to_owned()))
     }
 
-    async fn ask(&self, key: &[u8], parts: &[&[u8]]) -> Result<Answer, Error> {
+    pub(super) async fn ask(&self, key: &[u8], parts: &[&[u8]]) -> Result<Answer, Error> {
         match self {
             Self::Server(server) => server.ask(parts).await,
             Self::Cluster(cluster) => cluster.ask(key, parts).await,

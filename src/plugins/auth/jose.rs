@@ -99,7 +99,7 @@ impl Algorithm {
         })
     }
 
-    fn hmac(self) -> Option<hmac::Algorithm> {
+    pub(super) fn hmac(self) -> Option<hmac::Algorithm> {
         Some(match self {
             Self::Hs256 => hmac::HMAC_SHA256,
             Self::Hs384 => hmac::HMAC_SHA384,

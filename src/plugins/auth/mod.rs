@@ -4,8 +4,17 @@ use crate::pipeline::Entry;
 
 mod asking;
 mod attach_consumer_label;
+mod authz_casdoor;
+mod authz_keycloak;
+mod badge;
 mod basic_auth;
+mod browser;
+mod cas_auth;
+mod client;
+mod cookies;
+mod dingtalk_auth;
 mod entrance;
+mod feishu_auth;
 mod forward_auth;
 mod hmac_auth;
 mod jose;
@@ -16,13 +25,21 @@ mod multi_auth;
 mod opa;
 mod openid_connect;
 mod provider;
+mod session;
+mod session_store;
+mod signing;
 mod spiffe_auth;
 mod spiffe_jwt;
 mod wolf_rbac;
 
 pub(super) const ROWS: &[Entry] = &[
     Entry::of::<attach_consumer_label::AttachConsumerLabel>(),
+    Entry::of::<authz_casdoor::AuthzCasdoor>(),
+    Entry::of::<authz_keycloak::AuthzKeycloak>(),
     Entry::of::<basic_auth::BasicAuth>().ready_credential::<basic_auth::Credential>("username"),
+    Entry::of::<cas_auth::CasAuth>(),
+    Entry::of::<dingtalk_auth::DingtalkAuth>(),
+    Entry::of::<feishu_auth::FeishuAuth>(),
     Entry::of::<forward_auth::ForwardAuth>(),
     Entry::of::<hmac_auth::HmacAuth>().ready_credential::<hmac_auth::Credential>("key_id"),
     Entry::of::<jwe_decrypt::JweDecrypt>().ready_credential::<jwe_decrypt::Credential>("key"),

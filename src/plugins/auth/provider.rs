@@ -9,8 +9,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
+use super::browser::web_url;
 use super::jose::{Algorithm, Token, VerifyingKey};
-use crate::pipeline::{Invalid, Question, Server, Terms};
+use crate::pipeline::{Answer, Invalid, Question, Server, Terms};
 
 /// How long a discovery document is believed.
 const DOCUMENT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -24,14 +25,54 @@ struct Document {
     issuer: String,
     jwks_uri: Option<String>,
     introspection_endpoint: Option<String>,
+    authorization_endpoint: Option<String>,
+    token_endpoint: Option<String>,
+    userinfo_endpoint: Option<String>,
+    end_session_endpoint: Option<String>,
+    revocation_endpoint: Option<String>,
+    pushed_authorization_request_endpoint: Option<String>,
+    resource_registration_endpoint: Option<String>,
+    #[serde(default)]
+    authorization_response_iss_parameter_supported: bool,
 }
 
 /// The document with the servers that it names.
 pub(super) struct Described {
     pub(super) issuer: String,
-    keys: Option<Server>,
-    pub(super) introspection: Option<Server>,
+    keys: Option<Endpoint>,
+    pub(super) introspection: Option<Endpoint>,
+    pub(super) token: Option<Endpoint>,
+    pub(super) userinfo: Option<Endpoint>,
+    pub(super) revocation: Option<Endpoint>,
+    pub(super) pushing: Option<Endpoint>,
+    /// Keycloak's, where resources are known by paths (UMA 2.0).
+    pub(super) resources: Option<Endpoint>,
+    /// Where browsers are sent to log in.
+    pub(super) authorization: Option<String>,
+    /// Where browsers are sent to log out.
+    pub(super) end_session: Option<String>,
+    /// The provider says with each answer that it is the one (RFC 9207).
+    pub(super) names_itself: bool,
     until: Instant,
+}
+
+/// A server with the URL that it was named by.
+pub(super) struct Endpoint {
+    pub(super) url: String,
+    pub(super) server: Arc<Server>,
+}
+
+impl Endpoint {
+    pub(super) fn new(url: &str, server: Arc<Server>) -> Self {
+        Self { url: url.to_owned(), server }
+    }
+
+    /// Asks; no answer at all is the provider's failure.
+    pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Unavailable> {
+        let answer = self.server.ask(question).await;
+        answer
+            .map_err(|why| Unavailable::because(&format!("{}: {}", self.server.name(), why.told())))
+    }
 }
 
 struct Keys {
@@ -45,6 +86,7 @@ pub(super) struct Provider {
     is_secure: bool,
     terms: Terms,
     keys_for: Duration,
+    document_for: Duration,
     described: RwLock<Option<Arc<Described>>>,
     keys: RwLock<Option<Arc<Keys>>>,
     /// Whoever fetches.
@@ -53,12 +95,21 @@ pub(super) struct Provider {
 
 /// The provider cannot be asked, or says nothing that can be used; the cause, for the log.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Unavailable(String);
+#[error("{cause}")]
+pub(super) struct Unavailable {
+    cause: String,
+    /// What the caller gets.
+    pub(super) status: u16,
+}
 
 impl Unavailable {
     pub(super) fn because(cause: &str) -> Self {
-        Self(cause.to_owned())
+        Self { cause: cause.to_owned(), status: 503 }
+    }
+
+    /// It is not the provider, but where sessions are.
+    pub(super) fn of_session(cause: &str) -> Self {
+        Self { cause: cause.to_owned(), status: 500 }
     }
 }
 
@@ -70,10 +121,16 @@ impl Provider {
             is_secure: url.starts_with("https://"),
             terms,
             keys_for,
+            document_for: DOCUMENT_FOR,
             described: RwLock::default(),
             keys: RwLock::default(),
             fetching: Mutex::default(),
         })
+    }
+
+    /// The same, whose document is believed for so long.
+    pub(super) fn believed_for(self, document_for: Duration) -> Self {
+        Self { document_for, ..self }
     }
 
     /// What the provider says of itself.
@@ -89,27 +146,57 @@ impl Provider {
         }
         let document: Document = fetch(&self.discovery).await?;
         if document.issuer.is_empty() {
-            return Err(Unavailable("the discovery document names no issuer".into()));
+            return Err(Unavailable::because("the discovery document names no issuer"));
         }
+        let named = |field, url: &Option<String>| self.named(field, url.as_deref());
+        let sent_to = |field, url: Option<String>| self.sent_to(field, url);
         let described = Arc::new(Described {
             issuer: document.issuer,
-            keys: self.named("jwks_uri", document.jwks_uri.as_deref())?,
-            introspection: self
-                .named("introspection_endpoint", document.introspection_endpoint.as_deref())?,
-            until: Instant::now() + DOCUMENT_FOR,
+            keys: named("jwks_uri", &document.jwks_uri)?,
+            introspection: named("introspection_endpoint", &document.introspection_endpoint)?,
+            token: named("token_endpoint", &document.token_endpoint)?,
+            userinfo: named("userinfo_endpoint", &document.userinfo_endpoint)?,
+            revocation: named("revocation_endpoint", &document.revocation_endpoint)?,
+            pushing: named(
+                "pushed_authorization_request_endpoint",
+                &document.pushed_authorization_request_endpoint,
+            )?,
+            resources: named(
+                "resource_registration_endpoint",
+                &document.resource_registration_endpoint,
+            )?,
+            authorization: sent_to("authorization_endpoint", document.authorization_endpoint)?,
+            end_session: sent_to("end_session_endpoint", document.end_session_endpoint)?,
+            names_itself: document.authorization_response_iss_parameter_supported,
+            until: Instant::now() + self.document_for,
         });
         *self.described.write() = Some(described.clone());
         Ok(described)
     }
 
     /// A server that the document names. A plain one would take away what the document was protected by.
-    fn named(&self, field: &str, url: Option<&str>) -> Result<Option<Server>, Unavailable> {
+    fn named(&self, field: &str, url: Option<&str>) -> Result<Option<Endpoint>, Unavailable> {
         let Some(url) = url else { return Ok(None) };
-        if self.is_secure && !url.starts_with("https://") {
-            return Err(Unavailable(format!("the discovery document's {field} is not https")));
+        self.is_as_secure(field, url)?;
+        let server = Server::new(field, url, self.terms).map_err(|why| told(&why))?;
+        Ok(Some(Endpoint::new(url, Arc::new(server))))
+    }
+
+    /// A URL that browsers are sent to.
+    fn sent_to(&self, field: &str, url: Option<String>) -> Result<Option<String>, Unavailable> {
+        if let Some(url) = &url {
+            self.is_as_secure(field, url)?;
+            web_url(field, url).map_err(|why| told(&why))?;
         }
-        let server = Server::new(field, url, self.terms);
-        server.map(Some).map_err(|why| Unavailable(format!("the discovery document: {why}")))
+        Ok(url)
+    }
+
+    fn is_as_secure(&self, field: &str, url: &str) -> Result<(), Unavailable> {
+        if self.is_secure && !url.starts_with("https://") {
+            let why = format!("the discovery document's {field} is not https");
+            return Err(Unavailable::because(&why));
+        }
+        Ok(())
     }
 
     /// Is the token signed by one of the provider's keys, with `only` where that is given?
@@ -143,14 +230,14 @@ impl Provider {
         let described = self.described().await?;
         let server = described.keys.as_ref();
         let server =
-            server.ok_or_else(|| Unavailable("the discovery document has no jwks_uri".into()))?;
+            server.ok_or_else(|| Unavailable::because("the discovery document has no jwks_uri"))?;
         let _fetching = self.fetching.lock().await;
         if let Some(known) = known() {
             return Ok(known);
         }
-        let mut set: Map<String, Value> = fetch(server).await?;
+        let mut set: Map<String, Value> = fetch(&server.server).await?;
         let Some(Value::Array(found)) = set.remove("keys") else {
-            return Err(Unavailable("the provider's key set has no keys".into()));
+            return Err(Unavailable::because("the provider's key set has no keys"));
         };
         let key = |key: &Value| {
             let key = key.as_object()?;
@@ -187,13 +274,18 @@ impl Keys {
     }
 }
 
+fn told(why: &Invalid) -> Unavailable {
+    Unavailable::because(&format!("the discovery document: {why}"))
+}
+
 async fn fetch<T: for<'de> Deserialize<'de>>(server: &Server) -> Result<T, Unavailable> {
     let name = server.name();
+    let unavailable = |why: String| Unavailable::because(&format!("{name}: {why}"));
     let answer = server.ask(&Question::get("")).await;
-    let answer = answer.map_err(|why| Unavailable(format!("{name}: {}", why.told())))?;
+    let answer = answer.map_err(|why| unavailable(why.told()))?;
     if answer.status != 200 {
-        return Err(Unavailable(format!("{name}: answered {}", answer.status)));
+        return Err(unavailable(format!("answered {}", answer.status)));
     }
     serde_json::from_slice(&answer.body)
-        .map_err(|_| Unavailable(format!("{name}: answered no JSON that can be used")))
+        .map_err(|_| unavailable("answered no JSON that can be used".into()))
 }

@@ -11,15 +11,15 @@ use super::{Edge, consumer};
 use crate::world::{App, free_port};
 
 /// A server of decisions: what it is asked, and the answer that `decide` gives to it.
-struct Judge {
+pub(super) struct Judge {
     app: App,
-    asked: Arc<Mutex<Vec<Value>>>,
+    pub(super) asked: Arc<Mutex<Vec<Value>>>,
 }
 
-type Told = (u16, Vec<(&'static str, &'static str)>, String);
+pub(super) type Told = (u16, Vec<(&'static str, &'static str)>, String);
 
 impl Judge {
-    fn new(decide: impl Fn(&Value) -> Told + Clone + Send + Sync + 'static) -> Self {
+    pub(super) fn new(decide: impl Fn(&Value) -> Told + Clone + Send + Sync + 'static) -> Self {
         let asked = Arc::<Mutex<Vec<Value>>>::default();
         let heard = asked.clone();
         let app = App::serving(move |request: http::Request<hyper::body::Incoming>| {
@@ -49,11 +49,11 @@ impl Judge {
         Self { app, asked }
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("http://{}", self.app.address)
     }
 
-    fn last(&self) -> Value {
+    pub(super) fn last(&self) -> Value {
         self.asked.lock().unwrap().last().unwrap().clone()
     }
 }

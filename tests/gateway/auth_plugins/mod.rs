@@ -3,11 +3,16 @@
 
 mod asking;
 mod basic_auth;
+mod code_logins;
 mod hmac_auth;
+mod identity_provider;
 mod jwe_decrypt;
 mod jwt_auth;
+mod keycloak;
 mod multi_auth;
 mod openid_connect;
+mod openid_login;
+mod real_opa;
 mod restrictions;
 mod settings;
 

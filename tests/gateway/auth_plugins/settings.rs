@@ -23,6 +23,17 @@ fn settings_of(plugin: &str, field: &str, value: Value) -> Value {
     let mut settings = match plugin {
         "forward-auth" => json!({ "uri": "http://a" }),
         "opa" => json!({ "host": "http://a", "policy": "b" }),
+        "openid-connect" => json!({ "client_id": "a", "discovery": "http://a",
+            "session": { "secret": "0123456789abcdef" }, "client_secret": "s" }),
+        "cas-auth" => {
+            json!({ "idp_uri": "http://a", "cas_callback_uri": "/b", "logout_uri": "/c" })
+        }
+        "authz-casdoor" => json!({ "endpoint_addr": "http://a", "client_id": "b",
+            "client_secret": "c", "callback_url": "http://d/e" }),
+        "dingtalk-auth" => json!({ "app_key": "a", "app_secret": "b", "secret": "01234567",
+            "redirect_uri": "http://c" }),
+        "feishu-auth" => json!({ "app_id": "a", "app_secret": "b", "secret": "01234567",
+            "redirect_uri": "http://c", "auth_redirect_uri": "http://d" }),
         _ => json!({}),
     };
     settings[field] = value;
@@ -62,6 +73,29 @@ async fn each_field_in_the_wrong_type_is_refused_by_name() {
         (
             "openid-connect",
             json!({ "client_id": "a", "discovery": "http://a", "bearer_only": true, "use_jwks": true }),
+            Value::Null,
+        ),
+        (
+            "cas-auth",
+            json!({ "idp_uri": "http://a", "cas_callback_uri": "/b", "logout_uri": "/c",
+                "cookie": { "secret": "0123456789abcdef0123456789abcdef" } }),
+            Value::Null,
+        ),
+        (
+            "authz-casdoor",
+            json!({ "endpoint_addr": "http://a", "client_id": "b", "client_secret": "c", "callback_url": "http://d/e" }),
+            Value::Null,
+        ),
+        ("authz-keycloak", json!({ "client_id": "a", "token_endpoint": "http://b" }), Value::Null),
+        (
+            "dingtalk-auth",
+            json!({ "app_key": "a", "app_secret": "b", "secret": "01234567", "redirect_uri": "http://c" }),
+            Value::Null,
+        ),
+        (
+            "feishu-auth",
+            json!({ "app_id": "a", "app_secret": "b", "secret": "01234567", "redirect_uri": "http://c",
+                "auth_redirect_uri": "http://d" }),
             Value::Null,
         ),
     ];
@@ -126,11 +160,48 @@ async fn each_field_in_the_wrong_type_is_refused_by_name() {
         ("forward-auth", "uri", json!("ftp://a")),
         ("opa", "send_headers_upstream", json!([])),
         ("opa", "keepalive_timeout", json!(999)),
+        ("openid-connect", "session", json!({ "secret": "short" })),
+        ("openid-connect", "session", json!({ "secret": "0123456789abcdef", "storage": "file" })),
+        ("openid-connect", "session", json!({ "secret": "0123456789abcdef", "idling": 1 })),
+        (
+            "openid-connect",
+            "session",
+            json!({ "secret": "0123456789abcdef", "cookie_same_site": "lax" }),
+        ),
+        ("openid-connect", "unauth_action", json!("login")),
+        ("openid-connect", "timeout", json!(0)),
+        ("openid-connect", "logout_path", json!("logout")),
+        ("openid-connect", "refresh_session_interval", json!(0)),
+        ("openid-connect", "client_jwt_assertion_alg", json!("none")),
+        ("openid-connect", "token_endpoint_auth_method", json!("tls_client_auth")),
+        ("openid-connect", "dpop", json!({ "enabled": true })),
+        ("openid-connect", "proxy_opts", json!({ "http_proxy": "http://a" })),
+        ("openid-connect", "par", json!({ "enabled": true, "way": 1 })),
+        ("cas-auth", "cookie", json!({ "secret": "0123456789abcdef0123456789abcde" })),
+        ("authz-casdoor", "endpoint_addr", json!("http://a/")),
+        ("dingtalk-auth", "secret", json!("0123456")),
+        ("dingtalk-auth", "secret", json!("x".repeat(33))),
+        ("dingtalk-auth", "secret_fallbacks", json!(["short"])),
+        ("dingtalk-auth", "timeout", json!(0)),
+        ("dingtalk-auth", "cookie_expires_in", json!(0)),
+        ("dingtalk-auth", "userinfo_url", json!("ftp://a")),
+        ("dingtalk-auth", "code_header", json!("a b")),
+        ("feishu-auth", "secret", json!("0123456")),
+        ("feishu-auth", "secret_fallbacks", json!(["short"])),
+        ("feishu-auth", "auth_redirect_uri", json!("")),
+        ("feishu-auth", "access_token_url", json!("a")),
     ] {
         let body = json!({ "uri": "/", "upstream": { "nodes": { "127.0.0.1:1": 1 } },
             "plugins": { plugin: settings_of(plugin, field, value) } });
         let told = refused(&admin, "/routes/1", &body).await;
         assert!(told.contains(field), "{told}");
+    }
+    // What is not here, and why.
+    for (plugin, says) in [("saml-auth", "signed XML"), ("authz-casbin", "scripting language")] {
+        let body = json!({ "uri": "/", "upstream": { "nodes": { "127.0.0.1:1": 1 } },
+            "plugins": { plugin: {} } });
+        let told = refused(&admin, "/routes/1", &body).await;
+        assert!(told.contains(plugin) && told.contains(says), "{told}");
     }
     for (plugin, credential, says) in [
         ("jwt-auth", json!({ "key": "k" }), "secret: HS256 signs with a secret"),
