@@ -24,7 +24,7 @@ use crate::pipeline::{
 };
 use crate::policy::{Decision, Outcome, Standing, other_readings};
 use crate::proxy::worker::Worker;
-use crate::rt::Watchdog;
+use crate::rt::{Watchdog, turn};
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
 
 /// What happens to the connection after an exchange.
@@ -549,6 +549,10 @@ async fn forwarded<D: Downstream>(
         tracing::debug!(%broken, "the response cannot be begun");
         caller.abort();
         return After::Close;
+    }
+    // Streams of HTTP/2 go out together anyway.
+    if !caller.is_http2() {
+        turn().await;
     }
     let carried = {
         let carry = pin!(upstreamed.carry(caller, filters, vigil, exchange));
