@@ -159,6 +159,9 @@ async fn an_answer_is_given_again_from_memory_and_from_disk() {
         assert_eq!(edge.post(&path, &[], "new").await.status, 200);
         assert_eq!(state(&edge.get(&path).await).1, "MISS");
     }
+    // A larger one is read as it is sent.
+    assert_eq!(edge.get("/d/huge?size=700000").await.body.len(), 700_000);
+    assert_eq!(hits(&edge, "/d/huge?size=700000").await.body, vec![b'x'; 700_000]);
     // A body that is too large for the rules passes, and is not kept.
     for _ in 0..2 {
         assert_eq!(state(&edge.get("/m/large?size=100001").await).1, "MISS");
@@ -336,18 +339,18 @@ async fn what_is_stale_is_asked_for_anew_and_stands_in_when_the_upstream_fails()
             200,
             &[("Cache-Control", "max-age=10"), ("Age", "40"), ("ETag", "\"1\""), ("X-N", "1")],
         );
-        let first = edge.get(&path).await;
-        origin.says(
-            &path,
-            200,
-            &[("Cache-Control", "max-age=1000"), ("ETag", "\"1\""), ("X-N", "2")],
-        );
-        let again = eventually_async("it is kept and holds", || async {
+        // On disk it is there a moment later.
+        let first = eventually_async("it is kept and holds", || async {
             let answer = edge.get(&path).await;
             (state(&answer).1 == "REVALIDATED").then_some(answer)
         })
         .await;
-        assert_eq!((again.status, &again.body, again.header("x-n")), (200, &first.body, Some("2")));
+        let newer = [("Cache-Control", "max-age=1000"), ("ETag", "\"1\""), ("X-N", "2")];
+        origin.says(&path, 200, &newer);
+        let again = edge.get(&path).await;
+        assert_eq!(state(&again), (200, "REVALIDATED".into()));
+        assert_eq!((&again.body, first.header("x-n")), (&first.body, Some("1")));
+        assert_eq!(again.header("x-n"), Some("2"));
         assert_eq!(origin.asked(&path).last().unwrap(), "GET \"1\" ");
         assert_eq!(state(&edge.get(&path).await).1, "HIT", "it is fresh again");
         // Who has it already is told so, from here.
@@ -546,7 +549,8 @@ async fn what_is_on_disk_outlives_the_process_and_damage_is_seen() {
         found.retain(|path| path.extension().is_none() && path.to_string_lossy().contains('-'));
         found
     };
-    assert_eq!(names(&folder).len(), 2);
+    eventually_async("two files are there", || async { (names(&folder).len() == 2).then_some(()) })
+        .await;
     ingress.end();
     // One of the two loses a byte.
     let damaged = names(&folder).remove(0);

@@ -182,7 +182,8 @@ impl Caching {
                     Stand::Refused => None,
                     Stand::Tolerated => Some("STALE"),
                     Stand::Stale(by) => {
-                        let within = by <= stored.freshness.while_revalidate;
+                        let within = stored.freshness.while_revalidate;
+                        let within = within > 0 && by <= within;
                         (within && !asking.has_body && self.refreshes(exchange, &asking.key))
                             .then_some("STALE")
                     }
@@ -203,6 +204,11 @@ impl Caching {
             }
             if said.only_if_cached {
                 return Ok(self.gives(exchange, status, Reply::empty(504)));
+            }
+            let is_fresh = |stored: &Arc<Stored>| stored.freshness.left_at(now).is_some();
+            if is_refresh && found.as_ref().is_some_and(is_fresh) {
+                // Somebody else was faster.
+                return Ok(self.gives(exchange, status, Reply::empty(204)));
             }
             stale = found;
             if is_head || flight.is_some() {

@@ -140,14 +140,15 @@ pub(super) fn date(value: &[u8]) -> Option<i64> {
         .map(|date| date.assume_utc().unix_timestamp())
 }
 
-/// RFC 850's dates have two digits for the year; those of this century are meant.
+/// RFC 850's dates have two digits for the year: from 1970 to 2069, as everybody reads them.
 fn short_year(
     text: &str,
     format: &[time::format_description::BorrowedFormatItem<'_>],
 ) -> Option<i64> {
     let mut parsed = time::parsing::Parsed::new();
     parsed.parse_items(text.as_bytes(), format).ok()?;
-    let year = 2000 + i32::from(parsed.year_last_two()?);
+    let year = i32::from(parsed.year_last_two()?);
+    let year = if year < 70 { 2000 + year } else { 1900 + year };
     let date = time::Date::from_calendar_date(year, parsed.month()?, parsed.day()?.get()).ok()?;
     let time = time::Time::from_hms(parsed.hour_24()?, parsed.minute()?, parsed.second()?).ok()?;
     Some(time::PrimitiveDateTime::new(date, time).assume_utc().unix_timestamp())

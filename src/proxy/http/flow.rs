@@ -143,7 +143,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     exchange.consumers = Some(snapshot.consumers.clone());
     exchange.is_http2 = caller.is_http2();
     exchange.is_http10 = caller.is_http10();
-    exchange.has_body = caller.request_body() != BodyLength::None;
+    exchange.has_body = !matches!(caller.request_body(), BodyLength::None | BodyLength::Known(0));
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
 
     let answered = async {
