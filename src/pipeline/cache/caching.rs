@@ -194,6 +194,9 @@ impl Caching {
                         Err(error) => {
                             tracing::warn!(zone = %self.zone.name(), %error, "a stored answer is lost");
                             index.remove(asking.key.entry, stored);
+                            if let Some(disk) = self.zone.disk() {
+                                disk.sweep();
+                            }
                             continue;
                         }
                     }

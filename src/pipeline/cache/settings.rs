@@ -90,7 +90,8 @@ impl CacheStrategy {
 }
 
 impl CacheSettings {
-    /// The zones, with nothing in them and no folder touched; those without a folder have it below `folder`.
+    /// The zones, with nothing in them and no folder touched; those without a folder have it below `folder`. Without that they
+    /// store nothing.
     ///
     /// # Errors
     /// A zone cannot be; the error names its field.
@@ -127,12 +128,16 @@ impl CacheSettings {
                 None => Place::Memory,
                 Some(disk) => {
                     let disk = size(disk).ok_or_else(|| wrong("disk_size", expected))?;
-                    let own = || folder.join(&zone.name);
+                    let own = || match folder.as_os_str().is_empty() {
+                        true => PathBuf::new(),
+                        false => folder.join(&zone.name),
+                    };
                     let path = zone.disk_path.clone().unwrap_or_else(own);
                     let is_shared = self.zones[..at].iter().any(|other| {
                         other.disk_path.is_some() && other.disk_path == zone.disk_path
                     });
-                    if path.as_os_str().is_empty() || is_shared {
+                    let is_nowhere = zone.disk_path.is_some() && path.as_os_str().is_empty();
+                    if is_nowhere || is_shared {
                         return Err(wrong(
                             "disk_path",
                             "a folder that no other zone has is expected",

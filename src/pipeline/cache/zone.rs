@@ -127,11 +127,8 @@ impl CacheZone {
             Place::Memory => {
                 Some(Opened { index: Arc::new(Index::new(self.memory, 0, None)), disk: None })
             }
-            Place::Disk { path, .. }
-                if path.parent().is_none_or(|up| up.as_os_str().is_empty()) =>
-            {
-                None
-            }
+            // Of zones that are there for judging alone.
+            Place::Disk { path, .. } if path.as_os_str().is_empty() => None,
             Place::Disk { size, path, levels } => {
                 let doomed = Arc::<Doomed>::default();
                 let index = Arc::new(Index::new(self.memory, *size, Some(doomed.clone())));

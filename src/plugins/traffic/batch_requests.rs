@@ -193,11 +193,17 @@ impl Batches {
         let deadline = Instant::now() + Duration::from_millis(batch.timeout);
         let mut left = MOST_ANSWERED;
         let mut answers = Vec::with_capacity(requests.len());
+        let late = || json!({ "status": 504, "reason": "upstream timeout" });
         for (head, body) in requests {
+            if Instant::now() >= deadline {
+                // It is not even asked.
+                answers.push(late());
+                continue;
+            }
             let request = InnerRequest { within: Within::Batch, head, body, most: left };
             let answer = timeout_at(deadline, inner.ask(request)).await;
             answers.push(match answer {
-                Err(_) => json!({ "status": 504, "reason": "upstream timeout" }),
+                Err(_) => late(),
                 Ok(None) => {
                     json!({ "status": 502, "reason": "the answer broke off, or is too long" })
                 }
