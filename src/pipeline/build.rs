@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::Targets;
+use super::{CacheZone, CacheZones, Targets};
 use crate::model::{Id, Kind};
 use crate::observe::Registry;
 
@@ -42,6 +42,8 @@ impl Slots {
 #[derive(Clone, Default)]
 pub struct Kept {
     slots: Arc<Mutex<Slots>>,
+    /// Where answers are stored; it is the process', and no revision's.
+    zones: CacheZones,
     /// Looks state up and leaves none behind.
     trial: bool,
 }
@@ -56,7 +58,13 @@ impl Kept {
     /// The same state, for a compilation whose result is thrown away: what it makes anew is not kept.
     #[must_use]
     pub fn for_trial(&self) -> Self {
-        Self { slots: self.slots.clone(), trial: true }
+        Self { slots: self.slots.clone(), zones: self.zones.clone(), trial: true }
+    }
+
+    /// The same state, with these zones for answers that are stored.
+    #[must_use]
+    pub fn with_zones(self, zones: CacheZones) -> Self {
+        Self { zones, ..self }
     }
 }
 
@@ -106,6 +114,11 @@ impl Build<'_> {
                 self.slot(Owner::Resource(self.kind, self.owner.clone()), &key, make)
             }
         }
+    }
+
+    /// The zone of this name.
+    pub fn zone(&self, name: &str) -> Option<Arc<CacheZone>> {
+        self.kept.zones.find(name)
     }
 
     /// The state of a `group` that several resources name: the same for all of them.

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{
-    Access, BodyFilters, Exchange, Expr, Fault, Flow, Forward, Hooks, Log, Reply, ResponseBody,
-    ResponseHead, Rewrite,
+    Access, Answered, BodyFilters, Encode, Exchange, Expr, Fault, Flow, Forward, Hooks, Log, Reply,
+    ResponseBody, ResponseHead, Rewrite, Taken,
 };
 use crate::model::{Invalid, PluginMeta};
 
@@ -137,7 +137,7 @@ impl<H: ?Sized> Step<H> {
     /// The plugin's own refusal, with the operator's body where one is set.
     fn dress(&self, mut reply: Box<Reply>) -> Flow {
         let error = self.guard.as_ref().and_then(|guard| guard.error_response.as_ref());
-        if let Some(error) = error.filter(|_| reply.status >= 400) {
+        if let Some(error) = error.filter(|_| reply.status >= 400 && !reply.is_kept) {
             reply.body = error.body.clone();
             reply.fields.retain(|(name, _)| !name.eq_ignore_ascii_case("content-type"));
             reply.fields.push(("Content-Type".into(), error.content_type.into()));
@@ -164,12 +164,15 @@ pub struct Chain {
     rewrite: Steps<dyn Rewrite>,
     access: Steps<dyn Access>,
     forward: Steps<dyn Forward>,
+    answered: Steps<dyn Answered>,
     response_head: Steps<dyn ResponseHead>,
     response_body: Steps<dyn ResponseBody>,
+    encode: Steps<dyn Encode>,
     log: Steps<dyn Log>,
     plugins: Box<[&'static str]>,
     authenticates: bool,
     reads_body: bool,
+    asks_within: bool,
 }
 
 impl std::fmt::Debug for Chain {
@@ -214,12 +217,15 @@ impl Chain {
             rewrite: steps(&links, |link| link.hooks.rewrite.as_ref()),
             access: steps(&links, |link| link.hooks.access.as_ref()),
             forward: steps(&links, |link| link.hooks.forward.as_ref()),
+            answered: steps(&links, |link| link.hooks.answered.as_ref()),
             response_head: steps(&links, |link| link.hooks.response_head.as_ref()),
             response_body: steps(&links, |link| link.hooks.response_body.as_ref()),
+            encode: steps(&links, |link| link.hooks.encode.as_ref()),
             log: steps(&links, |link| link.hooks.log.as_ref()),
             plugins: links.iter().map(|link| link.plugin).collect(),
             authenticates: links.iter().any(|link| link.authenticates),
             reads_body: links.iter().any(|link| link.hooks.reads_body),
+            asks_within: links.iter().any(|link| link.hooks.asks_within),
         }
     }
 
@@ -238,9 +244,46 @@ impl Chain {
         self.reads_body
     }
 
+    /// May one of its plugins ask further requests in the caller's name?
+    pub fn asks_within(&self) -> bool {
+        self.asks_within
+    }
+
     asking_phase!(rewrite, has_rewrite, "`rewrite`");
     asking_phase!(access, has_access, "`access`");
     asking_phase!(forward, has_forward, "`forward`");
+
+    /// Is there a hook for what an upstream has answered?
+    pub fn has_answered(&self) -> bool {
+        !self.answered.is_empty()
+    }
+
+    /// Shows the plugins what the upstream has answered. `Some` is the answer in its place; who watches the body is added.
+    pub fn answered(
+        &self,
+        exchange: &mut Exchange,
+        bodies: &mut BodyFilters,
+    ) -> Option<Box<Reply>> {
+        for step in &self.answered {
+            if !step.applied(exchange) {
+                continue;
+            }
+            match step.hook.answered(exchange) {
+                Taken::Passes => {}
+                Taken::Watched(watch) => bodies.watch(watch),
+                Taken::Replaced(reply) => return Some(reply),
+            }
+        }
+        None
+    }
+
+    /// Tells the plugins that the upstream has not answered. `Some` is the answer that there is nevertheless.
+    pub fn failed(&self, exchange: &mut Exchange, fault: &Fault) -> Option<Box<Reply>> {
+        self.answered.iter().find_map(|step| match step.applied(exchange) {
+            true => step.hook.failed(exchange, fault),
+            false => None,
+        })
+    }
 
     /// Is there a hook for the response's head?
     pub fn has_response_head(&self) -> bool {
@@ -270,6 +313,17 @@ impl Chain {
         for step in &self.response_body {
             if step.applied(exchange)
                 && let Some(filter) = step.hook.filter(exchange)
+            {
+                filters.add(filter);
+            }
+        }
+    }
+
+    /// Adds filters that give the body another coding; they come behind all others.
+    pub fn encode(&self, exchange: &mut Exchange, filters: &mut BodyFilters) {
+        for step in &self.encode {
+            if step.applies(exchange)
+                && let Some(filter) = step.hook.encode(exchange)
             {
                 filters.add(filter);
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::{Destination, Expr, Head, PathRules, RequestBody};
+use super::{Destination, Expr, Head, Inner, PathRules, RequestBody, Within};
 use crate::identity::{JwtSvid, Peer, SpiffeId, Tokens};
 use crate::model::{Id, Labels, Listeners};
 
@@ -160,6 +160,21 @@ pub struct RequestId(pub String);
 #[derive(Clone, Debug)]
 pub struct ExternalUser(pub Value);
 
+/// A note: what an authorization service has said of the caller for the upstream to read, as names and values. Answers may
+/// differ by it.
+#[derive(Clone, Debug, Default)]
+pub struct Vouched(pub Vec<u8>);
+
+impl Vouched {
+    /// One field of it.
+    pub fn add(&mut self, name: &str, value: &[u8]) {
+        for part in [name.as_bytes(), value] {
+            self.0.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            self.0.extend_from_slice(part);
+        }
+    }
+}
+
 /// A note: why an auth plugin refused the caller. It becomes a record of the decision log.
 #[derive(Clone, Debug)]
 pub struct Refusal {
@@ -233,8 +248,16 @@ pub struct Exchange {
     pub rewritten: Rewritten,
     /// Where it goes in place of the route's upstream.
     pub destination: Option<Destination>,
+    /// Does the caller speak HTTP/1.0?
+    pub is_http10: bool,
+    /// Has the request a body?
+    pub has_body: bool,
     /// What hooks have asked for of the request's body.
     pub body: RequestBody,
+    /// Where hooks ask further requests in the caller's name; there alone where a plugin said that it does.
+    pub inner: Option<Arc<dyn Inner>>,
+    /// What it is that a hook has asked, when it is no caller's own request.
+    pub within: Option<Within>,
     /// What plugins left for their later phases.
     pub notes: Notes,
     /// What conditions said when they were first asked, by the condition's number.
@@ -284,7 +307,11 @@ impl Exchange {
             consumer: None,
             rewritten: Rewritten::default(),
             destination: None,
+            is_http10: false,
+            has_body: false,
             body: RequestBody::default(),
+            inner: None,
+            within: None,
             notes: Notes::default(),
             verdicts: Vec::new(),
             times: Times { started: Instant::now(), forwarded: None, answered: None },
@@ -310,6 +337,7 @@ impl Exchange {
         self.rewritten = Rewritten::default();
         self.destination = None;
         self.body = RequestBody::default();
+        (self.has_body, self.inner, self.within) = (false, None, None);
         self.notes.0.clear();
         self.verdicts.clear();
         (self.times.forwarded, self.times.answered) = (None, None);

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use super::BodyStream;
+
 /// What happens after a hook.
 #[derive(Debug)]
 pub enum Flow {
@@ -32,6 +34,10 @@ pub struct Reply {
     pub fields: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
+    /// What comes behind it, made while it is sent.
+    pub rest: Option<BodyStream>,
+    /// It is an upstream's answer that was kept, and no refusal: what holds for answers of upstreams holds for it.
+    pub is_kept: bool,
 }
 
 impl Reply {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{BodyFilter, Exchange, Fault, Flow};
+use super::{BodyFilter, BodyWatch, Exchange, Fault, Flow, Reply};
 
 /// Before the consumer's plugins are merged in: change the request, find the consumer, answer.
 #[async_trait]
@@ -27,6 +27,25 @@ pub trait Forward: Send + Sync {
     async fn forward(&self, exchange: &mut Exchange) -> Result<Flow, Fault>;
 }
 
+/// What becomes of an upstream's answer.
+pub enum Taken {
+    /// It goes on.
+    Passes,
+    /// It goes on, and somebody watches its body.
+    Watched(Box<dyn BodyWatch>),
+    /// The caller gets this in its place.
+    Replaced(Box<Reply>),
+}
+
+/// The upstream has answered, or failed to, and no plugin has changed anything of that yet.
+pub trait Answered: Send + Sync {
+    /// The answer's head is there.
+    fn answered(&self, exchange: &mut Exchange) -> Taken;
+
+    /// There is no answer. What is given here takes the place of the fault.
+    fn failed(&self, exchange: &mut Exchange, fault: &Fault) -> Option<Box<Reply>>;
+}
+
 /// The response's head is there and not sent yet: status and fields may change.
 pub trait ResponseHead: Send + Sync {
     /// The hook.
@@ -42,6 +61,12 @@ pub trait ResponseBody: Send + Sync {
     fn filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>>;
 }
 
+/// Gives the body another coding, behind all filters: no hook looks at a body that is coded.
+pub trait Encode: Send + Sync {
+    /// The hook; the head is as it goes out. Says in it what it does.
+    fn encode(&self, exchange: &mut Exchange) -> Option<Box<dyn BodyFilter>>;
+}
+
 /// The exchange is over, however it ended. Enqueue and return; never wait.
 pub trait Log: Send + Sync {
     /// The hook.
@@ -54,10 +79,13 @@ pub struct Hooks {
     pub(super) rewrite: Option<Arc<dyn Rewrite>>,
     pub(super) access: Option<Arc<dyn Access>>,
     pub(super) forward: Option<Arc<dyn Forward>>,
+    pub(super) answered: Option<Arc<dyn Answered>>,
     pub(super) response_head: Option<Arc<dyn ResponseHead>>,
     pub(super) response_body: Option<Arc<dyn ResponseBody>>,
+    pub(super) encode: Option<Arc<dyn Encode>>,
     pub(super) log: Option<Arc<dyn Log>>,
     pub(super) reads_body: bool,
+    pub(super) asks_within: bool,
 }
 
 impl Hooks {
@@ -106,8 +134,10 @@ macro_rules! phase {
 phase!(rewrite, Rewrite, "Takes part in `rewrite`.");
 phase!(access, Access, "Takes part in `access`.");
 phase!(forward, Forward, "Takes part in `forward`.");
+phase!(answered, Answered, "Takes part when an upstream has answered, or has not.");
 phase!(response_head, ResponseHead, "Takes part in `response_head`.");
 phase!(response_body, ResponseBody, "Takes part in `response_body`.");
+phase!(encode, Encode, "Takes part in `encode`.");
 phase!(log, Log, "Takes part in `log`.");
 
 impl<P> HooksOf<P> {
@@ -115,6 +145,13 @@ impl<P> HooksOf<P> {
     #[must_use]
     pub fn reading_body(mut self) -> Self {
         self.hooks.reads_body = true;
+        self
+    }
+
+    /// Its hooks may ask further requests in the caller's name ([`Exchange::inner`]).
+    #[must_use]
+    pub fn asking_within(mut self) -> Self {
+        self.hooks.asks_within = true;
         self
     }
 

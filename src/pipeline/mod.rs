@@ -2,6 +2,7 @@
 
 mod body;
 mod build;
+mod cache;
 mod chain;
 mod destination;
 mod exchange;
@@ -10,6 +11,7 @@ mod fault;
 mod fields;
 mod head;
 mod hooks;
+mod inner;
 mod networks;
 mod outbound;
 mod path;
@@ -26,19 +28,27 @@ pub use crate::identity::{
 };
 pub use crate::model::{Id, Invalid, Kind, Labels, PluginMeta, Redacted, Upstream};
 pub use crate::observe::{Counter, Histogram, MetricKind, Registry};
-pub use body::{BodyFilter, BodyFilters};
+pub use body::{BodyFilter, BodyFilters, BodySource, BodyStream, BodyWatch};
 pub use build::{Build, Kept};
+pub use cache::{
+    Asking, CacheKey, CacheSettings, CacheStrategy, CacheZone, CacheZones, Caching, CachingRules,
+    InvalidZone, ZoneSettings,
+};
 pub use chain::{Chain, Link};
 pub use destination::{Destination, NoTargets, Target, Targets};
 pub use exchange::{
     Client, Consumer, Directory, Exchange, ExternalUser, Introduced, Notes, Ready, Refusal,
-    RequestId, ResponseSource, Rewritten, RouteInfo, Times,
+    RequestId, ResponseSource, Rewritten, RouteInfo, Times, Vouched,
 };
 pub use expr::Expr;
 pub use fault::{Fault, Flow, Reply, Side};
 pub use fields::{FieldValue, field_name};
 pub use head::{Field, Head, Known};
-pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
+pub use hooks::{
+    Access, Answered, Encode, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite,
+    Taken,
+};
+pub use inner::{Inner, InnerAnswer, InnerAnswers, InnerRequest, Within};
 pub use networks::Networks;
 pub use outbound::{Answer, Question, Server, Terms, Unanswered};
 pub use path::{

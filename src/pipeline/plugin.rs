@@ -77,6 +77,8 @@ pub struct Entry {
     pub metadata: Option<fn() -> Schema>,
     /// Judges its gateway-wide metadata.
     pub check_metadata: Option<Check>,
+    /// The plugin whose gateway-wide metadata it is given, when it has none of its own.
+    pub metadata_of: Option<&'static str>,
     /// Among the global rules it stands back where the route has it too (APISIX's `run_policy`).
     pub prefers_route: bool,
 }
@@ -99,6 +101,7 @@ impl Entry {
             authenticates: false,
             metadata: None,
             check_metadata: None,
+            metadata_of: None,
             prefers_route: false,
         }
     }
@@ -156,6 +159,12 @@ impl Entry {
     #[must_use]
     pub const fn authenticating(self) -> Self {
         Self { authenticates: true, ..self }
+    }
+
+    /// The plugin is given the gateway-wide metadata of another one.
+    #[must_use]
+    pub const fn with_metadata_of(self, plugin: &'static str) -> Self {
+        Self { metadata_of: Some(plugin), ..self }
     }
 
     /// The plugin has gateway-wide metadata of type `M`.

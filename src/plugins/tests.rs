@@ -60,6 +60,8 @@ pub(super) fn refused<P: Plugin>(config: Value) -> String {
 /// APISIX 3.18's numbers; those of our own stand among their like.
 const PRIORITIES: &[(&str, i32)] = &[
     ("api-breaker", 1005),
+    ("batch-requests", 4010),
+    ("brotli", 996),
     ("client-control", 22000),
     ("cors", 4000),
     ("csrf", 2980),
@@ -75,6 +77,7 @@ const PRIORITIES: &[(&str, i32)] = &[
     ("basic-auth", 2520),
     ("consumer-restriction", 2400),
     ("forward-auth", 2002),
+    ("gzip", 995),
     ("hmac-auth", 2530),
     ("ip-restriction", 3000),
     ("jwe-decrypt", 2509),
@@ -89,6 +92,7 @@ const PRIORITIES: &[(&str, i32)] = &[
     ("openid-connect", 2599),
     ("prometheus", 500),
     ("proxy-buffering", 21991),
+    ("proxy-cache", 1085),
     ("proxy-control", 21990),
     ("proxy-mirror", 1010),
     ("proxy-rewrite", 1008),

@@ -9,7 +9,7 @@ use crate::identity::{DeclaredDomain, Denial, SpiffeId, SpiffePattern, TrustDoma
 use crate::issuer::RegistrationEntry;
 use crate::model::{Body, Change, DomainTrust, Id, Invalid, Kind, Rejected, Resource};
 use crate::observe::Registry;
-use crate::pipeline::{Build, Entry, Kept, NoTargets};
+use crate::pipeline::{Build, CacheZones, Entry, Kept, NoTargets};
 use crate::policy::questions::{Supposed, Walked};
 use crate::snapshot::{Keeper, RouterSettings};
 use crate::sync::scope::{Pattern, Rules};
@@ -18,6 +18,8 @@ use crate::sync::scope::{Pattern, Rules};
 pub(super) struct Catalog {
     pub(super) table: &'static [Entry],
     pub(super) registry: Registry,
+    /// Where plugins store answers.
+    pub(super) zones: CacheZones,
 }
 
 impl Catalog {
@@ -51,7 +53,7 @@ impl PluginCatalog for Catalog {
                     targets: &NoTargets,
                     part: "",
                     metrics: &self.registry,
-                    kept: &Kept::default(),
+                    kept: &Kept::default().with_zones(self.zones.clone()),
                 };
                 (entry.compile)(config, &build).map(drop)
             }
@@ -69,6 +71,8 @@ pub(super) struct KeeperTrial {
     /// Whose identities the issuer can give.
     pub(super) domain: TrustDomain,
     pub(super) registry: Registry,
+    /// Where plugins store answers.
+    pub(super) zones: CacheZones,
 }
 
 impl Trial for KeeperTrial {
@@ -89,7 +93,8 @@ impl Trial for KeeperTrial {
             _ => {}
         }
         let keeper = Keeper::new(self.table, None, self.registry.clone());
-        let mut keeper = keeper.with_router(self.router).trusting_references();
+        let keeper = keeper.with_router(self.router).with_cache_zones(self.zones.clone());
+        let mut keeper = keeper.trusting_references();
         keeper.apply(referred.iter().cloned().map(Change::Put).collect(), 0);
         keeper.trial(&Change::Put(candidate.clone()))
     }
@@ -112,7 +117,8 @@ impl Trial for KeeperTrial {
             }
         }
         let keeper = Keeper::new(self.table, None, self.registry.clone());
-        let mut keeper = keeper.with_router(self.router).trusting_references();
+        let keeper = keeper.with_router(self.router).with_cache_zones(self.zones.clone());
+        let mut keeper = keeper.trusting_references();
         let puts = all().filter(|one| !of_offices(one)).cloned().map(Change::Put);
         found.extend(keeper.apply(puts.collect(), 0).rejected);
         // What a data plane puts up with and an operator should not write.

@@ -182,12 +182,17 @@ impl ControlPlaneRole {
             keys,
             hosts: control.hosts.clone(),
             access: control.access.clone(),
-            catalog: Arc::new(Catalog { table: shared.plugins, registry: shared.registry.clone() }),
+            catalog: Arc::new(Catalog {
+                table: shared.plugins,
+                registry: shared.registry.clone(),
+                zones: shared.zones.clone(),
+            }),
             trial: Arc::new(KeeperTrial {
                 table: shared.plugins,
                 router: shared.router,
                 domain: settings.trust_domain()?,
                 registry: shared.registry.clone(),
+                zones: shared.zones.clone(),
             }),
             audit: Arc::new(Trail(shared.audit.control().clone())),
             convergence: Some(Arc::new(Planes(publisher.clone(), fleet))),

@@ -138,6 +138,7 @@ impl DataPlaneRole {
         let keeper = Keeper::new(shared.plugins, me, shared.registry.clone());
         let mut keeper = keeper
             .with_router(shared.router)
+            .with_cache_zones(shared.zones.clone())
             .with_roster(roster.clone())
             .with_freshness(plan.freshness.clone())
             .with_policy_keys(plan.policy_keys.clone())

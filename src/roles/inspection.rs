@@ -95,6 +95,10 @@ pub async fn inspect(settings: &Settings, asked: Option<Role>) -> Vec<Finding> {
         let me = identity.map(|identity| identity.load().id().clone());
         let keeper = Keeper::new(crate::plugins::ALL, me, Registry::new());
         let mut keeper = keeper.with_router(settings.router).trusting_references();
+        match settings.cache_zones() {
+            Ok(zones) => keeper = keeper.with_cache_zones(zones),
+            Err(error) => findings.add("settings", Grade::Problem, error.to_string(), None),
+        }
         match policy_keys(settings) {
             Ok(keys) => keeper = keeper.with_policy_keys(keys),
             Err(error) => findings.add("policy", Grade::Problem, error.to_string(), None),

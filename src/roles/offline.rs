@@ -11,6 +11,7 @@ use crate::control::history::HistorySettings;
 use crate::control::{AdminRecord, AuditTrail, ControlPlane, Parts};
 use crate::identity::TrustDomain;
 use crate::observe::Registry;
+use crate::pipeline::CacheZones;
 use crate::rt::Clock;
 use crate::snapshot::RouterSettings;
 use crate::store::DEFAULT_PREFIX;
@@ -33,12 +34,17 @@ pub async fn judge_offline(
         keys: AdminKeys::of(&[])?,
         access: access::Settings::default(),
         hosts: Vec::new(),
-        catalog: Arc::new(Catalog { table: crate::plugins::ALL, registry: registry.clone() }),
+        catalog: Arc::new(Catalog {
+            table: crate::plugins::ALL,
+            registry: registry.clone(),
+            zones: CacheZones::default(),
+        }),
         trial: Arc::new(KeeperTrial {
             table: crate::plugins::ALL,
             router: RouterSettings::default(),
             domain,
             registry,
+            zones: CacheZones::default(),
         }),
         audit: Arc::new(Nobody),
         convergence: None,

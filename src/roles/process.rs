@@ -36,7 +36,7 @@ use crate::observe::{
     AuditLog, AuditSettings, Gate, IdentityRecord, MetricKind, Posture, Readiness, Registry,
     WardgateMetrics, router,
 };
-use crate::pipeline::Entry;
+use crate::pipeline::{CacheZones, Entry};
 use crate::rt::{Clock, Live, Publisher, Sockets, Tasks, causes};
 use crate::snapshot::{Freshness, RouterSettings};
 use crate::sync::Feed;
@@ -72,6 +72,8 @@ pub struct Shared {
     pub plugins: &'static [Entry],
     /// How requests find their routes.
     pub router: RouterSettings,
+    /// Where plugins store answers.
+    pub zones: CacheZones,
     /// Asks the source of the identity that was opened last for newer bundles.
     pub refresh: Refresh,
     /// The listening sockets.
@@ -89,6 +91,7 @@ impl Shared {
     /// # Errors
     /// The log's file cannot be used.
     pub fn open(settings: &Settings, role: &str, sockets: Sockets) -> Result<Self, Error> {
+        let zones = settings.cache_zones()?;
         let (file, stdout) = (Some(settings.audit_file()), settings.audit.stdout);
         let audit = AuditSettings::of(file, stdout, &settings.decision_log);
         let posture = Posture {
@@ -129,6 +132,7 @@ impl Shared {
             identities,
             plugins: crate::plugins::ALL,
             router: settings.router,
+            zones,
             refresh: Refresh::default(),
             sockets,
             pen,

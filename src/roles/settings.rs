@@ -24,6 +24,7 @@ use crate::issuer::{EnrolSettings, JwtSettings, KubernetesSettings};
 use crate::model::Workload;
 use crate::mtls::{EdgeTls, EdgeTlsSettings};
 use crate::observe::{DecisionLogSettings, LogSettings};
+use crate::pipeline::{CacheSettings, CacheZones};
 use crate::proxy::{
     Introductions, InvalidLimit, LimitSettings, PassthroughDoor, PassthroughSettings, ProofLimits,
     ProxyProtocolSettings, RealIpSettings, Senders, TcpDoor, TcpSettings,
@@ -199,6 +200,9 @@ pub struct Settings {
     /// How much of everything a data plane allows.
     #[serde(default)]
     pub limits: LimitSettings,
+    /// Where plugins store answers of upstreams. The same for control plane and data planes.
+    #[serde(default)]
+    pub proxy_cache: CacheSettings,
     /// Secrets that resources refer to (`$secret://`, `$env://`), for roles sidecar and ingress.
     #[serde(default)]
     pub secrets: SecretSettings,
@@ -763,6 +767,7 @@ impl Settings {
             dns: DnsSettings::default(),
             upstreams: UpstreamSettings::default(),
             limits: LimitSettings::default(),
+            proxy_cache: CacheSettings::default(),
             secrets: SecretSettings::default(),
         }
     }
@@ -805,6 +810,15 @@ impl Settings {
                 Err(Error::Setting { field: "roles", problem: "give either role or roles".into() })
             }
         }
+    }
+
+    /// Where plugins store answers of upstreams.
+    ///
+    /// # Errors
+    /// A zone cannot be; the error names its field.
+    pub fn cache_zones(&self) -> Result<CacheZones, Error> {
+        let zones = self.proxy_cache.zones(&self.state_dir.join("cache"));
+        zones.map_err(|error| Error::Setting { field: "proxy_cache", problem: error.to_string() })
     }
 
     /// Where the decision log is.

@@ -99,7 +99,7 @@ impl Workshop<'_> {
                 continue;
             }
             let refuse = |error: Invalid| refused(entry, &error);
-            let metadata = self.metadata.get(name.as_str());
+            let metadata = self.metadata.get(entry.metadata_of.unwrap_or(name.as_str()));
             let metadata = metadata.map(|value| self.secrets.put_into_copy(value)).transpose();
             let metadata = metadata.map_err(|error| refuse(at("metadata")(error)))?;
             let build = Build {

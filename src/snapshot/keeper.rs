@@ -32,7 +32,7 @@ use crate::model::{
 };
 use crate::mtls::EdgeTls;
 use crate::observe::Registry;
-use crate::pipeline::{Chain, Consumer, Entry, Kept, PathRules, RouteInfo};
+use crate::pipeline::{CacheZones, Chain, Consumer, Entry, Kept, PathRules, RouteInfo};
 use crate::policy::{self, Modes, Policy, PolicyKeys};
 use crate::upstream::{Cluster, Roster};
 
@@ -237,6 +237,12 @@ impl Keeper {
     #[must_use]
     pub fn with_edge(self, tls: Arc<EdgeTls>) -> Self {
         Self { ssls: Ssls::new(tls), ..self }
+    }
+
+    /// With these zones for answers that plugins store. Set before anything is applied.
+    #[must_use]
+    pub fn with_cache_zones(self, zones: CacheZones) -> Self {
+        Self { kept: self.kept.clone().with_zones(zones), ..self }
     }
 
     /// With somebody who knows what references to secrets stand for. Without, whatever bears one is refused.

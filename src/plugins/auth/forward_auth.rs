@@ -15,7 +15,7 @@ use super::asking::{
 };
 use crate::pipeline::{
     Access, Answer, Build, Exchange, Fault, FieldValue, Flow, Hooks, Invalid, Plugin, Question,
-    Reply, Server, Template, field_name, host_of,
+    Reply, Server, Template, Vouched, field_name, host_of,
 };
 
 /// Asks a server whether a request may pass: a status below 300 lets it.
@@ -224,12 +224,15 @@ impl ForwardAuth {
     }
 
     fn tell_upstream(&self, exchange: &mut Exchange, told: &HeaderMap) {
+        let mut vouched = exchange.notes.find::<Vouched>().cloned().unwrap_or_default();
         for name in &self.upstream_headers {
             exchange.request.remove(name);
             for value in told.get_all(&**name) {
                 exchange.request.append(name, value.as_bytes());
+                vouched.add(name, value.as_bytes());
             }
         }
+        exchange.notes.leave(vouched);
     }
 
     fn refuse(&self, answer: Answer) -> Flow {

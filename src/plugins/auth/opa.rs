@@ -13,7 +13,7 @@ use super::asking::{
     readable_name, yes,
 };
 use crate::pipeline::{
-    Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Question, Reply, Server,
+    Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Question, Reply, Server, Vouched,
     arguments, field_name, host_of,
 };
 use crate::rt::unix_seconds;
@@ -149,14 +149,17 @@ impl Access for Opa {
         if !outcome.allow {
             return Ok(Flow::Reply(Box::new(refusal(outcome))));
         }
+        let mut vouched = exchange.notes.find::<Vouched>().cloned().unwrap_or_default();
         for name in &self.send_upstream {
             exchange.request.remove(name);
             let told = outcome.headers.iter().flatten();
             let told = told.filter(|(told, _)| told.eq_ignore_ascii_case(name));
             for value in told.filter_map(|(_, value)| text(value)) {
                 exchange.request.append(name, value.as_bytes());
+                vouched.add(name, value.as_bytes());
             }
         }
+        exchange.notes.leave(vouched);
         Ok(Flow::Next)
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use std::sync::Arc;
 
-use super::body;
+use super::body::{self, Coding};
 use crate::pipeline::{
     BodyFilter, Build, Exchange, Expr, Fault, FieldValue, Hooks, Invalid, Pattern, PatternOptions,
     Plugin, Replacement, ResponseBody, ResponseHead, Template, field_name,
@@ -230,14 +230,21 @@ impl ResponseHead for ResponseRewrite {
         if self.condition.as_ref().is_some_and(|condition| !exchange.judge(condition)) {
             return Ok(());
         }
-        if matches!(self.change, Change::Filters(..))
+        if let Change::Filters(filters, _) = &self.change
             && body::is_encoded(exchange)
             && body::may_be_there(exchange)
         {
             // To search in compressed bytes would find nothing and let pass what was to be replaced.
-            let encoding = exchange.response.text("content-encoding").unwrap_or("?");
-            let cause = format!("filters cannot read a body encoded as {encoding}");
-            return Err(Fault::gateway("the response cannot be rewritten", cause));
+            let Some(coding) = body::coding(exchange) else {
+                let encoding = exchange.response.text("content-encoding").unwrap_or("?");
+                let cause = format!("filters cannot read a body encoded as {encoding}");
+                return Err(Fault::gateway("the response cannot be rewritten", cause));
+            };
+            let decoding = (Arc::as_ptr(filters).cast::<()>().addr(), coding);
+            match exchange.notes.find_mut::<Decoded>() {
+                Some(decoded) => decoded.0.push(decoding),
+                None => exchange.notes.leave(Decoded(vec![decoding])),
+            }
         }
         let rendered = |fields: &[(Box<str>, Template)]| -> Vec<String> {
             fields.iter().map(|(_, value)| value.text(exchange)).collect()
@@ -275,6 +282,7 @@ impl ResponseBody for ResponseRewrite {
             Change::None => None,
             Change::Body(body) => Some(Box::new(Replace { body: Some(body.clone()) })),
             Change::Filters(filters, limit) => Some(Box::new(Search {
+                coding: exchange.notes.find::<Decoded>().and_then(|decoded| decoded.by(filters)),
                 filters: filters.clone(),
                 limit: *limit,
                 held: BytesMut::new(),
@@ -297,8 +305,20 @@ impl BodyFilter for Replace {
     }
 }
 
+/// A note: whose filters take which coding off. The head says nothing of it any more.
+struct Decoded(Vec<(usize, Coding)>);
+
+impl Decoded {
+    fn by(&self, filters: &Arc<[Compiled]>) -> Option<Coding> {
+        let own = Arc::as_ptr(filters).cast::<()>().addr();
+        self.0.iter().find(|(by, _)| *by == own).map(|(_, coding)| *coding)
+    }
+}
+
 /// Holds the body back and replaces in it when it is complete.
 struct Search {
+    /// What is taken off it first.
+    coding: Option<Coding>,
     filters: Arc<[Compiled]>,
     limit: usize,
     held: BytesMut,
@@ -316,6 +336,12 @@ impl BodyFilter for Search {
 
     fn finish(&mut self) -> Result<Bytes, Fault> {
         let mut body = self.held.split().freeze();
+        if let Some(coding) = self.coding {
+            let decoded = body::decoded(&body, coding, self.limit).map_err(|error| {
+                Fault::gateway("the response cannot be rewritten", error.to_string())
+            })?;
+            body = decoded.into();
+        }
         for Compiled { pattern, by, scope } in &*self.filters {
             match scope {
                 Scope::Once => {
@@ -431,10 +457,51 @@ mod tests {
         chain.response_head(&mut exchange).unwrap();
         assert_eq!(body(&chain, &exchange, &["12345678"]).unwrap(), "12345678");
         assert!(body(&chain, &exchange, &["12345678", "9"]).is_err());
-        let mut encoded = answered(200);
-        encoded.response.append("Content-Encoding", b"br");
-        let fault = chain.response_head(&mut encoded).unwrap_err();
-        assert!(fault.cause.contains("encoded as br"), "{}", fault.cause);
+        for coding in ["zstd", "gzip, br", "deflate"] {
+            let mut encoded = answered(200);
+            encoded.response.append("Content-Encoding", coding.as_bytes());
+            let fault = chain.response_head(&mut encoded).unwrap_err();
+            assert!(fault.cause.contains(&format!("encoded as {coding}")), "{}", fault.cause);
+        }
+    }
+
+    #[test]
+    fn filters_read_what_is_compressed_and_no_more_of_it_than_their_limit() {
+        use std::io::Write as _;
+        let gzip = |text: &str| {
+            let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            out.write_all(text.as_bytes()).unwrap();
+            out.finish().unwrap()
+        };
+        let brotli = |text: &str| {
+            let mut out = ::brotli::CompressorWriter::new(Vec::new(), 4096, 5, 20);
+            out.write_all(text.as_bytes()).unwrap();
+            out.into_inner()
+        };
+        let chain = compile::<ResponseRewrite>(json!({
+            "filters": [{"regex": "secret", "replace": "-"}], "max_resp_body_size": 100
+        }));
+        let rewritten = |coding: &str, coded: Vec<u8>| {
+            let mut exchange = answered(200);
+            exchange.response.append("Content-Encoding", coding.as_bytes());
+            chain.response_head(&mut exchange).unwrap();
+            assert_eq!(exchange.response.value("content-encoding"), None);
+            let mut filters = BodyFilters::default();
+            chain.filters(&exchange, &mut filters);
+            assert!(filters.chunk(coded.into())?.is_empty());
+            filters.finish()
+        };
+        assert_eq!(rewritten("gzip", gzip("a secret")).unwrap(), "a -");
+        assert_eq!(rewritten("BR", brotli("a secret")).unwrap(), "a -");
+        for (coding, coded) in [
+            ("gzip", gzip(&"x".repeat(101))),
+            ("br", brotli(&"x".repeat(101))),
+            ("gzip", b"no gzip".to_vec()),
+            ("br", gzip("a secret")),
+            ("gzip", gzip("a secret")[..15].to_vec()),
+        ] {
+            assert!(rewritten(coding, coded).is_err(), "{coding}");
+        }
     }
 
     #[test]

@@ -14,12 +14,13 @@ use super::judge::{Asked, ConnectionStanding, Judge, Kept, unlogged};
 use super::switch::Switch;
 use super::tunnel::Tunnel;
 use super::vigil::Vigil;
-use super::{BodyLength, Downstream, grpc, hooks, switch};
+use super::{BodyLength, Downstream, grpc, hooks, inner, switch};
 use crate::model::Listeners;
 use crate::mtls::Proof;
 use crate::observe::{DecisionRecord, DenialId, TokenFacts};
 use crate::pipeline::{
-    BodyFilters, Exchange, Fault, Flow, Known, Refusal, Reply, ResponseSource, Side as FaultSide,
+    BodyFilters, BodySource, Exchange, Fault, Flow, Known, Refusal, Reply, ResponseSource,
+    Side as FaultSide,
 };
 use crate::policy::{Decision, Outcome, Standing, other_readings};
 use crate::proxy::worker::Worker;
@@ -59,13 +60,35 @@ impl Chains<'_> {
         self.own().map_or(Ok(()), |chain| chain.response_head(exchange))
     }
 
-    fn filters(&self, exchange: &Exchange) -> BodyFilters {
-        let mut filters = BodyFilters::default();
-        self.snapshot.global.filters(exchange, &mut filters);
-        if let Some(chain) = self.own() {
+    fn filters(&self, exchange: &mut Exchange, mut filters: BodyFilters) -> BodyFilters {
+        let both = [Some(&self.snapshot.global), self.own()];
+        for chain in both.into_iter().flatten() {
             chain.filters(exchange, &mut filters);
         }
+        for chain in both.into_iter().flatten() {
+            chain.encode(exchange, &mut filters);
+        }
         filters
+    }
+
+    /// The upstream has answered: somebody may watch the body, or give another answer.
+    fn answered(&self, exchange: &mut Exchange, bodies: &mut BodyFilters) -> Option<Box<Reply>> {
+        let both = [Some(&self.snapshot.global), self.own()];
+        let mut both = both.into_iter().flatten().filter(|chain| chain.has_answered());
+        both.find_map(|chain| chain.answered(exchange, bodies))
+    }
+
+    /// The upstream has not answered: somebody may have an answer nevertheless.
+    fn failed(&self, exchange: &mut Exchange, fault: &Fault) -> Option<Box<Reply>> {
+        let both = [Some(&self.snapshot.global), self.own()];
+        let mut both = both.into_iter().flatten().filter(|chain| chain.has_answered());
+        both.find_map(|chain| chain.failed(exchange, fault))
+    }
+
+    /// May a plugin ask further requests in the caller's name?
+    fn asks_within(&self) -> bool {
+        self.snapshot.global.asks_within()
+            || self.route.is_some_and(|route| route.chain.asks_within())
     }
 
     fn log(&self, exchange: &Exchange) {
@@ -81,6 +104,17 @@ enum Course {
     Forward,
     Reply(Box<Reply>),
     Fault(Fault),
+}
+
+impl Course {
+    /// Does the caller get what an upstream says, now or earlier?
+    fn is_upstreams(&self) -> bool {
+        match self {
+            Self::Forward => true,
+            Self::Reply(reply) => reply.is_kept,
+            Self::Fault(_) => false,
+        }
+    }
 }
 
 impl From<Result<Flow, Fault>> for Course {
@@ -100,7 +134,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     caller: &mut D,
     standing: &mut ConnectionStanding,
     watchdog: &mut Watchdog,
-    proof: &Proof,
+    proof: &Arc<Proof>,
 ) -> After {
     // Looked at before the snapshot: what an older one decided is asked again.
     let policies = worker.watch.policies();
@@ -108,6 +142,8 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
     let mut hop = headers::receive(exchange, &standing.told);
     exchange.consumers = Some(snapshot.consumers.clone());
     exchange.is_http2 = caller.is_http2();
+    exchange.is_http10 = caller.is_http10();
+    exchange.has_body = !matches!(caller.request_body(), BodyLength::None | BodyLength::Known(0));
     let mut chains = Chains { snapshot: &snapshot, route: None, merged: None };
 
     let answered = async {
@@ -115,6 +151,10 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             Err(reply) => Course::Reply(reply),
             Ok(Admitted { route, awaits_token }) => {
                 chains.route = route;
+                if exchange.within.is_none() && chains.asks_within() {
+                    let door = inner::InnerDoor::new(worker, exchange, standing, proof);
+                    exchange.inner = Some(Arc::new(door));
+                }
                 let judge = Judge { worker, snapshot: &snapshot, connection: standing };
                 let mut course = rewrites(worker, exchange, caller, &mut chains).await;
                 if awaits_token {
@@ -123,7 +163,7 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
                 if matches!(course, Course::Forward) {
                     course = accesses(worker, exchange, caller, &chains).await;
                 }
-                if matches!(course, Course::Forward)
+                if course.is_upstreams()
                     && let Some(decision) = judge.refuses_rewritten(exchange)
                 {
                     course = Course::Reply(judge.refuse(exchange, decision));
@@ -132,9 +172,9 @@ pub(in crate::proxy) async fn exchange<D: Downstream>(
             }
         };
         let course = refused_by_plugin(course, worker, &snapshot, exchange, standing);
-        let course = match course {
-            Course::Forward => on_record(worker, &snapshot, exchange, standing).await,
-            answered => answered,
+        let course = match course.is_upstreams() {
+            true => on_record(course, worker, &snapshot, exchange, standing).await,
+            false => course,
         };
         match course {
             Course::Forward => {
@@ -211,7 +251,7 @@ fn admit<'a, D: Downstream>(
         && let Some(answer) = challenges.over_http(exchange.request.path())
     {
         let body = Bytes::copy_from_slice(answer.as_bytes());
-        let reply = Reply { status: 200, fields: Vec::new(), body };
+        let reply = Reply { status: 200, body, ..Reply::default() };
         return Err(Box::new(reply.with("Content-Type", "application/octet-stream")));
     }
     if let Some(edge) = &mut connection.edge {
@@ -331,6 +371,7 @@ fn refused_by_plugin(
 
 /// Where a route asks for it, waits until what was allowed is on record, and refuses it when it cannot be.
 async fn on_record(
+    course: Course,
     worker: &Worker,
     snapshot: &Snapshot,
     exchange: &Exchange,
@@ -338,7 +379,7 @@ async fn on_record(
 ) -> Course {
     let asked = Asked::of(exchange);
     if !asked.must_record() || worker.lane.written().await.is_ok() {
-        return Course::Forward;
+        return course;
     }
     let judge = Judge { worker, snapshot, connection };
     judge.refuse_unrecorded(&asked);
@@ -459,6 +500,9 @@ async fn forwarded<D: Downstream>(
             return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
         }
         Err(forward::Failure::Fault(fault)) => {
+            if let Some(reply) = chains.failed(exchange, &fault) {
+                return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
+            }
             return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
         }
     };
@@ -476,6 +520,15 @@ async fn forwarded<D: Downstream>(
         (Some(_), false) => switch::refused(caller, exchange),
         (Some(Switch::Connect), true) | (None, _) => Ok(()),
     };
+    let mut bodies = BodyFilters::default();
+    if !upstreamed.is_switched()
+        && let Some(reply) = chains.answered(exchange, &mut bodies)
+    {
+        if upstreamed.length == BodyLength::None {
+            upstreamed.settle(worker);
+        }
+        return reply_with(exchange, caller, chains, vigil.watchdog, worker, *reply).await;
+    }
     let status = exchange.response.status();
     if let Err(fault) = lawful.and_then(|()| chains.response_head(exchange)) {
         return faulted(exchange, caller, chains, vigil.watchdog, worker, fault).await;
@@ -485,9 +538,9 @@ async fn forwarded<D: Downstream>(
         exchange.response.set_status(status);
         return switched(exchange, caller, upstreamed, vigil.decided()).await;
     }
-    let filters = chains.filters(exchange);
+    let filters = chains.filters(exchange, bodies);
     let mut length = upstreamed.length;
-    if !filters.is_empty() && may_have_body(exchange) {
+    if filters.changes() && may_have_body(exchange) {
         // What filters make of the body is known only when they have made it.
         length = BodyLength::Unknown;
         exchange.response.remove("content-length");
@@ -615,22 +668,30 @@ async fn answer<D: Downstream>(
     if chains.response_head(exchange).is_err() {
         exchange.response.set_status(500);
     }
-    let mut filters = chains.filters(exchange);
-    let body = match filtered(&mut filters, reply.body) {
-        Ok(body) => body,
-        Err(fault) => {
-            tracing::warn!(cause = %fault.cause, "{}", fault.sentence);
-            exchange.response.set_status(500);
-            Bytes::new()
-        }
+    let mut filters = chains.filters(exchange, BodyFilters::default());
+    let rest = reply.rest.as_ref().filter(|_| may_have_body(exchange));
+    let mut rest = rest.and_then(|rest| rest.take());
+    let filtered = match rest {
+        // What comes behind it goes through the filters as it comes.
+        Some(_) => filters.chunk(reply.body),
+        None => filtered(&mut filters, reply.body),
     };
+    let body = filtered.unwrap_or_else(|fault| {
+        tracing::warn!(cause = %fault.cause, "{}", fault.sentence);
+        exchange.response.set_status(500);
+        rest = None;
+        Bytes::new()
+    });
     if matches!(reply.status, 408 | 413) {
         // Nobody waits for what is left of the body.
         caller.is_last();
     }
-    let length = match body.len() {
-        0 => BodyLength::None,
-        length => BodyLength::Known(length as u64),
+    let length = match (body.len(), &rest) {
+        (0, None) => BodyLength::None,
+        (_, Some(_)) if filters.changes() => BodyLength::Unknown,
+        (length, rest) => {
+            BodyLength::Known(length as u64 + rest.as_ref().map_or(0, |rest| rest.length()))
+        }
     };
     if caller.start_response(&exchange.response, length).is_err() {
         caller.abort();
@@ -639,13 +700,31 @@ async fn answer<D: Downstream>(
     watchdog.within(worker.limits.send_within);
     let mut left = body;
     let sent = poll_fn(|context| {
-        while !left.is_empty() {
-            match caller.poll_send(context, &left) {
-                Poll::Ready(Ok(taken)) => {
-                    let _ = left.split_to(taken);
+        loop {
+            while !left.is_empty() {
+                match caller.poll_send(context, &left) {
+                    Poll::Ready(Ok(taken)) => {
+                        let _ = left.split_to(taken);
+                    }
+                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken.to_string())),
+                    Poll::Pending => {
+                        return watchdog.poll(context).map(|()| Err("too slow".to_owned()));
+                    }
                 }
-                Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken.to_string())),
+            }
+            let Some(source) = &mut rest else { break };
+            match more(source.as_mut(), &mut filters, context) {
+                Poll::Ready(Ok((data, is_over))) => {
+                    left = data;
+                    watchdog.within(worker.limits.send_within);
+                    if is_over {
+                        rest = None;
+                    }
+                }
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault.cause)),
                 Poll::Pending => {
+                    // What is there must not wait for more.
+                    let _ = caller.poll_flush(context);
                     return watchdog.poll(context).map(|()| Err("too slow".to_owned()));
                 }
             }
@@ -677,6 +756,19 @@ fn discard_body<D: Downstream>(caller: &mut D) -> bool {
         left -= count;
         caller.consume(count);
     }
+}
+
+/// More of a body that is made while it is sent, as the filters let it through, and whether that is the last of it.
+fn more(
+    source: &mut dyn BodySource,
+    filters: &mut BodyFilters,
+    context: &mut std::task::Context<'_>,
+) -> Poll<Result<(Bytes, bool), Fault>> {
+    Poll::Ready(match std::task::ready!(source.poll_next(context)) {
+        Err(fault) => Err(fault),
+        Ok(Some(data)) => filters.chunk(data).map(|data| (data, false)),
+        Ok(None) => filters.finish().map(|last| (last, true)),
+    })
 }
 
 fn filtered(filters: &mut BodyFilters, body: Bytes) -> Result<Bytes, Fault> {

@@ -327,7 +327,7 @@ impl Judge<'_> {
             "reason": reason.code(),
             "denial": denial.as_str(),
         });
-        let reply = Reply { status: 403, fields: Vec::new(), body: format!("{body}\n").into() };
+        let reply = Reply { status: 403, body: format!("{body}\n").into(), ..Reply::default() };
         Box::new(
             reply
                 .with("Content-Type", "application/problem+json")

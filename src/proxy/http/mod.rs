@@ -17,6 +17,7 @@ pub(in crate::proxy) mod h2;
 pub(in crate::proxy) mod headers;
 mod hedge;
 mod hooks;
+mod inner;
 pub(in crate::proxy) mod judge;
 pub(in crate::proxy) mod origin;
 pub(in crate::proxy) mod pace;
@@ -121,6 +122,10 @@ pub(in crate::proxy) trait Downstream: Side {
     fn cut(&mut self);
     /// Does the caller speak HTTP/2?
     fn is_http2(&self) -> bool;
+    /// Does the caller speak HTTP/1.0?
+    fn is_http10(&self) -> bool {
+        false
+    }
     /// Bytes received and sent for this exchange so far.
     fn counts(&self) -> (u64, u64);
 }

@@ -119,11 +119,15 @@ impl Keeper {
         Ok(())
     }
 
-    /// Every resource that carries a plugin of that name, with its whole set.
+    /// Every resource that carries a plugin of that name, or one that reads its metadata, with its whole set.
     pub(super) fn carriers(&self, plugin: &str) -> Vec<(Kind, Id, PluginSet)> {
         let mut found = Vec::new();
+        let reads = |name: &String| {
+            let entry = self.table.get(name.as_str());
+            name == plugin || entry.is_some_and(|entry| entry.metadata_of == Some(plugin))
+        };
         let mut look = |kind: Kind, id: &Id, set: Option<&PluginSet>| {
-            if let Some(set) = set.filter(|set| set.contains_key(plugin)) {
+            if let Some(set) = set.filter(|set| set.keys().any(reads)) {
                 found.push((kind, id.clone(), set.clone()));
             }
         };

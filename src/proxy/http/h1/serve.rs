@@ -168,6 +168,10 @@ impl Downstream for Caller<'_> {
         false
     }
 
+    fn is_http10(&self) -> bool {
+        self.facts.http10
+    }
+
     fn counts(&self) -> (u64, u64) {
         (self.http.received, self.http.sent)
     }

@@ -121,7 +121,7 @@ impl Cancelled {
 /// What the streams of a connection share.
 struct Begun<'a> {
     client: &'a Arc<Client>,
-    proof: &'a Proof,
+    proof: &'a Arc<Proof>,
     cancelled: &'a Cancelled,
 }
 
