@@ -10,6 +10,7 @@ mod fault;
 mod fields;
 mod head;
 mod hooks;
+mod ldap;
 mod networks;
 mod outbound;
 mod path;
@@ -39,6 +40,7 @@ pub use fault::{Fault, Flow, Reply, Side};
 pub use fields::{FieldValue, field_name};
 pub use head::{Field, Head, Known};
 pub use hooks::{Access, Forward, Hooks, HooksOf, Log, ResponseBody, ResponseHead, Rewrite};
+pub use ldap::{LdapAccess, LdapError, LdapFound, LdapSearch, LdapServer, LdapTls, dn_escaped};
 pub use networks::Networks;
 pub use outbound::{Answer, Question, Server, Terms, Unanswered};
 pub use path::{
