@@ -96,6 +96,12 @@ fn absent(name: &str) -> Option<&'static str> {
         "gm" => {
             "TLS with SM2, SM3 and SM4 needs a patched OpenSSL; certificates here are ECDSA, RSA or Ed25519"
         }
+        "chaitin-waf" => {
+            "the protocol of its engine is published nowhere but in the engine's clients; put the engine before the gateway"
+        }
+        "data-mask" => {
+            "no log has queries or bodies here; the headers in the decision log are those that decision_log.headers names"
+        }
         "serverless-pre-function" | "serverless-post-function" | "exit-transformer" => {
             "it runs Lua, and there is none here"
         }

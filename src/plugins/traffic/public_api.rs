@@ -7,8 +7,10 @@ use serde::Deserialize;
 use crate::pipeline::{
     Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Registry, Reply,
 };
+use crate::plugins::auth::WolfApi;
 
-/// Answers at this route what a plugin has to tell: `/apisix/prometheus/metrics`. Put an auth plugin or a policy beside it.
+/// Answers at this route what a plugin has to tell: `/apisix/prometheus/metrics`, `/apisix/plugin/wolf-rbac/login` (POST),
+/// `/apisix/plugin/wolf-rbac/change_pwd` (PUT), `/apisix/plugin/wolf-rbac/user_info` (GET). Put an auth plugin or a policy beside it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Config {
@@ -18,10 +20,26 @@ pub(super) struct Config {
 }
 
 /// What there is.
+#[derive(Clone, Copy, Debug)]
+enum Endpoint {
+    Metrics,
+    Wolf(WolfApi),
+}
+
 const METRICS: &str = "/apisix/prometheus/metrics";
 
+impl Endpoint {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            METRICS => Some(Self::Metrics),
+            path => WolfApi::at(path).map(Self::Wolf),
+        }
+    }
+}
+
 pub(super) struct PublicApi {
-    uri: Option<String>,
+    /// The one that is answered whatever the request's path.
+    endpoint: Option<Endpoint>,
     metrics: Registry,
 }
 
@@ -32,29 +50,37 @@ impl Plugin for PublicApi {
     type Config = Config;
 
     fn compile(config: Config, build: &Build<'_>) -> Result<Hooks, Invalid> {
-        if let Some(uri) = config.uri.as_deref().filter(|uri| *uri != METRICS) {
-            return Err(Invalid::new(format!("uri: there is no '{uri}'; there is {METRICS}")));
-        }
-        let plugin = Self { uri: config.uri, metrics: build.metrics.clone() };
-        Ok(Hooks::of(plugin).access().done())
+        let endpoint = |uri: &String| {
+            let none = || {
+                Invalid::new(format!(
+                    "uri: there is no '{uri}'; there is {METRICS}, and login, change_pwd and user_info of /apisix/plugin/wolf-rbac/"
+                ))
+            };
+            Endpoint::at(uri).ok_or_else(none)
+        };
+        let endpoint = config.uri.as_ref().map(endpoint).transpose()?;
+        let plugin = Self { endpoint, metrics: build.metrics.clone() };
+        Ok(Hooks::of(plugin).access().reading_body().done())
     }
 }
 
 #[async_trait]
 impl Access for PublicApi {
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
-        let is_there = match &self.uri {
-            Some(_) => true,
-            None => exchange.uri().is_some_and(|path| *path == *METRICS.as_bytes()),
+        let named = || {
+            let path = exchange.uri()?;
+            Endpoint::at(std::str::from_utf8(&path).ok()?)
         };
-        Ok(Flow::Reply(Box::new(match is_there {
-            true => {
+        let reply = match self.endpoint.or_else(named) {
+            Some(Endpoint::Metrics) => {
                 let mut reply = Reply::text(200, self.metrics.render());
                 reply.fields = vec![("Content-Type".into(), "text/plain; version=0.0.4".into())];
                 reply
             }
-            false => Reply::empty(404),
-        })))
+            Some(Endpoint::Wolf(api)) => api.answer(exchange).await?,
+            None => Reply::empty(404),
+        };
+        Ok(Flow::Reply(Box::new(reply)))
     }
 }
 
