@@ -112,7 +112,7 @@ impl ControlPlane {
         let invalid = |why: String| Answer::bad(format!("invalid request body: {why}"));
         let top = sets::parse(call.headers, &call.body).map_err(invalid)?;
         let items = sets::read(top).map_err(|flaws| sets::refusal(&flaws))?;
-        let _alone = self.writes.lock().await;
+        let _alone = self.turns.alone().await;
         for _ in 0..ATTEMPTS {
             let (state, revision) = self.state().await?;
             let notes = self.notes().await?;

@@ -435,7 +435,7 @@ impl ControlPlane {
         (author, skips): (&str, bool),
     ) -> Result<Answer, Answer> {
         let (at, dry_run) = asked(body)?;
-        let _alone = self.writes.lock().await;
+        let _alone = self.turns.alone().await;
         let mut past = Vec::new();
         for kind in kinds.iter().filter(|kind| self.remembers(**kind)) {
             past.push((*kind, self.remembered(*kind, only.as_ref()).await?));

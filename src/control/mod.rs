@@ -26,6 +26,7 @@ mod revisions;
 pub mod serve;
 mod sets;
 pub mod standalone;
+mod turns;
 mod validate;
 mod wording;
 
@@ -49,6 +50,7 @@ use history::HistorySettings;
 use index::Index;
 use plugins::Plugins;
 use standalone::{Standalone, StandaloneSettings};
+use turns::Turns;
 use validate::Shapes;
 
 /// Which of a plugin's schemas is meant.
@@ -242,8 +244,8 @@ pub struct ControlPlane {
     index: Index,
     /// The newest revision that this process wrote: the index must have seen it before it is asked.
     written: AtomicU64,
-    /// From the check of references to the write nobody else writes here. It is held across the store's answer on purpose.
-    writes: tokio::sync::Mutex<()>,
+    /// Who may write at the same time.
+    turns: Turns,
     /// The policies that were asked about last.
     asked: questions::Asked,
     /// Completes the history of what is written past the Admin API.
@@ -320,7 +322,7 @@ impl ControlPlane {
             standalone: parts.standalone.map(Standalone::new),
             canaries: parts.canaries,
             written: AtomicU64::new(0),
-            writes: tokio::sync::Mutex::new(()),
+            turns: Turns::new(),
             asked: questions::Asked::default(),
             _historians: historians,
         }))

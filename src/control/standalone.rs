@@ -260,7 +260,7 @@ impl ControlPlane {
         if let Some(field) = stranger(&top) {
             return Err(invalid(format!("{field}: no kind of resource has this name")));
         }
-        let _alone = self.writes.lock().await;
+        let _alone = self.turns.alone().await;
         let next = next_config(&config, &top)?;
         let items: Vec<Item> =
             next.lists.values().flat_map(|list| list.items.iter().cloned()).collect();

@@ -29,7 +29,8 @@ pub use environment::substitute;
 pub use live::{Cached, Live, Publisher};
 pub use shards::Shards;
 pub use sockets::{Given, Sockets};
-pub use task::{Tasks, spawn};
+pub use task::{Tasks, spawn, turn};
 pub use time::{
-    Backoff, Clock, Watchdog, coarse_now, coarse_unix_millis, unix_millis, unix_seconds,
+    Backoff, Clock, Watchdog, coarse_now, coarse_unix_millis, coarse_unix_seconds, unix_millis,
+    unix_seconds,
 };

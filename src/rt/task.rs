@@ -1,6 +1,7 @@
 //! Tasks with an owner: the one place of the house that spawns.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::task::Poll;
 
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -37,4 +38,20 @@ impl Tasks {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Lets the tasks of this thread that are ready now go first.
+///
+/// Who has made something to send and waits a turn sends together with the others. Then whoever runs on another core is waked once for
+/// all of it: to wake it costs more than to send, and one that still has something to do needs no waking.
+pub fn turn() -> impl Future<Output = ()> + Send {
+    let mut is_over = false;
+    poll_fn(move |context| {
+        if std::mem::replace(&mut is_over, true) {
+            return Poll::Ready(());
+        }
+        // Not tokio's `yield_now`, which looks for events of the system first.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
 }

@@ -32,6 +32,11 @@ pub fn coarse_unix_millis() -> u64 {
     unix_millis()
 }
 
+/// As [`unix_seconds`], by the clock of [`coarse_unix_millis`].
+pub fn coarse_unix_seconds() -> i64 {
+    i64::try_from(coarse_unix_millis() / 1000).unwrap_or(i64::MAX)
+}
+
 /// As [`Instant::now`], for limits: up to two ticks of the system's clock late (some milliseconds), never early, and for a fraction
 /// of the cost.
 pub fn coarse_now() -> Instant {

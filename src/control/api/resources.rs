@@ -123,7 +123,7 @@ impl ControlPlane {
             return Err(Answer::bad(format!("wrong {name} id, do not need it")));
         }
         refuse_times(&fields)?;
-        let _alone = self.writes.lock().await;
+        let _turn = self.turns.of(target.row.kind, None).await;
         // Judged under a name that no resource bears yet: the real one exists only after a write.
         let nameless = Value::Object(fields.clone());
         call.may((target.row.kind, &Id::from(0)), None, Some(&nameless))?;
@@ -144,7 +144,7 @@ impl ControlPlane {
         let mut fields = configuration(call.body.clone())?;
         let id = target.id_of(&mut fields)?;
         refuse_times(&fields)?;
-        let _alone = self.writes.lock().await;
+        let _turn = self.turns.of(kind, Some(&id)).await;
         let judged = Value::Object(fields.clone());
         call.may((kind, &id), None, Some(&judged))?;
         if kind == Kind::Consumers {
@@ -216,7 +216,7 @@ impl ControlPlane {
             return Err(Answer::bad("invalid configuration"));
         }
         let Some(id) = target.full_id(id) else { return Err(Answer::key_not_found()) };
-        let _alone = self.writes.lock().await;
+        let _turn = self.turns.of(kind, Some(&id)).await;
         let key = self.key(kind, &id);
         let before = self.store.get(&key).await?.ok_or_else(Answer::key_not_found)?;
         let mut value = before.value.clone();
@@ -247,7 +247,8 @@ impl ControlPlane {
             return Err(Answer::bad(format!("missing {name} id")));
         };
         let Some(id) = target.full_id(id) else { return Err(Answer::key_not_found()) };
-        let _alone = self.writes.lock().await;
+        // What it takes away others may be about to name.
+        let _turn = self.turns.alone().await;
         call.principal.writes(kind).map_err(Answer::forbidden)?;
         let before = match self.store.get(&self.key(kind, &id)).await {
             Ok(Some(before)) => before.value,

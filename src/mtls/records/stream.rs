@@ -216,9 +216,9 @@ impl<S> MeshStream<S> {
         self.0.settled
     }
 
-    /// Does something wait here that was received already?
+    /// Does something wait here that was received already, the peer's word that nothing follows included?
     pub fn holds_received(&self) -> bool {
-        !self.0.part.is_empty() || !self.0.plain.is_empty()
+        self.0.reading != Reading::Open || !self.0.part.is_empty() || !self.0.plain.is_empty()
     }
 
     /// The stream and what seals for it, for tests that send what they must not.
@@ -303,11 +303,9 @@ impl<S> Records<S> {
         let mut rest = message.as_slice();
         while let [kind, a, b, c, more @ ..] = rest {
             let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-            let length = if length > MAX_MESSAGE {
+            if length > MAX_MESSAGE {
                 return Err(Fault::of(AlertDescription::DecodeError, "a message that is too long"));
-            } else {
-                length
-            };
+            }
             let Some((body, more)) = more.split_at_checked(length) else { break };
             match (*kind, &self.kernel) {
                 // Nothing is resumed in the mesh.

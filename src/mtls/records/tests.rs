@@ -181,6 +181,17 @@ async fn the_end_is_told_from_a_connection_that_was_cut() {
 }
 
 #[tokio::test]
+async fn an_end_that_came_with_the_last_data_is_known_before_the_next_read() {
+    let (mut near, mut far) = ours(0, 1 << 16).await;
+    near.write_all(b"all").await.unwrap();
+    assert!(!far.holds_received());
+    near.shutdown().await.unwrap();
+    let mut heard = [0; 4096];
+    assert_eq!(far.read(&mut heard).await.unwrap(), 3);
+    assert!(far.holds_received(), "a pool must not hand it out again");
+}
+
+#[tokio::test]
 async fn data_that_comes_with_the_last_message_of_a_handshake_is_read() {
     let (server, client) = configs(0);
     let (near, far) = duplex(1 << 16);

@@ -23,7 +23,7 @@ use crate::pipeline::{
 };
 use crate::policy::{Decision, Outcome, Standing, other_readings};
 use crate::proxy::worker::Worker;
-use crate::rt::Watchdog;
+use crate::rt::{Watchdog, turn};
 use crate::snapshot::{CompiledRoute, Merged, Snapshot};
 
 /// What happens to the connection after an exchange.
@@ -496,6 +496,10 @@ async fn forwarded<D: Downstream>(
         tracing::debug!(%broken, "the response cannot be begun");
         caller.abort();
         return After::Close;
+    }
+    // Streams of HTTP/2 go out together anyway.
+    if !caller.is_http2() {
+        turn().await;
     }
     let carried = {
         let carry = pin!(upstreamed.carry(caller, filters, vigil, exchange));

@@ -26,7 +26,7 @@ use crate::model::PassHost;
 use crate::mtls::Proof;
 use crate::pipeline::{BodyFilters, Exchange, Fault, Flow, Reply, Rewritten, Side, Template};
 use crate::proxy::worker::Worker;
-use crate::rt::coarse_now;
+use crate::rt::{coarse_now, coarse_unix_seconds, turn};
 use crate::snapshot::CompiledRoute;
 use crate::upstream::{
     Cluster, Endpoint, Held, Idle, Introduction, Multiplexed, Overflow, Pending, Place, Protocol,
@@ -308,6 +308,9 @@ impl Attempt<'_> {
             };
             vigil.over(reuse.proof.clone());
             self.send(exchange, caller, &mut origin)?;
+            if matches!(origin, Origin::Http1(_)) {
+                turn().await;
+            }
             exchange.times.forwarded = Some(Instant::now());
             caller.invite_body();
             match self.head(exchange, caller, &mut origin, upload, vigil).await {
@@ -395,7 +398,7 @@ impl Attempt<'_> {
         if !may_reuse {
             return None;
         }
-        let now = crate::rt::unix_seconds();
+        let now = coarse_unix_seconds();
         let stands = |proof: &Arc<Proof>| self.worker.watch.lapse(proof).is_none();
         poll_fn(|context| {
             let idle = self.worker.pool.lock().take(place, self.caller, now, stands, context);
@@ -536,7 +539,7 @@ impl Attempt<'_> {
             let origin = UpstreamHttp2::new(opener, streams, secure);
             Origin::Http2(Box::new(origin))
         };
-        let now = crate::rt::unix_seconds();
+        let now = coarse_unix_seconds();
         // What is no longer proved finishes the streams that it has, and gets no new ones.
         place.retain(|each| each.holds(now, |proof| self.worker.watch.lapse(proof).is_none()));
         let mut at = 0;
