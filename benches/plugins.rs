@@ -29,9 +29,15 @@ fn most_used() -> Vec<(&'static str, Value)> {
         ("jwt-auth", json!({})),
         ("key-auth", json!({})),
         ("consumer-restriction", json!({ "whitelist": ["jack", "jill"] })),
-        ("limit-count", json!({ "count": 1_000_000_000, "time_window": 3600, "key": "consumer_name" })),
+        (
+            "limit-count",
+            json!({ "count": 1_000_000_000, "time_window": 3600, "key": "consumer_name" }),
+        ),
         ("request-id", json!({})),
-        ("proxy-rewrite", json!({ "regex_uri": ["^/api/(.*)$", "/$1"], "headers": { "set": { "x-from": "gateway" } } })),
+        (
+            "proxy-rewrite",
+            json!({ "regex_uri": ["^/api/(.*)$", "/$1"], "headers": { "set": { "x-from": "gateway" } } }),
+        ),
         ("response-rewrite", json!({ "headers": { "set": { "x-served-by": "gateway" } } })),
         ("prometheus", json!({})),
     ]
@@ -122,7 +128,9 @@ fn token() -> String {
 
 /// All phases of one exchange, as the proxy walks them.
 async fn walk(chain: &Chain, exchange: &mut Exchange) {
-    for flow in [chain.rewrite(exchange).await, chain.access(exchange).await, chain.forward(exchange).await] {
+    for flow in
+        [chain.rewrite(exchange).await, chain.access(exchange).await, chain.forward(exchange).await]
+    {
         assert!(matches!(flow, Ok(Flow::Next)), "a plugin does not let the request through");
     }
     exchange.response.set_status(200);
@@ -151,7 +159,8 @@ fn chains(criterion: &mut Criterion) {
                     for _ in 0..times {
                         // Making the request is no part of it.
                         exchange.forget();
-                        exchange.request = Head::request("GET", "/api/items?page=2", "shop.example");
+                        exchange.request =
+                            Head::request("GET", "/api/items?page=2", "shop.example");
                         exchange.request.append("apikey", b"jack-key");
                         exchange.request.append("authorization", token.as_bytes());
                         exchange.request.append("origin", b"https://shop.example");
@@ -214,7 +223,8 @@ fn redis(criterion: &mut Criterion) {
     let count = json!({ "count": 1_000_000_000, "time_window": 3600, "key": "remote_addr" });
     let sliding = json!({ "count": 1_000_000_000, "time_window": 3600, "key": "remote_addr", "window_type": "sliding" });
     let req = json!({ "rate": 1e9, "burst": 1e6, "key": "remote_addr", "nodelay": true });
-    let conn = json!({ "conn": 1_000_000, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr" });
+    let conn =
+        json!({ "conn": 1_000_000, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr" });
     let (kept, metrics) = (Kept::default(), Registry::new());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut group = criterion.benchmark_group("plugins/redis");
@@ -247,7 +257,12 @@ fn redis(criterion: &mut Criterion) {
             let mut spent = spent.split_off(400);
             spent.sort_unstable();
             let at = |part: usize| spent[spent.len() * part / 100].as_micros();
-            println!("{title}, {at_once} at once: p50 {} us, p90 {} us, p99 {} us", at(50), at(90), at(99));
+            println!(
+                "{title}, {at_once} at once: p50 {} us, p90 {} us, p99 {} us",
+                at(50),
+                at(90),
+                at(99)
+            );
         }
         group.bench_function(title, |bencher| {
             bencher.iter_custom(|times| {

@@ -67,7 +67,8 @@ async fn requests_are_what_the_document_says() {
         json!({ "oas-validator": settings, "proxy-rewrite": { "uri": "/" } })
     };
     let route = async |id: &str, host: &str, plugins: Value| {
-        let route = json!({ "uri": "/*", "host": host, "upstream": edge.upstream(), "plugins": plugins });
+        let route =
+            json!({ "uri": "/*", "host": host, "upstream": edge.upstream(), "plugins": plugins });
         edge.put(&format!("/routes/{id}"), &route).await;
     };
     route("1", "strict.test", with(json!({ "verbose_errors": true, "rejection_status_code": 422, "max_req_body_size": 64 }))).await;
@@ -90,14 +91,18 @@ async fn requests_are_what_the_document_says() {
         let seen = edge.app.requests();
         let ask = async |host: &str| {
             let address = edge.ingress.address("ingress");
-            super::world::send(address, method, path, &[header, ("host", host)], body.to_owned()).await
+            super::world::send(address, method, path, &[header, ("host", host)], body.to_owned())
+                .await
         };
         let answer = ask("strict.test").await;
         match says {
             None => assert_eq!(answer.status, 200, "{path}: {}", answer.text()),
             Some(says) => {
                 let message = answer.json()["message"].as_str().unwrap().to_owned();
-                assert!(message.starts_with("failed to validate request. ") && message.contains(says), "{message}");
+                assert!(
+                    message.starts_with("failed to validate request. ") && message.contains(says),
+                    "{message}"
+                );
                 assert_eq!((answer.status, edge.app.requests()), (422, seen), "{path}");
             }
         }
@@ -117,14 +122,29 @@ async fn requests_are_what_the_document_says() {
             (json!({ "spec": "" }), "spec"),
             (json!({ "spec": "openapi: 3.1.0" }), "spec: it is no JSON"),
             (json!({ "spec_url": "ftp://a" }), "spec_url"),
-            (json!({ "spec_url": "http://a", "spec_url_request_headers": { "a": 1 } }), "spec_url_request_headers"),
+            (
+                json!({ "spec_url": "http://a", "spec_url_request_headers": { "a": 1 } }),
+                "spec_url_request_headers",
+            ),
             (json!({ "spec_url": "http://a", "ssl_verify": "no" }), "ssl_verify"),
             (json!({ "spec_url": "http://a", "timeout": 999 }), "timeout"),
             (json!({ "spec": spec, "verbose_errors": 1 }), "verbose_errors"),
-            (json!({ "spec": spec, "skip_path_params_validation": 1 }), "skip_path_params_validation"),
-            (json!({ "spec": spec, "skip_query_param_validation": 1 }), "skip_query_param_validation"),
-            (json!({ "spec": spec, "skip_request_header_validation": 1 }), "skip_request_header_validation"),
-            (json!({ "spec": spec, "skip_request_body_validation": 1 }), "skip_request_body_validation"),
+            (
+                json!({ "spec": spec, "skip_path_params_validation": 1 }),
+                "skip_path_params_validation",
+            ),
+            (
+                json!({ "spec": spec, "skip_query_param_validation": 1 }),
+                "skip_query_param_validation",
+            ),
+            (
+                json!({ "spec": spec, "skip_request_header_validation": 1 }),
+                "skip_request_header_validation",
+            ),
+            (
+                json!({ "spec": spec, "skip_request_body_validation": 1 }),
+                "skip_request_body_validation",
+            ),
             (json!({ "spec": spec, "reject_if_not_match": 1 }), "reject_if_not_match"),
             (json!({ "spec": spec, "rejection_status_code": 399 }), "rejection_status_code"),
             (json!({ "spec": spec, "max_req_body_size": 0 }), "max_req_body_size"),
@@ -144,17 +164,27 @@ async fn a_document_is_fetched_kept_and_fetched_again() {
     edge.route("1", "/*", json!({ "oas-validator": settings })).await;
     // Without a document nothing passes.
     let none = edge.get("/items/7").await;
-    assert_eq!((none.status, none.json()), (500, json!({ "error_msg": "the OpenAPI document cannot be had" })));
+    assert_eq!(
+        (none.status, none.json()),
+        (500, json!({ "error_msg": "the OpenAPI document cannot be had" }))
+    );
     shelf.put(Some(document(5)));
-    eventually_async("it is there", || async { (edge.get("/items/7").await.status == 200).then_some(()) })
-        .await;
+    eventually_async("it is there", || async {
+        (edge.get("/items/7").await.status == 200).then_some(())
+    })
+    .await;
     let refused = edge.get("/items/4").await;
-    assert_eq!((refused.status, refused.json()), (400, json!({ "message": "failed to validate request." })));
+    assert_eq!(
+        (refused.status, refused.json()),
+        (400, json!({ "message": "failed to validate request." }))
+    );
     assert!(shelf.asked.lock().unwrap().iter().all(|token| token.as_deref() == Some("t")));
     // Another one holds when the time of the first is over.
     shelf.put(Some(document(1)));
-    eventually_async("the new one holds", || async { (edge.get("/items/4").await.status == 200).then_some(()) })
-        .await;
+    eventually_async("the new one holds", || async {
+        (edge.get("/items/4").await.status == 200).then_some(())
+    })
+    .await;
     // What cannot be fetched takes nothing away.
     shelf.put(None);
     let asked = shelf.asked.lock().unwrap().len();
@@ -164,6 +194,9 @@ async fn a_document_is_fetched_kept_and_fetched_again() {
         (shelf.asked.lock().unwrap().len() > asked + 1).then_some(())
     })
     .await;
-    let answer = edge.admin.ask("PUT", "/plugin_metadata/oas-validator", Some(&json!({ "spec_url_ttl": 0 }))).await;
+    let answer = edge
+        .admin
+        .ask("PUT", "/plugin_metadata/oas-validator", Some(&json!({ "spec_url_ttl": 0 })))
+        .await;
     assert_eq!(answer.status, 400, "{}", answer.text());
 }

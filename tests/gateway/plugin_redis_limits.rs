@@ -56,8 +56,7 @@ async fn several_gateways_together_let_through_exactly_what_there_is() {
         ("passing", &slow, json!({ "limit-conn": with(&one, &place(json!({ "key_ttl": 2 }))) })),
     ] {
         let upstream = json!({ "nodes": { app.address.to_string(): 1 } });
-        let route =
-            json!({ "uri": format!("/{name}"), "upstream": upstream, "plugins": plugins });
+        let route = json!({ "uri": format!("/{name}"), "upstream": upstream, "plugins": plugins });
         revision = admin.put(&format!("/routes/{name}"), &route).await;
     }
     admin.applied(revision, GATEWAYS).await;
@@ -158,8 +157,11 @@ async fn redis_away_is_an_answer_and_never_a_hang() {
         ("/conn", one_at_once(&place)),
         ("/lenient-req", two_requests(&lenient)),
         ("/lenient-conn", one_at_once(&lenient)),
-        ("/rules", json!({ "limit-conn": with(&place, &json!({ "default_conn_delay": 0.1, "key_ttl": 60,
-            "rules": [{ "conn": 1, "burst": 0, "key": "$arg_k" }, { "conn": "2", "burst": 0, "key": "$arg_l" }] })) })),
+        (
+            "/rules",
+            json!({ "limit-conn": with(&place, &json!({ "default_conn_delay": 0.1, "key_ttl": 60,
+            "rules": [{ "conn": 1, "burst": 0, "key": "$arg_k" }, { "conn": "2", "burst": 0, "key": "$arg_l" }] })) }),
+        ),
     ];
     for (path, plugins) in &routes {
         edge.route(&path[1..], path, plugins.clone()).await;
@@ -182,8 +184,14 @@ async fn redis_away_is_an_answer_and_never_a_hang() {
     let refused = edge.get("/req?k=a").await;
     assert_eq!((refused.status, refused.json()), (429, json!({ "error_msg": "slowly" })));
     // Who has no key counts by address, apart from who names that address as a key.
-    assert_eq!([edge.get("/req?k=127.0.0.1").await.status, edge.get("/req").await.status], [200; 2]);
-    assert_eq!([edge.get("/req?k=127.0.0.1").await.status, edge.get("/req").await.status], [200; 2]);
+    assert_eq!(
+        [edge.get("/req?k=127.0.0.1").await.status, edge.get("/req").await.status],
+        [200; 2]
+    );
+    assert_eq!(
+        [edge.get("/req?k=127.0.0.1").await.status, edge.get("/req").await.status],
+        [200; 2]
+    );
     assert_eq!(edge.get("/req").await.status, 429);
     // It hears and does not answer.
     redis.freeze();
@@ -213,7 +221,10 @@ async fn a_request_above_the_rate_waits_for_its_turn_by_redis_clock() {
     let edge = Edge::new();
     let redis = RedisServer::start(&[]);
     let place = json!({ "policy": "redis", "redis_host": "127.0.0.1", "redis_port": redis.port, "redis_timeout": 20_000 });
-    let patient = with(&json!({ "rate": 10, "burst": 2, "key": "$arg_a $arg_b", "key_type": "var_combination" }), &place);
+    let patient = with(
+        &json!({ "rate": 10, "burst": 2, "key": "$arg_a $arg_b", "key_type": "var_combination" }),
+        &place,
+    );
     edge.route("1", "/patient", json!({ "limit-req": patient })).await;
     let start = Instant::now();
     let ask = || edge.get("/patient?a=1");
@@ -230,7 +241,10 @@ async fn a_request_above_the_rate_waits_for_its_turn_by_redis_clock() {
         };
         let of = |more: Value| with(&good, &more);
         let redis = |field: &str, value: Value| {
-            with(&of(json!({ "policy": "redis", "redis_host": "127.0.0.1" })), &json!({ field: value }))
+            with(
+                &of(json!({ "policy": "redis", "redis_host": "127.0.0.1" })),
+                &json!({ field: value }),
+            )
         };
         [
             (of(json!({ "policy": "redis" })), "redis_host: is required"),
@@ -253,7 +267,10 @@ async fn a_request_above_the_rate_waits_for_its_turn_by_redis_clock() {
             (redis("redis_cluster_name", json!("a")), "redis_cluster_name: has no meaning"),
             (redis("redis_cluster_nodes", json!([])), "redis_cluster_nodes"),
             (redis("redis_cluster_ssl", json!(true)), "redis_cluster_ssl: has no meaning"),
-            (redis("redis_cluster_ssl_verify", json!(true)), "redis_cluster_ssl_verify: has no meaning"),
+            (
+                redis("redis_cluster_ssl_verify", json!(true)),
+                "redis_cluster_ssl_verify: has no meaning",
+            ),
             (redis("redis_sentinels", json!([{ "host": "127.0.0.1" }])), "redis_sentinels"),
             (redis("redis_nothing", json!(1)), "redis_nothing"),
             (redis("key_ttl", json!(0)), "key_ttl"),

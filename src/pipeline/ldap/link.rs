@@ -54,7 +54,8 @@ impl Link {
     pub(super) async fn open(access: &Access) -> Result<Self, Error> {
         let server = access.name();
         let unreachable = |source: io::Error| Error::Unreachable { server: access.name(), source };
-        let mut tcp = TcpStream::connect((&*access.host, access.port)).await.map_err(unreachable)?;
+        let mut tcp =
+            TcpStream::connect((&*access.host, access.port)).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let Some(tls) = access.tls else {
             let stream: Box<dyn Stream> = Box::new(tcp);

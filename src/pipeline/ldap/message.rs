@@ -3,9 +3,18 @@
 /// A request, or the part of one that follows the message's number.
 pub(super) enum Request<'a> {
     /// An empty name and password bind as nobody.
-    Bind { name: &'a str, password: &'a [u8] },
+    Bind {
+        name: &'a str,
+        password: &'a [u8],
+    },
     /// Entries below `base`, at any depth, whose `attribute` equals `value`; no attributes of theirs.
-    Search { base: &'a str, attribute: &'a str, value: &'a [u8], entries: u32, seconds: u32 },
+    Search {
+        base: &'a str,
+        attribute: &'a str,
+        value: &'a [u8],
+        entries: u32,
+        seconds: u32,
+    },
     StartTls,
 }
 
@@ -43,10 +52,8 @@ impl Request<'_> {
                 &[&integer(INTEGER, 3), &part(TEXT, &[name.as_bytes()]), &part(0x80, &[password])],
             ),
             Self::Search { base, attribute, value, entries, seconds } => {
-                let equals = part(
-                    0xa3,
-                    &[&part(TEXT, &[attribute.as_bytes()]), &part(TEXT, &[value])],
-                );
+                let equals =
+                    part(0xa3, &[&part(TEXT, &[attribute.as_bytes()]), &part(TEXT, &[value])]);
                 part(
                     0x63,
                     &[
@@ -167,17 +174,15 @@ mod tests {
     #[test]
     fn requests_are_the_bytes_that_a_directory_reads() {
         let bind = Request::Bind { name: "cn=a", password: b"p" }.message(1);
-        assert_eq!(
-            hex::encode(bind),
-            "3011020101600c0201030404636e3d61800170"
-        );
+        assert_eq!(hex::encode(bind), "3011020101600c0201030404636e3d61800170");
         let none = Request::Bind { name: "", password: b"" }.message(127);
         assert_eq!(hex::encode(none), "300c02017f60070201030400 8000".replace(' ', ""));
         let tls = hex::encode(Request::StartTls.message(128));
         assert!(tls.starts_with("301e02020080 7718 8016".replace(' ', "").as_str()), "{tls}");
         // A value stays a value, whatever it would mean in a filter's text.
         let value = b"*)(uid=*))(|(uid=\0*";
-        let search = Request::Search { base: "dc=a", attribute: "uid", value, entries: 2, seconds: 5 };
+        let search =
+            Request::Search { base: "dc=a", attribute: "uid", value, entries: 2, seconds: 5 };
         let bytes = search.message(3);
         let mut part = &bytes[..];
         let mut message = expect(&mut part, SEQUENCE).unwrap();

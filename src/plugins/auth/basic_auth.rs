@@ -5,9 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::entrance::{Entrance, Verifier, directory, found, name_and_password, named};
-use crate::pipeline::{
-    Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Redacted, Rewrite,
-};
+use crate::pipeline::{Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Redacted, Rewrite};
 
 /// Callers must present the user name and the password of a consumer.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -85,9 +85,10 @@ mod tests {
         ] {
             assert_eq!(read(uri), Some((host.to_owned(), port)), "{uri}");
         }
-        for uri in
-            ["", ":389", "a:0", "a:b", "a:70000", "ldap://a", "a b", "[::1", "[::1]389", "a/b", "::1"]
-        {
+        for uri in [
+            "", ":389", "a:0", "a:b", "a:70000", "ldap://a", "a b", "[::1", "[::1]389", "a/b",
+            "::1",
+        ] {
             assert_eq!(read(uri), None, "{uri}");
         }
     }

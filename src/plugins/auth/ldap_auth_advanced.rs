@@ -29,7 +29,12 @@ pub(super) struct Config {
     base_dn: String,
     /// The attribute that has the user name.
     #[serde(default = "default_attribute")]
-    #[schemars(length(max = 256), regex(pattern = r"^(?:[A-Za-z][A-Za-z0-9-]*|(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))+)(?:;[A-Za-z0-9-]+)*$"))]
+    #[schemars(
+        length(max = 256),
+        regex(
+            pattern = r"^(?:[A-Za-z][A-Za-z0-9-]*|(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))+)(?:;[A-Za-z0-9-]+)*$"
+        )
+    )]
     attribute: String,
     /// Who searches; nobody in particular when not given.
     #[serde(default)]
@@ -220,9 +225,7 @@ impl Rewrite for LdapAuthAdvanced {
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
         let request = &exchange.request;
         let presented = match name_and_password(request.value("proxy-authorization"), self.scheme) {
-            Err(_) => {
-                name_and_password(request.value("authorization"), self.scheme)
-            }
+            Err(_) => name_and_password(request.value("authorization"), self.scheme),
             presented => presented,
         };
         let Ok((name, password)) = presented else {
@@ -247,7 +250,9 @@ impl Rewrite for LdapAuthAdvanced {
             None if self.consumer_required => Ok(self.refused()),
             None => {
                 // Nobody in particular, and what the caller says of itself is not that either.
-                for name in ["X-Consumer-Username", "X-Credential-Identifier", "X-Consumer-Custom-ID"] {
+                for name in
+                    ["X-Consumer-Username", "X-Credential-Identifier", "X-Consumer-Custom-ID"]
+                {
                     exchange.request.remove(name);
                 }
                 Ok(Flow::Next)

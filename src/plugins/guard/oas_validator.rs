@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use super::openapi::{Document, Request, Skips};
 use crate::pipeline::{
-    Access, Build, Exchange, Fault, Flow, Head, Hooks, Invalid, Known, Plugin, Question, Server, Terms,
+    Access, Build, Exchange, Fault, Flow, Head, Hooks, Invalid, Known, Plugin, Question, Server,
+    Terms,
 };
 use crate::plugins::bounds;
 
@@ -282,12 +283,8 @@ fn header_of(head: &Head) -> impl Fn(&str) -> Option<String> + '_ {
     }
 }
 
-fn request<'r>(
-    head: &'r Head,
-    path: &'r str,
-    header: &'r dyn Fn(&str) -> Option<String>,
-) -> Request<'r> {
-    Request { path, query: head.query().unwrap_or_default(), header }
+fn request<'r>(head: &'r Head, header: &'r dyn Fn(&str) -> Option<String>) -> Request<'r> {
+    Request { query: head.query().unwrap_or_default(), header }
 }
 
 #[async_trait]
@@ -298,13 +295,13 @@ impl Access for OasValidator {
         let path = exchange.uri();
         let path = path.as_deref().and_then(|path| std::str::from_utf8(path).ok());
         let meant = path.and_then(|path| document.find(head.method(), path));
-        let (Some(path), Some(meant)) = (path, meant) else {
+        let Some(meant) = meant else {
             return Ok(match self.rejects_unknown {
                 true => self.refuse("the document has no such path and method"),
                 false => Flow::Next,
             });
         };
-        if let Err(why) = meant.check(&request(head, path, &header_of(head)), self.skips) {
+        if let Err(why) = meant.check(&request(head, &header_of(head)), self.skips) {
             return Ok(self.refuse(&why));
         }
         if meant.has_body() && !self.skips.body {
@@ -460,12 +457,36 @@ mod tests {
         for version in ["3.0.3", "3.1.0"] {
             let chain = chain(version, json!({"rejection_status_code": 422}));
             for (method, target, kind, body, says) in [
-                ("POST", "/items", Some(json_type), r#"{"name": "a", "note": null, "count": 2}"#, None),
-                ("POST", "/items", Some(json_type), r#"{"name": "a", "parent": {"name": "b"}}"#, None),
-                ("POST", "/items", Some(json_type), r#"{"name": "a", "parent": {"name": 1}}"#, Some("/parent/name")),
+                (
+                    "POST",
+                    "/items",
+                    Some(json_type),
+                    r#"{"name": "a", "note": null, "count": 2}"#,
+                    None,
+                ),
+                (
+                    "POST",
+                    "/items",
+                    Some(json_type),
+                    r#"{"name": "a", "parent": {"name": "b"}}"#,
+                    None,
+                ),
+                (
+                    "POST",
+                    "/items",
+                    Some(json_type),
+                    r#"{"name": "a", "parent": {"name": 1}}"#,
+                    Some("/parent/name"),
+                ),
                 ("POST", "/items", Some(json_type), r#"{"name": null}"#, Some("/name")),
                 ("POST", "/items", Some(json_type), r#"{"name": "a", "count": 1}"#, Some("/count")),
-                ("POST", "/items", Some(json_type), r#"{"name": 1, "name": "a"}"#, Some("comes twice")),
+                (
+                    "POST",
+                    "/items",
+                    Some(json_type),
+                    r#"{"name": 1, "name": "a"}"#,
+                    Some("comes twice"),
+                ),
                 ("POST", "/items", Some(json_type), "{", Some("no JSON")),
                 ("POST", "/items", Some(json_type), "", Some("a body is required")),
                 ("POST", "/items", Some(form_type), "name=a", Some("is not expected")),
@@ -493,7 +514,8 @@ mod tests {
         let all = json!({"skip_path_params_validation": true, "skip_query_param_validation": true,
             "skip_request_header_validation": true, "skip_request_body_validation": true});
         let lenient = chain("3.1.0", all);
-        for (method, target) in [("GET", "/items?page=x"), ("GET", "/items/x"), ("POST", "/items")] {
+        for (method, target) in [("GET", "/items?page=x"), ("GET", "/items/x"), ("POST", "/items")]
+        {
             assert_eq!(refusal(&lenient, method, target, &[], "{").await, None, "{target}");
         }
         assert!(refusal(&lenient, "GET", "/nothing", &[], "").await.is_some());
@@ -528,14 +550,52 @@ mod tests {
             (json!({"spec": "{}"}), "spec: openapi: 3.0 or 3.1"),
             (json!({"spec": r#"{"openapi": "2.0"}"#}), "spec: openapi: 3.0 or 3.1"),
             (json!({"spec": {}}), "expected a string"),
-            (spec(|d| d["paths"]["/items"]["get"]["parameters"][0]["in"] = json!("body")), "'tags': in"),
-            (spec(|d| d["paths"]["/items"]["get"]["parameters"][0]["style"] = json!("matrix")), "style: 'matrix'"),
-            (spec(|d| d["paths"]["/items"]["get"]["parameters"][0]["schema"] = json!({"type": "what"})), "'tags'"),
-            (spec(|d| d["paths"]["/items"]["get"]["parameters"][0]["schema"] = json!({"pattern": "(a)\\1"})), "'tags'"),
-            (spec(|d| d["paths"]["/items"]["parameters"][0]["$ref"] = json!("#/components/none")), "/components/none"),
-            (spec(|d| d["paths"]["/items"]["parameters"][0]["$ref"] = json!("http://127.0.0.1:1/x")), "leaves the document"),
-            (spec(|d| d["components"]["schemas"]["Item"] = json!({"$ref": "http://127.0.0.1:1/x"})), "127.0.0.1"),
-            (spec(|d| d["components"]["parameters"]["Page"] = json!({"$ref": "#/components/parameters/Page"})), "too many references"),
+            (
+                spec(|d| d["paths"]["/items"]["get"]["parameters"][0]["in"] = json!("body")),
+                "'tags': in",
+            ),
+            (
+                spec(|d| d["paths"]["/items"]["get"]["parameters"][0]["style"] = json!("matrix")),
+                "style: 'matrix'",
+            ),
+            (
+                spec(|d| {
+                    d["paths"]["/items"]["get"]["parameters"][0]["schema"] = json!({"type": "what"})
+                }),
+                "'tags'",
+            ),
+            (
+                spec(|d| {
+                    d["paths"]["/items"]["get"]["parameters"][0]["schema"] =
+                        json!({"pattern": "(a)\\1"})
+                }),
+                "'tags'",
+            ),
+            (
+                spec(|d| {
+                    d["paths"]["/items"]["parameters"][0]["$ref"] = json!("#/components/none")
+                }),
+                "/components/none",
+            ),
+            (
+                spec(|d| {
+                    d["paths"]["/items"]["parameters"][0]["$ref"] = json!("http://127.0.0.1:1/x")
+                }),
+                "leaves the document",
+            ),
+            (
+                spec(|d| {
+                    d["components"]["schemas"]["Item"] = json!({"$ref": "http://127.0.0.1:1/x"})
+                }),
+                "127.0.0.1",
+            ),
+            (
+                spec(|d| {
+                    d["components"]["parameters"]["Page"] =
+                        json!({"$ref": "#/components/parameters/Page"})
+                }),
+                "too many references",
+            ),
             (spec(|d| d["paths"]["/a/{b}-{c}"] = json!({"get": {}})), "one parameter at most"),
             (with("spec_url", json!("ftp://a")), "spec_url: http://host"),
             (with("spec_url_request_headers", json!({"a b": "c"})), "spec_url_request_headers.a b"),
@@ -550,7 +610,10 @@ mod tests {
             (with("verbose_errors", json!("yes")), "boolean"),
             (with("reject_if_not_match", json!("yes")), "boolean"),
             (with("skip", json!(true)), "unknown field `skip`"),
-            (json!({"spec": "{}", "spec_url_request_headers": {"a": "b"}}), "has no meaning with spec"),
+            (
+                json!({"spec": "{}", "spec_url_request_headers": {"a": "b"}}),
+                "has no meaning with spec",
+            ),
         ] {
             let error = refused::<OasValidator>(config.clone());
             assert!(error.contains(says), "{says}: {error}");

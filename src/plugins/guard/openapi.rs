@@ -60,8 +60,6 @@ pub(super) struct Skips {
 
 /// What is looked at.
 pub(super) struct Request<'r> {
-    /// Decoded.
-    pub(super) path: &'r str,
     pub(super) query: &'r str,
     /// A header's value, all its lines.
     pub(super) header: &'r dyn Fn(&str) -> Option<String>,
@@ -104,7 +102,8 @@ impl Document {
         let mut templates = Vec::new();
         for path in paths.keys().filter(|path| path.starts_with('/')) {
             let at = format!("/paths/{}", part(path));
-            let operations = source.operations(&at).map_err(|why| format!("paths {path}: {why}"))?;
+            let operations =
+                source.operations(&at).map_err(|why| format!("paths {path}: {why}"))?;
             let segments = segments(path).map_err(|why| format!("paths {path}: {why}"))?;
             templates.push(Template { segments, operations });
         }
@@ -309,7 +308,8 @@ impl Source<'_> {
     fn body(&self, at: &str) -> Result<Body, String> {
         let (at, body) = self.resolve(at)?;
         let mut content = Vec::new();
-        for media in body.get("content").and_then(Value::as_object).into_iter().flat_map(Map::keys) {
+        for media in body.get("content").and_then(Value::as_object).into_iter().flat_map(Map::keys)
+        {
             let at = format!("{at}/content/{}/schema", part(media));
             let name = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
             let is_form = name == "application/x-www-form-urlencoded";

@@ -173,7 +173,11 @@ impl LimitReq {
     }
 
     /// The same in Redis, for all gateways together.
-    async fn take_remotely(&self, remote: &Remote, name: &str) -> Result<Option<Duration>, RedisError> {
+    async fn take_remotely(
+        &self,
+        remote: &Remote,
+        name: &str,
+    ) -> Result<Option<Duration>, RedisError> {
         let (rate, burst) = (self.rate.to_string(), self.burst.to_string());
         let arguments = [rate.as_bytes(), burst.as_bytes()];
         let [admitted, micros] = remote.run(&TAKE, name.as_bytes(), &arguments).await?;

@@ -183,9 +183,8 @@ return {count + 1}
     )
 });
 
-static LEAVE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new("return {redis.call('ZREM', KEYS[1], unpack(ARGV))}")
-});
+static LEAVE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("return {redis.call('ZREM', KEYS[1], unpack(ARGV))}"));
 
 /// The places of one limit in Redis. Those that are given back are sent by one task at a time, which ends when none is left.
 struct Ledger {

@@ -314,15 +314,23 @@ async fn wolf_is_asked_for_a_token_a_password_and_a_user_through_public_api() {
     let judge = Judge::new(|question| {
         let user = json!({ "id": 7, "username": "ann" });
         let token = question["headers"]["x-rbac-token"].as_str().unwrap_or_default();
-        let body: Value = serde_json::from_str(question["body"].as_str().unwrap()).unwrap_or_default();
-        let told = match (question["method"].as_str().unwrap(), question["path"].as_str().unwrap()) {
+        let body: Value =
+            serde_json::from_str(question["body"].as_str().unwrap()).unwrap_or_default();
+        let told = match (question["method"].as_str().unwrap(), question["path"].as_str().unwrap())
+        {
             ("POST", "/wolf/rbac/login.rest") if body["password"] == "secret" => {
                 assert_eq!((&body["appID"], &body["username"]), (&json!("shop"), &json!("ann")));
                 json!({ "ok": true, "data": { "token": "good", "userInfo": user } })
             }
-            ("POST", "/wolf/rbac/login.rest") if body["password"] == "fault" => return (503, vec![], String::new()),
-            ("POST", "/wolf/rbac/change_pwd") if token == "good" && body["newPassword"] == "n" => json!({ "ok": true }),
-            ("GET", "/wolf/rbac/user_info") if token == "good" => json!({ "ok": true, "data": { "userInfo": user } }),
+            ("POST", "/wolf/rbac/login.rest") if body["password"] == "fault" => {
+                return (503, vec![], String::new());
+            }
+            ("POST", "/wolf/rbac/change_pwd") if token == "good" && body["newPassword"] == "n" => {
+                json!({ "ok": true })
+            }
+            ("GET", "/wolf/rbac/user_info") if token == "good" => {
+                json!({ "ok": true, "data": { "userInfo": user } })
+            }
             _ => json!({ "ok": false, "reason": "ERR_SOMETHING" }),
         };
         (200, vec![], told.to_string())
@@ -375,7 +383,10 @@ async fn wolf_is_asked_for_a_token_a_password_and_a_user_through_public_api() {
     let with_type = [token, json_type[0]];
     assert_eq!(ask("PUT", &api("change_pwd"), &with_type, body).await, changed);
     assert_eq!(ask("PUT", &api("change_pwd"), &with_type, "{}").await, message(200, failed));
-    assert_eq!(ask("GET", &api("user_info"), &[token], "").await, told(200, json!({ "user_info": user })));
+    assert_eq!(
+        ask("GET", &api("user_info"), &[token], "").await,
+        told(200, json!({ "user_info": user }))
+    );
     for (value, expected) in [
         (None, message(401, "Missing rbac token in request")),
         (Some("V1#shop"), message(401, "invalid rbac token: parse failed")),
@@ -386,7 +397,9 @@ async fn wolf_is_asked_for_a_token_a_password_and_a_user_through_public_api() {
         assert_eq!(ask("GET", &api("user_info"), &headers, "").await, expected, "{value:?}");
     }
     // Nothing else is there, nor by another method.
-    for (method, name) in [("GET", "login"), ("POST", "user_info"), ("POST", "change_pwd"), ("GET", "other")] {
+    for (method, name) in
+        [("GET", "login"), ("POST", "user_info"), ("POST", "change_pwd"), ("GET", "other")]
+    {
         assert_eq!(ask(method, &api(name), &[token], "").await.0, 404, "{method} {name}");
     }
     assert_eq!(edge.app.requests(), 0);

@@ -53,8 +53,11 @@ async fn who_binds_with_a_password_is_the_consumer_of_that_name() {
     let edge = Edge::new(
         &[
             ("/plain", json!({ "ldap-auth": plain })),
-            ("/hidden", json!({ "ldap-auth": with(&plain, json!({ "hide_credentials": true, "realm": "shop", "uid": "cn",
-                "use_tls": false, "tls_verify": false })) })),
+            (
+                "/hidden",
+                json!({ "ldap-auth": with(&plain, json!({ "hide_credentials": true, "realm": "shop", "uid": "cn",
+                "use_tls": false, "tls_verify": false })) }),
+            ),
             ("/other", json!({ "ldap-auth": with(&plain, json!({ "uid": "uid" })) })),
         ],
         &json!({ "consumers": people("ldap-auth") }),
@@ -106,7 +109,10 @@ async fn who_binds_with_a_password_is_the_consumer_of_that_name() {
     // Nobody is there any more, then there is again: connections that were kept are dead.
     slapd.stop();
     let away = edge.get("/plain", &[("authorization", &jane)]).await;
-    assert_eq!((away.status, away.json()), (500, json!({ "error_msg": "the directory cannot be asked" })));
+    assert_eq!(
+        (away.status, away.json()),
+        (500, json!({ "error_msg": "the directory cannot be asked" }))
+    );
     slapd.resume();
     assert_eq!(edge.get("/plain", &[("authorization", &jane)]).await.status, 200);
 }
@@ -116,17 +122,29 @@ async fn who_is_found_by_an_attribute_binds_as_that_entry() {
     let (_, slapd) = certified(&["127.0.0.1"]);
     let uri = format!("127.0.0.1:{}", slapd.port);
     let plain = json!({ "base_dn": "dc=shop,dc=test", "ldap_uri": uri });
-    let free = with(&plain, json!({ "attribute": "uid", "header_type": "basic", "consumer_required": false, "realm": "shop",
-        "keepalive": true, "keepalive_pool_name": "p", "keepalive_pool_size": 2, "keepalive_timeout": 5000, "size_limit": 10, "time_limit": 3 }));
+    let free = with(
+        &plain,
+        json!({ "attribute": "uid", "header_type": "basic", "consumer_required": false, "realm": "shop",
+        "keepalive": true, "keepalive_pool_name": "p", "keepalive_pool_size": 2, "keepalive_timeout": 5000, "size_limit": 10, "time_limit": 3 }),
+    );
     let by = json!({ "bind_dn": "cn=gateway,dc=shop,dc=test", "ldap_password": "of the gateway" });
     let edge = Edge::new(
         &[
             ("/plain", json!({ "ldap-auth-advanced": plain })),
             ("/free", json!({ "ldap-auth-advanced": free })),
             ("/staff", json!({ "ldap-auth-advanced": with(&free, by.clone()) })),
-            ("/unkept", json!({ "ldap-auth-advanced": with(&free, json!({ "keepalive": false })) })),
-            ("/wrong", json!({ "ldap-auth-advanced": with(&with(&free, by), json!({ "ldap_password": "wrong" })) })),
-            ("/nowhere", json!({ "ldap-auth-advanced": with(&free, json!({ "base_dn": "dc=elsewhere" })) })),
+            (
+                "/unkept",
+                json!({ "ldap-auth-advanced": with(&free, json!({ "keepalive": false })) }),
+            ),
+            (
+                "/wrong",
+                json!({ "ldap-auth-advanced": with(&with(&free, by), json!({ "ldap_password": "wrong" })) }),
+            ),
+            (
+                "/nowhere",
+                json!({ "ldap-auth-advanced": with(&free, json!({ "base_dn": "dc=elsewhere" })) }),
+            ),
             ("/hasty", json!({ "ldap-auth-advanced": with(&free, json!({ "timeout": 300 })) })),
         ],
         &json!({ "consumers": people("ldap-auth-advanced") }),
@@ -146,9 +164,13 @@ async fn who_is_found_by_an_attribute_binds_as_that_entry() {
     assert_eq!(answer.seen("x-consumer-username"), None);
     let answer = edge.get("/free", &[("authorization", &basic("jane:pa:ss word"))]).await;
     assert_eq!(answer.seen("x-consumer-username").as_deref(), Some("jane"));
-    for (path, name) in
-        [("/free", "star*(\\)"), ("/unkept", "john"), ("/unkept", "john"), ("/staff", "mary"), ("/staff", "john")]
-    {
+    for (path, name) in [
+        ("/free", "star*(\\)"),
+        ("/unkept", "john"),
+        ("/unkept", "john"),
+        ("/staff", "mary"),
+        ("/staff", "john"),
+    ] {
         let answer = edge.get(path, &[("authorization", &basic(&format!("{name}:secret")))]).await;
         assert_eq!(answer.status, 200, "{path} {name}: {}", answer.text());
     }
@@ -164,7 +186,8 @@ async fn who_is_found_by_an_attribute_binds_as_that_entry() {
         let headers: Vec<_> = line.iter().map(|line| ("authorization", &**line)).collect();
         let refused = edge.get(path, &headers).await;
         assert_eq!(refused.message(), (401, "Authorization required".into()), "{path} {line:?}");
-        let challenge = if path == "/free" { "Basic realm=\"shop\"" } else { "ldap realm=\"ldap\"" };
+        let challenge =
+            if path == "/free" { "Basic realm=\"shop\"" } else { "ldap realm=\"ldap\"" };
         assert_eq!(refused.header("www-authenticate"), Some(challenge));
     }
     for (path, text) in [
@@ -192,7 +215,11 @@ async fn who_is_found_by_an_attribute_binds_as_that_entry() {
     assert_eq!(edge.get("/plain", &[("authorization", &ldap("john:secret"))]).await.status, 401);
     for path in ["/wrong", "/nowhere"] {
         let failed = edge.get(path, &[("authorization", &basic("john:secret"))]).await;
-        assert_eq!(failed.json(), json!({ "error_msg": "the directory cannot be asked" }), "{path}");
+        assert_eq!(
+            failed.json(),
+            json!({ "error_msg": "the directory cannot be asked" }),
+            "{path}"
+        );
         assert_eq!(failed.status, 500);
     }
     assert_eq!(edge.app.requests(), seen);
@@ -223,10 +250,14 @@ async fn tls_of_either_kind_is_verified_with_the_systems_roots() {
         with(&json!({ "base_dn": "ou=users,dc=shop,dc=test", "ldap_uri": uri }), more)
     };
     let simple = |port: u16, verify: bool| json!({ "ldap-auth": plain(port, json!({ "use_tls": true, "tls_verify": verify })) });
-    let advanced = |port: u16, way: &str, verify: bool| json!({ "ldap-auth-advanced": plain(port, json!({
-        way: true, "ssl_verify": verify, "header_type": "basic" })) });
+    let advanced = |port: u16, way: &str, verify: bool| {
+        json!({ "ldap-auth-advanced": plain(port, json!({
+        way: true, "ssl_verify": verify, "header_type": "basic" })) })
+    };
     let mut routes = Vec::new();
-    for (server, of, good) in [(&slapd, "good", true), (&stranger, "stranger", false), (&misnamed, "misnamed", false)] {
+    for (server, of, good) in
+        [(&slapd, "good", true), (&stranger, "stranger", false), (&misnamed, "misnamed", false)]
+    {
         for verify in [true, false] {
             for (way, plugins) in [
                 ("simple", simple(server.tls_port, verify)),
