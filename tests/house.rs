@@ -34,7 +34,7 @@ rt
 ";
 
 /// Files beside the plugins of a family that several of them share; they are no plugins and have no row.
-const SHARED_PLUGIN_FILES: [&str; 21] = [
+const SHARED_PLUGIN_FILES: [&str; 28] = [
     "auth/asking.rs",
     "auth/badge.rs",
     "auth/browser.rs",
@@ -42,16 +42,23 @@ const SHARED_PLUGIN_FILES: [&str; 21] = [
     "auth/cookies.rs",
     "auth/entrance.rs",
     "auth/jose.rs",
+    "auth/ldap.rs",
     "auth/provider.rs",
     "auth/session.rs",
     "auth/session_store.rs",
     "auth/signing.rs",
+    "auth/wolf_api.rs",
+    "guard/openapi.rs",
+    "guard/parameter.rs",
     "guard/plain_json.rs",
     "limit/amount.rs",
     "limit/count_settings.rs",
     "limit/counter.rs",
     "limit/keyed.rs",
+    "limit/place.rs",
+    "limit/refusal.rs",
     "limit/remote.rs",
+    "limit/under_way.rs",
     "log/batch.rs",
     "traffic/weights.rs",
     "transform/body.rs",

@@ -71,7 +71,7 @@ def arguments():
     parser.add_argument("--json", metavar="FILE", help="all cells, as out/results.json has them")
     ours = parser.add_argument_group("variants of ours, each beside the plain one in the same rounds")
     ours.add_argument("--routes", default="1", metavar="1,10000", help="routes loaded")
-    ours.add_argument("--plugins", default="0", metavar="0,5,10", help="plugins on the route, those beyond 5 in a global rule")
+    ours.add_argument("--plugins", default="0", metavar="0,5,10,keyed", help="plugins on the route, those beyond 5 in a global rule; keyed: key-auth, limit-count, prometheus")
     ours.add_argument("--workers", default="1", metavar="1,2", help="worker threads")
     ours.add_argument("--audit", default="on", metavar="on,each,off", help="allows aggregated, each with a record of its own, or not recorded")
     ours.add_argument("--against", action="append", default=[], metavar="NAME=BINARY", help="another binary of ours beside it")
@@ -87,7 +87,12 @@ def arguments():
     options.seconds = options.seconds or (1 if options.quick else 3)
     options.idle = options.idle or (1000 if options.quick else 5000)
     for key in ("routes", "plugins", "workers"):
-        setattr(options, key, [int(value) for value in getattr(options, key).split(",")])
+        values = getattr(options, key).split(",")
+        setattr(options, key, [value if (key, value) == ("plugins", "keyed") else int(value) for value in values])
+    if "keyed" in options.plugins and set(options.topologies) - {"A", "B", "C"}:
+        parser.error("--plugins keyed: the load of A, B and C alone carries the key (--topologies A,B,C)")
+    # All contestants get the same requests, so that what is compared is what they do with them.
+    options.path = "/bench?apikey=bench-key" if "keyed" in options.plugins else "/bench"
     options.audit = options.audit.split(",")
     if set(options.audit) - {"on", "each", "off"}:
         parser.error("--audit: on (allows are aggregated), each, or off (what is refused alone is recorded)")
@@ -172,7 +177,7 @@ def counted(stand, work):
 
 def kept(stand, options, cores, port, **more):
     load = Load("keep", cores.load, to=f"127.0.0.1:{port}", connections=options.connections, seconds=options.seconds,
-                size=BODY_SIZE, **more).ready()
+                size=BODY_SIZE, path=options.path, **more).ready()
     report, used = counted(stand, load.go)
     return {
         "cpu_ms_per_1000": used * 1000 / report["requests"],
@@ -184,7 +189,7 @@ def kept(stand, options, cores, port, **more):
 
 def at_fixed_rate(stand, options, cores):
     load = Load("rate", cores.load, to=f"127.0.0.1:{stand.door}", connections=10, rate=options.rate,
-                seconds=max(2, options.seconds), size=BODY_SIZE).ready()
+                seconds=max(2, options.seconds), size=BODY_SIZE, path=options.path).ready()
     report, used = counted(stand, load.go)
     return {
         "rate_cpu_ms_per_1000": used * 1000 / report["requests"],

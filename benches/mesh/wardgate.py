@@ -9,6 +9,13 @@ import urllib.request
 from machine import OUT, TRUST_DOMAIN, Cores, Failed, free_port, log_of
 from peers import Sidecars
 
+# What stands before many a service: who calls, how often, and what is counted of it. The key comes with each request, of all contestants.
+KEYED = {
+    "key-auth": {},
+    "limit-count": {"count": 1000000000, "time_window": 3600, "key": "consumer_name", "rejected_code": 429},
+    "prometheus": {},
+}
+CALLER = {"username": "bench", "plugins": {"key-auth": {"key": "bench-key"}}}
 # Plugins as they stand on a route of a service, then the same number once more for all routes.
 PLUGINS = {
     "request-id": {"include_in_response": False},
@@ -72,9 +79,12 @@ class Wardgate:
     def _furnish(self, resources):
         """Other routes beside the one that is used, and plugins."""
         used = resources["routes"][0]
-        if self.plugins:
+        if self.plugins == "keyed":
+            used["plugins"] = KEYED
+            resources["consumers"] = [CALLER]
+        elif self.plugins:
             used["plugins"] = dict(list(PLUGINS.items())[:self.plugins])
-        if self.plugins > len(PLUGINS):
+        if self.plugins != "keyed" and self.plugins > len(PLUGINS):
             chosen = list(EVERYWHERE.items())[:self.plugins - len(PLUGINS)]
             resources["global_rules"] = [{"id": "everywhere", "plugins": dict(chosen)}]
         resources["routes"] += other_routes(used, self.routes - 1)

@@ -102,6 +102,12 @@ fn absent(name: &str) -> Option<&'static str> {
         "authz-casbin" => {
             "the library for its models brings a scripting language; opa, acl and identity policies decide"
         }
+        "chaitin-waf" => {
+            "the protocol of its engine is published nowhere but in the engine's clients; put the engine before the gateway"
+        }
+        "data-mask" => {
+            "no log has queries or bodies here; the headers in the decision log are those that decision_log.headers names"
+        }
         "serverless-pre-function" | "serverless-post-function" | "exit-transformer" => {
             "it runs Lua, and there is none here"
         }

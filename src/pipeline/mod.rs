@@ -12,6 +12,7 @@ mod fields;
 mod head;
 mod hooks;
 mod inner;
+mod ldap;
 mod networks;
 mod outbound;
 mod path;
@@ -49,6 +50,7 @@ pub use hooks::{
     Taken,
 };
 pub use inner::{Inner, InnerAnswer, InnerAnswers, InnerRequest, Within};
+pub use ldap::{LdapAccess, LdapError, LdapFound, LdapSearch, LdapServer, LdapTls, dn_escaped};
 pub use networks::Networks;
 pub use outbound::{Answer, Question, Server, Terms, Unanswered};
 pub use path::{

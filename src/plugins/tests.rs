@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use super::ALL;
+use crate::pipeline::tests::exchange;
 use crate::pipeline::{
-    Build, Chain, Entry, Hooks, Id, Invalid, Kept, Kind, Link, NoTargets, Plugin, Registry,
+    Build, Chain, Entry, Flow, Hooks, Id, Invalid, Kept, Kind, Link, NoTargets, Plugin, Registry,
 };
 
 mod reference;
@@ -83,11 +84,14 @@ const PRIORITIES: &[(&str, i32)] = &[
     ("jwe-decrypt", 2509),
     ("jwt-auth", 2510),
     ("key-auth", 2500),
+    ("ldap-auth", 2540),
+    ("ldap-auth-advanced", 2541),
     ("limit-conn", 1003),
     ("limit-count", 1002),
     ("limit-req", 1001),
     ("mocking", 10900),
     ("multi-auth", 2600),
+    ("oas-validator", 512),
     ("opa", 2001),
     ("openid-connect", 2599),
     ("prometheus", 500),
@@ -151,6 +155,55 @@ fn every_row_has_a_doc_line_a_documented_schema_and_an_example_that_compiles() {
         assert!(error.contains("no_such_field"), "{name}: {error}");
         for broken in [json!(null), json!([]), json!("x"), json!(1)] {
             assert!(compile(&broken).is_err(), "{name} takes {broken}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_meta_says_holds_for_each_plugin() {
+    let owner = Id::parse("r1").unwrap();
+    for row in ALL {
+        let (name, kept) = (row.name, Kept::default());
+        let example: Value = serde_json::from_str(row.example).unwrap();
+        let link = |meta: Value| {
+            let hooks = (row.compile)(&example, &build(&owner, name, None, &kept)).unwrap();
+            let meta = serde_json::from_value(meta).unwrap();
+            Link::new(name, row.priority, Some(&meta), hooks).unwrap()
+        };
+        let off = link(json!({"disable": true}));
+        assert!(off.is_disabled() && Chain::new([off]).plugins().is_empty(), "{name}");
+        let last = Link::new("other", row.priority - 1, None, Hooks::none()).unwrap();
+        let sorted = Chain::new([link(json!({"priority": row.priority - 2})), last]);
+        assert_eq!(sorted.plugins(), ["other", name]);
+
+        let never = Chain::new([link(json!({"filter": [["arg_never", "==", "1"]]}))]);
+        let mut exchange = exchange("OPTIONS", "/?a=1", "h");
+        exchange.request.append("Origin", b"http://a");
+        let before = format!("{:?}", exchange.request);
+        for flow in [
+            never.rewrite(&mut exchange).await,
+            never.access(&mut exchange).await,
+            never.forward(&mut exchange).await,
+        ] {
+            assert!(matches!(flow, Ok(Flow::Next)), "{name}");
+        }
+        exchange.response.set_status(200);
+        never.response_head(&mut exchange).unwrap();
+        never.log(&exchange);
+        assert_eq!(before, format!("{:?}", exchange.request), "{name}");
+        assert_eq!(exchange.response.fields().count(), 0, "{name}");
+        assert!(!exchange.rewritten.is_any() && exchange.consumer.is_none(), "{name}");
+
+        let dressed = Chain::new([link(json!({"error_response": {"told": "by us"}}))]);
+        let mut exchange = self::exchange("GET", "/", "h");
+        let flow = match dressed.rewrite(&mut exchange).await {
+            Ok(Flow::Next) => dressed.access(&mut exchange).await,
+            flow => flow,
+        };
+        if let Ok(Flow::Reply(reply)) = flow
+            && reply.status >= 400
+        {
+            assert_eq!(&reply.body[..], b"{\"told\":\"by us\"}\n", "{name}");
         }
     }
 }

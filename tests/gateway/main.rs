@@ -54,7 +54,9 @@ mod plugin_cors;
 mod plugin_csrf;
 mod plugin_limits;
 mod plugin_made_up;
+mod plugin_oas;
 mod plugin_redis;
+mod plugin_redis_limits;
 mod plugin_restrictions;
 mod plugin_traffic;
 mod plugins;
@@ -74,6 +76,8 @@ mod routing;
 mod safety;
 mod scoping;
 mod secrets;
+#[path = "../support/slapd.rs"]
+mod slapd;
 mod stapling;
 mod storm;
 mod tls_attacks;

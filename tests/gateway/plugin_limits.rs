@@ -57,7 +57,7 @@ async fn limit_req_lets_requests_wait_for_their_turn_or_refuses_them() {
 }
 
 /// An application that answers when it is told to, and says how many wait.
-fn slow() -> (App, Arc<AtomicUsize>, Arc<AtomicBool>) {
+pub(crate) fn slow() -> (App, Arc<AtomicUsize>, Arc<AtomicBool>) {
     let (waiting, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
     let (counted, gate) = (waiting.clone(), open.clone());
     let app = App::serving(move |_: Request<hyper::body::Incoming>| {

@@ -198,6 +198,16 @@ async fn a_cluster_is_asked_where_the_key_is() {
     for key in 0..12 {
         assert_eq!(three(&edge, &format!("/c?k={key}")).await.0, [200, 200, 429], "{key}");
     }
+    // So are the other two limits.
+    edge.route("2", "/req", super::plugin_redis_limits::two_requests(&place)).await;
+    edge.route("3", "/conn", super::plugin_redis_limits::one_at_once(&place)).await;
+    for key in 0..6 {
+        assert_eq!(three(&edge, &format!("/req?k={key}")).await.0, [200, 200, 429], "{key}");
+        eventually_async("the place is given back", || async {
+            (edge.get(&format!("/conn?k={key}")).await.status == 200).then_some(())
+        })
+        .await;
+    }
     // Both have some of the keys.
     for node in [&one, &other] {
         assert_ne!(node.ask("DBSIZE"), ":0");
@@ -218,4 +228,8 @@ async fn sentinels_name_the_server() {
     edge.route("2", "/nobody", limit(&place("other"))).await;
     assert_eq!(three(&edge, "/s").await.0, [200, 200, 429]);
     assert_eq!(edge.get("/nobody").await.status, 500);
+    edge.route("3", "/req", super::plugin_redis_limits::two_requests(&place("mymaster"))).await;
+    edge.route("4", "/conn", super::plugin_redis_limits::one_at_once(&place("mymaster"))).await;
+    assert_eq!(three(&edge, "/req?k=1").await.0, [200, 200, 429]);
+    assert_eq!(edge.get("/conn?k=1").await.status, 200);
 }

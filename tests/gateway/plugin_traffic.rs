@@ -297,6 +297,9 @@ async fn public_api_tells_what_there_is_and_nothing_of_the_admin_api() {
     )
     .await;
     edge.refuses("gm", &[(json!({}), "unknown plugin [gm]: TLS with SM2")]).await;
+    edge.refuses("chaitin-waf", &[(json!({}), "unknown plugin [chaitin-waf]: the protocol")]).await;
+    edge.refuses("data-mask", &[(json!({}), "unknown plugin [data-mask]: no log has queries")])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
@@ -106,6 +108,40 @@ pub(super) fn token_in<'h>(head: &'h Head, header: &str) -> Option<&'h str> {
     })
 }
 
+/// Why a request presents no name and password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unpresented {
+    Missing,
+    Malformed,
+}
+
+impl Unpresented {
+    /// As APISIX says it.
+    pub(super) const fn told(self) -> &'static str {
+        match self {
+            Self::Missing => "Missing authorization in request",
+            Self::Malformed => "Invalid authorization in request",
+        }
+    }
+}
+
+/// The name and the password that a header's line presents under `scheme`, as RFC 7617 writes them.
+pub(super) fn name_and_password(
+    line: Option<&[u8]>,
+    scheme: &str,
+) -> Result<(String, Vec<u8>), Unpresented> {
+    use Unpresented::{Malformed, Missing};
+    let line = std::str::from_utf8(line.ok_or(Missing)?).map_err(|_| Malformed)?;
+    let (found, encoded) = line.split_once(' ').ok_or(Malformed)?;
+    if !found.eq_ignore_ascii_case(scheme) {
+        return Err(Malformed);
+    }
+    let decoded = STANDARD.decode(encoded.trim_matches(' ')).map_err(|_| Malformed)?;
+    let colon = decoded.iter().position(|byte| *byte == b':').ok_or(Malformed)?;
+    let name = std::str::from_utf8(&decoded[..colon]).map_err(|_| Malformed)?;
+    Ok((name.to_owned(), decoded[colon + 1..].to_vec()))
+}
+
 /// The first cookie of that name.
 pub(super) fn cookie<'h>(head: &'h Head, name: &str) -> Option<&'h str> {
     let lines = head.all("cookie").filter_map(|line| std::str::from_utf8(line).ok());
@@ -184,6 +220,23 @@ mod tests {
         assert_eq!(exchange.request.all("cookie").count(), 1);
         assert_eq!(exchange.request.target(), "/a?x=1");
         assert_eq!(exchange.rewritten.target.as_deref(), Some("/b"));
+    }
+
+    #[test]
+    fn what_is_presented_is_read_strictly() {
+        let read = |line: &str| name_and_password(Some(line.as_bytes()), "basic");
+        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
+        assert_eq!(read(&basic("jack:a:b")).unwrap(), ("jack".into(), b"a:b".to_vec()));
+        assert_eq!(read(&basic(":")).unwrap(), (String::new(), Vec::new()));
+        assert!(read(&basic("jack:p").to_lowercase()).is_err(), "base64 has cases");
+        assert!(read(&basic("jack:p").replace("Basic", "bAsIc")).is_ok(), "the scheme has not");
+        for bad in
+            ["", "Basic", "Basic ", "Basic !!", "Bearer amFjazpw", &basic("jack"), "Basicamp"]
+        {
+            assert_eq!(read(bad).unwrap_err().told(), "Invalid authorization in request", "{bad}");
+        }
+        let none = name_and_password(None, "basic").unwrap_err();
+        assert_eq!(none.told(), "Missing authorization in request");
     }
 
     #[test]

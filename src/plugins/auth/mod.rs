@@ -21,6 +21,9 @@ mod jose;
 mod jwe_decrypt;
 mod jwt_auth;
 mod key_auth;
+mod ldap;
+mod ldap_auth;
+mod ldap_auth_advanced;
 mod multi_auth;
 mod opa;
 mod openid_connect;
@@ -30,7 +33,10 @@ mod session_store;
 mod signing;
 mod spiffe_auth;
 mod spiffe_jwt;
+mod wolf_api;
 mod wolf_rbac;
+
+pub(super) use wolf_api::WolfApi;
 
 pub(super) const ROWS: &[Entry] = &[
     Entry::of::<attach_consumer_label::AttachConsumerLabel>(),
@@ -45,6 +51,9 @@ pub(super) const ROWS: &[Entry] = &[
     Entry::of::<jwe_decrypt::JweDecrypt>().ready_credential::<jwe_decrypt::Credential>("key"),
     Entry::of::<jwt_auth::JwtAuth>().ready_credential::<jwt_auth::Credential>("key"),
     Entry::of::<key_auth::KeyAuth>().credential::<key_auth::Credential>("key"),
+    Entry::of::<ldap_auth::LdapAuth>().ready_credential::<ldap::Credential>("user_dn"),
+    Entry::of::<ldap_auth_advanced::LdapAuthAdvanced>()
+        .ready_credential::<ldap::Credential>("user_dn"),
     Entry::of::<multi_auth::MultiAuth>().authenticating(),
     Entry::of::<opa::Opa>(),
     Entry::of::<openid_connect::OpenidConnect>(),

@@ -50,7 +50,7 @@ const ATTEMPTS: usize = 3;
 
 /// A consumer's application.
 pub(super) struct Application {
-    server: Server,
+    pub(super) server: Server,
     /// The headers for id, name and nickname.
     headers: [Box<str>; 3],
 }
@@ -157,7 +157,7 @@ impl ResponseHead for WolfRbac {
 }
 
 /// The token of the request: in the query, a header or a cookie.
-fn presented(exchange: &Exchange) -> Option<String> {
+pub(super) fn presented(exchange: &Exchange) -> Option<String> {
     let head: &Head = &exchange.request;
     let query = argument(head.query().unwrap_or_default(), "rbac_token").next();
     query

@@ -8,6 +8,9 @@ mod consumer_restriction;
 mod cors;
 mod csrf;
 mod ip_restriction;
+mod oas_validator;
+mod openapi;
+mod parameter;
 mod plain_json;
 mod referer_restriction;
 mod request_validation;
@@ -21,6 +24,7 @@ pub(super) const ROWS: &[Entry] = &[
     Entry::of::<cors::Cors>().metadata::<cors::Metadata>(),
     Entry::of::<csrf::Csrf>(),
     Entry::of::<ip_restriction::IpRestriction>(),
+    Entry::of::<oas_validator::OasValidator>().metadata::<oas_validator::Metadata>(),
     Entry::of::<referer_restriction::RefererRestriction>(),
     Entry::of::<request_validation::RequestValidation>(),
     Entry::of::<ua_restriction::UaRestriction>(),

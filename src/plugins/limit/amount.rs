@@ -108,3 +108,23 @@ impl Key {
         has_key
     }
 }
+
+/// How a key is read, where it cannot be a constant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum KeyType {
+    /// One variable's name.
+    #[default]
+    Var,
+    /// A text with variables.
+    VarCombination,
+}
+
+impl KeyType {
+    pub(super) fn read(self, field: &str, text: &str) -> Result<Key, Invalid> {
+        match self {
+            Self::Var => Key::variable(field, text),
+            Self::VarCombination => Key::combination(field, text),
+        }
+    }
+}

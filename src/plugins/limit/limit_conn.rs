@@ -1,19 +1,19 @@
 //! `limit-conn`: so many requests at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::amount::{Amount, Key, Number};
-use super::keyed::{Keep, Keyed, Name, Passing};
-use super::limit_req::{KeyType, Policy};
+use super::amount::{Amount, Key, KeyType, Number};
+use super::place::Placed;
+use super::refusal::{default_code, refusal};
+use super::remote::{Remote, owner_name};
+use super::under_way::{Room, Taken, Wish};
 use crate::pipeline::{Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Log, Plugin, Reply};
 use crate::plugins::bounds;
 
@@ -24,7 +24,7 @@ use crate::plugins::bounds;
 #[schemars(extend("oneOf" = [
     {"required": ["conn", "burst", "default_conn_delay", "key"]}, {"required": ["default_conn_delay", "rules"]}
 ]))]
-pub(super) struct Config {
+pub(super) struct Settings {
     /// Requests at once: a number from 1, or a text with variables that gives one.
     #[serde(default)]
     conn: Option<Amount>,
@@ -56,13 +56,19 @@ pub(super) struct Config {
     #[serde(default)]
     #[schemars(length(min = 1))]
     rejected_msg: Option<String>,
-    /// Where requests are counted: in this process.
-    #[serde(default, rename = "policy")]
-    _policy: Policy,
-    /// Lets requests pass when the limit cannot be worked out (a variable that is no number), instead of answering 500.
+    /// Lets requests pass when the limit cannot be worked out (a variable that is no number, Redis does not answer), instead of
+    /// answering 500.
     #[serde(default)]
     allow_degradation: bool,
+    /// With Redis: seconds after which a request no longer counts that no gateway has ended: a gateway that dies gives its places
+    /// back so. Longer than requests last; 3600 when not given.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    key_ttl: Option<u32>,
 }
+
+/// The settings, and where requests are counted.
+pub(super) type Config = Placed<Settings>;
 
 /// One of several limits.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -75,10 +81,6 @@ struct Rule {
     /// A text with variables.
     #[schemars(length(min = 1))]
     key: String,
-}
-
-const fn default_code() -> u16 {
-    503
 }
 
 pub(super) struct LimitConn {
@@ -96,82 +98,9 @@ struct Limit {
     room: Arc<Room>,
 }
 
-/// Who is under way, by key, and how long that takes by experience.
-struct Room {
-    under_way: Keyed<UnderWay>,
-    /// Seconds, as the bits of an `f64`.
-    delay: AtomicU64,
-}
-
-struct UnderWay {
-    count: u64,
-    since: Instant,
-}
-
-impl Passing for UnderWay {
-    fn forgotten_at(&self) -> Instant {
-        // What is under way is never given up: its number is that of open requests, which has bounds of its own.
-        self.since + Duration::from_secs(u64::from(u32::MAX))
-    }
-}
-
 /// A note: the places that a request has.
 #[derive(Default)]
 struct Places(SmallVec<[Taken; 1]>);
-
-/// A place, which is given back at the latest when the request is forgotten.
-struct Taken {
-    room: Arc<Room>,
-    name: Name,
-    given_back: AtomicBool,
-}
-
-impl Taken {
-    fn give_back(&self) {
-        if self.given_back.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        self.room.under_way.look(self.name, |under_way| {
-            under_way.count = under_way.count.saturating_sub(1);
-            ((), if under_way.count == 0 { Keep::No } else { Keep::Yes })
-        });
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.give_back();
-    }
-}
-
-impl Room {
-    fn new(delay: f64) -> Self {
-        Self { under_way: Keyed::default(), delay: AtomicU64::new(delay.to_bits()) }
-    }
-
-    /// Takes a place; gives how many are taken by now, or nothing when there is no room.
-    fn enter(&self, name: Name, most: u64, now: Instant) -> Option<u64> {
-        let fresh = || UnderWay { count: 0, since: now };
-        self.under_way.change(name, now, fresh, |under_way| {
-            if under_way.count >= most {
-                return None;
-            }
-            under_way.count += 1;
-            Some(under_way.count)
-        })
-    }
-
-    fn delay(&self) -> f64 {
-        f64::from_bits(self.delay.load(Ordering::Relaxed))
-    }
-
-    /// The mean of what was known and what was seen, as in APISIX.
-    fn learn(&self, seconds: f64) {
-        let learned = |bits| Some(f64::midpoint(f64::from_bits(bits), seconds).to_bits());
-        // The closure always gives a value.
-        let _ = self.delay.fetch_update(Ordering::Relaxed, Ordering::Relaxed, learned);
-    }
-}
 
 impl Plugin for LimitConn {
     const NAME: &'static str = "limit-conn";
@@ -187,12 +116,22 @@ impl Plugin for LimitConn {
                 "default_conn_delay: a number above 0, and 86400 at most, is expected",
             ));
         }
-        bounds::number("rejected_code", config.rejected_code, 200..=599)?;
-        if let Some(text) = &config.rejected_msg {
-            bounds::text("rejected_msg", text, 1..=usize::MAX)?;
+        let refusal = refusal(config.rejected_code, config.rejected_msg.as_deref())?;
+        let ttl = bounds::number("key_ttl", config.key_ttl.unwrap_or(3600), 1..=u32::MAX)?;
+        let ttl = Duration::from_secs(ttl.into());
+        let remote = Remote::of(&config.place, build)?;
+        if remote.is_none() && config.key_ttl.is_some() {
+            return Err(Invalid::new("key_ttl: has no meaning with this policy"));
         }
         // Of another delay, another room: what is under way in the old one is forgotten with it, never counted down here.
-        let room = |part: &str| build.keep(&format!("{part} {delay}"), || Room::new(delay));
+        let room = |part: &str| match &remote {
+            None => build.keep(&format!("{part} {delay}"), || Room::here(delay)),
+            Some(remote) => {
+                let at = format!("{part} {delay} {ttl:?} {:p}", Arc::as_ptr(remote));
+                let owner = format!("{}:{part}", owner_name(build));
+                build.keep(&at, || Room::in_redis(delay, remote.clone(), owner, ttl))
+            }
+        };
         let limits = match (&config.conn, &config.burst, &config.key, &config.rules) {
             (Some(conn), Some(burst), Some(key), None) => vec![Limit {
                 conn: Number::parse("conn", conn, 1)?,
@@ -218,10 +157,7 @@ impl Plugin for LimitConn {
         let plugin = Self {
             limits,
             is_rules: config.rules.is_some(),
-            refusal: match &config.rejected_msg {
-                Some(text) => Reply::json(config.rejected_code, &json!({ "error_msg": text })),
-                None => Reply::empty(config.rejected_code),
-            },
+            refusal,
             allow_degradation: config.allow_degradation,
             learns: !config.only_use_default_delay,
         };
@@ -244,21 +180,20 @@ impl Access for LimitConn {
             };
             let (Some(conn), Some(burst)) = (limit.conn.of(exchange), limit.burst.of(exchange))
             else {
-                if self.allow_degradation {
+                self.degraded("conn or burst gave no number that it may be")?;
+                continue;
+            };
+            let most = conn.saturating_add(burst);
+            let entered = limit.room.enter(Wish { key: (has_key, &key), most, now }).await;
+            let (taken, count) = match entered {
+                Ok(Some(entered)) => entered,
+                // Places that other limits gave are given back when the refusal is logged.
+                Ok(None) => return Ok(Flow::Reply(Box::new(self.refusal.clone()))),
+                Err(why) => {
+                    self.degraded(&why.told())?;
                     continue;
                 }
-                return Err(Fault::gateway(
-                    "failed to limit conn",
-                    "conn or burst gave no number that it may be",
-                ));
             };
-            let name = limit.room.under_way.name((has_key, &key));
-            let Some(count) = limit.room.enter(name, conn.saturating_add(burst), now) else {
-                // Places that other limits gave are given back when the refusal is logged.
-                return Ok(Flow::Reply(Box::new(self.refusal.clone())));
-            };
-            let taken =
-                Taken { room: limit.room.clone(), name, given_back: AtomicBool::new(false) };
             match exchange.notes.find_mut::<Places>() {
                 Some(places) => places.0.push(taken),
                 None => exchange.notes.leave(Places(SmallVec::from_iter([taken]))),
@@ -277,18 +212,27 @@ impl Access for LimitConn {
     }
 }
 
+impl LimitConn {
+    fn degraded(&self, cause: &str) -> Result<(), Fault> {
+        match self.allow_degradation {
+            true => Ok(()),
+            false => Err(Fault::gateway("failed to limit conn", cause)),
+        }
+    }
+}
+
 impl Log for LimitConn {
     fn log(&self, exchange: &Exchange) {
         let Some(places) = exchange.notes.find::<Places>() else { return };
         for taken in &places.0 {
-            if !self.limits.iter().any(|limit| Arc::ptr_eq(&limit.room, &taken.room)) {
+            if !self.limits.iter().any(|limit| taken.is_in(&limit.room)) {
                 continue;
             }
             // Only what went upstream tells how long that takes.
             if self.learns
                 && let (Some(from), Some(to)) = (exchange.times.forwarded, exchange.times.answered)
             {
-                taken.room.learn(to.saturating_duration_since(from).as_secs_f64());
+                taken.learn(to.saturating_duration_since(from).as_secs_f64());
             }
             taken.give_back();
         }
@@ -301,6 +245,7 @@ mod tests {
     use crate::pipeline::tests::{exchange, reply};
     use crate::pipeline::{Chain, Kept};
     use crate::plugins::tests::{chain, compile, hooks, refused};
+    use serde_json::json;
 
     /// One more request, under way from here on: whether it passes, and after how many milliseconds.
     async fn ask(chain: &Chain, target: &str) -> (Option<u128>, Exchange) {
@@ -418,7 +363,12 @@ mod tests {
             (with("default_conn_delay", json!(1e12)), "default_conn_delay"),
             (with("key", json!("nothing")), "key: unknown variable"),
             (with("key_type", json!("constant")), "unknown variant"),
-            (with("policy", json!("redis")), "unknown variant `redis`"),
+            (with("policy", json!("redis")), "redis_host: is required with this policy"),
+            (with("policy", json!("disk")), "unknown variant `disk`"),
+            (with("redis_port", json!(1)), "redis_port: has no meaning with this policy"),
+            (with("redis_unknown", json!(1)), "unknown field `redis_unknown`"),
+            (with("key_ttl", json!(60)), "key_ttl: has no meaning with this policy"),
+            (with("key_ttl", json!(0)), "key_ttl: a number from 1"),
             (with("rejected_code", json!(199)), "rejected_code"),
             (with("rejected_msg", json!("")), "rejected_msg"),
         ] {

@@ -14,7 +14,8 @@ use super::amount::{Key, Number};
 pub(super) use super::count_settings::Config;
 use super::count_settings::{KeyType, Rule, WindowType};
 use super::counter::{Counter, Verdict, Window};
-use super::remote::Remote;
+use super::refusal::refusal;
+use super::remote::{Remote, owner_name};
 use crate::pipeline::{
     Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Reply, ResponseHead, field_name,
 };
@@ -107,27 +108,23 @@ impl Plugin for LimitCount {
     type Config = Config;
 
     fn compile(config: Config, build: &Build<'_>) -> Result<Hooks, Invalid> {
-        if !(200..=599).contains(&config.rejected_code) {
-            return Err(Invalid::new("rejected_code: a status from 200 to 599 is expected"));
-        }
-        if config.rejected_msg.as_deref() == Some("") {
-            return Err(Invalid::new("rejected_msg: a text is expected"));
+        let refusal = refusal(config.rejected_code, config.rejected_msg.as_deref())?;
+        if (config.sync_interval + 1.0).abs() > f64::EPSILON {
+            return Err(Invalid::new(
+                "sync_interval: only -1 is supported: counting later would let through more than the limit",
+            ));
         }
         let metadata = build.metadata.cloned().unwrap_or_else(|| json!({}));
         let names: Metadata = serde_json::from_value(metadata)
             .map_err(|error| Invalid::new(format!("plugin metadata: {error}")))?;
         names.check()?;
         let (counters, group) = counters(&config, build)?;
-        let remote = Remote::of(&config, build)?;
+        let remote = Remote::of(&config.place, build)?;
         let counts = |at: usize| match &remote {
             None => Counts::Local(counters[at].clone()),
             Some(remote) => Counts::Remote(remote.clone(), remote_name(&config, build, at)),
         };
         let limits = limits(&config, &names, counts)?;
-        let refusal = match &config.rejected_msg {
-            Some(text) => Reply::json(config.rejected_code, &json!({ "error_msg": text })),
-            None => Reply::empty(config.rejected_code),
-        };
         let plugin = Self {
             limits,
             is_rules: config.rules.is_some(),
@@ -174,11 +171,11 @@ fn counters(config: &Config, build: &Build<'_>) -> Result<Counters, Invalid> {
 /// What the names of a limit's counters in Redis begin with: the same on all gateways.
 fn remote_name(config: &Config, build: &Build<'_>, at: usize) -> String {
     let owner = match &config.group {
-        Some(group) => format!("group/{group}"),
-        None => format!("{}/{}/{}", build.kind, build.owner, build.part),
+        Some(group) => format!("plugin-{}:group/{group}", build.plugin),
+        None => owner_name(build),
     };
     let rule = config.rules.as_ref().and_then(|rules| rules.get(at));
-    format!("plugin-limit-count:{owner}:{}", rule.map_or("", |rule| &rule.key))
+    format!("{owner}:{}", rule.map_or("", |rule| &rule.key))
 }
 
 fn limits(

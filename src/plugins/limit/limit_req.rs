@@ -1,24 +1,28 @@
 //! `limit-req`: so many requests a second, evenly (a leaky bucket).
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
 use tokio::time::Instant;
 
-use super::amount::Key;
+use super::amount::{Key, KeyType};
 use super::keyed::{Keyed, Passing};
-use crate::pipeline::{Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Reply};
+use super::place::Placed;
+use super::refusal::{default_code, refusal};
+use super::remote::{Remote, owner_name, state_name};
+use crate::pipeline::{
+    Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, RedisError, Reply, Script,
+};
 use crate::plugins::bounds;
 
 /// How many requests of one key pass in a second, evenly. Up to `burst` more wait for their turn; what is above is refused.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Config {
+pub(super) struct Settings {
     /// Requests a second; a part of one is fine.
     #[schemars(extend("exclusiveMinimum" = 0))]
     rate: f64,
@@ -42,46 +46,13 @@ pub(super) struct Config {
     #[serde(default)]
     #[schemars(length(min = 1))]
     rejected_msg: Option<String>,
-    /// Where the buckets are: in this process.
-    #[serde(default, rename = "policy")]
-    _policy: Policy,
-    /// Lets requests pass when the limit cannot be worked out. With `local` it always can.
-    #[serde(default, rename = "allow_degradation")]
-    _allow_degradation: bool,
+    /// Lets requests pass when Redis does not answer, instead of answering 500.
+    #[serde(default)]
+    allow_degradation: bool,
 }
 
-/// How a key is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum KeyType {
-    /// One variable's name.
-    #[default]
-    Var,
-    /// A text with variables.
-    VarCombination,
-}
-
-impl KeyType {
-    pub(super) fn read(self, field: &str, text: &str) -> Result<Key, Invalid> {
-        match self {
-            Self::Var => Key::variable(field, text),
-            Self::VarCombination => Key::combination(field, text),
-        }
-    }
-}
-
-/// Where state is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Policy {
-    /// In this process.
-    #[default]
-    Local,
-}
-
-const fn default_code() -> u16 {
-    503
-}
+/// The settings, and where the buckets are.
+pub(super) type Config = Placed<Settings>;
 
 pub(super) struct LimitReq {
     rate: f64,
@@ -89,8 +60,38 @@ pub(super) struct LimitReq {
     key: Key,
     waits: bool,
     refusal: Reply,
-    buckets: Arc<Keyed<Bucket>>,
+    buckets: Buckets,
+    allow_degradation: bool,
 }
+
+/// Where the buckets are.
+enum Buckets {
+    Local(Arc<Keyed<Bucket>>),
+    /// In Redis, under names that begin so.
+    Remote(Arc<Remote>, String),
+}
+
+/// The same step as [`LimitReq::take`], by Redis' clock: `{admitted, microseconds to wait}`.
+static TAKE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local known = redis.call('HMGET', KEYS[1], 'e', 't')
+local excess, last = tonumber(known[1]), tonumber(known[2])
+if excess and last then
+  excess = math.max(excess - rate * math.max(now - last, 0) / 1000000 + 1, 0)
+else
+  excess = 0
+end
+if excess > burst then return {0, 0} end
+redis.call('HSET', KEYS[1], 'e', string.format('%.17g', excess), 't', string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.min(math.ceil((excess + 1) / rate * 1000), 1e12)))
+return {1, math.min(math.floor(excess / rate * 1000000), 1e15)}
+",
+    )
+});
 
 /// What is in a bucket: requests above the rate.
 struct Bucket {
@@ -121,20 +122,18 @@ impl Plugin for LimitReq {
             return Err(Invalid::new("rate: a number above 0 is expected"));
         }
         bounds::number("burst", config.burst, 0.0..=1e9)?;
-        bounds::number("rejected_code", config.rejected_code, 200..=599)?;
-        if let Some(text) = &config.rejected_msg {
-            bounds::text("rejected_msg", text, 1..=usize::MAX)?;
-        }
+        let buckets = match Remote::of(&config.place, build)? {
+            None => Buckets::Local(build.keep("buckets", Keyed::default)),
+            Some(remote) => Buckets::Remote(remote, owner_name(build)),
+        };
         let plugin = Self {
             rate: config.rate,
             burst: config.burst,
             key: config.key_type.read("key", &config.key)?,
             waits: !config.nodelay,
-            refusal: match &config.rejected_msg {
-                Some(text) => Reply::json(config.rejected_code, &json!({ "error_msg": text })),
-                None => Reply::empty(config.rejected_code),
-            },
-            buckets: build.keep("buckets", Keyed::default),
+            refusal: refusal(config.rejected_code, config.rejected_msg.as_deref())?,
+            buckets,
+            allow_degradation: config.allow_degradation,
         };
         Ok(Hooks::of(plugin).access().done())
     }
@@ -142,13 +141,19 @@ impl Plugin for LimitReq {
 
 impl LimitReq {
     /// How long this request waits; `None` when it is refused. What is refused fills nothing.
-    fn take(&self, has_key: bool, key: &str, now: Instant) -> Option<Duration> {
+    fn take(
+        &self,
+        buckets: &Keyed<Bucket>,
+        has_key: bool,
+        key: &str,
+        now: Instant,
+    ) -> Option<Duration> {
         let is_new = Cell::new(false);
         let fresh = || {
             is_new.set(true);
             Bucket { excess: 0.0, last: now, empty_at: now }
         };
-        self.buckets.change(self.buckets.name((has_key, key)), now, fresh, |bucket| {
+        buckets.change(buckets.name((has_key, key)), now, fresh, |bucket| {
             let excess = match is_new.get() {
                 true => 0.0,
                 false => {
@@ -166,6 +171,19 @@ impl LimitReq {
             Some(wait)
         })
     }
+
+    /// The same in Redis, for all gateways together.
+    async fn take_remotely(
+        &self,
+        remote: &Remote,
+        name: &str,
+    ) -> Result<Option<Duration>, RedisError> {
+        let (rate, burst) = (self.rate.to_string(), self.burst.to_string());
+        let arguments = [rate.as_bytes(), burst.as_bytes()];
+        let [admitted, micros] = remote.run(&TAKE, name.as_bytes(), &arguments).await?;
+        let wait = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+        Ok((admitted == 1).then_some(wait))
+    }
 }
 
 #[async_trait]
@@ -173,7 +191,21 @@ impl Access for LimitReq {
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
         let mut key = String::with_capacity(64);
         let has_key = self.key.write_or_address(exchange, &mut key);
-        match self.take(has_key, &key, Instant::now()) {
+        let taken = match &self.buckets {
+            Buckets::Local(buckets) => self.take(buckets, has_key, &key, Instant::now()),
+            Buckets::Remote(remote, owner) => {
+                let name = state_name(owner, "bucket", has_key, &key);
+                match self.take_remotely(remote, &name).await {
+                    Ok(taken) => taken,
+                    Err(why) if self.allow_degradation => {
+                        tracing::debug!(why = %why.told(), "limit-req lets pass what it cannot count");
+                        return Ok(Flow::Next);
+                    }
+                    Err(why) => return Err(Fault::gateway("failed to limit req", why.told())),
+                }
+            }
+        };
+        match taken {
             None => Ok(Flow::Reply(Box::new(self.refusal.clone()))),
             Some(wait) => {
                 if self.waits && wait >= LEAST_WAIT {
@@ -191,6 +223,7 @@ mod tests {
     use crate::pipeline::tests::{exchange, reply};
     use crate::pipeline::{Chain, Kept};
     use crate::plugins::tests::{chain, compile, hooks, refused};
+    use serde_json::json;
 
     /// One more request: whether it passes, and after how many milliseconds.
     async fn ask(chain: &Chain, target: &str) -> Option<u128> {
@@ -291,6 +324,9 @@ mod tests {
             (with("key", json!("nothing")), "key: unknown variable 'nothing'"),
             (with("key_type", json!("constant")), "unknown variant `constant`"),
             (with("policy", json!("memory")), "unknown variant `memory`"),
+            (with("policy", json!("redis")), "redis_host: is required with this policy"),
+            (with("redis_port", json!(1)), "redis_port: has no meaning with this policy"),
+            (with("redis_unknown", json!(1)), "unknown field `redis_unknown`"),
             (with("rejected_code", json!(600)), "rejected_code"),
             (with("rejected_msg", json!("")), "rejected_msg"),
             (with("nodelay", json!(1)), "boolean"),

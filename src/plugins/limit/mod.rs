@@ -10,7 +10,10 @@ mod keyed;
 mod limit_conn;
 mod limit_count;
 mod limit_req;
+mod place;
+mod refusal;
 mod remote;
+mod under_way;
 mod workflow;
 
 pub(super) const ROWS: &[Entry] = &[

@@ -8,9 +8,11 @@ use super::batch_requests::{self, Batches};
 use crate::pipeline::{
     Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Registry, Reply,
 };
+use crate::plugins::auth::WolfApi;
 
-/// Answers at this route what a plugin has to tell, `/apisix/prometheus/metrics`, or takes what a plugin takes, `POST
-/// /apisix/batch-requests`. Put an auth plugin or a policy beside it.
+/// Answers at this route what a plugin has to tell or takes what a plugin takes: `/apisix/prometheus/metrics`, `/apisix/batch-requests`
+/// (POST), `/apisix/plugin/wolf-rbac/login` (POST), `/apisix/plugin/wolf-rbac/change_pwd` (PUT), `/apisix/plugin/wolf-rbac/user_info` (GET).
+/// Put an auth plugin or a policy beside it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Config {
@@ -20,11 +22,28 @@ pub(super) struct Config {
 }
 
 /// What there is.
+#[derive(Clone, Copy, Debug)]
+enum Endpoint {
+    Metrics,
+    Batches,
+    Wolf(WolfApi),
+}
+
 const METRICS: &str = "/apisix/prometheus/metrics";
-const BATCHES: &str = batch_requests::PATH;
+
+impl Endpoint {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            METRICS => Some(Self::Metrics),
+            batch_requests::PATH => Some(Self::Batches),
+            path => WolfApi::at(path).map(Self::Wolf),
+        }
+    }
+}
 
 pub(super) struct PublicApi {
-    uri: Option<String>,
+    /// The one that is answered whatever the request's path.
+    endpoint: Option<Endpoint>,
     metrics: Registry,
     batches: Batches,
 }
@@ -36,13 +55,18 @@ impl Plugin for PublicApi {
     type Config = Config;
 
     fn compile(config: Config, build: &Build<'_>) -> Result<Hooks, Invalid> {
-        if let Some(uri) = config.uri.as_deref().filter(|uri| ![METRICS, BATCHES].contains(uri)) {
-            return Err(Invalid::new(format!(
-                "uri: there is no '{uri}'; there are {METRICS} and {BATCHES}"
-            )));
-        }
+        let endpoint = |uri: &String| {
+            let none = || {
+                Invalid::new(format!(
+                    "uri: there is no '{uri}'; there are {METRICS}, {}, and login, change_pwd and user_info of /apisix/plugin/wolf-rbac/",
+                    batch_requests::PATH
+                ))
+            };
+            Endpoint::at(uri).ok_or_else(none)
+        };
+        let endpoint = config.uri.as_ref().map(endpoint).transpose()?;
         let batches = Batches::compile(build.metadata)?;
-        let plugin = Self { uri: config.uri, metrics: build.metrics.clone(), batches };
+        let plugin = Self { endpoint, metrics: build.metrics.clone(), batches };
         Ok(Hooks::of(plugin).access().reading_body().asking_within().done())
     }
 }
@@ -50,25 +74,23 @@ impl Plugin for PublicApi {
 #[async_trait]
 impl Access for PublicApi {
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, Fault> {
-        let asked = match &self.uri {
-            Some(uri) => Some(uri.as_str()),
-            None => {
-                let path = exchange.uri();
-                let is = |known: &&str| path.as_deref() == Some(known.as_bytes());
-                [METRICS, BATCHES].into_iter().find(is)
-            }
+        let named = || {
+            let path = exchange.uri()?;
+            Endpoint::at(std::str::from_utf8(&path).ok()?)
         };
-        match asked {
-            Some(BATCHES) if exchange.request.method() == "POST" => {
-                self.batches.answer(exchange).await
-            }
-            Some(METRICS) => {
+        let reply = match self.endpoint.or_else(named) {
+            Some(Endpoint::Metrics) => {
                 let mut reply = Reply::text(200, self.metrics.render());
                 reply.fields = vec![("Content-Type".into(), "text/plain; version=0.0.4".into())];
-                Ok(Flow::Reply(Box::new(reply)))
+                reply
             }
-            _ => Ok(Flow::Reply(Box::new(Reply::empty(404)))),
-        }
+            Some(Endpoint::Batches) if exchange.request.method() == "POST" => {
+                return self.batches.answer(exchange).await;
+            }
+            Some(Endpoint::Wolf(api)) => api.answer(exchange).await?,
+            Some(Endpoint::Batches) | None => Reply::empty(404),
+        };
+        Ok(Flow::Reply(Box::new(reply)))
     }
 }
 

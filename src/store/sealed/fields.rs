@@ -74,11 +74,16 @@ const PLUGINS: &[(&str, &[&str])] = &[
     ("key-auth", &["key"]),
     ("lago", &["token"]),
     ("ldap-auth-advanced", &["ldap_password"]),
-    ("limit-conn", &["redis_password"]),
+    // Not in APISIX's list: these know no sentinels there.
+    ("limit-conn", &["redis_password", "sentinel_password"]),
     ("limit-count", &["redis_password", "sentinel_password"]),
-    ("limit-req", &["redis_password"]),
+    ("limit-req", &["redis_password", "sentinel_password"]),
     ("loggly", &["customer_token"]),
     ("loki-logger", &["headers"]),
+    // Not in APISIX's list: plugins in plugins have secrets, too.
+    ("multi-auth", &["auth_plugins.ldap-auth-advanced.ldap_password"]),
+    // Not in APISIX's list: a token for the server of documents.
+    ("oas-validator", &["spec_url_request_headers"]),
     ("openfunction", &["authorization.service_token"]),
     (
         "openid-connect",
@@ -98,6 +103,7 @@ const PLUGINS: &[(&str, &[&str])] = &[
     ("tencent-cloud-cls", &["secret_key"]),
     // Not in APISIX's list: an upstream's key is a secret wherever it stands.
     ("traffic-split", &["rules.weighted_upstreams.upstream.tls.client_key"]),
+    ("workflow", &["rules.actions.redis_password", "rules.actions.sentinel_password"]),
 ];
 
 /// The texts of the resource under `key` (prefix taken off) that nobody may read.
@@ -216,6 +222,11 @@ mod tests {
         assert_eq!(found("/secrets/vault/1", json!({"uri": "n", "token": "S"})), ["S"]);
         let metadata = json!({"clickhouse": {"password": "S", "user": "n"}});
         assert_eq!(found("/plugin_metadata/error-log-logger", metadata), ["S"]);
+        let count = json!(["limit-count", {"redis_password": "S1", "redis_host": "n", "sentinel_password": "S2"}]);
+        let ways = json!([{"key-auth": {"header": "n"}}, {"ldap-auth-advanced": {"bind_dn": "n", "ldap_password": "S3"}}]);
+        let within = json!({"plugins": {"workflow": {"rules": [{"case": ["n"], "actions": [count]}]},
+            "multi-auth": {"auth_plugins": ways}, "oas-validator": {"spec_url_request_headers": {"n": "S4"}}}});
+        assert_eq!(found("/global_rules/1", within), ["S1", "S2", "S3", "S4"]);
         assert!(found("/identity_policies/1", json!({"key": "n"})).is_empty());
         assert!(found("/gen_id", json!({"key": "n"})).is_empty());
     }

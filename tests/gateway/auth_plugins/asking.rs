@@ -308,3 +308,99 @@ async fn wolf_rbac_is_asked_for_the_consumers_application() {
         (401, "Missing rbac token in request".into())
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wolf_is_asked_for_a_token_a_password_and_a_user_through_public_api() {
+    let judge = Judge::new(|question| {
+        let user = json!({ "id": 7, "username": "ann" });
+        let token = question["headers"]["x-rbac-token"].as_str().unwrap_or_default();
+        let body: Value =
+            serde_json::from_str(question["body"].as_str().unwrap()).unwrap_or_default();
+        let told = match (question["method"].as_str().unwrap(), question["path"].as_str().unwrap())
+        {
+            ("POST", "/wolf/rbac/login.rest") if body["password"] == "secret" => {
+                assert_eq!((&body["appID"], &body["username"]), (&json!("shop"), &json!("ann")));
+                json!({ "ok": true, "data": { "token": "good", "userInfo": user } })
+            }
+            ("POST", "/wolf/rbac/login.rest") if body["password"] == "fault" => {
+                return (503, vec![], String::new());
+            }
+            ("POST", "/wolf/rbac/change_pwd") if token == "good" && body["newPassword"] == "n" => {
+                json!({ "ok": true })
+            }
+            ("GET", "/wolf/rbac/user_info") if token == "good" => {
+                json!({ "ok": true, "data": { "userInfo": user } })
+            }
+            _ => json!({ "ok": false, "reason": "ERR_SOMETHING" }),
+        };
+        (200, vec![], told.to_string())
+    });
+    let edge = Edge::new(
+        &[
+            ("/apisix/plugin/wolf-rbac/*", json!({ "public-api": {} })),
+            ("/login", json!({ "public-api": { "uri": "/apisix/plugin/wolf-rbac/login" } })),
+        ],
+        &json!({ "consumers": [
+            consumer("ann", "wolf-rbac", json!({ "appid": "shop", "server": judge.url() })),
+            consumer("bob", "wolf-rbac", json!({ "appid": "dead", "server": format!("http://127.0.0.1:{}", free_port()) })),
+        ] }),
+    );
+    let api = |name: &str| format!("/apisix/plugin/wolf-rbac/{name}");
+    let ask = async |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
+        let answer = edge.ask(method, path, headers, body).await;
+        (answer.status, answer.text())
+    };
+    let told = |status: u16, body: Value| (status, format!("{body}\n"));
+    let message = |status: u16, message: &str| told(status, json!({ "message": message }));
+    let failed = "request to wolf-server failed!";
+    let json_type: &[_] = &[("content-type", "application/json")];
+    let user = json!({ "id": 7, "username": "ann" });
+    let good = told(200, json!({ "rbac_token": "V1#shop#good", "user_info": user }));
+    for path in [&*api("login"), "/login"] {
+        let json_body = r#"{"appid": "shop", "username": "ann", "password": "secret"}"#;
+        assert_eq!(ask("POST", path, json_type, json_body).await, good);
+        let form = "appid=shop&username=ann&password=secret";
+        assert_eq!(ask("POST", path, &[], form).await, good);
+    }
+    for (body, expected) in [
+        ("{", message(400, "invalid request")),
+        ("[]", message(400, "invalid request")),
+        ("{}", message(400, "appid is missing")),
+        (r#"{"appid": 1}"#, message(400, "appid is missing")),
+        (r#"{"appid": "nobody"}"#, message(400, "appid not found")),
+        // Nobody learns what of it was wrong.
+        (r#"{"appid": "shop", "username": "ann", "password": "wrong"}"#, message(200, failed)),
+        (r#"{"appid": "shop", "username": "ann", "password": "fault"}"#, message(500, failed)),
+        (r#"{"appid": "dead", "username": "ann", "password": "secret"}"#, message(500, failed)),
+    ] {
+        assert_eq!(ask("POST", &api("login"), json_type, body).await, expected, "{body}");
+    }
+    let huge = format!("appid=shop&password={}", "x".repeat(70_000));
+    assert_eq!(ask("POST", &api("login"), &[], &huge).await.0, 413);
+    let token = ("x-rbac-token", "V1#shop#good");
+    let changed = message(200, "success to change password");
+    let body = r#"{"oldPassword": "secret", "newPassword": "n"}"#;
+    let with_type = [token, json_type[0]];
+    assert_eq!(ask("PUT", &api("change_pwd"), &with_type, body).await, changed);
+    assert_eq!(ask("PUT", &api("change_pwd"), &with_type, "{}").await, message(200, failed));
+    assert_eq!(
+        ask("GET", &api("user_info"), &[token], "").await,
+        told(200, json!({ "user_info": user }))
+    );
+    for (value, expected) in [
+        (None, message(401, "Missing rbac token in request")),
+        (Some("V1#shop"), message(401, "invalid rbac token: parse failed")),
+        (Some("V1#nobody#good"), message(400, "appid not found")),
+        (Some("V1#shop#bad"), message(200, failed)),
+    ] {
+        let headers: Vec<_> = value.map(|value| ("x-rbac-token", value)).into_iter().collect();
+        assert_eq!(ask("GET", &api("user_info"), &headers, "").await, expected, "{value:?}");
+    }
+    // Nothing else is there, nor by another method.
+    for (method, name) in
+        [("GET", "login"), ("POST", "user_info"), ("POST", "change_pwd"), ("GET", "other")]
+    {
+        assert_eq!(ask(method, &api(name), &[token], "").await.0, 404, "{method} {name}");
+    }
+    assert_eq!(edge.app.requests(), 0);
+}

@@ -9,6 +9,7 @@ mod identity_provider;
 mod jwe_decrypt;
 mod jwt_auth;
 mod keycloak;
+mod ldap;
 mod multi_auth;
 mod openid_connect;
 mod openid_login;
@@ -43,12 +44,23 @@ fn routes(app: &App, plugins: &[(&str, Value)]) -> Value {
 impl Edge {
     /// Routes with plugins, and whatever `more` declares.
     fn new(plugins: &[(&str, Value)], more: &Value) -> Self {
+        Self::in_environment(&[], plugins, more)
+    }
+
+    /// The same, with this in the ingress' environment.
+    fn in_environment(
+        environment: &[(&'static str, &str)],
+        plugins: &[(&str, Value)],
+        more: &Value,
+    ) -> Self {
         let (world, app) = (World::new(), App::echo("app"));
         let mut resources = json!({ "routes": routes(&app, plugins) });
         for (kind, all) in more.as_object().unwrap() {
             resources[kind] = all.clone();
         }
-        let ingress = world.ingress().resources(&resources).start();
+        let ingress = world.ingress().resources(&resources);
+        let ingress = environment.iter().fold(ingress, |part, (name, value)| part.env(name, value));
+        let ingress = ingress.start();
         Self { _world: world, ingress, app }
     }
 

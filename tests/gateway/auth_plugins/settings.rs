@@ -61,6 +61,16 @@ async fn each_field_in_the_wrong_type_is_refused_by_name() {
         ),
         ("wolf-rbac", json!({}), json!({ "appid": "a" })),
         (
+            "ldap-auth",
+            json!({ "base_dn": "dc=a", "ldap_uri": "a" }),
+            json!({ "user_dn": "cn=a,dc=a" }),
+        ),
+        (
+            "ldap-auth-advanced",
+            json!({ "base_dn": "dc=a", "ldap_uri": "a" }),
+            json!({ "user_dn": "cn=a,dc=a" }),
+        ),
+        (
             "multi-auth",
             json!({ "auth_plugins": [{ "key-auth": {} }, { "basic-auth": {} }] }),
             Value::Null,
