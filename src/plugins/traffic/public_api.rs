@@ -108,8 +108,8 @@ mod tests {
             (json!({}), "/apisix/./prometheus//metrics", 200),
             (json!({}), "/apisix/admin/routes", 404),
             (json!({"uri": METRICS}), "/m", 200),
-            (json!({}), BATCHES, 404),
-            (json!({"uri": BATCHES}), "/b", 404),
+            (json!({}), batch_requests::PATH, 404),
+            (json!({"uri": batch_requests::PATH}), "/b", 404),
         ] {
             let mut exchange = exchange("GET", path, "h");
             let flow = compile::<PublicApi>(config.clone()).access(&mut exchange).await.unwrap();
