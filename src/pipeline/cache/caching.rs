@@ -173,7 +173,10 @@ impl Caching {
         let conditions = Conditions::of(&exchange.request);
         let deadline = Instant::now() + PATIENCE;
         let (mut stale, mut flight, mut status) = (None, None, "MISS");
-        while !bypasses {
+        loop {
+            if bypasses {
+                break;
+            }
             let now = coarse_unix_millis();
             let found = index.find(&asking.key, &exchange.request);
             if let Some(stored) = found.as_ref().filter(|_| !is_refresh) {
@@ -301,10 +304,11 @@ impl Caching {
             return Taken::Passes;
         };
         let Some(mut lead) = lead else { return Taken::Passes };
-        if status == 304 && lead.validates {
-            if let Some(stale) = lead.stale.take() {
-                return self.validated(exchange, &lead, &stale);
-            }
+        if status == 304
+            && lead.validates
+            && let Some(stale) = lead.stale.take()
+        {
+            return self.validated(exchange, &lead, &stale);
         }
         if matches!(status, 500 | 502 | 503 | 504)
             && let Some(reply) = self.despite(exchange, &lead)
@@ -365,7 +369,11 @@ impl Caching {
     fn validated(&self, exchange: &mut Exchange, lead: &Lead, stale: &Arc<Stored>) -> Taken {
         let now = unix_millis();
         let fields = stale.updated(&exchange.response).unwrap_or_else(|| stale.fields.clone());
-        let head = Stored::head(&fields, stale.status);
+        let mut head = Stored::head(&fields, stale.status);
+        // How old it was when it came is said of this answer, and is not stored.
+        if let Some(age) = exchange.response.value("age") {
+            head.append("age", age);
+        }
         let said = Directives::of(&head);
         let stored = Arc::new(Stored {
             resource: stale.resource,
@@ -378,7 +386,7 @@ impl Caching {
         if let Some(index) = self.zone.index() {
             match said.no_store || said.private {
                 true => index.remove(lead.key.entry, stale),
-                false => index.put(lead.key.entry, stored.clone()),
+                false => index.put(lead.key.entry, &stored),
             }
         }
         let reply = reply(&stored, &lead.conditions, false, now);
@@ -633,7 +641,7 @@ impl BodyWatch for Filling {
             Fill::Memory(bytes, _lease) => {
                 let stored = draft.with(StoredBody::Memory(bytes.freeze()));
                 if let Some(index) = self.zone.index() {
-                    index.put(self.entry, Arc::new(stored));
+                    index.put(self.entry, &Arc::new(stored));
                 }
             }
             Fill::Disk(fill) => fill.end(self.entry, draft, flight),

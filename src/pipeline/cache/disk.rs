@@ -274,7 +274,7 @@ impl DiskKeeper {
         writing.is_settled = true;
         let body = DiskBody { path, length, on_disk, sum };
         let stored = ending.draft.clone().with(StoredBody::File(Arc::new(body)));
-        self.index.put(ending.entry, Arc::new(stored));
+        self.index.put(ending.entry, &Arc::new(stored));
         Ok(())
     }
 
@@ -332,7 +332,7 @@ impl DiskKeeper {
         files.sort();
         for (_, path) in files {
             match read_file(&path) {
-                Ok((entry, stored)) => self.index.put(entry, Arc::new(stored)),
+                Ok((entry, stored)) => self.index.put(entry, &Arc::new(stored)),
                 Err(_) => drop(fs::remove_file(&path)),
             }
         }

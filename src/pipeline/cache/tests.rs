@@ -188,7 +188,7 @@ fn a_zone_takes_no_more_than_its_room_and_what_was_not_used_goes_first() {
     let index = Index::new(1 << 20, 0, None);
     let request = Head::request("GET", "/", "a");
     for number in 0..100 {
-        index.put(key_of(number).entry, kept(100_000));
+        index.put(key_of(number).entry, &kept(100_000));
         assert!(index.find(&key_of(0), &request).is_some() || number > 15, "{number}");
     }
     assert!((5..=10).contains(&index.count()), "{}", index.count());
@@ -200,8 +200,8 @@ fn a_zone_takes_no_more_than_its_room_and_what_was_not_used_goes_first() {
 fn what_changed_counts_for_nothing_whoever_it_was_kept_for() {
     let index = Index::new(1 << 20, 0, None);
     let request = Head::request("GET", "/", "a");
-    index.put(key_of(1).entry, kept(10));
-    index.put(key_of(2).entry, kept(10));
+    index.put(key_of(1).entry, &kept(10));
+    index.put(key_of(2).entry, &kept(10));
     assert!(index.find(&key_of(1), &request).is_some());
     index.change(key_of(1).resource, 1000);
     assert!(
@@ -209,10 +209,10 @@ fn what_changed_counts_for_nothing_whoever_it_was_kept_for() {
     );
     assert!(!index.purge(&key_of(1).entry), "nobody would have been given it");
     // What was asked for before the change and comes after it is as old as before.
-    index.put(key_of(1).entry, kept(10));
+    index.put(key_of(1).entry, &kept(10));
     assert!(index.find(&key_of(1), &request).is_none());
     let (draft, body) = draft(10, 1001);
-    index.put(key_of(1).entry, Arc::new(draft.with(StoredBody::Memory(body))));
+    index.put(key_of(1).entry, &Arc::new(draft.with(StoredBody::Memory(body))));
     assert!(index.find(&key_of(1), &request).is_some() && index.purge(&key_of(1).entry));
 }
 
@@ -229,7 +229,7 @@ fn variants_are_bounded_and_chosen_by_what_requests_say() {
         let said =
             super::key::selection(&request(&number.to_string()), &["accept-language".into()]);
         draft.vary = said.unwrap();
-        index.put(key_of(1).entry, Arc::new(draft.with(StoredBody::Memory(body))));
+        index.put(key_of(1).entry, &Arc::new(draft.with(StoredBody::Memory(body))));
     }
     let found =
         (0..40).filter(|number| index.find(&key_of(1), &request(&number.to_string())).is_some());

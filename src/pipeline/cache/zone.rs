@@ -252,9 +252,9 @@ impl Index {
     }
 
     /// Stores an answer in place of the one to the same request.
-    pub(super) fn put(&self, entry: Sum, stored: Arc<Stored>) {
-        if self.is_outdated(&stored) {
-            self.doom(std::slice::from_ref(&stored));
+    pub(super) fn put(&self, entry: Sum, stored: &Arc<Stored>) {
+        if self.is_outdated(stored) {
+            self.doom(std::slice::from_ref(stored));
             return;
         }
         let mut dropped = Vec::new();
@@ -263,7 +263,7 @@ impl Index {
                 held.map(|held| held.into_value().to_vec()).unwrap_or_default();
             // An answer that is chosen by other fields than those before it has been chosen anew.
             let same = |one: &Arc<Stored>| {
-                one.vary == stored.vary || names(one) != names(&stored) || self.is_outdated(one)
+                one.vary == stored.vary || names(one) != names(stored) || self.is_outdated(one)
             };
             dropped = variants.extract_if(.., |one| same(one)).collect();
             if variants.len() >= MOST_VARIANTS {

@@ -265,7 +265,7 @@ impl Config {
         bounds::number("keepalive_timeout", self.keepalive_timeout, 1000..=u64::MAX)?;
         bounds::number("keepalive_pool", self.keepalive_pool, 1..=usize::MAX)?;
         if let Some(url) = &self.access_denied_redirect_uri
-            && !(url.starts_with('/') && !url.starts_with("//"))
+            && (!url.starts_with('/') || url.starts_with("//"))
         {
             web_url("access_denied_redirect_uri", url)?;
         }

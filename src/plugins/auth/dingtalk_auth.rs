@@ -99,8 +99,11 @@ pub(super) struct DingtalkAuth {
     tokens: Endpoint,
     users: Endpoint,
     /// Our token, and when it is over.
-    token: Arc<Mutex<Option<(Redacted<String>, i64)>>>,
+    token: Arc<Mutex<Option<OwnToken>>>,
 }
+
+/// Our token, and when it is over.
+type OwnToken = (Redacted<String>, i64);
 
 impl Plugin for DingtalkAuth {
     const NAME: &'static str = "dingtalk-auth";

@@ -34,11 +34,11 @@ pub(super) fn directory_server(
     build: &Build<'_>,
     uri: &str,
     pool: &str,
-    terms: LdapAccess,
+    terms: &LdapAccess,
 ) -> Result<Arc<LdapServer>, Invalid> {
     let (host, port) = place(uri)?;
     let port = port.unwrap_or(terms.port);
-    let access = LdapAccess { host, port, ..terms };
+    let access = LdapAccess { host, port, ..terms.clone() };
     let name = format!("ldap {pool} {access:?}");
     Ok(build.keep_group(&name, || LdapServer::new(access)))
 }

@@ -79,7 +79,7 @@ impl Plugin for LdapAuth {
         };
         let plugin = Self {
             entrance: Entrance::new("Basic", &config.realm, None)?,
-            server: directory_server(build, &config.ldap_uri, "", terms)?,
+            server: directory_server(build, &config.ldap_uri, "", &terms)?,
             uid: config.uid,
             base: config.base_dn,
             hide_credentials: config.hide_credentials,

@@ -180,7 +180,7 @@ impl Plugin for LdapAuthAdvanced {
             entrance: Entrance::new(scheme, &config.realm, None)?,
             challenge: format!("{scheme} realm=\"{}\"", config.realm),
             scheme,
-            server: directory_server(build, &config.ldap_uri, pool, terms)?,
+            server: directory_server(build, &config.ldap_uri, pool, &terms)?,
             by: config.bind_dn.zip(config.ldap_password),
             base: config.base_dn,
             attribute: config.attribute,

@@ -33,10 +33,8 @@ mod session_store;
 mod signing;
 mod spiffe_auth;
 mod spiffe_jwt;
-mod wolf_api;
+pub(super) mod wolf_api;
 mod wolf_rbac;
-
-pub(super) use wolf_api::WolfApi;
 
 pub(super) const ROWS: &[Entry] = &[
     Entry::of::<attach_consumer_label::AttachConsumerLabel>(),

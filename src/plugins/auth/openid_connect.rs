@@ -144,7 +144,7 @@ impl Rewrite for OpenidConnect {
         };
         self.give_access_token(exchange, &token);
         if self.set_userinfo && self.tokens.are_asked_about() {
-            exchange.request.set("X-Userinfo", told(&*claims).as_bytes());
+            exchange.request.set("X-Userinfo", told(&claims).as_bytes());
         }
         exchange.notes.leave(ExternalUser(Value::Object((*claims).clone())));
         exchange.claims = Some(claims);

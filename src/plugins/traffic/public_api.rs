@@ -8,7 +8,7 @@ use super::batch_requests::{self, Batches};
 use crate::pipeline::{
     Access, Build, Exchange, Fault, Flow, Hooks, Invalid, Plugin, Registry, Reply,
 };
-use crate::plugins::auth::WolfApi;
+use crate::plugins::auth::wolf_api::WolfApi;
 
 /// Answers at this route what a plugin has to tell or takes what a plugin takes: `/apisix/prometheus/metrics`, `/apisix/batch-requests`
 /// (POST), `/apisix/plugin/wolf-rbac/login` (POST), `/apisix/plugin/wolf-rbac/change_pwd` (PUT), `/apisix/plugin/wolf-rbac/user_info` (GET).

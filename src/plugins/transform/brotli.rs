@@ -167,7 +167,7 @@ mod tests {
                 out.extend_from_slice(&filters.chunk(Bytes::copy_from_slice(piece)).unwrap());
             }
             out.extend_from_slice(&filters.finish().unwrap());
-            assert!(out.len() < body.len() / 10, "{config}: {}", out.len());
+            assert!(out.len() < body.len() / 8, "{config}: {}", out.len());
             let mut read = String::new();
             ::brotli::Decompressor::new(&out[..], 4096).read_to_string(&mut read).unwrap();
             assert_eq!(read, body, "{config}");
