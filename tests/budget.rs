@@ -410,8 +410,17 @@ fn a_request_costs_the_workers_no_more_than_its_budget() {
             ask(requests);
             sum() - before
         };
-        let (few, many) = (asked_for(160), asked_for(160 + COUNTED));
-        let each = many.saturating_sub(few) as f64 / COUNTED as f64;
+        let count = || {
+            let (few, many) = (asked_for(160), asked_for(160 + COUNTED));
+            many.saturating_sub(few) as f64 / COUNTED as f64
+        };
+        // Whatever else runs on the machine can only add to it, by the pace: what a request costs is the least that is counted.
+        let mut each = count();
+        for _ in 0..2 {
+            if each > allocations + NOW_AND_THEN {
+                each = each.min(count());
+            }
+        }
         assert!(
             each <= allocations + NOW_AND_THEN,
             "{way}: a request allocates {each} times, and may {allocations} times"

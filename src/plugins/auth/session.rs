@@ -345,6 +345,7 @@ mod tests {
     use crate::pipeline::{Id, Kept};
     use serde_json::{Value, json};
 
+    #[expect(clippy::needless_pass_by_value, reason = "tests write their JSON in place")]
     fn sessions(more: Value) -> Result<Sessions, Invalid> {
         let mut session = json!({"secret": "0123456789abcdef"});
         session.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -366,6 +366,7 @@ mod tests {
         })
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "tests write their JSON in place")]
     fn chain(version: &str, more: Value) -> Chain {
         let mut config = json!({"spec": document(version).to_string(), "verbose_errors": true});
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -389,7 +390,7 @@ mod tests {
         exchange.body.end(None);
         match chain.access(&mut exchange).await.unwrap() {
             Flow::Next => None,
-            flow => {
+            flow @ Flow::Reply(_) => {
                 let reply = reply(flow);
                 let body: Value = serde_json::from_slice(&reply.body).unwrap();
                 Some(format!("{} {}", reply.status, body["message"].as_str().unwrap()))
@@ -560,39 +561,40 @@ mod tests {
             ),
             (
                 spec(|d| {
-                    d["paths"]["/items"]["get"]["parameters"][0]["schema"] = json!({"type": "what"})
+                    d["paths"]["/items"]["get"]["parameters"][0]["schema"] =
+                        json!({"type": "what"});
                 }),
                 "'tags'",
             ),
             (
                 spec(|d| {
                     d["paths"]["/items"]["get"]["parameters"][0]["schema"] =
-                        json!({"pattern": "(a)\\1"})
+                        json!({"pattern": "(a)\\1"});
                 }),
                 "'tags'",
             ),
             (
                 spec(|d| {
-                    d["paths"]["/items"]["parameters"][0]["$ref"] = json!("#/components/none")
+                    d["paths"]["/items"]["parameters"][0]["$ref"] = json!("#/components/none");
                 }),
                 "/components/none",
             ),
             (
                 spec(|d| {
-                    d["paths"]["/items"]["parameters"][0]["$ref"] = json!("http://127.0.0.1:1/x")
+                    d["paths"]["/items"]["parameters"][0]["$ref"] = json!("http://127.0.0.1:1/x");
                 }),
                 "leaves the document",
             ),
             (
                 spec(|d| {
-                    d["components"]["schemas"]["Item"] = json!({"$ref": "http://127.0.0.1:1/x"})
+                    d["components"]["schemas"]["Item"] = json!({"$ref": "http://127.0.0.1:1/x"});
                 }),
                 "127.0.0.1",
             ),
             (
                 spec(|d| {
                     d["components"]["parameters"]["Page"] =
-                        json!({"$ref": "#/components/parameters/Page"})
+                        json!({"$ref": "#/components/parameters/Page"});
                 }),
                 "too many references",
             ),
