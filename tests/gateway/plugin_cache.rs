@@ -1,4 +1,5 @@
 //! `proxy-cache` over real sockets: what is kept, for whom, how long, and what is never kept.
+#![expect(clippy::needless_pass_by_value, reason = "tests write their JSON in place")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
