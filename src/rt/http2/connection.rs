@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::core::{Core, Fatal, Shared, protocol};
 use super::frame::{self, FrameHead, LARGEST};
 use super::opener::Opener;
+use super::spare;
 use super::stream::Stream;
 use super::{Error, Fields, Reason, Settings};
 
@@ -200,10 +201,10 @@ impl Connection {
     /// Nothing is under way: memory is for others.
     fn rest(&mut self) {
         self.input.release();
-        self.output = Vec::new();
+        spare::give_back(&mut self.output);
         let mut core = self.core.lock();
         if core.out.is_empty() {
-            core.out = Vec::new();
+            spare::give_back(&mut core.out);
         }
     }
 
@@ -283,6 +284,7 @@ impl Connection {
                 if core.out.is_empty() {
                     break;
                 }
+                spare::lend(&mut self.output);
                 std::mem::swap(&mut self.output, &mut core.out);
                 core.taken += 1;
                 core.writing = self.output.len();

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::flow::{INITIAL, ReceiveWindow, SendWindow};
-use super::frame;
 use super::hpack::{Decoder, Encoder};
 use super::{Error, Fields, Reason, Settings};
+use super::{frame, spare};
 
 pub use outgoing::Block;
 
@@ -356,6 +356,7 @@ impl Core {
             is_held: true,
             last: None,
         };
+        spare::lend(&mut self.out);
         self.open += 1;
         self.held += 1;
         let at = match self.free.pop() {

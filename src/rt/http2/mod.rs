@@ -13,6 +13,7 @@ mod frame;
 pub mod hpack;
 mod opener;
 mod settings;
+mod spare;
 mod stream;
 
 #[cfg(test)]
