@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep};
 
 /// Seconds since 1970-01-01T00:00:00Z by the system's clock.
@@ -185,6 +186,8 @@ impl Watchdog {
         if self.wakes == task && !sleep.is_elapsed() {
             return Poll::Pending;
         }
+        // A task that has used up its turn is not heard by the timer: it comes again, and is heard then.
+        let is_heard = has_budget_remaining();
         while sleep.as_mut().poll(context).is_ready() {
             if Instant::now() >= deadline {
                 self.wakes = None;
@@ -192,7 +195,7 @@ impl Watchdog {
             }
             sleep.as_mut().reset(deadline);
         }
-        self.wakes = task;
+        self.wakes = task.filter(|_| is_heard && has_budget_remaining());
         Poll::Pending
     }
 }
@@ -200,6 +203,24 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watchdog_that_a_task_without_any_turn_left_asks_fires_nevertheless() {
+        let (mut dog, mut is_first) = (Watchdog::new(), true);
+        let start = Instant::now();
+        dog.set(Some(start + Duration::from_secs(1)));
+        let fires = std::future::poll_fn(|context| {
+            if std::mem::take(&mut is_first) {
+                while has_budget_remaining() {
+                    let mut one = std::pin::pin!(tokio::task::coop::consume_budget());
+                    assert!(one.as_mut().poll(context).is_ready());
+                }
+            }
+            dog.poll(context)
+        });
+        tokio::time::timeout(Duration::from_secs(5), fires).await.expect("it fires");
+        assert_eq!(start.elapsed().as_secs(), 1);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_watchdog_fires_at_the_deadline_that_holds_when_it_was_moved() {
